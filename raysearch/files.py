@@ -1,0 +1,42 @@
+"""Files are replaced whole, never edited in place: a reader sees the old one or the new one."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text`; after a crash at any instant the old content or the new one is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, sibling = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(sibling, 0o644)
+        os.replace(sibling, path)
+    except BaseException:
+        Path(sibling).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON; NaN and infinities are refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def replace_folder(built: Path, final: Path) -> None:
+    """Move a finished folder to its place on the same file system, over an older one if there is one."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():
+        old = final.with_name(f".{final.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(final, old)
+        os.replace(built, final)
+        shutil.rmtree(old)
+    else:
+        os.replace(built, final)

@@ -1,0 +1,151 @@
+"""A recipe: everything that turns the dense model into one smaller, recovered model."""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Mode = Literal["layerwise", "widthwise", "both"]
+Trained = Literal["nothing", "projector", "projector+lora", "projector+decoder", "decoder"]
+
+LAYER_CRITERIA = ("block_influence", "angular", "one_shot_loss", "greedy_loss", "deepest", "random")
+WIDTH_CRITERIA = (
+    "magnitude",
+    "taylor",
+    "taylor2",
+    "activation",
+    "wanda",
+    "fluctuation",
+    "random",
+)
+LOSS_FIELDS = ("sft", "logits_kd", "hidden_kd")
+
+
+class Recipe(BaseModel):
+    """What to remove, what to train and how. Fields that do not apply are None and are left out of files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mode: Mode
+    """Drop decoder layers, slice KV groups, heads and FFN channels, or both."""
+    ratio: float = Field(ge=0, lt=1)
+    """Share of the decoder's parameters to remove (arXiv 2604.24380, Table 5)."""
+    criterion: str
+    """Which units go first: a layer criterion, a width criterion, or LAYER+WIDTH when `mode` is both."""
+    depth_share: float | None = Field(None, gt=0, lt=1)
+    """Share of the removal done by dropping layers; only when `mode` is both."""
+    trained: Trained = "projector+decoder"
+    """What recovery updates; the vision tower never is."""
+    lora_rank: int | None = Field(None, ge=1)
+    """Rank of the adapters on the decoder's linear layers; only with projector+lora."""
+    sft: float | None = Field(None, ge=0)
+    """Weight of the cross-entropy on answer tokens."""
+    logits_kd: float | None = Field(None, ge=0)
+    """Weight of the KL divergence between the dense model's answer distribution and the student's."""
+    hidden_kd: float | None = Field(None, ge=0)
+    """Weight of the match between last normalised hidden states on answer tokens."""
+    temperature: float | None = Field(None, gt=0)
+    """Softmax temperature of `logits_kd`."""
+    kl: Literal["forward", "reverse"] | None = None
+    """Direction of `logits_kd`: forward is KL(dense || student)."""
+    hidden_match: Literal["mse", "cosine"] | None = None
+    """Distance of `hidden_kd`."""
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate."""
+    data_fraction: float | None = Field(None, gt=0, le=1)
+    """Share of the recovery data used; fractions nest."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over that share."""
+    seed: int = Field(0, ge=0)
+    """Order of the data and initialisation of adapters."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: object) -> object:
+        """Give the fields that apply their defaults, so that equal recipes have equal keys."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+
+        def default(field: str, value: object) -> None:
+            if values.get(field) is None:
+                values[field] = value
+
+        if values.get("mode") == "both":
+            default("depth_share", 0.5)
+        trained = values.get("trained") or "projector+decoder"
+        if trained != "nothing":
+            default("sft", 1.0)
+            default("logits_kd", 0.0)
+            default("hidden_kd", 0.0)
+            default("lr", 1e-3 if trained in ("projector", "projector+lora") else 3e-4)
+            default("data_fraction", 1.0)
+            default("epochs", 1.0)
+            if trained == "projector+lora":
+                default("lora_rank", 16)
+            if values["logits_kd"]:
+                default("temperature", 2.0)
+                default("kl", "forward")
+            if values["hidden_kd"]:
+                default("hidden_match", "mse")
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        layer, width = self.criteria
+        if self.mode != "widthwise" and layer not in LAYER_CRITERIA:
+            raise ValueError(f"criterion {self.criterion!r} names no layer criterion; choose of {', '.join(LAYER_CRITERIA)}")
+        if self.mode != "layerwise" and width not in WIDTH_CRITERIA:
+            raise ValueError(f"criterion {self.criterion!r} names no width criterion; choose of {', '.join(WIDTH_CRITERIA)}")
+        self._only_if(self.mode == "both", "mode: both", "depth_share")
+        recovering = self.trained != "nothing"
+        self._only_if(recovering, "something to train", *LOSS_FIELDS, "lr", "data_fraction", "epochs")
+        self._only_if(self.trained == "projector+lora", "trained: projector+lora", "lora_rank")
+        self._only_if(bool(self.logits_kd), "logits_kd above 0", "temperature", "kl")
+        self._only_if(bool(self.hidden_kd), "hidden_kd above 0", "hidden_match")
+        if recovering and not any((self.sft, self.logits_kd, self.hidden_kd)):
+            raise ValueError("sft, logits_kd and hidden_kd are all 0; raise one, or set trained: nothing")
+        return self
+
+    def _only_if(self, applies: bool, condition: str, *fields: str) -> None:
+        for field in fields:
+            if not applies and getattr(self, field) is not None:
+                raise ValueError(f"{field} needs {condition}; remove it")
+
+    @property
+    def criteria(self) -> tuple[str | None, str | None]:
+        """The layer criterion and the width criterion, each None where the mode has none."""
+        if self.mode == "layerwise":
+            return self.criterion, None
+        if self.mode == "widthwise":
+            return None, self.criterion
+        layer, _, width = self.criterion.partition("+")
+        return layer, width
+
+    @property
+    def key(self) -> str:
+        """Ten hexadecimal digits that name the recipe: equal recipes have equal keys."""
+        canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields that apply; floats to nine significant digits, so that a text round trip keeps the key."""
+        fields = self.model_dump(exclude_none=True)
+        return {name: float(f"{value:.9g}") if isinstance(value, float) else value for name, value in fields.items()}
+
+    def samples_to_see(self, num_samples: int) -> int:
+        """How many samples recovery will see, given that the whole data set has `num_samples`; 0 without recovery."""
+        if self.data_fraction is None or self.epochs is None:
+            return 0
+        return max(1, round(max(1, round(self.data_fraction * num_samples)) * self.epochs))
+
+    def describe(self) -> str:
+        """One short line for tables and logs."""
+        losses = "+".join(f"{name}" for name in LOSS_FIELDS if getattr(self, name))
+        parts = [f"{self.mode} {self.ratio:.0%} by {self.criterion}"]
+        if self.trained == "nothing":
+            parts.append("no recovery")
+        else:
+            parts.append(f"{self.trained} by {losses}, lr {self.lr:.1e}, {self.data_fraction:.0%} of the data")
+        return ", ".join(parts)
