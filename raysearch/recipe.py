@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,6 +21,38 @@ WIDTH_CRITERIA = (
     "random",
 )
 LOSS_FIELDS = ("sft", "logits_kd", "hidden_kd")
+
+
+_CONDITIONS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
+    "depth_share": (lambda values: values.get("mode") == "both", "mode: both"),
+    **dict.fromkeys(
+        (*LOSS_FIELDS, "lr", "data_fraction", "epochs"),
+        (lambda values: values.get("trained") != "nothing", "something to train"),
+    ),
+    "lora_rank": (lambda values: values.get("trained") == "projector+lora", "trained: projector+lora"),
+    **dict.fromkeys(
+        ("temperature", "kl"), (lambda values: bool(values.get("logits_kd")), "logits_kd above 0")
+    ),
+    "hidden_match": (lambda values: bool(values.get("hidden_kd")), "hidden_kd above 0"),
+}
+# In an order in which every condition's own field comes before it.
+_DEFAULTS: dict[str, object] = {
+    "depth_share": 0.5,
+    "sft": 1.0,
+    "logits_kd": 0.0,
+    "hidden_kd": 0.0,
+    "data_fraction": 1.0,
+    "epochs": 1.0,
+    "lora_rank": 16,
+    "temperature": 2.0,
+    "kl": "forward",
+    "hidden_match": "mse",
+}
+
+
+def applies(field: str, values: Mapping[str, Any]) -> bool:
+    """Whether a recipe with `values` for the fields before `field` has a use for `field`."""
+    return field not in _CONDITIONS or _CONDITIONS[field][0](values)
 
 
 class Recipe(BaseModel):
@@ -68,50 +101,32 @@ class Recipe(BaseModel):
             return values
         values = dict(values)
 
-        def default(field: str, value: object) -> None:
-            if values.get(field) is None:
+        trained = values.setdefault("trained", "projector+decoder")
+        for field, value in _DEFAULTS.items():
+            if values.get(field) is None and applies(field, values):
                 values[field] = value
-
-        if values.get("mode") == "both":
-            default("depth_share", 0.5)
-        trained = values.get("trained") or "projector+decoder"
-        if trained != "nothing":
-            default("sft", 1.0)
-            default("logits_kd", 0.0)
-            default("hidden_kd", 0.0)
-            default("lr", 1e-3 if trained in ("projector", "projector+lora") else 3e-4)
-            default("data_fraction", 1.0)
-            default("epochs", 1.0)
-            if trained == "projector+lora":
-                default("lora_rank", 16)
-            if values["logits_kd"]:
-                default("temperature", 2.0)
-                default("kl", "forward")
-            if values["hidden_kd"]:
-                default("hidden_match", "mse")
+        if values.get("lr") is None and applies("lr", values):
+            values["lr"] = 1e-3 if trained in ("projector", "projector+lora") else 3e-4
         return values
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
         layer, width = self.criteria
         if self.mode != "widthwise" and layer not in LAYER_CRITERIA:
-            raise ValueError(f"criterion {self.criterion!r} names no layer criterion; choose of {', '.join(LAYER_CRITERIA)}")
+            raise ValueError(
+                f"criterion {self.criterion!r} names no layer criterion; choose of {', '.join(LAYER_CRITERIA)}"
+            )
         if self.mode != "layerwise" and width not in WIDTH_CRITERIA:
-            raise ValueError(f"criterion {self.criterion!r} names no width criterion; choose of {', '.join(WIDTH_CRITERIA)}")
-        self._only_if(self.mode == "both", "mode: both", "depth_share")
-        recovering = self.trained != "nothing"
-        self._only_if(recovering, "something to train", *LOSS_FIELDS, "lr", "data_fraction", "epochs")
-        self._only_if(self.trained == "projector+lora", "trained: projector+lora", "lora_rank")
-        self._only_if(bool(self.logits_kd), "logits_kd above 0", "temperature", "kl")
-        self._only_if(bool(self.hidden_kd), "hidden_kd above 0", "hidden_match")
-        if recovering and not any((self.sft, self.logits_kd, self.hidden_kd)):
+            raise ValueError(
+                f"criterion {self.criterion!r} names no width criterion; choose of {', '.join(WIDTH_CRITERIA)}"
+            )
+        values = self.model_dump()
+        for field, (_, condition) in _CONDITIONS.items():
+            if values[field] is not None and not applies(field, values):
+                raise ValueError(f"{field} needs {condition}; remove it")
+        if self.trained != "nothing" and not any((self.sft, self.logits_kd, self.hidden_kd)):
             raise ValueError("sft, logits_kd and hidden_kd are all 0; raise one, or set trained: nothing")
         return self
-
-    def _only_if(self, applies: bool, condition: str, *fields: str) -> None:
-        for field in fields:
-            if not applies and getattr(self, field) is not None:
-                raise ValueError(f"{field} needs {condition}; remove it")
 
     @property
     def criteria(self) -> tuple[str | None, str | None]:
@@ -132,7 +147,10 @@ class Recipe(BaseModel):
     def as_dict(self) -> dict[str, object]:
         """The fields that apply; floats to nine significant digits, so that a text round trip keeps the key."""
         fields = self.model_dump(exclude_none=True)
-        return {name: float(f"{value:.9g}") if isinstance(value, float) else value for name, value in fields.items()}
+        return {
+            name: float(f"{value:.9g}") if isinstance(value, float) else value
+            for name, value in fields.items()
+        }
 
     def samples_to_see(self, num_samples: int) -> int:
         """How many samples recovery will see, given that the whole data set has `num_samples`; 0 without recovery."""
@@ -147,5 +165,7 @@ class Recipe(BaseModel):
         if self.trained == "nothing":
             parts.append("no recovery")
         else:
-            parts.append(f"{self.trained} by {losses}, lr {self.lr:.1e}, {self.data_fraction:.0%} of the data")
+            parts.append(
+                f"{self.trained} by {losses}, lr {self.lr:.1e}, {self.data_fraction:.0%} of the data"
+            )
         return ", ".join(parts)

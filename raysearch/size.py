@@ -51,7 +51,9 @@ class Budget:
         Raises:
             InputError: any other text, among them a number without a unit.
         """
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|[KMG]i?B|[KMB])\s*", text, re.IGNORECASE)
+        match = re.fullmatch(
+            r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|[KMG]i?B|[KMB])\s*", text, re.IGNORECASE
+        )
         value = float(match[1]) if match else 0.0
         if not match or not math.isfinite(value) or value <= 0:
             raise InputError(f"budget {text!r}: not a size; write {FORMS}")

@@ -1,0 +1,206 @@
+"""The Pareto front of size against retention: dominance, hypervolume, and the answer to a budget.
+
+The mathematics takes plain arrays and minimises every column; `Front` flips retention's sign at its edge.
+"""
+
+import bisect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raysearch.errors import InputError
+from raysearch.files import write_json
+from raysearch.recipe import Recipe
+from raysearch.size import Budget, Size
+
+
+def nondomination_layers(points: np.ndarray) -> np.ndarray:
+    """Peel a set of points into layers, in O(n log n).
+
+    Args:
+        points: (n, 2), both columns minimised, in any order; infinities are allowed.
+
+    Returns:
+        (n,) integers, one per row of `points`: 0 for rows that no row dominates, 1 for rows dominated by layer 0
+        alone, and so on. Equal rows share a layer.
+
+    Raises:
+        ValueError: `points` is not (n, 2) or holds a NaN.
+    """
+    points = _checked(points)
+    distinct, inverse = np.unique(points, axis=0, return_inverse=True)
+    layer_of = np.empty(len(distinct), int)
+    lowest: list[float] = []  # per layer, the smallest second column so far; increasing from layer to layer
+    for row, (_, second) in enumerate(distinct.tolist()):  # sorted by the first column, then the second
+        layer = bisect.bisect_right(lowest, second)
+        lowest[layer : layer + 1] = [second]
+        layer_of[row] = layer
+    return layer_of[inverse.reshape(-1)]
+
+
+def exclusive_hypervolume(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Area that each point alone adds to the dominated region of a 2-D front.
+
+    Args:
+        points: (n, 2), both columns minimised, mutually non-dominated, in any order.
+        reference: (2,), weakly worse than every point in both columns.
+
+    Returns:
+        (n,), one value per row of `points`, >= 0; 0 for duplicates.
+
+    Raises:
+        ValueError: `points` is not (n, 2), or a point lies beyond `reference`.
+    """
+    points, reference = _checked(points), np.asarray(reference, float)
+    if (points > reference).any():
+        raise ValueError(f"a point lies beyond the reference {reference.tolist()}")
+    if not len(points):
+        return np.zeros(0)
+    order = np.lexsort((points[:, 1], points[:, 0]))
+    first, second = points[order].T
+    right = np.append(first[1:], reference[0])
+    above = np.insert(second[:-1], 0, reference[1])
+    area = np.empty(len(points))
+    area[order] = (right - first) * (above - second)
+    return area
+
+
+def hypervolume(sizes: Sequence[float] | np.ndarray, retentions: Sequence[float] | np.ndarray) -> float:
+    """Area under the front over size ratios 0 to 1: the mean over all budgets of the best retention that fits.
+
+    Args:
+        sizes: (n,) sizes as shares of the dense model's; those above 1 never fit.
+        retentions: (n,), counted from 0 to 1; the reference point is (1, 0).
+
+    Returns:
+        A number from 0 to 1; 0 for an empty set.
+    """
+    sizes, values = np.asarray(sizes, float), np.clip(np.asarray(retentions, float), 0, 1)
+    order = np.argsort(sizes, kind="stable")
+    sizes, values = np.append(np.clip(sizes[order], 0, 1), 1.0), values[order]
+    return float(np.sum(np.diff(sizes) * np.maximum.accumulate(values))) if len(values) else 0.0
+
+
+def _checked(points: np.ndarray) -> np.ndarray:
+    points = np.asarray(points, float)
+    if points.ndim != 2 or points.shape[1] != 2 or np.isnan(points).any():
+        raise ValueError(f"points must be (n, 2) numbers without NaN, not {points.shape}")
+    return points
+
+
+class Measured(BaseModel):
+    """Quality of one checkpoint on one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    retention: float
+    retention_ci: tuple[float, float]
+    scores: dict[str, float]
+
+
+class FrontPoint(Measured):
+    """One recipe on the front, with its size, its quality on the search split and its checkpoint."""
+
+    key: str
+    recipe: Recipe
+    num_params: int
+    size_bytes: int
+    size_ratio: float
+    samples_seen: int
+    checkpoint: str | None = None
+    """Folder of the stock Hugging Face checkpoint, relative to the study's."""
+    mlflow_run_id: str | None = None
+    heldout: Measured | None = None
+    """The same checkpoint on questions that the search never saw."""
+
+    @property
+    def size(self) -> Size:
+        """Size of the whole model."""
+        return Size(self.num_params, self.size_bytes)
+
+
+class Baseline(BaseModel):
+    """The dense model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_params: int
+    size_bytes: int
+    scores: dict[str, float]
+
+    @property
+    def size(self) -> Size:
+        """Size of the whole model."""
+        return Size(self.num_params, self.size_bytes)
+
+
+class Front(BaseModel):
+    """`front.json`: points sorted by size, none dominated, and the answer to each budget asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: int = Field(1, alias="schema")
+    study: str
+    model: str
+    baseline: Baseline
+    points: list[FrontPoint]
+    hypervolume: float
+    reference_point: tuple[float, float] = (1.0, 0.0)
+    budgets: dict[str, str | None]
+
+    @classmethod
+    def build(
+        cls,
+        study: str,
+        model: str,
+        baseline: Baseline,
+        candidates: Iterable[FrontPoint],
+        budgets: Iterable[Budget] = (),
+    ) -> "Front":
+        """The front of `candidates`; of equal size and retention the first stays."""
+        unique: dict[tuple[int, float], FrontPoint] = {}
+        for point in candidates:
+            unique.setdefault((point.size_bytes, point.retention), point)
+        points = list(unique.values())
+        if points:
+            layers = nondomination_layers(np.array([(p.size_bytes, -p.retention) for p in points]))
+            points = [point for point, layer in zip(points, layers, strict=True) if layer == 0]
+        points.sort(key=lambda p: p.size_bytes)
+        area = hypervolume([p.size_ratio for p in points], [p.retention for p in points])
+        front = cls(study=study, model=model, baseline=baseline, points=points, hypervolume=area, budgets={})
+        answers = {budget.text: getattr(front.pick(budget), "key", None) for budget in budgets}
+        return front.model_copy(update={"budgets": answers})
+
+    def pick(self, budget: Budget) -> FrontPoint | None:
+        """Of the points within `budget`, the one with the highest lower bound of retention; ties to the smaller, then
+        to the one that saw fewer samples. None when nothing fits."""
+        fitting = [point for point in self.points if budget.admits(point.size, self.baseline.size)]
+        return min(fitting, key=lambda p: (-p.retention_ci[0], p.size_bytes, p.samples_seen), default=None)
+
+    def save(self, folder: Path) -> None:
+        """Replace `front.json` in `folder`."""
+        write_json(folder / "front.json", self.model_dump(mode="json", by_alias=True, exclude_none=False))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Front":
+        """Read `front.json` of a study.
+
+        Raises:
+            InputError: there is none, or it isn't one.
+        """
+        path = folder / "front.json"
+        try:
+            content: Mapping = json.loads(path.read_text())
+            return cls.model_validate(content)
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder}: no front.json, so this is no finished study; give the --out folder of a search"
+            ) from None
+        except (ValidationError, ValueError, OSError) as error:
+            detail = str(error).splitlines()[0]
+            raise InputError(
+                f"{path}: not a front of this version ({detail}); run the search again"
+            ) from None
