@@ -261,9 +261,8 @@ class SearchSpace(_Strict):
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """One line about the first problem: the path of the key, what is wrong, and the keys there are."""
     problem = error.errors()[0]
-    where = [
-        str(part) for part in problem["loc"] if part not in ("choices", "range") or part == problem["loc"][-1]
-    ]
+    location = problem["loc"]  # a case's tag stands behind its index
+    where = [str(part) for i, part in enumerate(location) if not (i and isinstance(location[i - 1], int))]
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = _keys_at(model, where[:-1])
