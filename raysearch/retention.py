@@ -1,0 +1,92 @@
+"""From scores per question to retention: quality kept, relative to the dense model, with its paired error.
+
+Retention is a ratio of means over the same questions, so its standard error comes from the linearised ratio (the
+delta method) of paired scores, summed within images before they are squared: questions about one image are not
+independent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+FORMS = ("ratio_of_averages", "mean_of_ratios", "chance_corrected")
+_Z95 = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Scores of one model on every question of the benchmarks.
+
+    Attributes:
+        scores: per benchmark, (num_questions,) scores from 0 to 1.
+        images: per benchmark, (num_questions,) the image each question is about.
+        chance: per benchmark, the score of guessing.
+    """
+
+    scores: Mapping[str, np.ndarray]
+    images: Mapping[str, np.ndarray]
+    chance: Mapping[str, float]
+
+    def means(self) -> dict[str, float]:
+        """Mean score per benchmark."""
+        return {name: float(np.mean(values)) for name, values in self.scores.items()}
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Retention with its paired standard error over questions, clustered by image."""
+
+    value: float
+    se: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval by the normal approximation."""
+        return self.value - _Z95 * self.se, self.value + _Z95 * self.se
+
+
+def retention(pruned: Results, dense: Results, form: str = "ratio_of_averages") -> Retention:
+    """Quality kept by a pruned model, on the questions that the dense model answered too.
+
+    Args:
+        pruned: the pruned model's results.
+        dense: the dense model's, on the same questions in the same order.
+        form: `ratio_of_averages`, the paper's AVG-% (arXiv 2604.24380, Table 2); `mean_of_ratios` over benchmarks;
+            `chance_corrected`, the ratio of averages of scores above guessing.
+
+    Raises:
+        ValueError: the form is unknown, the questions differ, or the dense model has nothing to keep.
+    """
+    if form not in FORMS:
+        raise ValueError(f"retention {form!r} is not known; known are {', '.join(FORMS)}")
+    if {n: len(v) for n, v in pruned.scores.items()} != {n: len(v) for n, v in dense.scores.items()}:
+        raise ValueError("the pruned and the dense model answered different questions")
+    names = list(dense.scores)
+    kept = np.array([np.mean(pruned.scores[name], dtype=np.float64) for name in names])
+    had = np.array([np.mean(dense.scores[name], dtype=np.float64) for name in names])
+    if form == "chance_corrected":
+        guess = np.array([dense.chance[name] for name in names])
+        kept, had = kept - guess, had - guess
+    if (had.sum() if form != "mean_of_ratios" else had.min()) <= 0:
+        raise ValueError(f"the dense model is no better than nothing on {', '.join(names)}: nothing to keep")
+    if form == "mean_of_ratios":
+        ratios, weights = kept / had, 1 / (had * len(names))
+        value = float(ratios.mean())
+    else:
+        value = float(kept.sum() / had.sum())
+        ratios, weights = np.full(len(names), value), np.full(len(names), 1 / had.sum())
+    errors = [
+        weight * _clustered_se(pruned.scores[name] - ratio * dense.scores[name], dense.images[name])
+        for name, ratio, weight in zip(names, ratios, weights, strict=True)
+    ]
+    return Retention(value, float(np.sqrt(np.sum(np.square(errors)))))
+
+
+def _clustered_se(values: np.ndarray, clusters: Sequence[str] | np.ndarray) -> float:
+    """Standard error of the mean of `values`, of which those of one cluster are not independent."""
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(index, weights=values - values.mean())
+    num = len(sums)
+    return float(np.sqrt(num / (num - 1) * np.sum(sums**2)) / len(values)) if num > 1 else 0.0

@@ -1,0 +1,164 @@
+"""The files of a study: what has ended, the front so far, and the checkpoints that the front needs."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from raysearch.errors import InputError
+from raysearch.files import write_json
+from raysearch.front import Baseline, Front, FrontPoint, Measured
+from raysearch.recipe import Recipe
+from raysearch.retention import Retention
+from raysearch.score import Score, TrialRecord
+from raysearch.size import Budget
+from raysearch.space import SearchSpace
+
+TRIALS, STARTED, SPACE = "trials.jsonl", "started.jsonl", "space.json"
+
+
+class Study:
+    """A study's folder. Lines are appended whole and flushed; other files are replaced whole."""
+
+    def __init__(self, folder: Path, space: SearchSpace) -> None:
+        """A new study in `folder`, or the one that is there."""
+        self.folder, self.space = folder, space
+        self.budgets = [Budget.parse(budget) for budget in space.budgets]
+        self.records = read_trials(folder) if (folder / TRIALS).exists() else []
+        self.front: Front | None = Front.load(folder) if (folder / "front.json").exists() else None
+        self._open: dict[str, tuple[Recipe, list[Score], float]] = {}
+
+    def create(self) -> None:
+        """Make the folder and write the space into it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / SPACE, self.space.model_dump(mode="json"))
+
+    def unfinished(self) -> list[Recipe]:
+        """Recipes that were started and have not ended, in the order of their start."""
+        ended = {record.key for record in self.records}
+        started = _read_lines(self.folder / STARTED)
+        recipes = {row["key"]: Recipe(**row["recipe"]) for row in started if row["key"] not in ended}
+        return list(recipes.values())
+
+    def trial_started(self, trial: str, recipe: Recipe) -> None:
+        """Note that a trial runs, so that a resumed study takes its recipe up again."""
+        self._open[trial] = (recipe, [], time.monotonic())
+        _append(self.folder / STARTED, {"trial": trial, "key": recipe.key, "recipe": recipe.as_dict()})
+
+    def rung(self, trial: str, score: Score) -> None:
+        """A running trial has a new score; one that was seen already is ignored."""
+        scores = self._open[trial][1]
+        if not scores or score.samples_seen > scores[-1].samples_seen:
+            scores.append(score)
+
+    def trial_ended(self, trial: str, end: str, result: dict[str, Any], reason: str = "") -> TrialRecord:
+        """Write the trial's line."""
+        recipe, scores, started = self._open.pop(trial)
+        record = TrialRecord(
+            trial=trial,
+            key=recipe.key,
+            recipe=recipe,
+            num_params=result.get("num_params", 0),
+            size_bytes=result.get("size_bytes", 0),
+            rungs=scores,
+            end=end,  # type: ignore[arg-type]
+            reason=reason,
+            seconds=time.monotonic() - started,
+        )
+        _append(self.folder / TRIALS, record.model_dump(mode="json", exclude_none=True))
+        self.records.append(record)
+        return record
+
+    def offer(
+        self,
+        record: TrialRecord,
+        baseline: Baseline,
+        checkpoint: str | None,
+        heldout: Measured | None,
+        mlflow_run_id: str | None = None,
+    ) -> bool:
+        """Let a finished trial onto the front if nothing there dominates it; delete what it pushes off.
+
+        Returns:
+            Whether the front has changed.
+        """
+        last = record.rungs[-1]
+        point = FrontPoint(
+            key=record.key,
+            recipe=record.recipe,
+            num_params=record.num_params,
+            size_bytes=record.size_bytes,
+            size_ratio=record.size_bytes / baseline.size_bytes,
+            retention=last.retention,
+            retention_ci=Retention(last.retention, last.retention_se).interval,
+            scores=last.scores,
+            samples_seen=last.samples_seen,
+            checkpoint=checkpoint,
+            mlflow_run_id=mlflow_run_id,
+            heldout=heldout,
+        )
+        before = self.front.points if self.front else []
+        self.front = self._build(baseline, [*before, point])
+        keys = {kept.key for kept in self.front.points}
+        for gone in [old for old in [*before, point] if old.key not in keys and old.checkpoint]:
+            shutil.rmtree(self.folder / str(gone.checkpoint), ignore_errors=True)
+        return point.key in keys
+
+    def write_front(self, baseline: Baseline) -> Front:
+        """Replace `front.json`, empty if no trial has finished."""
+        self.front = self.front or self._build(baseline, [])
+        self.front.save(self.folder)
+        return self.front
+
+    def _build(self, baseline: Baseline, points: Iterable[FrontPoint]) -> Front:
+        return Front.build(self.space.name, self.space.model, baseline, points, self.budgets)
+
+
+def read_trials(folder: Path) -> list[TrialRecord]:
+    """The ended trials of a study, in the order of their end.
+
+    Raises:
+        InputError: there is no such file, or a line is not a trial.
+    """
+    path = folder / TRIALS
+    if not path.exists():
+        raise InputError(f"{folder}: no {TRIALS}, so this is no study; give the --out folder of a search")
+    try:
+        return [TrialRecord.model_validate(row) for row in _read_lines(path)]
+    except ValidationError as error:
+        raise InputError(f"{path}: not trials of this version ({str(error).splitlines()[0]})") from None
+
+
+def read_space(folder: Path) -> SearchSpace:
+    """The space that a study was started with.
+
+    Raises:
+        InputError: the folder holds no study.
+    """
+    path = folder / SPACE
+    if not path.exists():
+        raise InputError(f"{folder}: no {SPACE}, so there is no study to resume; give the --out folder of a search")
+    return SearchSpace.load(path)
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    line = (json.dumps(row) + "\n").encode()
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, line)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]

@@ -1,0 +1,166 @@
+"""One trial, without ray: prune by a recipe, recover rung by rung, score every rung."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysearch import export, families
+from raysearch.benchmarks import Benchmark, load_benchmarks
+from raysearch.data import Encoder, fraction_order, load_samples
+from raysearch.evaluate import evaluate
+from raysearch.front import Measured
+from raysearch.importance import Importance, importance
+from raysearch.prune import prune
+from raysearch.prune.shape import Shape, shape_of, size_of, solve
+from raysearch.recipe import Recipe
+from raysearch.recover import Recovery
+from raysearch.retention import Results, retention
+from raysearch.score import Score
+from raysearch.size import Size
+from raysearch.space import SearchSpace
+from raysearch.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is measured once per study, on the dense model."""
+
+    search: Results
+    """Scores on the split that trials are compared on."""
+    heldout: Results
+    """Scores on the split that the search never sees."""
+    importances: Mapping[str, Importance]
+    """Importance of the removable units, by criterion."""
+
+
+class Workbench:
+    """What every trial of a worker shares: the dense model, its data, its questions and its importance scores."""
+
+    def __init__(self, space: SearchSpace, prepared: Prepared | None = None) -> None:
+        """Load the model and the data; measure what `prepared` would hold if it isn't given.
+
+        Raises:
+            InputError: the model, the data or the benchmarks can't be used.
+        """
+        self.space = space
+        self.model, self.processor = families.load(space.model)
+        self.family = families.family_for(self.model)
+        self.dense_size = size_of(self.model.config, shape_of(self.model.config))
+        self.encoder = Encoder(self.processor, self.family, space.recovery.max_length)
+        rows = load_samples(space.data)
+        order = fraction_order(len(rows), space.search.seed)[: space.num_samples]
+        self.samples = [rows[index] for index in order]
+        self.teacher = Teacher(self.model, self.family)
+        self.benchmarks = load_benchmarks(space.benchmarks, "search")
+        self.prepared = prepared or self.prepare()
+
+    def prepare(self) -> Prepared:
+        """Score the dense model and the importance of its units by every criterion that the space names."""
+        return Prepared(
+            search=self.evaluate(self.model, self.benchmarks),
+            heldout=self.evaluate(self.model, load_benchmarks(self.space.benchmarks, "heldout")),
+            importances={name: self._importance(name) for name in self.space.criteria()},
+        )
+
+    def evaluate(self, model: object, benchmarks: Iterable[Benchmark]) -> Results:
+        """Scores of `model` on `benchmarks`."""
+        return evaluate(model, self.family, self.encoder, benchmarks)
+
+    def prune(self, recipe: Recipe) -> object:
+        """A new model without what the recipe removes; the dense one stays as it is."""
+        kinds = zip(("depth", "width"), recipe.criteria, strict=True)
+        chosen = {kind: self.prepared.importances[name] for kind, name in kinds if name is not None}
+        return prune(self.model, shape_for(self.model.config, recipe), chosen)
+
+    def _importance(self, criterion: str) -> Importance:
+        settings = self.space.calibration
+        chosen = [self.encoder.encode(sample) for sample in self.samples[: settings.num_samples]]
+        starts = range(0, len(chosen), settings.batch_size)
+        batches = (self.encoder.collate(chosen[start : start + settings.batch_size]) for start in starts)
+        return importance(self.model, batches, criterion, seed=self.space.search.seed)
+
+
+class Trial:
+    """One recipe on a workbench. Iterate `scores()`; between two of them the trial may be exported or closed."""
+
+    def __init__(self, recipe: Recipe, bench: Workbench) -> None:
+        """Prune; nothing is trained yet."""
+        self.recipe, self.bench = recipe, bench
+        self.model = bench.prune(recipe)
+        self.size = size_for(bench.model.config, recipe)
+        self.end = recipe.samples_to_see(len(bench.samples))
+        self._recovery: Recovery | None = None
+        self._latest: Score | None = None
+
+    def scores(self, rungs: Iterable[int]) -> Iterator[Score]:
+        """Recover up to each rung and score it there; the last score is at the recipe's own end.
+
+        Args:
+            rungs: samples seen at which other trials are compared too; those at or beyond the recipe's end are
+                left out.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        if self.recipe.trained == "nothing":
+            yield self._score(self.model, 0, {})
+            return
+        self._recovery = Recovery(
+            self.model,
+            self.bench.family,
+            self.recipe,
+            self.bench.samples,
+            self.bench.encoder,
+            self.bench.teacher,
+            self.bench.space.recovery,
+        )
+        for rung in [*(rung for rung in sorted(rungs) if rung < self.end), self.end]:
+            losses = self._recovery.train_until(rung)
+            with self._recovery.weights_for_evaluation() as model:
+                yield self._score(model, rung, losses)
+
+    def finish(self, folder: Path) -> Measured:
+        """Write the model as a stock checkpoint and score it on held-out questions."""
+        model = self._recovery.finished_model() if self._recovery else self.model
+        bench = self.bench
+        results = bench.evaluate(model, load_benchmarks(bench.space.benchmarks, "heldout"))
+        kept = retention(results, bench.prepared.heldout, bench.space.retention)
+        heldout = Measured(retention=kept.value, retention_ci=kept.interval, scores=results.means())
+        scores = {"search": self._latest and self._latest.model_dump(), "heldout": heldout.model_dump()}
+        card = {"model": bench.space.model, "num_params": self.size.num_params, "size_bytes": self.size.size_bytes}
+        export.save(model, bench.processor, folder, recipe=self.recipe, scores=scores, card=card)
+        return heldout
+
+    def close(self) -> None:
+        """Free the engine and the model."""
+        if self._recovery:
+            self._recovery.close()
+        self._recovery = self.model = None
+
+    def _score(self, model: object, samples_seen: int, losses: Mapping[str, float]) -> Score:
+        results = self.bench.evaluate(model, self.bench.benchmarks)
+        kept = retention(results, self.bench.prepared.search, self.bench.space.retention)
+        self._latest = Score(
+            samples_seen=samples_seen,
+            retention=kept.value,
+            retention_se=kept.se,
+            scores=results.means(),
+            losses=dict(losses),
+        )
+        return self._latest
+
+
+def shape_for(config: object, recipe: Recipe) -> Shape:
+    """The shape that a recipe gives a dense model of `config`.
+
+    Raises:
+        InputError: no model of this family can be that small.
+    """
+    if recipe.ratio == 0:
+        return shape_of(config)
+    return solve(config, recipe.mode, recipe.ratio, depth_share=recipe.depth_share)
+
+
+def size_for(config: object, recipe: Recipe) -> Size:
+    """The exact size of the whole model that a recipe makes, by counting alone."""
+    return size_of(config, shape_for(config, recipe))

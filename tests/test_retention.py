@@ -1,0 +1,87 @@
+"""Retention by hand, and its interval by simulation."""
+
+import numpy as np
+import pytest
+
+from raysearch.retention import Results, retention
+
+
+def results(scores, images=None, chance=None):
+    arrays = {name: np.asarray(values, float) for name, values in scores.items()}
+    images = images or {name: np.arange(len(values)) for name, values in arrays.items()}
+    return Results(arrays, images, chance or dict.fromkeys(arrays, 0.0))
+
+
+DENSE = results({"a": [1, 1, 1, 0], "b": [1, 0, 1, 0, 0, 0, 0, 0]}, chance={"a": 0.25, "b": 0.0})
+PRUNED = results({"a": [1, 0, 1, 0], "b": [1, 0, 0, 0, 0, 0, 0, 0]})
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("ratio_of_averages", (0.5 + 0.125) / (0.75 + 0.25)),
+        ("mean_of_ratios", (0.5 / 0.75 + 0.125 / 0.25) / 2),
+        ("chance_corrected", (0.25 + 0.125) / (0.5 + 0.25)),
+    ],
+)
+def test_forms_by_hand(form, expected):
+    assert retention(PRUNED, DENSE, form).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("form", ["ratio_of_averages", "mean_of_ratios", "chance_corrected"])
+def test_the_dense_model_keeps_everything_with_certainty(form):
+    kept = retention(DENSE, DENSE, form)
+    assert (kept.value, kept.se) == (1.0, 0.0)
+    assert kept.interval == (1.0, 1.0)
+
+
+def test_standard_error_by_hand():
+    dense, pruned = results({"a": [1, 1, 1, 1]}), results({"a": [1, 0, 1, 0]})
+    # Residuals +-.5 with mean 0: variance of the mean = 4/3 * 4*.25 / 16.
+    assert retention(pruned, dense).se == pytest.approx(np.sqrt(4 / 3 * 1.0) / 4)
+
+
+def test_questions_about_one_image_count_as_one_draw():
+    pruned = {"a": [1, 1, 0, 0] * 10}
+    dense = {"a": [1] * 40}
+    alone = retention(results(pruned), results(dense)).se
+    grouped = {"a": np.repeat(np.arange(20), 2)}
+    together = retention(results(pruned, grouped), results(dense, grouped)).se
+    assert together == pytest.approx(alone * np.sqrt(2), rel=0.03)  # pairs are equal; n-1 differs
+
+
+def test_nothing_to_keep_other_questions_and_unknown_forms_are_refused():
+    with pytest.raises(ValueError, match="nothing to keep"):
+        retention(results({"a": [0, 0]}), results({"a": [0, 0]}))
+    with pytest.raises(ValueError, match="different questions"):
+        retention(results({"a": [1]}), results({"a": [1, 1]}))
+    with pytest.raises(ValueError, match="not known"):
+        retention(PRUNED, DENSE, "median")
+
+
+@pytest.mark.parametrize("form", ["ratio_of_averages", "mean_of_ratios", "chance_corrected"])
+def test_intervals_cover_the_truth_and_pairing_narrows_them(form):
+    """95% within 2 points, over 2,000 simulated evaluations of 150 images with three questions each."""
+    generator = np.random.default_rng(0)
+    num_images, per_image = 150, 3
+    images = {"a": np.repeat(np.arange(num_images), per_image)}
+    chance = {"a": 0.2}
+    covered, paired, unpaired = 0, [], []
+    for _ in range(2000):
+        hardness = generator.normal(0, 0.8, num_images).repeat(per_image)
+        draw = generator.random(num_images * per_image)
+        right = 1 / (1 + np.exp(hardness - 1.5))
+        dense = results({"a": draw < right}, images, chance)
+        pruned = results({"a": draw < 0.8 * right}, images, chance)  # loses a fifth of what the dense one had
+        kept = retention(pruned, dense, form)
+        truth = 0.8 if form != "chance_corrected" else None
+        low, high = kept.interval
+        if truth is None:
+            mean_right = 0.79086  # of 1 / (1 + exp(N(0, .8) - 1.5)), by quadrature
+            truth = (0.8 * mean_right - 0.2) / (mean_right - 0.2)
+        covered += low <= truth <= high
+        paired.append(kept.se)
+        shuffled = results({"a": generator.permutation(draw) < 0.8 * right}, images, chance)
+        unpaired.append(retention(shuffled, dense, form).se)
+    assert covered / 2000 == pytest.approx(0.95, abs=0.02)
+    assert np.mean(paired) < 0.8 * np.mean(unpaired)

@@ -1,0 +1,130 @@
+"""Search spaces: every shipped file loads, short forms mean what they say, mistakes get one plain line."""
+
+import copy
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raysearch.errors import InputError
+from raysearch.space import SearchSpace
+
+SHIPPED = sorted(Path(__file__).parents[1].glob("search_spaces/*.yaml"))
+POCKET = Path(__file__).parents[1] / "search_spaces" / "pocket.yaml"
+
+
+class Dice:
+    """An `Ask` that remembers under which name it was asked for what."""
+
+    def __init__(self, seed=0):
+        self.random, self.asked = random.Random(seed), {}
+
+    def choice(self, name, choices):
+        assert self.asked.setdefault(name, list(choices)) == list(choices)
+        return self.random.choice(choices)
+
+    def number(self, name, low, high, log, step):
+        assert self.asked.setdefault(name, (low, high, log, step)) == (low, high, log, step)
+        return self.random.uniform(low, high)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_spaces_load_and_suggest(path):
+    space, dice = SearchSpace.load(path), Dice()
+    recipes = {space.suggest(dice).key for _ in range(200)}
+    assert len(recipes) > 10
+
+
+def test_a_name_is_always_asked_with_the_same_bounds_and_only_when_it_applies():
+    space, dice = SearchSpace.load(POCKET), Dice()
+    for _ in range(300):
+        recipe = space.suggest(dice)
+        assert (recipe.lora_rank is None) == (recipe.trained != "projector+lora")
+        assert (recipe.temperature is None) == (not recipe.logits_kd)
+        assert (
+            recipe.criterion == "block_influence"
+            if recipe.mode == "layerwise"
+            else recipe.criterion in ("taylor", "activation")
+        )
+    assert {"lr#0", "lr#1", "lr#2", "width_criterion"} <= set(dice.asked)
+    assert "layer_criterion" not in dice.asked  # a single choice is no question
+
+
+def test_mode_both_joins_a_layer_and_a_width_criterion():
+    content = yaml.safe_load(POCKET.read_text())
+    content["recipe"]["mode"] = "both"
+    recipe = SearchSpace.model_validate(content).suggest(Dice())
+    assert recipe.criteria[0] == "block_influence"
+    assert recipe.criteria[1] in ("taylor", "activation")
+
+
+def test_criteria_and_largest_recovery():
+    space = SearchSpace.load(POCKET)
+    assert space.criteria() == ["block_influence", "taylor", "activation"]
+    assert space.largest_recovery(2000) == 2000
+    narrow = yaml.safe_load(POCKET.read_text())
+    narrow["recipe"] |= {"mode": "layerwise", "data_fraction": {"low": 0.1, "high": 0.5}, "epochs": 2}
+    assert SearchSpace.model_validate(narrow).criteria() == ["block_influence"]
+    assert SearchSpace.model_validate(narrow).largest_recovery(2000) == 2000
+
+
+def test_a_space_survives_its_own_json():
+    space = SearchSpace.load(POCKET)
+    assert SearchSpace.model_validate(space.model_dump(mode="json")) == space
+
+
+MISTAKES = [
+    ({"modle": 1}, "modle: unknown key; known are name, model,"),
+    ({"search.trils": 1}, "search.trils: unknown key; known are trials,"),
+    ({"recipe.mod": 1}, "recipe.mod: no field of a recipe; known are mode,"),
+    ({"recipe.mode": ["layrwise"]}, "recipe.mode: .*'layrwise'"),
+    ({"recipe.ratio": {"low": 0.5, "high": 0.2}}, "recipe.ratio.0: low 0.5 is above high 0.2; swap them"),
+    ({"recipe.ratio": {"low": 0.5, "high": 1.2}}, "recipe.ratio: .*less than 1, not 1.2"),
+    ({"recipe.ratio": {"low": 0.5}}, "recipe.ratio.0.high: Field required"),
+    ({"recipe.ratio": None}, "recipe.ratio: "),
+    ({"recipe.ratio": []}, "recipe.ratio.0.choices: "),
+    ({"recipe.ratio": {"low": 0.1, "high": 0.2, "when": {"lr": 1}}}, "recipe.ratio: when names 'lr'"),
+    (
+        {"recipe.criterion": ["taylor"]},
+        "recipe.criterion: none serves mode layerwise; add one of block_influence",
+    ),
+    ({"recipe.lr": {"low": 0, "high": 0.1, "log": True}}, "recipe.lr: .*greater than 0, not 0"),
+    ({"recipe.mode": {"low": 0, "high": 1}}, "recipe.mode: "),
+    ({"recipe": [1]}, "recipe: must map fields"),
+    ({"budgets": ["12"]}, "budgets: budget '12': not a size; write a share"),
+    ({"search.trials": 0}, "search.trials: .*not 0"),
+    ({"name": "../x"}, "name: .*not '../x'"),
+    ({"recovery.zero_stage": 4}, "recovery.zero_stage: "),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES, ids=[str(change)[:40] for change, _ in MISTAKES])
+def test_mistakes_name_file_key_and_way_out_in_one_line(tmp_path, change, message):
+    content = copy.deepcopy(yaml.safe_load(POCKET.read_text()))
+    for path, value in change.items():
+        target = content
+        *parents, last = path.split(".")
+        for parent in parents:
+            target = target[parent]
+        target[last] = value
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=rf"^{path}: {message}") as error:
+        SearchSpace.load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "just words", "a: [", "\x00", "name: pocket\nname: x\nmodel"])
+def test_files_that_hold_no_space(tmp_path, text):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"^{path}: "):
+        SearchSpace.load(path)
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        SearchSpace.load(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="can't be read"):
+        SearchSpace.load(tmp_path)
