@@ -1,0 +1,398 @@
+"""The rule that stops trials early, apart from whoever runs them: values in, decisions out.
+
+Successive halving (arXiv 1810.05934) asks whether a newcomer to a rung is in its best 1/eta. With two objectives "best"
+means: layers of non-domination first, inside a layer the larger exclusive hypervolume.
+"""
+
+import bisect
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from raysearch.errors import InputError
+from raysearch.front import exclusive_hypervolume
+from raysearch.layers import Layers
+
+REFERENCE = np.array([1.1, 1.1])  # just beyond the unit square, so that the ends of a layer count
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the stopping rule uses; each part can be switched off.
+
+    Attributes:
+        noise_margin: z; a trial counts as behind another only if it trails by z standard errors of its own retention.
+        movement_margin: the same in units of how far values at the rung have moved by later rungs. Where nothing is
+            known yet, the spread of the rung's values stands in, with the weight of `movement_prior` trials.
+        movement_prior: see there.
+        veto: stop a trial whose retention plus the 95th percentile of the gains seen from its rung to the end stays
+            below the best finished retention at no more than its size.
+        veto_evidence: finished trials that the veto waits for.
+        keep_budget_leaders: never stop the best trial of those that fit a named budget.
+        count_finished: trials that ended below a rung count there with their final value.
+    """
+
+    noise_margin: float = 0.0
+    movement_margin: float = 0.0
+    movement_prior: float = 3.0
+    veto: bool = False
+    veto_evidence: int = 10
+    keep_budget_leaders: bool = True
+    count_finished: bool = True
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a trial goes on after a result, and why.
+
+    `rung` is None when the result is at no rung. `num_better` and `num_own` count the trials in better layers and in
+    the newcomer's own, itself included, of `num_trials` at the rung; `rank` (1 is best) is its place in its layer,
+    where it was needed. `margin` is what was added to its retention for the comparison.
+    """
+
+    trial: str
+    go_on: bool
+    reason: str
+    size: float
+    retention: float
+    retention_se: float
+    samples_seen: float
+    rung: float | None = None
+    num_trials: int = 0
+    num_better: int = 0
+    num_own: int = 0
+    rank: int | None = None
+    margin: float = 0.0
+
+
+class Rungs:
+    """Asynchronous successive halving over (size, retention): size minimised, retention maximised.
+
+    Args:
+        max_t: largest number of samples that a trial sees.
+        grace_period: samples seen at the first rung.
+        reduction_factor: eta; one in eta goes on, and each rung lies eta times farther than the one before.
+        budgets: sizes that answers are wanted for, in the unit of the trials' sizes.
+        rule: the parts of the rule in use.
+
+    Raises:
+        InputError: the rungs contradict each other.
+    """
+
+    def __init__(
+        self,
+        max_t: float,
+        grace_period: float,
+        reduction_factor: float = 3,
+        budgets: Iterable[float] = (),
+        rule: Rule | None = None,
+    ) -> None:
+        if not 0 < grace_period <= max_t:
+            raise InputError(
+                f"grace_period {grace_period:g}: must lie above 0 and not beyond max_t {max_t:g}; "
+                f"set it to {max_t / reduction_factor**2:g}, say"
+            )
+        if not reduction_factor > 1:
+            raise InputError(f"reduction_factor {reduction_factor:g}: must be above 1; 3 is usual")
+        self.max_t, self.grace_period, self.reduction_factor = max_t, grace_period, reduction_factor
+        self.budgets = sorted(budgets)
+        self.rule = rule or Rule()
+        self.rungs = [_Rung(level, self.budgets) for level in self._levels()]
+        self._live: dict[str, _Progress] = {}
+        self._best_finished = _BestWithin()
+        self.num_decisions = 0
+
+    def _levels(self) -> list[float]:
+        levels = [self.grace_period]
+        while levels[-1] * self.reduction_factor < self.max_t * (1 - 1e-9):
+            levels.append(levels[-1] * self.reduction_factor)
+        return [level for level in levels if level < self.max_t] or [self.grace_period]
+
+    @property
+    def levels(self) -> list[float]:
+        """Samples seen at each rung, rising; a trial is best evaluated exactly there."""
+        return [rung.level for rung in self.rungs]
+
+    def decide(
+        self, trial: str, size: float, retention: float, retention_se: float, samples_seen: float
+    ) -> Decision:
+        """Judge a trial's newest result; asking again about a rung already passed changes nothing.
+
+        Raises:
+            ValueError: `size` is no positive number.
+        """
+        if not (size > 0 and math.isfinite(size)):
+            raise ValueError(f"trial {trial}: size {size} is no positive number")
+        facts = (size, retention, retention_se, samples_seen)
+        self.num_decisions += 1
+        if not math.isfinite(retention):
+            self.fail(trial)
+            return Decision(trial, False, "failed: retention is no number", *facts)
+        progress = self._live.setdefault(trial, _Progress(size))
+        reached = bisect.bisect_right(self.levels, samples_seen * (1 + 1e-9)) - 1
+        if reached <= progress.rung:
+            return Decision(trial, not progress.stopped, "between rungs", *facts)
+        rung = self.rungs[reached]
+        decision = self._judge(trial, rung, *facts)
+        self._move(trial, retention)
+        rung.add(trial, size, retention, retention_se)
+        progress.rung, progress.stopped = reached, not decision.go_on
+        return decision
+
+    def finish(
+        self, trial: str, size: float, retention: float, retention_se: float, samples_seen: float
+    ) -> None:
+        """Take in the final value of a trial that went to its own end; it counts in all rungs it has not reached.
+
+        Trials that were stopped, or whose final value is no number, are left as they are.
+        """
+        progress = self._live.setdefault(trial, _Progress(size))
+        if progress.stopped or progress.finished:
+            return
+        if not math.isfinite(retention):
+            self.fail(trial)
+            return
+        self._move(trial, retention)
+        progress.finished = True
+        self._best_finished.add(size, retention)
+        for rung in self.rungs[: progress.rung + 1]:
+            if trial in rung.values:
+                bisect.insort(rung.gains_to_end, retention - rung.values[trial][1])
+        if self.rule.count_finished:
+            for rung in self.rungs[progress.rung + 1 :]:
+                rung.add(trial, size, retention, retention_se)
+
+    def fail(self, trial: str) -> None:
+        """Forget a failed trial: it holds back no other."""
+        self._set_failed(trial, True)
+
+    def revive(self, trial: str) -> None:
+        """Undo `fail`, for a trial that is tried again from its last checkpoint."""
+        self._set_failed(trial, False)
+
+    def was_stopped(self, trial: str) -> bool:
+        """Whether the rule has stopped this trial."""
+        return trial in self._live and self._live[trial].stopped
+
+    def _set_failed(self, trial: str, failed: bool) -> None:
+        for rung in self.rungs:
+            rung.set_failed(trial, failed)
+
+    def _move(self, trial: str, retention: float) -> None:
+        """Note how far the trial has come since the rungs it passed."""
+        for rung in self.rungs:
+            if trial in rung.values:
+                rung.note_gain(trial, retention - rung.values[trial][1])
+
+    def _judge(
+        self, trial: str, rung: "_Rung", size: float, retention: float, se: float, samples_seen: float
+    ) -> Decision:
+        margin = self._margin(rung, retention, se)
+        lifted = (size, -(retention + margin))
+        layer = rung.layers.place(lifted)
+        better, company = rung.layers.num_better(layer), rung.layers.company(lifted, layer)
+        num, own = rung.num_trials + 1, len(company) + 1
+        allowed = max(1.0, num / self.reduction_factor + 1e-9)
+        rank = None
+        if better + own <= allowed:
+            go_on, reason = True, "its layer goes on whole"
+        elif better + 1 > allowed:
+            go_on, reason = False, "enough trials are better"
+        else:
+            rank = rung.rank(lifted, company, retention)
+            go_on = better + rank <= allowed
+            reason = f"number {rank} of {own} in the layer that is split"
+        if not go_on and self.rule.keep_budget_leaders:
+            led = rung.leaders.budgets_led(size, retention)
+            if led:
+                go_on, reason = True, f"leads budget {led[0]:g}"
+        if go_on and layer > 0 and self.rule.veto and self._is_hopeless(rung, size, retention):
+            go_on, reason = False, "hopeless: even a rare gain leaves it behind a finished trial"
+        return Decision(
+            trial,
+            go_on,
+            reason,
+            size,
+            retention,
+            se,
+            samples_seen,
+            rung.level,
+            num,
+            better,
+            own,
+            rank,
+            margin,
+        )
+
+    def _margin(self, rung: "_Rung", retention: float, se: float) -> float:
+        variance = 0.0
+        if self.rule.noise_margin and math.isfinite(se):
+            variance += (self.rule.noise_margin * se) ** 2
+        if self.rule.movement_margin:
+            variance += self.rule.movement_margin**2 * rung.movement(retention, self.rule.movement_prior)
+        return math.sqrt(variance)
+
+    def _is_hopeless(self, rung: "_Rung", size: float, retention: float) -> bool:
+        gains = rung.gains_to_end
+        if len(gains) < self.rule.veto_evidence:
+            return False
+        rare = gains[min(len(gains) - 1, math.ceil(0.95 * len(gains)))]
+        return retention + rare < self._best_finished.within(size)
+
+    def state(self) -> dict[str, Any]:
+        """All that later decisions depend on, as plain JSON values."""
+        return {
+            "schema": 1,
+            "max_t": self.max_t,
+            "grace_period": self.grace_period,
+            "reduction_factor": self.reduction_factor,
+            "budgets": self.budgets,
+            "rule": {entry.name: getattr(self.rule, entry.name) for entry in fields(Rule)},
+            "trials": {
+                name: [progress.size, progress.rung, progress.stopped, progress.finished]
+                for name, progress in self._live.items()
+            },
+            "rungs": [rung.state() for rung in self.rungs],
+            "best_finished": self._best_finished.points,
+            "num_decisions": self.num_decisions,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Rungs":
+        """The rungs that `state` was taken from; they go on to make the same decisions."""
+        rungs = cls(
+            state["max_t"],
+            state["grace_period"],
+            state["reduction_factor"],
+            state["budgets"],
+            Rule(**state["rule"]),
+        )
+        rungs._live = {name: _Progress(*entry) for name, entry in state["trials"].items()}
+        for rung, saved in zip(rungs.rungs, state["rungs"], strict=True):
+            rung.restore(saved)
+        for size, retention in state["best_finished"]:
+            rungs._best_finished.add(size, retention)
+        rungs.num_decisions = state["num_decisions"]
+        return rungs
+
+
+@dataclass
+class _Progress:
+    size: float
+    rung: int = -1
+    stopped: bool = False
+    finished: bool = False
+
+
+class _BestWithin:
+    """The best retention at no more than a size: a staircase of points, rising in both."""
+
+    def __init__(self) -> None:
+        self.points: list[list[float]] = []
+
+    def within(self, size: float) -> float:
+        at = bisect.bisect_right(self.points, size, key=lambda point: point[0])
+        return self.points[at - 1][1] if at else -math.inf
+
+    def add(self, size: float, retention: float) -> None:
+        if retention > self.within(size):
+            kept = [point for point in self.points if point[0] < size or point[1] > retention]
+            self.points = sorted([*kept, [size, retention]])
+
+
+class _Leaders:
+    """The best retention at a rung of the trials that fit each budget."""
+
+    def __init__(self, budgets: Sequence[float]) -> None:
+        self.best = dict.fromkeys(budgets, -math.inf)
+
+    def budgets_led(self, size: float, retention: float) -> list[float]:
+        return [budget for budget, best in self.best.items() if size <= budget and retention > best]
+
+    def add(self, size: float, retention: float) -> None:
+        for budget in self.budgets_led(size, retention):
+            self.best[budget] = retention
+
+
+@dataclass
+class _Rung:
+    """The trials that came to one rung, with their values there and what became of these."""
+
+    level: float
+    budgets: Sequence[float]
+    values: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    gains: dict[str, float] = field(default_factory=dict)
+    gains_to_end: list[float] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._rebuild()
+
+    @property
+    def num_trials(self) -> int:
+        return len(self.values) - len(self.failed)
+
+    def add(self, trial: str, size: float, retention: float, se: float) -> None:
+        if trial not in self.values:
+            self.values[trial] = (size, retention, se)
+            self._count(size, retention)
+
+    def note_gain(self, trial: str, gain: float) -> None:
+        self.gains[trial] = gain
+        self._moments = None
+
+    def set_failed(self, trial: str, failed: bool) -> None:
+        if trial in self.values and (trial in self.failed) != failed:
+            self.failed ^= {trial}
+            self._rebuild()
+
+    def rank(
+        self, newcomer: tuple[float, float], company: list[tuple[float, float]], retention: float
+    ) -> int:
+        """The newcomer's place among its layer by exclusive hypervolume, both axes scaled to [0, 1] over the rung; of
+        equals, those that came earlier stand before it."""
+        low = np.minimum(self._low, [math.log(newcomer[0]), -retention])
+        high = np.maximum(self._high, [math.log(newcomer[0]), -retention])
+        points = np.array([newcomer, *company])
+        points[:, 0] = np.log(points[:, 0])
+        points = (points - low) / np.where(high > low, high - low, 1.0)
+        areas = exclusive_hypervolume(points, REFERENCE)
+        return 1 + int(np.sum(areas[1:] >= areas[0]))
+
+    def movement(self, newcomer: float, prior: float) -> float:
+        """Variance of how values here have moved by later rungs, a common shift apart."""
+        spread = float(np.var([value[1] for value in self.values.values()] + [newcomer]))
+        gains = np.array(list(self.gains.values()))
+        moved = float(np.sum((gains - gains.mean()) ** 2)) if len(gains) else 0.0
+        return (prior * spread + moved) / (prior + len(gains))
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "values": {trial: list(value) for trial, value in self.values.items()},
+            "gains": dict(self.gains),
+            "gains_to_end": list(self.gains_to_end),
+            "failed": sorted(self.failed),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.values = {trial: tuple(value) for trial, value in state["values"].items()}
+        self.gains = dict(state["gains"])
+        self.gains_to_end = list(state["gains_to_end"])
+        self.failed = set(state["failed"])
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self.layers, self.leaders = Layers(), _Leaders(self.budgets)
+        self._low, self._high = np.full(2, math.inf), np.full(2, -math.inf)
+        for trial, (size, retention, _) in self.values.items():
+            if trial not in self.failed:
+                self._count(size, retention)
+
+    def _count(self, size: float, retention: float) -> None:
+        self.layers.add((size, -retention))
+        self.leaders.add(size, retention)
+        here = np.array([math.log(size), -retention])
+        self._low, self._high = np.minimum(self._low, here), np.maximum(self._high, here)

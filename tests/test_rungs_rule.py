@@ -1,0 +1,215 @@
+import math
+import random
+
+import numpy as np
+import pytest
+
+from raysearch.errors import InputError
+from raysearch.front import nondomination_layers
+from raysearch.layers import Layers
+from raysearch.rungs import Rule, Rungs
+
+EVERYTHING = Rule(noise_margin=1.0, movement_margin=0.5, veto=True)
+
+
+def rung_of(points, **settings):
+    """A rung at 10 samples to which trials with these (size, retention) came earlier."""
+    rungs = Rungs(90, 10, 3, **settings)
+    for number, (size, retention) in enumerate(points):
+        rungs.decide(f"earlier{number}", size, retention, 0.01, 10)
+    return rungs
+
+
+def random_points(seed, num, ties=False):
+    draw = random.Random(seed)
+    digits = 1 if ties else 12
+    return [(round(0.05 + draw.random(), digits) + 0.01, round(draw.random(), digits)) for _ in range(num)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("ties", [False, True])
+def test_layers_grown_point_by_point_are_those_of_the_whole_set(seed, ties):
+    points = random_points(seed, 150, ties)
+    layers = Layers(points).as_lists()
+    expected = nondomination_layers(np.array(points))
+    for number, layer in enumerate(layers):
+        assert layer == sorted(point for point, at in zip(points, expected, strict=True) if at == number)
+    assert sum(map(len, layers)) == 150
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_company_of_a_newcomer_is_its_layer_after_it_came(seed):
+    points, newcomer = random_points(seed, 80), (0.5, 0.3)
+    layers = Layers(points)
+    at = layers.place(newcomer)
+    company, better = layers.company(newcomer, at), layers.num_better(at)
+    layers.add(newcomer)
+    assert sorted([*company, newcomer]) == layers.as_lists()[at]
+    assert better == sum(map(len, layers.as_lists()[:at]))
+
+
+def test_rule_by_hand():
+    # Six at the rung with the newcomer, so two may go on. Layers: {(1, .9)}, then {(2, .8)}, ...
+    chain = [(1.0, 0.9), (2.0, 0.8), (3.0, 0.7), (4.0, 0.6), (5.0, 0.5)]
+    assert rung_of(chain).decide("new", 0.5, 0.95, 0, 10).reason == "its layer goes on whole"
+    behind = rung_of(chain).decide("new", 2.5, 0.75, 0, 10)
+    assert (behind.go_on, behind.num_better, behind.num_own) == (False, 2, 1)
+    second = rung_of(chain).decide("new", 1.5, 0.85, 0, 10)
+    assert (second.go_on, second.num_better, second.num_own) == (True, 1, 1)
+
+
+def test_ties_in_a_layer_go_by_exclusive_hypervolume():
+    front = [(0.1, 0.1), (0.2, 0.45), (0.3, 0.5), (0.4, 0.55), (0.95, 0.93)]  # one layer of six, two go on
+    crowded = rung_of(front).decide("new", 0.31, 0.51, 0, 10)
+    assert not crowded.go_on
+    assert crowded.rank > 2
+    alone = rung_of(front).decide("new", 0.6, 0.85, 0, 10)
+    assert alone.go_on
+    assert alone.rank == 2  # behind the smallest one
+
+
+@pytest.mark.parametrize("rule", [Rule(), EVERYTHING])
+def test_earlier_arrivals_may_be_permuted(rule):
+    points = random_points(3, 60)
+    shuffled = points[:]
+    random.Random(1).shuffle(shuffled)
+    for size, retention in random_points(4, 40, ties=True):
+        decisions = [
+            rung_of(order, rule=rule).decide("new", size, retention, 0.02, 10) for order in (points, shuffled)
+        ]
+        assert decisions[0].go_on == decisions[1].go_on
+        assert decisions[0].rank == decisions[1].rank
+
+
+@pytest.mark.parametrize("rule", [Rule(), EVERYTHING])
+def test_axes_may_be_rescaled(rule):
+    points = random_points(5, 60)
+    for size, retention in random_points(6, 40):
+        plain = rung_of(points, rule=rule).decide("new", size, retention, 0.01, 10)
+        other = Rungs(90, 10, 3, rule=rule)
+        for number, (s, r) in enumerate(points):
+            other.decide(f"earlier{number}", s * 7e9, r * 40 - 3, 0.4, 10)
+        scaled = other.decide("new", size * 7e9, retention * 40 - 3, 0.4, 10)
+        assert (plain.go_on, plain.rank, plain.num_better) == (scaled.go_on, scaled.rank, scaled.num_better)
+
+
+@pytest.mark.parametrize("rule", [Rule(), EVERYTHING, Rule(keep_budget_leaders=False)])
+@pytest.mark.parametrize("num", [0, 1, 2, 3, 10, 50])
+def test_a_newcomer_that_dominates_all_goes_on(rule, num):
+    for seed in range(5):
+        points = random_points(seed, num)
+        best = max([retention for _, retention in points], default=0.5)
+        assert rung_of(points, rule=rule).decide("new", 0.001, best + 1e-9, 0.05, 10).go_on
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_retention_that_is_no_number_is_a_failure(value):
+    rungs = rung_of([(0.5, 0.5)])
+    decision = rungs.decide("new", 0.1, value, 0, 10)
+    assert not decision.go_on
+    assert "failed" in decision.reason
+    assert rungs.decide("next", 0.6, 0.6, 0, 10).num_trials == 2  # the failed one isn't counted
+
+
+def test_equal_trials_do_not_all_go_on():
+    rungs = rung_of([(0.5, 0.5)] * 11)
+    assert not rungs.decide("new", 0.5, 0.5, 0, 10).go_on
+
+
+def test_failed_trials_hold_back_no_other_until_revived():
+    rungs = rung_of([(0.1, 0.9), (0.1, 0.89), (0.3, 0.3), (0.4, 0.2)])
+    rungs.fail("earlier0")
+    assert rungs.decide("a", 0.2, 0.88, 0, 10).num_better == 1
+    rungs.revive("earlier0")
+    assert rungs.decide("b", 0.2, 0.87, 0, 10).num_better == 3
+
+
+def test_results_between_rungs_and_repeated_ones_change_nothing():
+    rungs = rung_of([(0.1, 0.9)])
+    assert rungs.decide("new", 0.5, 0.5, 0, 5).rung is None
+    first = rungs.decide("new", 0.05, 0.5, 0, 10)
+    assert first.rung == 10
+    again = rungs.decide("new", 0.05, 0.1, 0, 10)
+    assert (again.go_on, again.rung) == (first.go_on, None)
+    assert rungs.decide("new", 0.05, 0.1, 0, 29).rung is None
+    assert rungs.decide("new", 0.05, 0.6, 0, 30).rung == 30
+
+
+def test_a_trial_that_ended_below_a_rung_counts_in_later_rungs():
+    rungs = Rungs(90, 10, 3)
+    for number in range(6):
+        rungs.finish(f"short{number}", 0.2, 0.8 + number / 100, 0, 4)
+    late = rungs.decide("long", 0.5, 0.79, 0, 30)
+    assert (late.go_on, late.num_better, late.num_trials) == (False, 6, 7)
+    alone = Rungs(90, 10, 3, rule=Rule(count_finished=False))
+    alone.finish("short", 0.2, 0.8, 0, 4)
+    assert alone.decide("long", 0.5, 0.79, 0, 30).go_on
+
+
+def test_the_best_within_a_budget_is_never_stopped():
+    front = [(0.1, 0.1), (0.2, 0.45), (0.3, 0.5), (0.4, 0.55), (0.95, 0.93)]
+    assert not rung_of(front).decide("new", 0.31, 0.51, 0, 10).go_on
+    leading = rung_of(front, budgets=[0.35]).decide("new", 0.31, 0.51, 0, 10)
+    assert leading.go_on
+    assert leading.reason == "leads budget 0.35"
+    assert not rung_of(front, budgets=[0.35]).decide("new", 0.31, 0.499, 0, 10).go_on
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_budget_keeps_a_survivor_at_every_rung(seed):
+    budgets = [0.2, 0.4, 0.7]
+    rungs, draw = Rungs(90, 10, 3, budgets), random.Random(seed)
+    survivors = dict.fromkeys(budgets, 0)
+    for number in range(60):
+        size = draw.uniform(0.05, 1.0)
+        go_on = rungs.decide(str(number), size, draw.random(), 0, 10).go_on
+        for budget in budgets:
+            survivors[budget] += size <= budget and go_on
+            fitting = any(value[0] <= budget for value in rungs.rungs[0].values.values())
+            assert survivors[budget] >= fitting
+
+
+def test_a_noise_margin_gives_the_benefit_of_the_doubt():
+    points = [(0.1, 0.80), (0.2, 0.82), (0.3, 0.84), (0.4, 0.86), (0.5, 0.88)]
+    assert not rung_of(points).decide("new", 0.45, 0.83, 0.05, 10).go_on
+    kind = rung_of(points, rule=Rule(noise_margin=2.0)).decide("new", 0.45, 0.83, 0.05, 10)
+    assert kind.margin == pytest.approx(0.1)
+    assert kind.num_better == 0
+
+
+def test_the_movement_margin_narrows_with_evidence():
+    rungs = Rungs(90, 10, 3, rule=Rule(movement_margin=1.0))
+    draw = random.Random(0)
+    for number in range(200):
+        rungs.decide(str(number), draw.uniform(0.1, 1), draw.gauss(0.5, 0.1), 0, 10)
+    wide = rungs.decide("early", 0.5, 0.5, 0, 10).margin
+    assert wide == pytest.approx(0.1, rel=0.2)
+    for number in range(200):
+        value = rungs.rungs[0].values[str(number)][1]
+        rungs.finish(str(number), 0.5, value + 0.2 + draw.gauss(0, 0.01), 0, 90)
+    assert rungs.decide("late", 0.5, 0.5, 0, 10).margin < 0.4 * wide
+
+
+def test_the_veto_stops_what_even_a_rare_gain_would_leave_behind():
+    rungs = Rungs(90, 10, 3, rule=Rule(veto=True, veto_evidence=5), budgets=[])
+    for number in range(12):
+        assert rungs.decide(f"f{number}", 0.6 - number / 100, 0.5 + number / 100, 0, 10).go_on
+    for number in range(12):
+        rungs.finish(f"f{number}", 0.6 - number / 100, 0.6 + number / 100, 0, 90)
+    assert rungs._is_hopeless(rungs.rungs[0], 0.7, 0.62) is False
+    assert rungs._is_hopeless(rungs.rungs[0], 0.7, 0.40) is True
+    assert rungs._is_hopeless(rungs.rungs[0], 0.4, 0.01) is False  # nothing finished is as small
+
+
+@pytest.mark.parametrize(("max_t", "grace"), [(10, 20), (10, 0), (10, -1)])
+def test_contradictory_rungs_are_refused(max_t, grace):
+    with pytest.raises(InputError, match="grace_period"):
+        Rungs(max_t, grace)
+    with pytest.raises(InputError, match="reduction_factor"):
+        Rungs(10, 1, 1)
+
+
+def test_levels_lie_a_factor_apart_and_below_the_end():
+    assert Rungs(90, 10, 3).levels == [10, 30]
+    assert Rungs(100, 10, 3).levels == [10, 30, 90]
+    assert Rungs(10, 10, 3).levels == [10]

@@ -1,0 +1,173 @@
+import json
+
+import pytest
+
+from raysearch.errors import InputError
+from raysearch.recipe import Recipe
+from raysearch.searcher import RecipeSearch, Searcher
+from raysearch.size import Budget, Size
+from raysearch.space import SearchSpace
+from raysearch.warmstart import published_recipes
+
+SPACE = SearchSpace.model_validate(
+    {
+        "name": "joint",
+        "model": "pocket",
+        "recipe": {
+            "mode": ["layerwise", "widthwise"],
+            "ratio": {"low": 0.05, "high": 0.8},
+            "criterion": ["block_influence", "greedy_loss", "taylor", "activation"],
+            "trained": ["nothing", "projector", "projector+decoder"],
+            "sft": [0, 1],
+            "logits_kd": [0, 1],
+            "temperature": [1, 2],
+            "hidden_kd": [0, 1],
+            "lr": {"low": 1e-5, "high": 1e-2, "log": True},
+            "data_fraction": [0.05, 0.2, 1.0],
+        },
+    }
+)
+DENSE = Size(1000, 2000)
+
+
+def size_of(recipe):
+    """Layers go eight at a time, widths one by one; nine tenths of the model are the decoder."""
+    removed = round(recipe.ratio * 8) / 8 if recipe.mode == "layerwise" else recipe.ratio
+    num_params = 1000 - int(900 * removed)
+    return Size(num_params, 2 * num_params)
+
+
+def make(**settings):
+    return Searcher(SPACE, size_of, DENSE, **settings)
+
+
+def retention_of(recipe, seen, total=90):
+    loss = (1 - size_of(recipe).num_params / 1000) ** 2 + 0.2 * (recipe.trained == "nothing")
+    return 1 - loss - 0.3 * (1 - seen / total)
+
+
+def run(searcher, names, stop_every=3):
+    """Drive a search in which every third trial is stopped at its first rung."""
+    recipes = []
+    for name in names:
+        recipe = searcher.suggest(name)
+        recipes.append(recipe)
+        searcher.report(name, 10, retention_of(recipe, 10))
+        if int(name) % stop_every == 0:
+            searcher.stop(name)
+        else:
+            searcher.report(name, 90, retention_of(recipe, 90))
+            searcher.finish(name)
+    return recipes
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom"])
+def test_every_sampler_proposes_recipes_within_the_budget_each_once(sampler):
+    searcher = make(budgets=[Budget.parse("60%"), Budget.parse("40%")], sampler=sampler)
+    num = 13 if sampler == "gp" else 24  # the first ten are random; a proposal by GP takes a second
+    recipes = run(searcher, map(str, range(num)))
+    assert len({recipe.key for recipe in recipes}) == num
+    assert all(size_of(recipe).size_bytes <= 1200 for recipe in recipes)
+
+
+def test_named_budgets_draw_the_proposals_just_below_them():
+    recipes = run(make(budgets=[Budget.parse("60%"), Budget.parse("40%")]), map(str, range(40)))
+    sizes = [size_of(recipe).num_params / 1000 for recipe in recipes]
+    assert sum(0.5 < size <= 0.6 or 0.3 < size <= 0.4 for size in sizes) >= 26
+
+
+def test_without_budgets_the_proposals_are_spread_over_size():
+    recipes = run(make(), map(str, range(32)))
+    sizes = [size_of(recipe).num_params / 1000 for recipe in recipes]
+    for low in (0.28, 0.45, 0.6, 0.78):
+        assert sum(low <= size < low + 0.2 for size in sizes) >= 4
+
+
+def test_an_unreachable_budget_names_the_smallest_size():
+    with pytest.raises(InputError, match=r"budgets 10%.*28\.\d% of the dense size"):
+        make(budgets=[Budget.parse("10%")]).suggest("0")
+
+
+def test_an_unknown_sampler_is_refused_at_once():
+    with pytest.raises(InputError, match=r"search\.sampler 'magic'.*tpe, nsga2"):
+        make(sampler="magic")
+
+
+def test_a_space_that_is_used_up_ends_the_search():
+    space = SearchSpace.model_validate(
+        {
+            "name": "small",
+            "model": "pocket",
+            "recipe": {
+                "mode": "layerwise",
+                "ratio": [0.1, 0.3],
+                "criterion": ["deepest", "random"],
+                "trained": "nothing",
+            },
+        }
+    )
+    searcher = Searcher(space, size_of, DENSE)
+    recipes = [searcher.suggest(str(number)) for number in range(6)]
+    assert len({recipe.key for recipe in recipes if recipe}) == 4
+    assert recipes[4:] == [None, None]
+    assert searcher.exhausted
+
+
+def test_the_number_of_trials_is_kept():
+    searcher = make(num_trials=3)
+    assert [searcher.suggest(str(number)) is None for number in range(4)] == [False, False, False, True]
+
+
+def test_a_stopped_trial_is_told_an_extrapolated_value_and_marked():
+    searcher = make(sampler="random")
+    for name, end in (("a", 0.9), ("b", 0.8), ("c", None)):
+        searcher.suggest(name)
+        searcher.report(name, 10, 0.5)
+        if end:
+            searcher.report(name, 90, end)
+            searcher.finish(name)
+    searcher.stop("c")
+    told = searcher._study.get_trials(deepcopy=False)[searcher.proposals["c"].number]
+    assert told.values[1] == pytest.approx(0.5 + (0.4 + 0.3) / 2)
+    assert told.user_attrs == {"extrapolated_from": 10}
+    finished = searcher._study.get_trials(deepcopy=False)[searcher.proposals["a"].number]
+    assert finished.values == [searcher.proposals["a"].size_ratio, 0.9]
+    assert finished.user_attrs == {}
+
+
+def test_published_recipes_come_first_in_a_form_that_the_space_admits():
+    searcher = make(budgets=[Budget.parse("90%")])
+    assert searcher.enqueue(published_recipes([0.15, 0.6])) == 3
+    first = searcher.suggest("0")
+    assert (first.mode, first.ratio, first.criterion) == ("layerwise", 0.15, "block_influence")
+    assert (first.sft, first.hidden_kd, first.logits_kd) == (1, 1, 0)
+    assert searcher.suggest("1").mode == "widthwise"
+    assert searcher.suggest("2").trained == "projector"
+    assert searcher.enqueue([first]) == 0  # never run twice
+    assert (
+        searcher.enqueue([Recipe(mode="layerwise", ratio=0.06, criterion="block_influence")]) == 0
+    )  # too large
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom"])
+def test_a_resumed_search_proposes_what_an_unbroken_one_would(sampler):
+    unbroken, broken = make(sampler=sampler, seed=5), make(sampler=sampler, seed=5)
+    for searcher in (unbroken, broken):
+        searcher.enqueue(published_recipes([0.15, 0.3]))
+    num = 19 if sampler == "gp" else 30
+    expected = run(unbroken, map(str, range(num)))
+    assert run(broken, map(str, range(17))) == expected[:17]
+    resumed = make(sampler=sampler, seed=5)
+    resumed.set_state(json.loads(json.dumps(broken.state())))
+    assert run(resumed, map(str, range(17, num))) == expected[17:]
+
+
+def test_ray_sees_a_flat_configuration_and_the_end():
+    search = RecipeSearch(make(num_trials=1), config={"study": "joint"})
+    config = search.suggest("t")
+    assert config["study"] == "joint"
+    assert Recipe(**config["recipe"]).key == search.searcher.proposals["t"].recipe.key
+    assert search.suggest("u") == "FINISHED"
+    search.on_trial_result("t", {"retention": 0.5, "samples_seen": 10})
+    search.on_trial_complete("t", {"retention": float("nan"), "samples_seen": 90})
+    assert search.searcher.proposals["t"].end == "failed"
