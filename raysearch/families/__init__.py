@@ -1,0 +1,24 @@
+"""Where each model family keeps its parts, and loading a model from its folder."""
+
+from raysearch.families.family import Family, family_for
+from raysearch.families.known import KNOWN
+from raysearch.families.layout import Kind, Layout, Units, layout_of
+from raysearch.families.loading import ProcessorLike, check_folder, load
+from raysearch.families.quiet import quiet
+from raysearch.families.stock import empty_model, model_class
+
+__all__ = [
+    "KNOWN",
+    "Family",
+    "Kind",
+    "Layout",
+    "ProcessorLike",
+    "Units",
+    "check_folder",
+    "empty_model",
+    "family_for",
+    "layout_of",
+    "load",
+    "model_class",
+    "quiet",
+]

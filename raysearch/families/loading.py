@@ -1,0 +1,148 @@
+"""Load a model and its processor from a folder, after checking that the folder is whole."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
+
+from raysearch.errors import InputError
+from raysearch.families.quiet import quiet
+
+ProcessorLike = Any
+"""A transformers processor, or a tokenizer for a plain language model; None when the folder has neither."""
+
+
+def load(
+    model: str | Path, dtype: torch.dtype | str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, ProcessorLike]:
+    """Load a model in eval mode, and its processor.
+
+    Args:
+        model: a folder, a hub id, or `pocket` for the embedded LVLM.
+        dtype: of the weights; None keeps the file's.
+        trust_remote_code: run code that comes with the checkpoint. Off unless a person says so.
+
+    Raises:
+        InputError: no such model, files missing or truncated, or a configuration that contradicts its weights.
+    """
+    source = _source(model)
+    if source.is_dir():
+        check_folder(source)
+    config = _config(source, model, trust_remote_code)
+    loaded, report = _weights(source, config, dtype, trust_remote_code)
+    if report["missing_keys"]:
+        names = sorted(report["missing_keys"])
+        raise InputError(
+            f"{model}: the configuration asks for {len(names)} tensors that the files lack, the first is {names[0]}; "
+            "config.json and the weights are of different models"
+        )
+    return loaded.eval(), _processor(source, trust_remote_code)
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a checkpoint folder has a configuration and every safetensors shard in full length.
+
+    Raises:
+        InputError: what is missing or truncated.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json, so this is no Hugging Face model folder")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise InputError(f"{index}: not an index of shards; download the folder again") from None
+    else:
+        shards = [path.name for path in folder.glob("*.safetensors")] or ["model.safetensors"]
+    for shard in shards:
+        _check_shard(folder / shard)
+
+
+def _check_shard(path: Path) -> None:
+    """A safetensors file is 8 bytes of header length, the header in JSON, then the tensors."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing; download or copy the folder again")
+    with path.open("rb") as stream:
+        try:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+            end = max(
+                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
+                default=0,
+            )
+        except (struct.error, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+            raise InputError(f"{path}: truncated or no safetensors file; download it again") from None
+    if path.stat().st_size != 8 + length + end:
+        raise InputError(
+            f"{path}: truncated, {path.stat().st_size} bytes of {8 + length + end}; download or copy it again"
+        )
+
+
+def _source(model: str | Path) -> Path:
+    if str(model) == "pocket":
+        from raysearch.pocket import weights_folder
+
+        return Path(weights_folder())
+    return Path(model)
+
+
+def _config(source: Path, model: str | Path, trust_remote_code: bool) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        if not source.exists():
+            raise InputError(
+                f"model {str(model)!r}: no such folder, and the hub didn't give it ({_first_line(error)})"
+            ) from None
+        raise InputError(
+            f"{source}/config.json: can't be read by transformers ({_first_line(error)})"
+        ) from None
+
+
+def _weights(
+    source: Path, config: PretrainedConfig, dtype: torch.dtype | str | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    auto = (
+        AutoModelForImageTextToText
+        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        else AutoModelForCausalLM
+    )
+    try:
+        with quiet():  # what it would say becomes one error below
+            return auto.from_pretrained(
+                str(source),
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(f"{source}: config.json and the weights don't fit: {_first_line(error)}") from None
+
+
+def _processor(source: Path, trust_remote_code: bool) -> ProcessorLike:
+    for auto in (AutoProcessor, AutoTokenizer):
+        try:
+            return auto.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
+            continue
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

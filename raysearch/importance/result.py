@@ -1,0 +1,32 @@
+"""What a criterion hands back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Scores of one criterion; fields that it does not give are None.
+
+    Attributes:
+        criterion: its name.
+        layers: (L,) fp32.
+        layer_order: (L,) indices, the first to be dropped first.
+        block_distance: (L, L) fp32, `[start, length - 1]`: how far `length` layers from `start` on move the state.
+        kv_groups: (L, G) fp32, each with its query heads.
+        heads: (L, H) fp32.
+        ffn_channels: (L, F) fp32.
+        attention_means: (L, H * head size) fp32, mean inputs of the attention output, for bias compensation.
+        ffn_means: (L, F) fp32, mean inputs of the FFN output, for bias compensation.
+    """
+
+    criterion: str
+    layers: np.ndarray | None = None
+    layer_order: np.ndarray | None = None
+    block_distance: np.ndarray | None = None
+    kv_groups: np.ndarray | None = None
+    heads: np.ndarray | None = None
+    ffn_channels: np.ndarray | None = None
+    attention_means: np.ndarray | None = None
+    ffn_means: np.ndarray | None = None

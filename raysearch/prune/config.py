@@ -1,0 +1,115 @@
+"""The configuration of a pruned model: the stock class that can hold a shape, with every per-layer list in step."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import MistralConfig, PretrainedConfig
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """The prunable extents of a decoder, the same in every layer.
+
+    Attributes:
+        num_layers: decoder layers.
+        num_kv_heads: key and value heads per layer.
+        num_heads: query heads per layer, a multiple of `num_kv_heads`.
+        num_ffn_channels: intermediate FFN channels per layer.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    num_heads: int
+    num_ffn_channels: int
+
+
+def shape_of(config: PretrainedConfig) -> Shape:
+    """The shape of a model's decoder, from the model's configuration."""
+    text = config.get_text_config(decoder=True)
+    heads = int(text.num_attention_heads)
+    return Shape(
+        int(text.num_hidden_layers),
+        int(getattr(text, "num_key_value_heads", None) or heads),
+        heads,
+        int(text.intermediate_size),
+    )
+
+
+def head_dim_of(text_config: PretrainedConfig) -> int:
+    """Features per head."""
+    return int(
+        getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    )
+
+
+def pruned_config(
+    config: PretrainedConfig, shape: Shape, layers: Sequence[int] | None = None
+) -> PretrainedConfig:
+    """A new configuration for the whole model.
+
+    Args:
+        config: of the dense model; untouched.
+        shape: of the pruned decoder.
+        layers: the dense layers that stay, increasing; None keeps the first ones.
+
+    Raises:
+        ValueError: the stock class refuses the shape.
+    """
+    text = config.get_text_config(decoder=True)
+    pruned_text = pruned_text_config(text, shape, layers)
+    if text is config:
+        return pruned_text
+    pruned = copy.deepcopy(config)
+    for name, value in vars(config).items():
+        if value is text:
+            setattr(pruned, name, pruned_text)
+    return pruned
+
+
+def pruned_text_config(
+    text: PretrainedConfig, shape: Shape, layers: Sequence[int] | None = None
+) -> PretrainedConfig:
+    """As `pruned_config`, of the decoder's own configuration.
+
+    Llama refuses a hidden size that is no multiple of the heads; the same weights in a Mistral without a sliding
+    window give the same logits, so such a decoder becomes a Mistral where it has no biases (Mistral has none).
+    """
+    dense = shape_of(text)
+    layers = range(shape.num_layers) if layers is None else layers
+    assert len(layers) == shape.num_layers, (shape, layers)
+    fields: dict[str, Any] = text.to_dict()
+    for name, value in fields.items():
+        if "layer" in name and isinstance(value, list | tuple) and len(value) == dense.num_layers:
+            fields[name] = [value[i] for i in layers]
+    fields["num_hidden_layers"] = shape.num_layers
+    if (shape.num_kv_heads, shape.num_heads) != (dense.num_kv_heads, dense.num_heads):
+        fields["head_dim"] = head_dim_of(text)
+        fields["num_attention_heads"] = shape.num_heads
+        fields["num_key_value_heads"] = shape.num_kv_heads
+    fields["intermediate_size"] = shape.num_ffn_channels
+    cls = type(text)
+    if _becomes_mistral(text, shape):
+        cls, fields = MistralConfig, _as_mistral(fields)
+    fields.pop("model_type", None)
+    pruned = cls(**fields)
+    pruned._attn_implementation = text._attn_implementation
+    return pruned
+
+
+def _becomes_mistral(text: PretrainedConfig, shape: Shape) -> bool:
+    return (
+        text.model_type == "llama"
+        and text.hidden_size % shape.num_heads != 0
+        and not text.attention_bias
+        and not text.mlp_bias
+    )
+
+
+def _as_mistral(fields: dict[str, Any]) -> dict[str, Any]:
+    left_out = {"attention_bias", "mlp_bias", "pretraining_tp", "architectures", "model_type"}
+    fields = {name: value for name, value in fields.items() if name not in left_out}
+    if fields.get("architectures"):
+        fields["architectures"] = ["MistralForCausalLM"]
+    return {**fields, "sliding_window": None}

@@ -1,0 +1,43 @@
+"""Which KV groups, query heads and FFN channels each layer keeps."""
+
+import numpy as np
+
+from raysearch.errors import InputError
+from raysearch.families import Layout, Units
+from raysearch.importance import Importance
+from raysearch.prune.config import Shape
+
+
+def units_to_keep(importance: Importance, layout: Layout, shape: Shape, layer: int) -> Units:
+    """The best units of one layer: whole KV groups first, then the same number of query heads in each.
+
+    Args:
+        importance: of a width criterion.
+        layout: of the dense layers.
+        shape: how many units stay.
+        layer: index of the dense layer.
+
+    Raises:
+        InputError: `importance` is not of a width criterion.
+    """
+    if importance.heads is None or importance.kv_groups is None or importance.ffn_channels is None:
+        raise InputError(
+            f"criterion {importance.criterion}: scores no heads and channels; choose a width criterion"
+        )
+    groups = top(importance.kv_groups[layer], shape.num_kv_heads)
+    per_group = shape.num_heads // shape.num_kv_heads
+    heads = importance.heads[layer].reshape(layout.num_kv_groups, layout.heads_per_group)
+    kept = [group * layout.heads_per_group + top(heads[group], per_group) for group in groups]
+    return Units(groups, np.concatenate(kept), top(importance.ffn_channels[layer], shape.num_ffn_channels))
+
+
+def top(scores: np.ndarray, num: int) -> np.ndarray:
+    """Increasing indices of the `num` highest scores; of equal ones the first stay.
+
+    Raises:
+        InputError: a score is NaN.
+    """
+    scores = np.asarray(scores, float)
+    if np.isnan(scores).any():
+        raise InputError("importance: holds NaN; calibrate in fp32 or bf16, or on other samples")
+    return np.sort(np.argsort(-scores, kind="stable")[:num])
