@@ -7,6 +7,7 @@ their slot and hand its reply to the scheduler. Commands and replies travel over
 
 import asyncio
 import os
+import pickle
 import threading
 import time
 import uuid
@@ -37,7 +38,8 @@ class _Board:
         self._commands: dict[str, list[Any]] = defaultdict(list)
         self._replies: dict[str, list[Any]] = defaultdict(list)
         self._preparing: str | None = None
-        self._prepared: Any = None
+        self._prepared: bytes | None = None
+        self._dense_scores: dict[str, float] | None = None
         self._front: list[tuple[float, float]] = []
 
     async def send(self, slot: str, command: dict[str, Any]) -> None:
@@ -60,18 +62,25 @@ class _Board:
             await self._changed.wait_for(lambda: len(self._replies[slot]) > index)
             return self._replies[slot][index]
 
-    async def prepared(self, slot: str) -> Any:
-        """What is measured once per study; None for the one slot that shall measure it and `publish` it."""
+    async def prepared(self, slot: str) -> bytes | None:
+        """What is measured once per study, pickled (this process never loads torch).
+
+        None for the one slot that shall measure and `publish` it; the others wait for that.
+        """
         async with self._changed:
             await self._changed.wait_for(lambda: self._prepared is not None or self._preparing is None)
             if self._prepared is None:
                 self._preparing = slot
             return self._prepared
 
-    async def publish(self, prepared: Any) -> None:
+    async def publish(self, prepared: bytes, dense_scores: dict[str, float]) -> None:
         async with self._changed:
-            self._prepared = prepared
+            self._prepared, self._dense_scores = prepared, dense_scores
             self._changed.notify_all()
+
+    async def dense_scores(self) -> dict[str, float] | None:
+        """Mean score per benchmark of the dense model on the search split, once it has been measured."""
+        return self._dense_scores
 
     async def forget(self, slot: str) -> None:
         """The slot is gone; if it was preparing, another one may."""
@@ -113,8 +122,15 @@ class Slot:
         self.name = f"slot-{uuid.uuid4().hex[:8]}"
         self._board, self._num_replies = board, 0
         slots = space.slots
-        resources = {"CPU": slots.cpus_per_worker} | ({"GPU": slots.gpus_per_worker} if slots.gpus_per_worker else {})
-        shared = {"board": board, "slot": self.name, "space": space.model_dump(mode="json"), "rungs": list(rungs)}
+        resources = {"CPU": slots.cpus_per_worker} | (
+            {"GPU": slots.gpus_per_worker} if slots.gpus_per_worker else {}
+        )
+        shared = {
+            "board": board,
+            "slot": self.name,
+            "space": space.model_dump(mode="json"),
+            "rungs": list(rungs),
+        }
         trainer = TorchTrainer(
             _serve,
             train_loop_config=shared,
@@ -159,7 +175,9 @@ class Slot:
 class RecipeTrial(tune.Trainable):
     """A Tune trial: one recipe, one result per rung. Its slot outlives it (`reuse_actors=True`)."""
 
-    def setup(self, config: dict[str, Any], board: Any, space: dict[str, Any], rungs: list[int], folder: str) -> None:
+    def setup(
+        self, config: dict[str, Any], board: Any, space: dict[str, Any], rungs: list[int], folder: str
+    ) -> None:
         self._board, self._rungs, self._folder = board, rungs, folder
         self._space = SearchSpace.model_validate(space)
         self._slot: Slot | None = None
@@ -242,13 +260,14 @@ class _Worker:
         torch.set_num_threads(max(1, int(space.slots.cpus_per_worker)))
         start_distributed()
         board, slot = config["board"], config["slot"]
-        prepared = ray.get(board.prepared.remote(slot)) if rank == 0 else None
-        if rank == 0:
-            self._bench = Workbench(space, prepared)
-            if prepared is None:
-                ray.get(board.publish.remote(self._bench.prepared))
+        known = ray.get(board.prepared.remote(slot)) if rank == 0 else None
+        if rank == 0 and known is None:
+            self._bench = Workbench(space)
+            found = self._bench.prepared
+            ray.get(board.publish.remote(pickle.dumps(found), found.search.means()))
         else:
-            self._bench = Workbench(space, ray.get(board.prepared.remote(slot)))
+            known = known or ray.get(board.prepared.remote(slot))
+            self._bench = Workbench(space, pickle.loads(known))
         self._trial: Any = None
         self._scores: Any = None
 

@@ -50,11 +50,13 @@ class Study:
         self._open[trial] = (recipe, [], time.monotonic())
         _append(self.folder / STARTED, {"trial": trial, "key": recipe.key, "recipe": recipe.as_dict()})
 
-    def rung(self, trial: str, score: Score) -> None:
-        """A running trial has a new score; one that was seen already is ignored."""
+    def rung(self, trial: str, score: Score) -> bool:
+        """Note a running trial's score; False if that rung was seen already (the trial is being replayed)."""
         scores = self._open[trial][1]
-        if not scores or score.samples_seen > scores[-1].samples_seen:
-            scores.append(score)
+        if scores and score.samples_seen <= scores[-1].samples_seen:
+            return False
+        scores.append(score)
+        return True
 
     def trial_ended(self, trial: str, end: str, result: dict[str, Any], reason: str = "") -> TrialRecord:
         """Write the trial's line."""
@@ -119,6 +121,11 @@ class Study:
         return Front.build(self.space.name, self.space.model, baseline, points, self.budgets)
 
 
+def is_study(folder: Path) -> bool:
+    """Whether a folder holds a study."""
+    return any((folder / name).exists() for name in (SPACE, TRIALS, "front.json"))
+
+
 def read_trials(folder: Path) -> list[TrialRecord]:
     """The ended trials of a study, in the order of their end.
 
@@ -142,7 +149,9 @@ def read_space(folder: Path) -> SearchSpace:
     """
     path = folder / SPACE
     if not path.exists():
-        raise InputError(f"{folder}: no {SPACE}, so there is no study to resume; give the --out folder of a search")
+        raise InputError(
+            f"{folder}: no {SPACE}, so there is no study to resume; give the --out folder of a search"
+        )
     return SearchSpace.load(path)
 
 

@@ -1,0 +1,87 @@
+"""The main job: search for the Pareto front of size against retention.
+
+    python -m raysearch.pareto                                    # the embedded LVLM, minutes on two CPU cores
+    python -m raysearch.pareto my-space.yaml --budget 3.2GB --out runs/mine
+    ray job submit --working-dir . -- python -m raysearch.pareto search_spaces/pocket.yaml
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raysearch.errors import InputError
+from raysearch.size import Budget
+from raysearch.space import SearchSpace
+
+EMBEDDED_SPACE = Path(__file__).parent / "pocket" / "space.yaml"
+
+
+def search(
+    space: Annotated[Path | None, typer.Argument(help="Search space; left out, the embedded LVLM's.")] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="Size to answer for: 60%, 3.2GB, 3B; may be repeated.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials to run, stopped ones included.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME-TIME if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of sampler and data order.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the study in this folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count; run nothing.")] = False,
+) -> None:
+    """Search for the best recipes: a Pareto front of model size against quality kept.
+
+    Examples:
+
+      raysearch search
+
+      raysearch search my-space.yaml --budget 3.2GB --budget 60% --out runs/mine
+
+      raysearch search --resume runs/mine --trials 60
+    """
+    study_space, folder = _study_of(space, resume, out)
+    study_space = _with_options(study_space, budget, trials, seed, slots)
+    from raysearch.plan import plan
+
+    planned = plan(study_space)
+    if dry_run:
+        typer.echo(_counted(planned))
+        return
+    from raysearch.study import Study
+
+    study = Study(folder, study_space)
+    study.create()
+    front = _run(planned, study)
+    if front is not None:
+        _close(study, front)
+
+
+def _study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple[SearchSpace, Path]:
+    """The space and the folder, from a new start or from an earlier one."""
+    from raysearch.study import is_study, read_space
+
+    if resume is not None:
+        if space is not None or out is not None:
+            raise InputError("--resume: goes on with the space and the folder of the study; leave out SPACE and --out")
+        return read_space(resume), resume.resolve()
+    loaded = SearchSpace.load(space or EMBEDDED_SPACE)
+    folder = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if is_study(folder):
+        raise InputError(f"--out {folder}: holds a study already; go on with --resume {folder}, or choose another folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--out {folder}: exists and is not an empty folder; choose another")
+    return loaded, folder.resolve()
+
+
+def _with_options(
+    space: SearchSpace, budget: list[str] | None, trials: int | None, seed: int | None, slots: int | None
+) -> SearchSpace:
+    """The space with what the command line overrides."""
+    searching = {name: value for name, value in (("trials", trials), ("seed", seed)) if value is not None}
+    changes: dict[str, Any] = {"search": space.search.model_copy(update=searching)}
+    if budget:
+        changes["budgets"] = [Budget.parse(text).text for text in budget]
+    if slots:
+        changes["slots"] = space.slots.model_copy(update={"num": slots})
+    return space.model_copy(update=changes)

@@ -1,0 +1,56 @@
+"""A search that has been checked and counted, before anything is loaded or run."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from raysearch import families
+from raysearch.benchmarks import load_benchmarks
+from raysearch.data import load_samples
+from raysearch.errors import InputError
+from raysearch.prune.shape import shape_of, size_of
+from raysearch.recipe import Recipe
+from raysearch.size import Budget, Size
+from raysearch.space import SearchSpace
+from raysearch.trial import size_for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search needs to know beforehand.
+
+    Attributes:
+        dense: size of the dense model.
+        num_samples: rows of recovery data that make 100%.
+        max_samples: samples seen by the longest trial.
+    """
+
+    space: SearchSpace
+    config: Any = field(repr=False)
+    dense: Size
+    num_samples: int
+    max_samples: int
+    budgets: tuple[Budget, ...]
+
+    def size_of(self, recipe: Recipe) -> Size | None:
+        """The exact size of what a recipe makes; None when the family has no such model."""
+        try:
+            return size_for(self.config, recipe)
+        except InputError:
+            return None
+
+
+def plan(space: SearchSpace) -> Plan:
+    """Check a space against its model and data; nothing is loaded that costs more than seconds, nothing written.
+
+    Raises:
+        InputError: the model, the data, a benchmark or a budget can't be used.
+    """
+    config = families.load_config(space.model)
+    dense = size_of(config, shape_of(config))
+    load_benchmarks(space.benchmarks, "search")
+    num_rows = len(load_samples(space.data))
+    if space.num_samples and space.num_samples > num_rows:
+        raise InputError(f"num_samples: {space.num_samples}, but {space.data} has {num_rows} rows; lower it")
+    num_samples = space.num_samples or num_rows
+    budgets = tuple(Budget.parse(text) for text in space.budgets)
+    return Plan(space, config, dense, num_samples, space.largest_recovery(num_samples), budgets)

@@ -1,0 +1,232 @@
+"""Join the space, the searcher, the scheduler, the slots and the tracker into a search; the result is a front."""
+
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+
+from raysearch.errors import InputError
+from raysearch.front import Baseline, Front, Measured
+from raysearch.plan import Plan
+from raysearch.recipe import Recipe
+from raysearch.runner import RecipeTrial, post_front, start_board
+from raysearch.scheduler import ParetoASHA
+from raysearch.score import Score, TrialRecord
+from raysearch.searcher import RecipeSearch, Searcher
+from raysearch.size import Size
+from raysearch.space import SearchSpace
+from raysearch.study import Study
+
+STATE = "search-state.json"
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study's own files say it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search` ends cleanly itself
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class Observer(Protocol):
+    """Whoever wants to follow a search: the tracker, the terminal."""
+
+    def trial_started(self, trial: str, recipe: Recipe, size: Size) -> None: ...
+
+    def rung(self, trial: str, score: Score) -> None: ...
+
+    def trial_ended(self, record: TrialRecord) -> None: ...
+
+    def front_changed(self, front: Front) -> None: ...
+
+
+def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Front:
+    """Run the trials that a study still lacks, and return its front.
+
+    Ctrl-C and SIGTERM end it early: what has finished is kept and the front is written before the
+    KeyboardInterrupt goes on.
+
+    Raises:
+        InputError: the cluster lacks what a trial asks for, or no recipe of the space can be run.
+    """
+    _join_cluster()
+    num_slots = _num_slots(plan.space)
+    proposals = _proposals(plan, study)
+    recorder = Recorder(plan, study, proposals, start_board(), observers)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
+    try:
+        _tuner(plan, study, proposals, recorder, num_slots).fit()
+        if recorder.wrong_input:
+            raise InputError(recorder.wrong_input)
+    finally:
+        front = recorder.conclude()
+        ray.shutdown()
+    return front
+
+
+def _tuner(
+    plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorder", num_slots: int
+) -> tune.Tuner:
+    trainable = tune.with_parameters(
+        RecipeTrial,
+        board=recorder.board,
+        space=plan.space.model_dump(mode="json"),
+        rungs=[round(level) for level in proposals.scheduler.levels],
+        folder=str(study.folder),
+    )
+    # A trial only passes commands on: it sits on the head node and takes no CPU from the slots.
+    head = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+    return tune.Tuner(
+        tune.with_resources(trainable, head),
+        tune_config=tune.TuneConfig(
+            search_alg=proposals,
+            scheduler=proposals.scheduler,
+            num_samples=plan.space.search.trials - len(study.records),
+            max_concurrent_trials=num_slots,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(study.folder),
+            callbacks=[recorder],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=1),
+        ),
+    )
+
+
+def _proposals(plan: Plan, study: Study) -> RecipeSearch:
+    settings = plan.space.search
+    first_rung = max(1, round(settings.first_rung * plan.max_samples))
+    scheduler = ParetoASHA(
+        max_t=plan.max_samples,
+        grace_period=first_rung if settings.early_stopping else plan.max_samples,
+        reduction_factor=settings.reduction_factor,
+        budgets=[budget.size_ratio(plan.dense) for budget in plan.budgets],
+        retention_se="retention_se",
+        log=study.folder / "decisions.jsonl",
+    )
+    searcher = Searcher(
+        plan.space,
+        size_of=plan.size_of,
+        dense=plan.dense,
+        budgets=plan.budgets,
+        num_trials=settings.trials,
+        sampler=settings.sampler,
+        seed=settings.seed,
+    )
+    proposals = RecipeSearch(searcher, scheduler)
+    if (study.folder / STATE).exists():
+        proposals.restore(str(study.folder / STATE))
+    return proposals
+
+
+def _join_cluster() -> None:
+    """Join the cluster that RAY_ADDRESS or the job names; else start one on this machine."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+
+
+def _num_slots(space: SearchSpace) -> int:
+    """Trials at a time: what the space says, or as many as the cluster has room for.
+
+    Raises:
+        InputError: the cluster has not even room for one.
+    """
+    slots, found = space.slots, ray.cluster_resources()
+    asked = {"CPU": slots.workers * slots.cpus_per_worker, "GPU": slots.workers * slots.gpus_per_worker}
+    room = min(int(found.get(kind, 0) // amount) for kind, amount in asked.items() if amount)
+    if room < 1:
+        raise InputError(
+            f"slots: a trial asks for {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, the cluster has "
+            f"{found.get('CPU', 0):g} and {found.get('GPU', 0):g}; lower slots.workers or add nodes"
+        )
+    return min(slots.num or room, room)
+
+
+class Recorder(tune.Callback):
+    """Carries what Tune reports into the study's files, to the slots and to the observers."""
+
+    def __init__(
+        self, plan: Plan, study: Study, proposals: Any, board: Any, observers: Sequence[Observer]
+    ) -> None:
+        self.board = board
+        self.wrong_input: str | None = None
+        self._plan, self._study, self._proposals, self._observers = plan, study, proposals, observers
+        self._baseline: Baseline | None = study.front.baseline if study.front else None
+        self._fronts: list[Front] = []
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note the recipe; a trial that is tried again is noted again."""
+        recipe = Recipe(**trial.config["recipe"])
+        size = self._plan.size_of(recipe)
+        assert size is not None, recipe
+        self._study.trial_started(trial.trial_id, recipe)
+        for observer in self._observers:
+            observer.trial_started(trial.trial_id, recipe, size)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note a rung."""
+        if result.get("failed"):
+            return
+        score = Score(**{name: result[name] for name in Score.model_fields})
+        if self._study.rung(trial.trial_id, score):
+            for observer in self._observers:
+                observer.rung(trial.trial_id, score)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Write the trial's line, and the front if it changes."""
+        result = trial.last_result or {}
+        if result.get("failed"):
+            self._end(trial, "failed", result, str(result["failed"]))
+        elif self._proposals.scheduler.was_stopped(trial.trial_id):
+            seen = result["samples_seen"]
+            self._end(trial, "stopped", result, f"behind at the rung of {seen} samples; see decisions.jsonl")
+        else:
+            self._end(trial, "finished", result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune gave the trial up."""
+        message = str(trial.get_error() or "the trial's process ended").strip().splitlines()[-1]
+        self._end(trial, "failed", trial.last_result or {}, message)
+
+    def conclude(self) -> Front | None:
+        """Write the front as it stands; None if not even the dense model was measured."""
+        baseline = self._baseline or self._measured_baseline()
+        return self._study.write_front(baseline) if baseline else None
+
+    def _end(self, trial: Any, end: str, result: dict[str, Any], reason: str = "") -> None:
+        record = self._study.trial_ended(trial.trial_id, end, result, reason)
+        for observer in self._observers:
+            observer.trial_ended(record)
+        if end == "finished" and result.get("checkpoint"):
+            self._offer(record, result)
+        self._proposals.save(str(self._study.folder / STATE))
+
+    def _offer(self, record: TrialRecord, result: dict[str, Any]) -> None:
+        self._baseline = self._baseline or self._measured_baseline()
+        assert self._baseline is not None, record
+        heldout = Measured(**result["heldout"])
+        run_ids = [
+            getattr(observer, "run_id", lambda trial: None)(record.trial) for observer in self._observers
+        ]
+        run_id = next((found for found in run_ids if found), None)
+        if self._study.offer(record, self._baseline, result["checkpoint"], heldout, run_id):
+            front = self._study.write_front(self._baseline)
+            post_front(self.board, front.points)
+            for observer in self._observers:
+                observer.front_changed(front)
+
+    def _measured_baseline(self) -> Baseline | None:
+        scores = ray.get(self.board.dense_scores.remote())
+        dense = self._plan.dense
+        if scores is None:
+            return None
+        return Baseline(num_params=dense.num_params, size_bytes=dense.size_bytes, scores=scores)
