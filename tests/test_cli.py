@@ -1,0 +1,154 @@
+"""The command line: answers, plain mistakes, and what each command does without."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import synthetic_study
+
+from raysearch.cli import app
+from raysearch.front import Front
+from raysearch.size import Budget
+
+HEAVY = ("torch", "ray", "transformers", "optuna", "mlflow", "matplotlib", "plotly", "pandas")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return synthetic_study.make(tmp_path_factory.mktemp("study") / "run").folder
+
+
+def call(capsys, *args):
+    """Exit status, stdout and stderr of a command."""
+    with pytest.raises(SystemExit) as ended:
+        app([str(arg) for arg in args])
+    return ended.value.code, *capsys.readouterr()
+
+
+def alone(*args, code="from raysearch.cli import app; app()"):
+    """Run a command in a process of its own, and name the heavy modules it has imported at its end."""
+    watched = (
+        "import atexit, sys; atexit.register(lambda: print('HEAVY', *(set(sys.modules) & "
+        f"set({HEAVY!r})), file=sys.stderr)); {code}"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", watched, *map(str, args)], capture_output=True, text=True, env=os.environ
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    heavy = next(line for line in done.stderr.splitlines() if line.startswith("HEAVY")).split()[1:]
+    return done.returncode, heavy, seconds, done
+
+
+COMMANDS = {
+    "help": ["--help"],
+    "help of a command": ["best", "--help"],
+    "best": ["best", "STUDY", "--budget", "60%"],
+    "best as JSON": ["best", "STUDY", "--budget", "60%", "--json"],
+    "wrong budget": ["best", "STUDY", "--budget", "60"],
+    "no study": ["best", "NOWHERE", "--budget", "60%"],
+    "no space": ["search", "nowhere.yaml"],
+    "prune without a size": ["prune", "pocket", "--to", "NOWHERE"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_answers_come_light_and_fast(name, study, tmp_path):
+    args = [{"STUDY": study, "NOWHERE": tmp_path / "no"}.get(arg, arg) for arg in COMMANDS[name]]
+    status, heavy, seconds, _ = alone(*args)
+    assert heavy == []
+    assert status == (0 if "help" in name or name.startswith("best") else 2)
+    assert seconds < 1, "CPU time, so that a busy machine does not matter"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["best", "STUDY", "--budget", "60"], "budget '60'"),
+        (["best", "STUDY", "--budget", "1%"], "raise the budget"),
+        (["best", "NOWHERE", "--budget", "60%"], "no front.json"),
+        (["best", "--budget", "60%"], "DIR"),
+        (["bets", "STUDY"], "best"),
+        (["best", "STUDY", "--bugdet", "60%"], "--budget"),
+        (["export", "STUDY", "--budget", "60%", "--to", "STUDY"], "not an empty folder"),
+        (["prune", "pocket", "--ratio", "0.3", "--budget", "60%", "--to", "NOWHERE"], "one of --ratio"),
+        (["prune", "pocket", "--mode", "sideways", "--to", "NOWHERE"], "sideways"),
+        (["search", "NOWHERE"], "no such file"),
+        (["report", "NOWHERE"], "no study"),
+        (["sync", "NOWHERE"], "no study"),
+        (["estimate", "NOWHERE"], "no such file"),
+    ],
+)
+def test_a_mistake_is_one_plain_line_and_status_2(args, said, study, tmp_path, capsys):
+    args = [{"STUDY": study, "NOWHERE": tmp_path / "no"}.get(arg, arg) for arg in args]
+    status, out, err = call(capsys, *args)
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("raysearch: ")
+    assert said in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_is_130(monkeypatch, study, capsys):
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Front, "load", interrupted)
+    status, _, err = call(capsys, "best", study, "--budget", "60%")
+    assert status == 130
+    assert "Traceback" not in err
+
+
+def test_full_disk_is_a_plain_line(monkeypatch, study, capsys):
+    def full(folder):
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr(Front, "load", full)
+    status, _, err = call(capsys, "best", study, "--budget", "60%")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "No space left" in err
+
+
+def test_best_says_what_the_front_says(study, capsys):
+    point = Front.load(study).pick(Budget.parse("60%"))
+    status, out, _ = call(capsys, "best", study, "--budget", "60%", "--json")
+    answer = json.loads(out)
+    assert status == 0
+    assert answer["key"] == point.key
+    assert answer["retention_ci"] == list(point.retention_ci)
+    assert answer["recipe"] == point.recipe.as_dict()
+    assert answer["checkpoint"] == str(study / "checkpoints" / point.key)
+    assert answer["size_bytes"] <= 0.6 * synthetic_study.BASELINE.size_bytes
+    _, table, _ = call(capsys, "best", study, "--budget", "60%")
+    assert point.key in table
+    assert f"{point.retention:.1%}" in table
+
+
+def test_best_names_who_cannot_be_told_apart(study, capsys):
+    front = Front.load(study)
+    for budget in ("60%", "75%", "90%", "100%"):
+        answer = json.loads(call(capsys, "best", study, "--budget", budget, "--json")[1])
+        # Every standard error in this study is .012: two retentions differ above 1.96 * sqrt(2) * .012 = .03326.
+        near = [
+            p.key
+            for p in front.points
+            if p.size_ratio <= float(budget[:-1]) / 100
+            and p.key != answer["key"]
+            and abs(p.retention - answer["retention"]) <= 0.03326
+        ]
+        assert answer["not_told_apart"] == near
+        _, table, _ = call(capsys, "best", study, "--budget", budget)
+        assert table.count("Not told apart") == len(near)
+
+
+@pytest.mark.parametrize("command", ["search", "best", "export", "prune", "report", "estimate", "sync"])
+def test_every_help_has_examples(command, capsys):
+    status, out, _ = call(capsys, command, "--help")
+    assert status == 0
+    assert f"raysearch {command}" in out
