@@ -1,8 +1,8 @@
 """The main job: search for the Pareto front of size against retention.
 
-    python -m raysearch.pareto                                    # the embedded LVLM, minutes on two CPU cores
-    python -m raysearch.pareto my-space.yaml --budget 3.2GB --out runs/mine
-    ray job submit --working-dir . -- python -m raysearch.pareto search_spaces/pocket.yaml
+python -m raysearch.pareto                                    # the embedded LVLM, minutes on two CPU cores
+python -m raysearch.pareto my-space.yaml --budget 3.2GB --out runs/mine
+ray job submit --working-dir . -- python -m raysearch.pareto search_spaces/pocket.yaml
 """
 
 from datetime import datetime
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from raysearch.door import Door
 from raysearch.errors import InputError
 from raysearch.size import Budget
 from raysearch.space import SearchSpace
@@ -46,15 +47,26 @@ def search(
 
     planned = plan(study_space)
     if dry_run:
-        typer.echo(_counted(planned))
+        print("\n".join(planned.describe()))
         return
+    from raysearch.live import LiveView
+    from raysearch.plots import write_pictures
     from raysearch.study import Study
+    from raysearch.summary import print_result
+    from raysearch.tracking import Tracker
+    from raysearch.tuner import search as run_search
 
     study = Study(folder, study_space)
     study.create()
-    front = _run(planned, study)
-    if front is not None:
-        _close(study, front)
+    tracker = Tracker(study)
+    with LiveView(planned, study) as view:
+        try:
+            front = run_search(planned, study, [tracker, view])
+        finally:
+            if study.front:
+                write_pictures(study.folder, study.front, study.records)
+            tracker.close()
+    print_result(front, _shown(folder))
 
 
 def _study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple[SearchSpace, Path]:
@@ -63,12 +75,16 @@ def _study_of(space: Path | None, resume: Path | None, out: Path | None) -> tupl
 
     if resume is not None:
         if space is not None or out is not None:
-            raise InputError("--resume: goes on with the space and the folder of the study; leave out SPACE and --out")
+            raise InputError(
+                "--resume: goes on with the space and the folder of the study; leave out SPACE and --out"
+            )
         return read_space(resume), resume.resolve()
     loaded = SearchSpace.load(space or EMBEDDED_SPACE)
     folder = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if is_study(folder):
-        raise InputError(f"--out {folder}: holds a study already; go on with --resume {folder}, or choose another folder")
+        raise InputError(
+            f"--out {folder}: holds a study already; go on with --resume {folder}, or choose another folder"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--out {folder}: exists and is not an empty folder; choose another")
     return loaded, folder.resolve()
@@ -85,3 +101,15 @@ def _with_options(
     if slots:
         changes["slots"] = space.slots.model_copy(update={"num": slots})
     return space.model_copy(update=changes)
+
+
+def _shown(folder: Path) -> str:
+    """The folder as a person would type it."""
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+app = Door()
+app.command()(search)
+
+if __name__ == "__main__":
+    app()

@@ -38,6 +38,18 @@ class Plan:
         except InputError:
             return None
 
+    def describe(self) -> list[str]:
+        """What will be done, one fact a line."""
+        space, settings = self.space, self.space.search
+        budgets = [f"{b.text} ({b.bound_bytes(self.dense) / 1e6:,.1f} MB)" for b in self.budgets]
+        return [
+            f"model      {space.model}: {self.dense.num_params:,} parameters, {self.dense.size_bytes:,} bytes",
+            f"budgets    {', '.join(budgets) or 'none: the whole range of sizes'}",
+            f"data       {space.data}: {self.num_samples:,} samples; the longest trial sees {self.max_samples:,}",
+            f"trials     {settings.trials} by {settings.sampler}, seed {settings.seed}, "
+            + ("stopped early where behind" if settings.early_stopping else "all run to their end"),
+        ]
+
 
 def plan(space: SearchSpace) -> Plan:
     """Check a space against its model and data; nothing is loaded that costs more than seconds, nothing written.

@@ -59,6 +59,23 @@ def retention(pruned: Results, dense: Results, form: str = "ratio_of_averages") 
     Raises:
         ValueError: the form is unknown, the questions differ, or the dense model has nothing to keep.
     """
+    value, influences = _influences(pruned, dense, form)
+    return Retention(value, _standard_error(influences, dense))
+
+
+def difference(first: Results, second: Results, dense: Results, form: str = "ratio_of_averages") -> Retention:
+    """How much more `first` keeps than `second`, with the paired standard error of that difference.
+
+    Raises:
+        ValueError: as `retention`.
+    """
+    ours, theirs = _influences(first, dense, form), _influences(second, dense, form)
+    gaps = {name: ours[1][name] - theirs[1][name] for name in ours[1]}
+    return Retention(ours[0] - theirs[0], _standard_error(gaps, dense))
+
+
+def _influences(pruned: Results, dense: Results, form: str) -> tuple[float, dict[str, np.ndarray]]:
+    """Retention, and per benchmark what each question adds to its linearised error, times the questions."""
     if form not in FORMS:
         raise ValueError(f"retention {form!r} is not known; known are {', '.join(FORMS)}")
     if {n: len(v) for n, v in pruned.scores.items()} != {n: len(v) for n, v in dense.scores.items()}:
@@ -77,11 +94,15 @@ def retention(pruned: Results, dense: Results, form: str = "ratio_of_averages") 
     else:
         value = float(kept.sum() / had.sum())
         ratios, weights = np.full(len(names), value), np.full(len(names), 1 / had.sum())
-    errors = [
-        weight * _clustered_se(pruned.scores[name] - ratio * dense.scores[name], dense.images[name])
+    return value, {
+        name: weight * (pruned.scores[name] - ratio * dense.scores[name])
         for name, ratio, weight in zip(names, ratios, weights, strict=True)
-    ]
-    return Retention(value, float(np.sqrt(np.sum(np.square(errors)))))
+    }
+
+
+def _standard_error(influences: Mapping[str, np.ndarray], dense: Results) -> float:
+    errors = [_clustered_se(values, dense.images[name]) for name, values in influences.items()]
+    return float(np.sqrt(np.sum(np.square(errors))))
 
 
 def _clustered_se(values: np.ndarray, clusters: Sequence[str] | np.ndarray) -> float:

@@ -246,6 +246,13 @@ class SearchSpace(_Strict):
             parts.append(str(_choose(ask, name, [case for case in cases if case.choices], values)))
         return "+".join(parts)
 
+    def criteria(self) -> list[str]:
+        """The criteria that some recipe of the space may use."""
+        values = [value for case in self.recipe["criterion"] for value in getattr(case, "choices", [])]
+        modes = [value for case in self.recipe["mode"] for value in getattr(case, "choices", [])]
+        used = {name for mode in modes for known in _criteria_kinds(str(mode)) for name in known}
+        return [str(value) for value in dict.fromkeys(values) if value in used]
+
     def largest_recovery(self, num_samples: int) -> int:
         """Samples seen by the longest trial in the space, given the rows of the data; at least 1."""
         most: dict[str, float] = {}

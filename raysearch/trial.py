@@ -127,7 +127,11 @@ class Trial:
         kept = retention(results, bench.prepared.heldout, bench.space.retention)
         heldout = Measured(retention=kept.value, retention_ci=kept.interval, scores=results.means())
         scores = {"search": self._latest and self._latest.model_dump(), "heldout": heldout.model_dump()}
-        card = {"model": bench.space.model, "num_params": self.size.num_params, "size_bytes": self.size.size_bytes}
+        card = {
+            "model": bench.space.model,
+            "num_params": self.size.num_params,
+            "size_bytes": self.size.size_bytes,
+        }
         export.save(model, bench.processor, folder, recipe=self.recipe, scores=scores, card=card)
         return heldout
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raysearch.retention import Results, retention
+from raysearch.retention import Results, Retention, difference, retention
 
 
 def results(scores, images=None, chance=None):
@@ -48,6 +48,17 @@ def test_questions_about_one_image_count_as_one_draw():
     grouped = {"a": np.repeat(np.arange(20), 2)}
     together = retention(results(pruned, grouped), results(dense, grouped)).se
     assert together == pytest.approx(alone * np.sqrt(2), rel=0.03)  # pairs are equal; n-1 differs
+
+
+def test_the_difference_of_two_models_is_paired():
+    generator = np.random.default_rng(1)
+    dense = results({"a": np.ones(500)})
+    first = results({"a": generator.random(500) < 0.8})
+    second = results({"a": first.scores["a"] * (np.arange(500) % 50 != 0)})  # misses ten more questions
+    gap = difference(first, second, dense)
+    assert gap.value == pytest.approx(retention(first, dense).value - retention(second, dense).value)
+    assert gap.se < 0.4 * np.hypot(retention(first, dense).se, retention(second, dense).se)
+    assert difference(first, first, dense) == Retention(0.0, 0.0)
 
 
 def test_nothing_to_keep_other_questions_and_unknown_forms_are_refused():

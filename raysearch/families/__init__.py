@@ -3,7 +3,7 @@
 from raysearch.families.family import Family, family_for
 from raysearch.families.known import KNOWN
 from raysearch.families.layout import Kind, Layout, Units, layout_of
-from raysearch.families.loading import ProcessorLike, check_folder, load
+from raysearch.families.loading import ProcessorLike, check_folder, load, load_config
 from raysearch.families.quiet import quiet
 from raysearch.families.stock import empty_model, model_class
 
@@ -19,6 +19,7 @@ __all__ = [
     "family_for",
     "layout_of",
     "load",
+    "load_config",
     "model_class",
     "quiet",
 ]

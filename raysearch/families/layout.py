@@ -6,7 +6,7 @@ a KV group with its key and value rows and all its query heads, a channel with i
 (arXiv 2604.24380, section 3.2). Hidden size, embeddings and norms stay.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -88,15 +88,28 @@ class Layout:
             np.arange(self.num_kv_groups), np.arange(self.num_heads), np.arange(self.num_ffn_channels)
         )
 
+    def source(self, name: str) -> tuple[str, list[Slab]]:
+        """Where a tensor of the pruned layer comes from: the dense tensor's name, and the slabs of it to take.
+
+        Names are the same, but for a class with split weights that stands in for one with fused weights.
+        """
+        module, _, leaf = name.rpartition(".")
+        if module not in self.by_module:
+            parent, _, child = module.rpartition(".")
+            fused, place = _SPLITS.get(child, ("", 0))
+            if f"{parent}.{fused}" in self.by_module:
+                return f"{parent}.{fused}.{leaf}", [self.by_module[f"{parent}.{fused}"][place]]
+        return name, self.slabs_of(name)
+
     def keep(self, name: str, tensor: torch.Tensor, units: Units) -> torch.Tensor:
-        """The part of a layer's tensor that stays: a copy, never a view.
+        """The values of a pruned layer's tensor: a copy, never a view.
 
         Args:
-            name: of the tensor inside its layer, e.g. `self_attn.q_proj.weight`.
-            tensor: the dense tensor.
+            name: of the tensor inside the pruned layer, e.g. `self_attn.q_proj.weight`.
+            tensor: the dense tensor it comes from, see `source`.
             units: what stays.
         """
-        slabs = self.slabs_of(name)
+        _, slabs = self.source(name)
         if not slabs:
             return tensor.detach().clone()
         axis = slabs[0].axis
@@ -105,13 +118,22 @@ class Layout:
             return tensor.detach().clone()
         return tensor.detach().index_select(axis, torch.as_tensor(index, device=tensor.device))
 
-    def kept_shape(self, name: str, shape: torch.Size, num: dict[Kind, int]) -> tuple[int, ...]:
-        """Shape of `keep`'s result when `num` units of each kind stay."""
-        slabs = self.slabs_of(name)
+    def kept_shape(self, name: str, shape: torch.Size, num: Mapping[Kind, int]) -> tuple[int, ...]:
+        """Shape of `keep`'s result for a dense tensor of `shape` when `num` units of each kind stay."""
+        _, slabs = self.source(name)
         sizes = list(shape)
         if slabs:
             sizes[slabs[0].axis] = sum(slab.size * num[slab.kind] for slab in slabs)
         return tuple(sizes)
+
+
+_SPLITS = {
+    "q_proj": ("qkv_proj", 0),
+    "k_proj": ("qkv_proj", 1),
+    "v_proj": ("qkv_proj", 2),
+    "gate_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+}
 
 
 def _positions(slab: Slab, kept: np.ndarray) -> np.ndarray:

@@ -39,10 +39,7 @@ def load(
     Raises:
         InputError: no such model, files missing or truncated, or a configuration that contradicts its weights.
     """
-    source = _source(model)
-    if source.is_dir():
-        check_folder(source)
-    config = _config(source, model, trust_remote_code)
+    source, config = _source(model), load_config(model, trust_remote_code)
     loaded, report = _weights(source, config, dtype, trust_remote_code)
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
@@ -91,6 +88,18 @@ def _check_shard(path: Path) -> None:
         raise InputError(
             f"{path}: truncated, {path.stat().st_size} bytes of {8 + length + end}; download or copy it again"
         )
+
+
+def load_config(model: str | Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a folder (checked for whole weights), of a hub id, or of the embedded LVLM (`pocket`).
+
+    Raises:
+        InputError: no such model, or files missing or truncated.
+    """
+    source = _source(model)
+    if source.is_dir():
+        check_folder(source)
+    return _config(source, model, trust_remote_code)
 
 
 def _source(model: str | Path) -> Path:
