@@ -144,12 +144,23 @@ def _weights(
         raise InputError(f"{source}: config.json and the weights don't fit: {_first_line(error)}") from None
 
 
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
 def _processor(source: Path, trust_remote_code: bool) -> ProcessorLike:
-    for auto in (AutoProcessor, AutoTokenizer):
-        try:
-            return auto.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
+    """The processor of an LVLM or the tokenizer of a language model; from a folder, only if its files are there."""
+    for auto, files in ((AutoProcessor, _PROCESSOR_FILES), (AutoTokenizer, _TOKENIZER_FILES)):
+        if source.is_dir() and not any((source / name).is_file() for name in files):
             continue
+        try:
+            with quiet():
+                return auto.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+            if source.is_dir():
+                raise InputError(
+                    f"{source}: its {auto.__name__.removeprefix('Auto').lower()} can't be read ({_first_line(error)})"
+                ) from None
     return None
 
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -40,7 +41,7 @@ def build(
         config = pruned_config(model.config, shape, layers)
         unchanged = type(config) is type(model.config)
         pruned = empty_model(config, type(model) if unchanged else model_class(config))
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, StrictDataclassError) as error:
         raise InputError(f"{model.config.model_type}: no stock model holds {shape}: {error}") from None
     _fill(pruned, model, family.layers_name(model), layers, layout, units, bias_shift or {})
     if model.generation_config is not None:
@@ -79,19 +80,24 @@ def _fill(
 ) -> None:
     """Give every tensor of the empty model its values; shared tensors stay shared."""
 
-    def value(name: str, source: torch.Tensor) -> torch.Tensor:
+    def located(name: str) -> tuple[int | None, str]:
+        """Dense layer and name inside it; None and the name for what is in no layer."""
         if not name.startswith(prefix + "."):
-            return source.detach().clone()
+            return None, name
         layer, _, inner = name[len(prefix) + 1 :].partition(".")
-        kept = layout.keep(inner, source, units[layers[int(layer)]])
-        shift = bias_shift.get(f"{layers[int(layer)]}.{inner}")
-        return kept if shift is None else kept + shift.to(kept)
+        return layers[int(layer)], inner
 
     def dense_name(name: str) -> str:
-        if not name.startswith(prefix + "."):
-            return name
-        layer, _, inner = name[len(prefix) + 1 :].partition(".")
-        return f"{prefix}.{layers[int(layer)]}.{inner}"
+        layer, inner = located(name)
+        return inner if layer is None else f"{prefix}.{layer}.{layout.source(inner)[0]}"
+
+    def value(name: str, source: torch.Tensor) -> torch.Tensor:
+        layer, inner = located(name)
+        if layer is None:
+            return source.detach().clone()
+        kept = layout.keep(inner, source, units[layer])
+        shift = bias_shift.get(f"{layer}.{inner}")
+        return kept if shift is None else kept + shift.to(kept)
 
     made: dict[int, nn.Parameter] = {}
     for name, empty in list(pruned.named_parameters(remove_duplicate=False)):

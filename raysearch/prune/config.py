@@ -73,8 +73,9 @@ def pruned_text_config(
 ) -> PretrainedConfig:
     """As `pruned_config`, of the decoder's own configuration.
 
-    Llama refuses a hidden size that is no multiple of the heads; the same weights in a Mistral without a sliding
-    window give the same logits, so such a decoder becomes a Mistral where it has no biases (Mistral has none).
+    Two decoders are held by the Mistral class where their own refuses a head count, with the same logits: Llama, which
+    wants a hidden size that is a multiple of the heads, and Phi-3 with long rotary factors, which wants as many
+    factors as that quotient says. Mistral has no biases and no partial rotary embedding, so they must have none.
     """
     dense = shape_of(text)
     layers = range(shape.num_layers) if layers is None else layers
@@ -91,7 +92,7 @@ def pruned_text_config(
     fields["intermediate_size"] = shape.num_ffn_channels
     cls = type(text)
     if _becomes_mistral(text, shape):
-        cls, fields = MistralConfig, _as_mistral(fields)
+        cls, fields = MistralConfig, _as_mistral(text, fields)
     fields.pop("model_type", None)
     pruned = cls(**fields)
     pruned._attn_implementation = text._attn_implementation
@@ -99,17 +100,18 @@ def pruned_text_config(
 
 
 def _becomes_mistral(text: PretrainedConfig, shape: Shape) -> bool:
-    return (
-        text.model_type == "llama"
-        and text.hidden_size % shape.num_heads != 0
-        and not text.attention_bias
-        and not text.mlp_bias
-    )
+    if text.model_type == "llama":
+        return text.hidden_size % shape.num_heads != 0 and not (text.attention_bias or text.mlp_bias)
+    if text.model_type == "phi3":
+        rope = text.rope_parameters
+        partial = rope.get("partial_rotary_factor", 1.0) != 1.0
+        return rope["rope_type"] == "longrope" and not partial and shape.num_heads != text.num_attention_heads
+    return False
 
 
-def _as_mistral(fields: dict[str, Any]) -> dict[str, Any]:
-    left_out = {"attention_bias", "mlp_bias", "pretraining_tp", "architectures", "model_type"}
+def _as_mistral(text: PretrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:
+    left_out = {"attention_bias", "mlp_bias", "pretraining_tp", "resid_pdrop", "embd_pdrop"}
     fields = {name: value for name, value in fields.items() if name not in left_out}
     if fields.get("architectures"):
         fields["architectures"] = ["MistralForCausalLM"]
-    return {**fields, "sliding_window": None}
+    return {**fields, "sliding_window": getattr(text, "sliding_window", None)}

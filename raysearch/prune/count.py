@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModel, PretrainedConfig
 
 from raysearch.errors import InputError
 from raysearch.families import Kind, Layout, empty_model, family_for, layout_of
@@ -98,21 +99,20 @@ class Counts:
             "ffn_channels": shape.num_ffn_channels,
         }
         try:
-            config = pruned_text_config(self.text_config, shape)
-            cls = self.decoder_class
-            if type(config) is not type(self.text_config):
-                from transformers import AutoModel
-
-                with torch.device("meta"):
-                    built = AutoModel.from_config(config).layers[0]
-            else:
-                built = empty_model(config, cls).layers[0]
-        except (ValueError, AssertionError):
+            built = self._one_layer(pruned_text_config(self.text_config, shape))
+        except (ValueError, AssertionError, StrictDataclassError):
             return False
-        expected = {
-            name: self.layout.kept_shape(name, shape, num) for name, shape in self.layer_shapes.items()
-        }
-        return expected == {name: tuple(p.shape) for name, p in built.named_parameters()}
+        for name, parameter in built.named_parameters():
+            dense = self.layer_shapes.get(self.layout.source(name)[0])
+            if dense is None or tuple(parameter.shape) != self.layout.kept_shape(name, dense, num):
+                return False
+        return True
+
+    def _one_layer(self, text_config: PretrainedConfig) -> nn.Module:
+        if type(text_config) is type(self.text_config):
+            return empty_model(text_config, self.decoder_class).layers[0]
+        with torch.device("meta"):
+            return AutoModel.from_config(text_config).layers[0]
 
 
 _COUNTS: OrderedDict[str, Counts] = OrderedDict()
