@@ -79,9 +79,9 @@ def front_figure(info: FrontInfo, trials: Sequence[Mark] = ()) -> Any:
         for mode, colour in COLOURS.items():
             group = [mark for mark in trials if (mark.mode, mark.end) == (mode, end)]
             if group:
-                line = {"color": colour, "width": 1.4 * (end == "stopped")}
+                outline = {"color": colour, "width": 1.4 * (end == "stopped")}
                 symbol = "circle" if end == "finished" else "x-thin"
-                marker = {"color": colour, "symbol": symbol, "size": 8, "opacity": 0.45, "line": line}
+                marker = {"color": colour, "symbol": symbol, "size": 8, "opacity": 0.45, "line": outline}
                 figure.add_scatter(**_spots(group, f"{mode}, {end}"), mode="markers", marker=marker)
     if info.points:
         xs, ys = zip(*info.stairs, strict=True)

@@ -104,8 +104,8 @@ def budget_lines(front: Front) -> list[str]:
             continue
         point = points[key]
         lines.append(
-            f"{budget}: {point.recipe.describe()} -> {size_text(point.size_bytes)} "
-            f"({point.size_ratio:.1%} of the dense model), retention {retention_text(point)}, {key}"
+            f"{budget}: {key} keeps {retention_text(point)} at {size_text(point.size_bytes)} "
+            f"({point.size_ratio:.1%} of the dense model): {point.recipe.describe()}"
         )
     return lines
 
