@@ -21,6 +21,8 @@ from ray.tune.search import Searcher as RaySearcher
 
 from raysearch.errors import InputError
 from raysearch.files import write_text
+from raysearch.front import nondomination_layers
+from raysearch.proposing import Candidate, Candidates, Observation, answers_of, best_candidate
 from raysearch.recipe import Recipe
 from raysearch.sampling import OptunaAsk, SteeredSampler, fit_to_space, make_sampler
 from raysearch.scheduler import ParetoASHA
@@ -29,6 +31,8 @@ from raysearch.space import SearchSpace
 
 logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 200
+NUM_STARTUP = 10  # trials with a value before the model is asked
+EXPLORE_EVERY = 8  # one proposal in this many is chosen for its size alone
 FREE_EVERY = 4  # one proposal in this many goes its own way; the others aim at a size
 
 
@@ -71,7 +75,8 @@ class Searcher:
         seed: int = 0,
         steer: bool = True,
     ) -> None:
-        make_sampler(sampler, seed, 0)  # refuses an unknown name at once
+        if sampler != "ehvi":
+            make_sampler(sampler, seed, 0)  # refuses an unknown name at once
         self.space, self.size_of, self.dense = space, size_of, dense
         self.budgets = list(budgets)
         self.num_trials, self.sampler, self.seed, self.steer = num_trials, sampler, seed, steer
@@ -80,6 +85,11 @@ class Searcher:
         self._keys: set[str] = set()
         self._queue: list[dict[str, Any]] = []
         self._num_asks = 0
+        self._gains: dict[
+            float, list[float]
+        ] = {}  # of finished trials, from each number of samples seen to the end
+        self._params: dict[str, dict[str, Any]] = {}
+        self._answers: dict[str, dict[str, Any]] = {}
         self._smallest = math.inf  # smallest size ratio met among the rejected
         self._study = _new_study()
 
@@ -119,6 +129,8 @@ class Searcher:
                 asked = self._ask(None, 0)
                 self.space.suggest(OptunaAsk(asked))
                 return self._accept(trial, asked.number, recipe, ratio)
+        if self.sampler == "ehvi":
+            return self._suggest_by_gain(trial)
         target = self._target(len(self.proposals))
         for attempt in range(MAX_ATTEMPTS):
             asked = self._ask(target if attempt < MAX_ATTEMPTS // 2 else None, attempt)
@@ -132,6 +144,58 @@ class Searcher:
             self._study.tell(asked.number, state=TrialState.FAIL)
         self._give_up()
         return None
+
+    def _suggest_by_gain(self, trial: str) -> Recipe | None:
+        """Of many random recipes and children of good ones, that which can be expected to add most to the front."""
+        draw = np.random.default_rng((self.seed, self._num_asks))
+        self._num_asks += 1
+        limits = [budget.size_ratio(self.dense) for budget in self.budgets]
+        known = self._observations()
+        measured = [(name, o) for name, o in known.items() if o.retention is not None]
+        parents: list[Mapping[str, Any]] = []
+        if measured:
+            points = np.array([(o.size_ratio, -(o.retention or 0.0)) for _, o in measured])
+            good = nondomination_layers(points) < 2
+            parents = [
+                self._params[name] for (name, _), is_good in zip(measured, good, strict=True) if is_good
+            ]
+        candidates = Candidates(self.space, self._size_ratio, limits, draw).many(parents, self._keys)
+        if not candidates:
+            self._give_up()
+            return None
+        if len(measured) < NUM_STARTUP or len(self.proposals) % EXPLORE_EVERY == EXPLORE_EVERY - 1:
+            chosen = self._spread(candidates)
+        else:
+            chosen = best_candidate(candidates, list(known.values()), limits)
+        self._study.enqueue_trial(chosen.params)
+        asked = self._ask(None, 0)
+        self.space.suggest(OptunaAsk(asked))
+        return self._accept(trial, asked.number, chosen.recipe, chosen.size_ratio)
+
+    def _spread(self, candidates: list[Candidate]) -> Candidate:
+        """A candidate for its size alone: just below a budget, or where the golden ratio's sequence falls."""
+        turn = len(self.proposals)
+        sizes = [candidate.size_ratio for candidate in candidates]
+        if self.budgets:
+            target = self.budgets[turn % len(self.budgets)].size_ratio(self.dense)
+        else:
+            share = (turn * 0.6180339887 + self.seed * 0.7548776662) % 1.0
+            target = min(sizes) + share * (max(sizes) - min(sizes))
+        return min(candidates, key=lambda c: (c.size_ratio > target + 1e-9, abs(c.size_ratio - target)))
+
+    def _observations(self) -> dict[str, Observation]:
+        """What is known of each trial; for stopped and running ones the extrapolated value, less surely known."""
+        known = {}
+        for name, proposal in self.proposals.items():
+            if proposal.end == "failed":
+                continue
+            answers, retention, deviation = self._answers[name], None, 0.0
+            if proposal.end == "finished":
+                retention = proposal.curve[-1][1]
+            elif proposal.curve:
+                retention, deviation = self._extrapolated(name)
+            known[name] = Observation(answers, proposal.size_ratio, retention, deviation)
+        return known
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
         """Note a value on the way."""
@@ -154,15 +218,17 @@ class Searcher:
 
     def extrapolate(self, trial: str) -> float:
         """A stopped trial's probable final value: its last one plus the median gain of finished trials from there."""
+        return self._extrapolated(trial)[0]
+
+    def _extrapolated(self, trial: str) -> tuple[float, float]:
+        """The probable final value and the standard deviation of the gains that it was taken from."""
         seen, value = self.proposals[trial].curve[-1]
-        gains = [
-            other.curve[-1][1] - at
-            for other in self.proposals.values()
-            if other.end == "finished" and other.curve[-1][0] > seen
-            for samples, at in other.curve
-            if samples == seen
-        ]
-        return value + max(0.0, float(np.median(gains))) if gains else value
+        gains = self._gains.get(seen, [])
+        if not gains:
+            return value, 0.1 * abs(value)
+        return value + max(0.0, float(np.median(gains))), float(np.std(gains)) + 0.05 * abs(value) / len(
+            gains
+        )
 
     def state(self) -> dict[str, Any]:
         """All that later proposals depend on, as plain JSON values."""
@@ -195,6 +261,11 @@ class Searcher:
             for name, (number, recipe, ratio, curve, end) in state["proposals"].items()
         }
         self._keys = {proposal.recipe.key for proposal in self.proposals.values()}
+        self._gains, self._params, self._answers = {}, {}, {}
+        for name, proposal in self.proposals.items():
+            self._note_answers(name)
+            if proposal.end == "finished":
+                self._note_gains(proposal)
 
     def _size_ratio(self, recipe: Recipe) -> float | None:
         """Share of the dense model's bytes, or None if there is no such shape or it fits no budget."""
@@ -217,7 +288,7 @@ class Searcher:
         return (turn * 0.6180339887 + self.seed * 0.7548776662) % 1.0  # spread by the golden ratio
 
     def _ask(self, target: float | None, attempt: int) -> optuna.Trial:
-        name = self.sampler if attempt < MAX_ATTEMPTS // 4 else "random"
+        name = self.sampler if attempt < 5 and self.sampler != "ehvi" else "random"
         base = make_sampler(name, self.seed, self._num_asks)
         self._num_asks += 1
         self._study.sampler = base if target is None else SteeredSampler(base, self._solver(target, attempt))
@@ -248,7 +319,13 @@ class Searcher:
     def _accept(self, trial: str, number: int, recipe: Recipe, ratio: float) -> Recipe:
         self._keys.add(recipe.key)
         self.proposals[trial] = Proposal(number, recipe, ratio)
+        self._note_answers(trial)
         return recipe
+
+    def _note_answers(self, trial: str) -> None:
+        asked = self._study.get_trials(deepcopy=False)[self.proposals[trial].number]
+        self._params[trial] = dict(asked.params)
+        self._answers[trial] = answers_of(asked.params, asked.distributions, self.proposals[trial].size_ratio)
 
     def _give_up(self) -> None:
         if not self.proposals:
@@ -261,6 +338,10 @@ class Searcher:
         self.exhausted = True
         logger.info("no new recipe in %d attempts: the space is used up", MAX_ATTEMPTS)
 
+    def _note_gains(self, proposal: Proposal) -> None:
+        for seen, value in proposal.curve[:-1]:
+            self._gains.setdefault(seen, []).append(proposal.curve[-1][1] - value)
+
     def _tell(self, trial: str, end: str) -> None:
         proposal = self.proposals[trial]
         if proposal.end is not None:
@@ -268,6 +349,8 @@ class Searcher:
         if not proposal.curve:
             end = "failed"
         proposal.end = end
+        if end == "finished":
+            self._note_gains(proposal)
         if end == "failed":
             self._study.tell(proposal.number, state=TrialState.FAIL)
             return
@@ -299,7 +382,8 @@ class RecipeSearch(RaySearcher):
         time_attr: str = "samples_seen",
     ) -> None:
         super().__init__()
-        self.searcher, self.scheduler, self._config = searcher, scheduler, dict(config or {})
+        # Not `searcher`: Ray takes whatever has that attribute for a wrapper of its own.
+        self.recipes, self.scheduler, self._config = searcher, scheduler, dict(config or {})
         self._retention, self._time_attr = retention, time_attr
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
@@ -308,43 +392,50 @@ class RecipeSearch(RaySearcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial's configuration, or Ray's word for the end."""
-        recipe = self.searcher.suggest(trial_id)
+        recipe = self.recipes.suggest(trial_id)
         return self.FINISHED if recipe is None else {**self._config, "recipe": recipe.as_dict()}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Note a value on the way."""
         if self._retention in result and self._time_attr in result:
-            self.searcher.report(trial_id, result[self._time_attr], result[self._retention])
+            self.recipes.report(trial_id, result[self._time_attr], result[self._retention])
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
         """The trial finished, was stopped, or failed."""
-        if trial_id not in self.searcher.proposals:
+        if trial_id not in self.recipes.proposals:
             return
         if result:
             self.on_trial_result(trial_id, result)
         value = (result or {}).get(self._retention, math.nan)
         if error or value is None or not math.isfinite(value):
-            self.searcher.fail(trial_id)
+            self.recipes.fail(trial_id)
         elif self.scheduler is not None and self.scheduler.was_stopped(trial_id):
-            self.searcher.stop(trial_id)
+            self.recipes.stop(trial_id)
         else:
-            self.searcher.finish(trial_id)
+            self.recipes.finish(trial_id)
 
-    def save(self, checkpoint_path: str) -> None:
-        """Write the searcher's state and the scheduler's, as JSON."""
-        state = {"searcher": self.searcher.state()}
+    def get_state(self) -> dict[str, Any]:
+        """The searcher's state and the scheduler's, as plain JSON values."""
+        state = {"searcher": self.recipes.state()}
         if self.scheduler is not None:
             state["scheduler"] = self.scheduler.rungs.state()
-        write_text(Path(checkpoint_path), json.dumps(state))
+        return state
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of `get_state`."""
+        self.recipes.set_state(state["searcher"])
+        if self.scheduler is not None and "scheduler" in state:
+            self.scheduler.set_state(state["scheduler"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write the state as JSON."""
+        write_text(Path(checkpoint_path), json.dumps(self.get_state()))
 
     def restore(self, checkpoint_path: str) -> None:
         """Go on from a saved state."""
-        state = json.loads(Path(checkpoint_path).read_text())
-        self.searcher.set_state(state["searcher"])
-        if self.scheduler is not None and "scheduler" in state:
-            self.scheduler.set_state(state["scheduler"])
+        self.set_state(json.loads(Path(checkpoint_path).read_text()))
 
 
 def _new_study() -> optuna.Study:

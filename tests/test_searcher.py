@@ -166,8 +166,8 @@ def test_ray_sees_a_flat_configuration_and_the_end():
     search = RecipeSearch(make(num_trials=1), config={"study": "joint"})
     config = search.suggest("t")
     assert config["study"] == "joint"
-    assert Recipe(**config["recipe"]).key == search.searcher.proposals["t"].recipe.key
+    assert Recipe(**config["recipe"]).key == search.recipes.proposals["t"].recipe.key
     assert search.suggest("u") == "FINISHED"
     search.on_trial_result("t", {"retention": 0.5, "samples_seen": 10})
     search.on_trial_complete("t", {"retention": float("nan"), "samples_seen": 90})
-    assert search.searcher.proposals["t"].end == "failed"
+    assert search.recipes.proposals["t"].end == "failed"
