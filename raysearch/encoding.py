@@ -1,0 +1,241 @@
+"""Samples as tensors: the model's own chat template, the answer tokens marked, padded into batches."""
+
+import difflib
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+from raysearch.errors import InputError
+from raysearch.families import Family
+from raysearch.samples import BadRow, Sample, opened
+
+IGNORED = -100
+"""Label of a token that is no answer."""
+CACHE_BYTES = 2 * 2**30
+_TOKEN_KEYS = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
+_ONE_ENTRY_PER_ROW = ("idefics2", "idefics3", "smolvlm")
+"""Families whose `pixel_values` are (rows, images of the row, ...), text-only rows included."""
+
+Encoded = Mapping[str, torch.Tensor]
+Batch = dict[str, torch.Tensor]
+
+
+class Encoder:
+    """Turns samples into tensors. What has been encoded stays in memory, up to `cache_bytes`.
+
+    A row's tokens are what the processor makes of the chat template's text. Answers are found by rendering the
+    conversation up to each answer: an answer is what its text adds, the token that ends the turn included. Where the
+    template ends the last answer with no such token, the tokenizer's end of sequence is added.
+    """
+
+    def __init__(
+        self, processor: Any, family: Family, max_length: int, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        """Use `processor`, or a bare tokenizer for text-only rows, for rows of at most `max_length` tokens.
+
+        Raises:
+            InputError: there is no processor or tokenizer, or it has no chat template.
+        """
+        if processor is None:
+            raise InputError(
+                f"{family.model_type}: the model folder has no tokenizer or processor; copy them into it"
+            )
+        self.processor, self.family, self.max_length = processor, family, max_length
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        if getattr(processor, "chat_template", None) is None:
+            raise InputError(
+                f"{family.model_type}: the processor has no chat template; put a chat_template.jinja into its folder"
+            )
+        pad_id = self.tokenizer.pad_token_id
+        self.pad_id = int(self.tokenizer.eos_token_id if pad_id is None else pad_id)
+        self._cache: OrderedDict[int, tuple[Sample, Encoded]] = OrderedDict()
+        self._free_bytes = cache_bytes
+
+    def encode(self, sample: Sample) -> Encoded:
+        """One row: `input_ids`, `attention_mask`, `labels`, each (seq,), and the images as the processor gives them.
+
+        Labels hold a token's own id (not the next one's) where it belongs to an answer, else `IGNORED`.
+
+        Raises:
+            BadRow: unreadable images, placeholders that don't match them, no answer token, or more tokens than
+                `max_length`.
+        """
+        known = self._cache.get(id(sample))
+        if known is not None:
+            self._cache.move_to_end(id(sample))
+            return known[1]
+        encoded = self._encode(sample)
+        size = sum(tensor.nbytes for tensor in encoded.values())
+        self._cache[id(sample)] = (sample, encoded)  # holding the sample keeps its id() its own
+        self._free_bytes -= size
+        while self._free_bytes < 0 and self._cache:
+            _, (_, oldest) = self._cache.popitem(last=False)
+            self._free_bytes += sum(tensor.nbytes for tensor in oldest.values())
+        return encoded
+
+    def encode_prompt(self, sample: Sample) -> Encoded:
+        """The row up to and including the cue for its last answer, without labels."""
+        last = max(index for index, turn in enumerate(sample.messages) if turn["role"] == "user")
+        text = self._render(sample.messages[: last + 1], cue=True)
+        return self._processed(text, sample)
+
+    def collate(self, rows: Sequence[Encoded], padding_side: str = "right") -> Batch:
+        """`collate` with this tokenizer's padding token."""
+        return collate(rows, self.pad_id, padding_side, self.family.model_type in _ONE_ENTRY_PER_ROW)
+
+    def _encode(self, sample: Sample) -> Encoded:
+        text = self._render(sample.messages)
+        encoded = self._processed(text, sample)
+        labels = self._labels(sample, text, encoded["input_ids"])
+        if not bool((labels != IGNORED).any()):
+            raise BadRow("no answer token")
+        encoded["labels"] = labels
+        self._end_answer(encoded)
+        if len(encoded["input_ids"]) > self.max_length:
+            raise BadRow(f"{len(encoded['input_ids'])} tokens, more than max_length {self.max_length}")
+        return encoded
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], cue: bool = False) -> str:
+        conversation: Any = list(messages)
+        if self.processor is self.tokenizer:  # templates of language models take plain text
+            conversation = [
+                {"role": turn["role"], "content": "".join(part.get("text", "") for part in turn["content"])}
+                for turn in messages
+            ]
+        return self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=cue)
+
+    def _processed(self, text: str, sample: Sample) -> Batch:
+        special = not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
+        if self.processor is self.tokenizer:
+            if sample.images:
+                raise BadRow("has an image, and the model takes none")
+            made = self.tokenizer(text, return_tensors="pt", add_special_tokens=special)
+        else:
+            images = [opened(image) for image in sample.images]
+            try:
+                made = self.processor(
+                    text=[text],
+                    images=[images] if images else None,
+                    return_tensors="pt",
+                    add_special_tokens=special,
+                )
+            except (ValueError, IndexError, StopIteration) as error:
+                raise BadRow(f"the processor refuses it ({str(error).splitlines()[0][:120]})") from None
+        return {
+            key: value[0] if key in _TOKEN_KEYS else value
+            for key, value in made.items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def _labels(self, sample: Sample, text: str, input_ids: torch.Tensor) -> torch.Tensor:
+        spans = self._answer_spans(sample.messages, text)
+        made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        places = aligned(made["input_ids"], input_ids.tolist())
+        labels = torch.full_like(input_ids, IGNORED)
+        answers = [
+            place
+            for (start, end), place in zip(made["offset_mapping"], places, strict=True)
+            if end > start and any(start < last and end > first for first, last in spans)
+        ]
+        if None in answers:
+            raise BadRow("the processor changes the text of an answer")
+        labels[answers] = input_ids[answers]
+        return labels
+
+    def _answer_spans(self, messages: Sequence[Mapping[str, Any]], text: str) -> list[tuple[int, int]]:
+        """Where answers stand in the rendered `text`: from the end of the cue to the end of the turn."""
+        spans = []
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            cue = os.path.commonprefix([self._render(messages[:index], cue=True), text])
+            upto = text
+            if index + 1 < len(messages):
+                upto = os.path.commonprefix([self._render(messages[: index + 1]), text])
+            end = len(upto.rstrip())
+            if end > len(cue):
+                spans.append((len(cue), end))
+        return spans
+
+    def _end_answer(self, encoded: Batch) -> None:
+        """Let the last answer end with a token that says so."""
+        last = int((encoded["labels"] != IGNORED).nonzero()[-1])
+        added = self.tokenizer.added_tokens_decoder
+        eos = self.tokenizer.eos_token_id
+        if int(encoded["input_ids"][last]) in added or eos is None:
+            return
+        for key in _TOKEN_KEYS:
+            if key in encoded:
+                value = eos if key in ("input_ids", "labels") else int(encoded[key][last])
+                encoded[key] = torch.cat([encoded[key][: last + 1], encoded[key].new_tensor([value])])
+
+
+def aligned(plain: Sequence[int], expanded: Sequence[int]) -> list[int | None]:
+    """Where each token of a text is in the row whose image placeholders the processor has expanded.
+
+    Args:
+        plain: tokens of the text, one placeholder per image.
+        expanded: tokens of the row; equal but for what stands for images, and special tokens put before it.
+
+    Returns:
+        One position in `expanded` per token of `plain`; None where there is none.
+    """
+    places: list[int | None] = [None] * len(plain)
+    tail = len(os.path.commonprefix([list(plain)[::-1], list(expanded)[::-1]]))
+    for back in range(1, tail + 1):
+        places[-back] = len(expanded) - back
+    head, rest = len(plain) - tail, len(expanded) - tail
+    if head:
+        matcher = difflib.SequenceMatcher(None, plain[:head], expanded[:rest], autojunk=False)
+        for first, second, size in matcher.get_matching_blocks():
+            for offset in range(size):
+                places[first + offset] = second + offset
+    return places
+
+
+def collate(
+    rows: Sequence[Encoded], pad_id: int, padding_side: str = "right", one_entry_per_row: bool = False
+) -> Batch:
+    """Pad rows to the longest and stack them; images of all rows one after another.
+
+    Args:
+        rows: what `Encoder.encode` returns.
+        pad_id: token that fills `input_ids`; masks are filled with 0 and labels with `IGNORED`.
+        padding_side: right to train, left to generate.
+        one_entry_per_row: image tensors have a first axis of rows, so that rows without images get zeros.
+
+    Returns:
+        `input_ids`, `attention_mask`, `labels` ..., each (batch, longest), and image tensors.
+    """
+    longest = max(len(row["input_ids"]) for row in rows)
+    fill = {"input_ids": pad_id, "labels": IGNORED}
+    batch: Batch = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        present = [row[key] for row in rows if key in row]
+        if key in _TOKEN_KEYS:
+            batch[key] = torch.stack(
+                [_padded(row, longest, fill.get(key, 0), padding_side) for row in present]
+            )
+            continue
+        shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in present), strict=True)]
+        if one_entry_per_row:
+            present = [row[key] if key in row else present[0].new_zeros((1, *shape)) for row in rows]
+        batch[key] = torch.cat([_grown(value, shape) for value in present])
+    return batch
+
+
+def _padded(row: torch.Tensor, length: int, fill: int, side: str) -> torch.Tensor:
+    missing = length - len(row)
+    return pad(row, (0, missing) if side == "right" else (missing, 0), value=fill)
+
+
+def _grown(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """`value` with zeros behind it on every axis but the first."""
+    widths = [(0, wanted - size) for size, wanted in zip(value.shape[1:], shape, strict=True)]
+    return (
+        pad(value, [width for pair in reversed(widths) for width in pair]) if any(map(any, widths)) else value
+    )

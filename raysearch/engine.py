@@ -1,0 +1,112 @@
+"""DeepSpeed engines: the process group, the configuration, and the flat states that a checkpoint needs."""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from raysearch.space import RecoverySettings
+
+ADAM_BETAS = (0.9, 0.95)
+logger = logging.getLogger(__name__)
+
+
+def start_distributed() -> None:
+    """Join the process group that exists, or make one of this process alone; may be called again.
+
+    Collectives on CPUs go over gloo: DeepSpeed would compile shared-memory ones at first use, which takes 40 s and
+    a C++ compiler.
+    """
+    deepspeed = quiet_deepspeed()
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(
+            backend, store=torch.distributed.HashStore(), rank=0, world_size=1
+        )
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    if not deepspeed.comm.is_initialized():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
+
+
+def quiet_deepspeed() -> Any:
+    """The library, imported at first need (2.5 s), without its running commentary."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    return deepspeed
+
+
+def compute_dtype(precision: Literal["auto", "bf16", "fp32"]) -> torch.dtype:
+    """What the forward and backward pass compute in; auto is bf16 where the hardware multiplies it fast."""
+    if precision == "auto":
+        if torch.cuda.is_available():
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        precision = "bf16" if fast else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def deepspeed_config(settings: RecoverySettings, dtype: torch.dtype, stage: int) -> dict[str, Any]:
+    """What raysearch asks of DeepSpeed, with the person's own configuration merged over it.
+
+    Gradients are accumulated in fp32, and the loop sets the accumulation boundary itself, since the number of passes
+    per step varies.
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.grad_clip,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if dtype == torch.bfloat16:
+        config["bf16"] = {"enabled": True}
+        if stage in (2, 3):
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return _merged(config, settings.deepspeed or {})
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(base[key], value)
+        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        else value
+        for key, value in over.items()
+    }
+    return {**base, **both}
+
+
+def start_engine(module: nn.Module, trained: list[nn.Parameter], config: dict[str, Any], lr: float) -> Any:
+    """A DeepSpeed engine over `module` that updates `trained` by AdamW without weight decay."""
+    start_distributed()
+    deepspeed = quiet_deepspeed()
+    optimizer = None
+    if "optimizer" not in config:
+        optimizer = torch.optim.AdamW(trained, lr=lr, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, model_parameters=trained, config=config
+    )
+    return engine
+
+
+def master_states(engine: Any) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """This worker's fp32 weights and their optimizer state, in a fixed order: flat partitions under ZeRO."""
+    partitioned = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO 3
+    if partitioned is None:
+        partitioned = [param for group in engine.basic_optimizer.param_groups for param in group["params"]]
+    return [(master, engine.basic_optimizer.state[master]) for master in partitioned]
+
+
+def local(param: nn.Parameter) -> torch.Tensor:
+    """The part of a parameter that this worker holds: all of it, but for ZeRO 3."""
+    return getattr(param, "ds_tensor", param).data

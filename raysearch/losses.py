@@ -1,0 +1,179 @@
+"""The three recovery losses, on answer tokens: pure functions, one fp32 value per token.
+
+A batch's loss is the mean over its answer tokens (all workers and micro-batches together), so its scale depends
+neither on how long rows are nor on how they are split. Symbols: n answer tokens, v vocabulary, d hidden size.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from raysearch.recipe import LOSS_FIELDS, Recipe
+
+Logits = Callable[[torch.Tensor], torch.Tensor]
+"""From hidden states (n, d) to logits (n, v): a language head."""
+LOGITS_AT_A_TIME = 2**25
+"""Logits held at once by `LossTerms.sums`, per model; 128 MiB of fp32."""
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-log p(label), in nats: (n, v), (n,) -> (n,)."""
+    return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def kl_divergence(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: float = 1.0,
+    direction: Literal["forward", "reverse"] = "forward",
+) -> torch.Tensor:
+    """KL divergence between softened answer distributions, times the squared temperature.
+
+    Forward is KL(teacher || student), reverse KL(student || teacher), of softmax(logits / temperature). The factor
+    temperature^2 keeps the gradient's size from falling with the temperature (Hinton et al., arXiv 1503.02531,
+    section 2). Never negative: rounding is cut off at 0.
+
+    Args:
+        student: logits, (n, v).
+        teacher: logits, (n, v).
+
+    Returns:
+        (n,), in nats.
+    """
+    ours = F.log_softmax(student.float() / temperature, -1)
+    theirs = F.log_softmax(teacher.float() / temperature, -1)
+    if direction == "reverse":
+        ours, theirs = theirs, ours
+    # The product is 0 where a probability is 0, though its logarithm may be -inf.
+    divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+    return divergence * temperature**2
+
+
+def hidden_match(
+    student: torch.Tensor, teacher: torch.Tensor, kind: Literal["mse", "cosine"] = "mse"
+) -> torch.Tensor:
+    """Distance of last normalised hidden states: (n, d), (n, d) -> (n,).
+
+    mse is mean_d (s - t)^2 / mean_d t^2: the mean squared error (arXiv 2604.24380 matches by squared L2) relative to
+    the teacher's own mean square, so that a weight means the same for models with large and with small states.
+    cosine is 1 - cos(s, t).
+    """
+    ours, theirs = student.float(), teacher.float()
+    if kind == "cosine":
+        return 1 - F.cosine_similarity(ours, theirs, dim=-1)
+    scale = theirs.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return (ours - theirs).square().mean(-1) / scale
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The losses that a recipe weighs."""
+
+    weights: dict[str, float]
+    """Weight by term, of the terms with a weight above 0."""
+    temperature: float = 2.0
+    kl: Literal["forward", "reverse"] = "forward"
+    hidden: Literal["mse", "cosine"] = "mse"
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "LossTerms":
+        """The terms of a recipe with recovery."""
+        weights = {name: getattr(recipe, name) or 0.0 for name in LOSS_FIELDS}
+        return cls(
+            {name: weight for name, weight in weights.items() if weight > 0},
+            recipe.temperature or 1.0,
+            recipe.kl or "forward",
+            recipe.hidden_match or "mse",
+        )
+
+    @property
+    def need_teacher(self) -> bool:
+        """Whether a term compares with the dense model."""
+        return bool({"logits_kd", "hidden_kd"} & set(self.weights))
+
+    @property
+    def need_logits(self) -> bool:
+        """Whether a term looks at the vocabulary."""
+        return bool({"sft", "logits_kd"} & set(self.weights))
+
+    def weighted(self, sums: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The weighted sum of `sums`."""
+        return torch.stack([self.weights[name] * value for name, value in sums.items()]).sum()
+
+    def sums(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        head: Logits,
+        teacher_hidden: torch.Tensor | None = None,
+        teacher_head: Logits | None = None,
+        vocabulary: int = 1,
+    ) -> dict[str, torch.Tensor]:
+        """Each term summed over answer tokens, unweighted; 0, but with a gradient, when there is none.
+
+        Logits are made for `LOGITS_AT_A_TIME // vocabulary` tokens at a time, and made again on the way back when
+        there is more than one such chunk, so that (n, v) tensors are never all in memory.
+
+        Args:
+            hidden: the student's last normalised states at the positions before answer tokens, (n, d).
+            labels: the answer tokens, (n,).
+            head: the student's language head.
+            teacher_hidden: the dense model's states at the same places, (n, d); None if no term needs them.
+            teacher_head: the dense model's language head.
+            vocabulary: v.
+        """
+        sums = {}
+        if self.need_logits:
+            sums = self._logit_sums(hidden, labels, head, teacher_hidden, teacher_head, vocabulary)
+        if "hidden_kd" in self.weights:
+            assert teacher_hidden is not None
+            sums["hidden_kd"] = hidden_match(hidden, teacher_hidden, self.hidden).sum()
+        return sums
+
+    def _logit_sums(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        head: Logits,
+        teacher_hidden: torch.Tensor | None,
+        teacher_head: Logits | None,
+        vocabulary: int,
+    ) -> dict[str, torch.Tensor]:
+        def of_chunk(
+            chunk: torch.Tensor, own: torch.Tensor, theirs: torch.Tensor | None
+        ) -> list[torch.Tensor]:
+            logits = head(chunk)
+            found = []
+            if "sft" in self.weights:
+                found.append(cross_entropy(logits, own).sum())
+            if "logits_kd" in self.weights:
+                assert theirs is not None
+                assert teacher_head is not None
+                with torch.no_grad():
+                    wanted = teacher_head(theirs)
+                found.append(kl_divergence(logits, wanted, self.temperature, self.kl).sum())
+            return found
+
+        names = [name for name in ("sft", "logits_kd") if name in self.weights]
+        chunks = list(_chunks(len(labels), max(1, LOGITS_AT_A_TIME // vocabulary)))
+        parts = []
+        for chunk in chunks:
+            theirs = None if teacher_hidden is None else teacher_hidden[chunk]
+            given = (hidden[chunk], labels[chunk], theirs)
+            parts.append(
+                of_chunk(*given) if len(chunks) == 1 else checkpoint(of_chunk, *given, use_reentrant=False)
+            )
+        return {
+            name: torch.stack(values).sum()
+            for name, values in zip(names, zip(*parts, strict=True), strict=True)
+        }
+
+
+def _chunks(total: int, size: int) -> Iterator[slice]:
+    """Slices that cover `total` items; one empty slice for none."""
+    for start in range(0, max(1, total), size):
+        yield slice(start, min(total, start + size))

@@ -1,0 +1,409 @@
+"""Recovery training: a pruned model, a recipe's losses, and a DeepSpeed engine, up to any number of samples seen."""
+
+import gc
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from raysearch import trained
+from raysearch.encoding import IGNORED, Batch, Encoded, Encoder
+from raysearch.engine import (
+    compute_dtype,
+    deepspeed_config,
+    local,
+    master_states,
+    quiet_deepspeed,
+    start_distributed,
+    start_engine,
+)
+from raysearch.errors import InputError
+from raysearch.families import Family
+from raysearch.files import write_json
+from raysearch.losses import LossTerms
+from raysearch.recipe import Recipe
+from raysearch.samples import BadRow, BadRows, Sample
+from raysearch.schedule import SampleOrder, average_decay, lr_factor, micro_batches
+from raysearch.space import RecoverySettings
+from raysearch.teacher import Teacher, answer_labels, answer_states, num_answer_labels
+
+__all__ = ["Recovery", "start_distributed"]
+
+POSITION = "position.json"
+DEFAULT_STAGE = 1
+
+
+class _Student(nn.Module):
+    """What the engine wraps: a batch in, the loss terms' sums out, so that ZeRO sees one forward pass."""
+
+    def __init__(
+        self, model: PreTrainedModel, family: Family, terms: LossTerms, teacher: Teacher | None
+    ) -> None:
+        super().__init__()
+        self.model, self._terms, self._teacher, self._family = model, terms, teacher, family
+        self._head = [family.lm_head(model)]  # in a list, so that it isn't registered twice
+        self._vocabulary = int(family.text_config(model.config).vocab_size)
+
+    def forward(self, batch: Batch, targets: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        states = answer_states(self.model, batch)
+        teacher_head = self._teacher.head_on(states.device) if self._teacher else None
+        sums = self._terms.sums(
+            states, answer_labels(batch), self._head[0], targets, teacher_head, self._vocabulary
+        )
+        if "pixel_values" not in batch:
+            unused = _zero_of(self._family.projector(self.model))
+            sums = {name: value + unused for name, value in sums.items()}
+        return sums
+
+
+def _zero_of(modules: Sequence[nn.Module]) -> torch.Tensor | float:
+    """0 with a gradient of 0 to every trained parameter: workers must agree on which parameters have gradients.
+
+    Parameters that ZeRO 3 has partitioned are reached through their layers.
+    """
+    zero: torch.Tensor | float = 0.0
+    for module in (inner for outer in modules for inner in outer.modules()):
+        own = [param for param in module.parameters(recurse=False) if param.requires_grad]
+        if own and hasattr(own[0], "ds_id"):
+            width = module.in_features if isinstance(module, nn.Linear) else module.weight.ds_shape[-1]
+            zero = zero + 0.0 * module(own[0].new_zeros(1, width)).sum()
+        else:
+            zero = zero + sum(0.0 * param.sum() for param in own)
+    return zero
+
+
+class Recovery:
+    """Trains one pruned model. Every worker of a trial makes its own; they share the steps' samples among them.
+
+    Nothing but the samples seen decides what a step does, so a run that is saved and restored, or that pauses at
+    rungs, is the run without. A rung between two steps ends a batch early, in every run with the same rungs.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        recipe: Recipe,
+        samples: Sequence[Sample],
+        encoder: Encoder,
+        teacher: Teacher | None,
+        settings: RecoverySettings,
+    ) -> None:
+        """Start the engine; nothing is trained yet.
+
+        Args:
+            model: the pruned model; it is trained in place.
+            samples: the whole data set in the order in which fractions take it; the recipe's fraction is a prefix.
+            teacher: the dense model; may be None when the recipe weighs no distillation loss.
+
+        Raises:
+            InputError: the recipe trains nothing of this model, or its fraction holds no sample.
+        """
+        assert recipe.trained != "nothing", recipe
+        assert recipe.data_fraction is not None, recipe
+        assert recipe.lr is not None, recipe
+        self.recipe, self.settings, self._encoder, self._samples = recipe, settings, encoder, samples
+        self._terms = LossTerms.of(recipe)
+        if self._terms.need_teacher and teacher is None:
+            raise InputError("logits_kd, hidden_kd: need the dense model as teacher; set both to 0")
+        self._teacher = teacher if self._terms.need_teacher else None
+        num_samples = max(1, round(recipe.data_fraction * len(samples)))
+        if not len(samples):
+            raise InputError("data: no samples to train on")
+        self._order = SampleOrder(num_samples, recipe.seed)
+        self._bad = BadRows("recovery data", len(samples))
+        self.samples_seen, self.samples_to_see = 0, recipe.samples_to_see(len(samples))
+
+        start_distributed()
+        self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self._device = quiet_deepspeed().accelerator.get_accelerator().current_device_name()
+        self._model, self._family = model, family
+        self._tokens_per_pass: int | None = None
+        self._adapters = "lora" in recipe.trained
+        self._attention = model.config._attn_implementation
+        self._prepare_model()
+        stage = settings.zero_stage if settings.zero_stage is not None else DEFAULT_STAGE
+        config = deepspeed_config(settings, self._dtype, stage)
+        self._stage = int(config["zero_optimization"]["stage"])
+        student = _Student(model, family, self._terms, self._teacher)
+        self._engine: Any = start_engine(student, list(self._trained.values()), config, recipe.lr)
+        self._average = self._local_copy() if settings.weight_average else None
+
+    def _prepare_model(self) -> None:
+        torch.manual_seed(self.recipe.seed)
+        self._dtype = compute_dtype(self.settings.precision)
+        self._trained = trained.choose_trained(self._model, self._family, self.recipe)
+        self._model.to(device=self._device, dtype=self._dtype)
+        if self._device == "cpu":
+            self._model.set_attn_implementation("eager")
+        if self.settings.gradient_checkpointing:
+            self._model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def train_until(self, samples_seen: int) -> dict[str, float]:
+        """Train until that many samples have been seen in all.
+
+        Returns:
+            Mean of each loss term per answer token since the last call, unweighted: `sft`, `logits_kd`, `hidden_kd`,
+            as far as the recipe weighs them.
+
+        Raises:
+            FloatingPointError: a term is not finite.
+            InputError: too many samples can't be used.
+        """
+        self._model.train()
+        for module in self._family.vision(self._model):
+            module.eval()
+        totals = dict.fromkeys([*self._terms.weights, "tokens"], 0.0)
+        while self.samples_seen < samples_seen:
+            end = min(samples_seen, self.samples_seen + self.settings.batch_size)
+            for name, value in self._step(end).items():
+                totals[name] += value
+        num_tokens = totals.pop("tokens")
+        return {name: total / num_tokens for name, total in totals.items()} if num_tokens else {}
+
+    def _step(self, end: int) -> dict[str, float]:
+        """One optimizer step over the samples from `samples_seen` to `end`; sums of the terms, and of tokens."""
+        torch.manual_seed(hash((self.recipe.seed, self.samples_seen, self._rank)) % 2**63)
+        middle = (self.samples_seen + end) / 2 / max(end, self.samples_to_see)
+        factor = lr_factor(self.settings.schedule, middle, self.settings.warmup)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * factor
+        passes, num_tokens = self._passes(end)
+        sums = torch.zeros(len(self._terms.weights), dtype=torch.float64)
+        for index, (batch, names) in enumerate(passes):
+            sums += self._pass(batch, names, num_tokens, is_last=index == len(passes) - 1)
+        if self._world > 1:
+            torch.distributed.all_reduce(sums)
+        found = dict(zip(self._terms.weights, sums.tolist(), strict=True))
+        for name, value in found.items():
+            if not torch.isfinite(torch.tensor(value)):
+                raise FloatingPointError(
+                    f"{name} is {value} in the step from sample {self.samples_seen} to {end}; lower lr"
+                )
+        self._engine.step()
+        size = end - self.samples_seen
+        self.samples_seen = end
+        self._join_average(size)
+        return {**found, "tokens": num_tokens}
+
+    def _pass(self, batch: Batch, names: Sequence[str], num_tokens: int, is_last: bool) -> torch.Tensor:
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        targets = self._teacher.targets(batch, names) if self._teacher else None
+        sums = self._engine(batch, targets)
+        # Gradients are averaged over workers, and every worker's share counts by its tokens.
+        self._engine.backward(self._terms.weighted(sums) * (self._world / max(1, num_tokens)))
+        return torch.stack([sums[name].detach().double() for name in self._terms.weights]).cpu()
+
+    def _passes(self, end: int) -> tuple[list[tuple[Batch, list[str]]], int]:
+        """This worker's forward passes for a step, as many as every other worker's, and the step's answer tokens."""
+        mine = range(self.samples_seen + self._rank, end, self._world)
+        rows = [pair for position in mine if (pair := self._encoded(self._order[position])) is not None]
+        groups = micro_batches([len(row["input_ids"]) for _, row in rows], self._tokens_per_pass)
+        passes = [self._batch([rows[index] for index in group]) for group in groups]
+        num_tokens, num_passes = sum(num_answer_labels(row) for _, row in rows), max(1, len(passes))
+        if self._world > 1:
+            counts = torch.tensor([num_tokens, num_passes], device=self._device)
+            gathered = [torch.empty_like(counts) for _ in range(self._world)]
+            torch.distributed.all_gather(gathered, counts)
+            num_tokens = int(sum(count[0] for count in gathered))
+            num_passes = int(max(count[1] for count in gathered))
+        return passes + [self._empty_batch()] * (num_passes - len(passes)), num_tokens
+
+    def _encoded(self, index: int) -> tuple[str, Encoded] | None:
+        """A sample's id and tensors; None, and a note, for one that can't be used."""
+        sample = self._samples[index]
+        try:
+            return sample.id, self._encoder.encode(sample)
+        except BadRow as error:
+            self._bad.add(f"row {sample.id}", str(error))
+            return None
+
+    def _batch(self, rows: Sequence[tuple[str, Encoded]]) -> tuple[Batch, list[str]]:
+        batch = self._encoder.collate([row for _, row in rows])
+        return {key: value.to(self._device) for key, value in batch.items()}, [name for name, _ in rows]
+
+    def _empty_batch(self) -> tuple[Batch, list[str]]:
+        """A row without an answer, for a worker that has fewer passes than another."""
+        tokens = torch.full((1, 2), self._encoder.pad_id, device=self._device)
+        labels = torch.full_like(tokens, IGNORED)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}, []
+
+    @contextmanager
+    def weights_for_evaluation(self) -> Iterator[PreTrainedModel]:
+        """The model in eval mode, ready to answer: adapters merged, weights averaged if the settings say so.
+
+        Afterwards training goes on as if nothing had happened. Every worker must enter.
+        """
+        self._model.eval()
+        with self._averaged():
+            if self._stage == 3:
+                model = self._gathered_copy()
+                trained.merge_for_good(model)
+                yield model.eval()
+                return
+            with trained.merged(self._model), self._own_attention():
+                yield self._model
+
+    def finished_model(self) -> PreTrainedModel:
+        """The trained model, plain and merged. Training has ended: the engine is freed."""
+        if self._average is not None:
+            _copy_all(self._average, self._locals())
+            self._average = None
+        model = self._gathered_copy() if self._stage == 3 else self._model
+        self._free_engine()
+        for param in model.parameters():
+            param.data = (
+                param.data.clone()
+            )  # ZeRO keeps all in one buffer, which safetensors refuses to write
+            param.requires_grad_(False)
+        trained.merge_for_good(model)
+        model.set_attn_implementation(self._attention)
+        model.gradient_checkpointing_disable()
+        return model.eval()
+
+    def save(self, folder: Path) -> None:
+        """Write trained weights, optimizer state and position; every worker must call it.
+
+        `weights.safetensors` holds the trained parameters by name, in the precision that they compute in;
+        `worker-N.safetensors` worker N's fp32 weights and moments, and the average.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        state: dict[str, torch.Tensor] = {}
+        for index, (master, moments) in enumerate(master_states(self._engine)):
+            state[f"{index}.master"] = master.detach().contiguous().cpu().clone()
+            for name, value in moments.items():
+                state[f"{index}.{name}"] = torch.as_tensor(value).detach().contiguous().cpu().clone()
+        for index, value in enumerate(self._average or []):
+            state[f"average.{index}"] = value.contiguous().cpu()
+        _write(state, folder / f"worker-{self._rank}.safetensors")
+        with self._gathered():
+            weights = {name: param.detach().cpu().clone() for name, param in self._trained.items()}
+        if self._rank == 0:
+            _write(weights, folder / "weights.safetensors")
+            write_json(folder / POSITION, self._identity() | {"samples_seen": self.samples_seen})
+        torch.distributed.barrier()
+
+    def restore(self, folder: Path) -> None:
+        """Go on from what `save` wrote: losses are then the same, bit by bit, as without the break.
+
+        Raises:
+            InputError: the folder is no checkpoint, or one of another recipe, ZeRO stage or number of workers.
+        """
+        try:
+            position = json.loads((folder / POSITION).read_text())
+            state = load_file(folder / f"worker-{self._rank}.safetensors")
+            weights = load_file(folder / "weights.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(
+                f"{folder}: no checkpoint of a recovery ({error}); start the trial anew"
+            ) from None
+        for key, value in self._identity().items():
+            if position.get(key) != value:
+                raise InputError(
+                    f"{folder}: {key} is {position.get(key)}, here {value}; start the trial anew"
+                )
+        self.samples_seen = position["samples_seen"]
+        with self._gathered(modify=True), torch.no_grad():
+            for name, param in self._trained.items():
+                param.copy_(weights[name])
+        for index, (master, moments) in enumerate(master_states(self._engine)):
+            master.data.copy_(state[f"{index}.master"])
+            for key in [key for key in state if key.startswith(f"{index}.") and key != f"{index}.master"]:
+                value = state[key]
+                moments[key.partition(".")[2]] = value.to(master.device) if value.ndim else value
+        for index, value in enumerate(self._average or []):
+            value.copy_(state[f"average.{index}"])
+
+    def close(self) -> None:
+        """Free the engine and the model; nothing else may be called afterwards."""
+        self._free_engine()
+        del self._model, self._trained, self._average
+        gc.collect()
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to fit."""
+        return {
+            "schema": 1,
+            "recipe": self.recipe.key,
+            "zero_stage": self._stage,
+            "workers": self._world,
+            "precision": str(self._dtype).removeprefix("torch."),
+            "weight_average": self._average is not None,
+        }
+
+    def _free_engine(self) -> None:
+        if self._engine is not None:
+            self._engine.destroy()
+            self._engine = None
+            for param in self._model.parameters():
+                param.__dict__.clear()  # the engine's notes on its parameters would keep its buffers alive
+            gc.collect()
+
+    def _locals(self) -> list[torch.Tensor]:
+        return [local(param) for param in self._trained.values()]
+
+    def _join_average(self, batch_size: int) -> None:
+        if self._average is not None:
+            decay = average_decay(self.samples_seen, batch_size)
+            for kept, now in zip(self._average, self._locals(), strict=True):
+                kept.lerp_(now.float(), 1 - decay)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The average in the place of the weights for a while."""
+        if self._average is None:
+            yield
+            return
+        before = [value.clone() for value in self._locals()]
+        _copy_all(self._average, self._locals())
+        try:
+            yield
+        finally:
+            _copy_all(before, self._locals())
+
+    @contextmanager
+    def _own_attention(self) -> Iterator[None]:
+        """The attention that the model came with, which need not be the quickest to train."""
+        training = self._model.config._attn_implementation
+        self._model.set_attn_implementation(self._attention)
+        try:
+            yield
+        finally:
+            self._model.set_attn_implementation(training)
+
+    def _gathered(self, modify: bool = False) -> Any:
+        """Whole parameters on every worker, under ZeRO 3 too; changes are kept if `modify`."""
+        if self._stage != 3:
+            return nullcontext()
+        zero = quiet_deepspeed().zero
+        return zero.GatheredParameters(list(self._model.parameters()), modifier_rank=0 if modify else None)
+
+    def _gathered_copy(self) -> PreTrainedModel:
+        """A whole plain copy of a partitioned model."""
+        copied = type(self._model)._from_config(self._model.config, dtype=self._dtype)
+        if self._adapters:
+            trained.choose_trained(copied, self._family, self.recipe)
+        copied.to(device=self._device, dtype=self._dtype)
+        with self._gathered(), torch.no_grad():
+            copied.load_state_dict(self._model.state_dict())
+        return copied
+
+
+def _copy_all(source: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> None:
+    for old, new in zip(source, target, strict=True):
+        new.copy_(old)
+
+
+def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file, whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    save_file(dict(tensors), unfinished)
+    os.replace(unfinished, path)
