@@ -1,5 +1,6 @@
 """What a person sees while a search runs: one live view on a terminal, plain lines everywhere else."""
 
+import itertools
 import os
 import sys
 import time
@@ -210,7 +211,7 @@ def sketch(groups: dict[str, list[tuple[float, float]]], width: int, height: int
 
     for name, points in groups.items():
         if name == "front":
-            for (start, kept), (end, next_kept) in _pairs(staircase(points)):
+            for (start, kept), (end, next_kept) in itertools.pairwise(staircase(points)):
                 for step in range(columns + 1 if kept == next_kept else 0):
                     place(start + (end - start) * step / columns, kept, SYMBOLS["stairs"])
         for size, kept in points:
@@ -218,10 +219,6 @@ def sketch(groups: dict[str, list[tuple[float, float]]], width: int, height: int
     labels = [f"{high:5.0%} ", *["      "] * (rows - 2), f"{low:5.0%} "]
     axis = f"      {left:<.0%}{'100%':>{columns - len(f'{left:.0%}')}}"
     return [label + "".join(row) for label, row in zip(labels, cells, strict=True)] + [axis]
-
-
-def _pairs(corners: Sequence[tuple[float, float]]) -> Any:
-    return zip(corners[:-1], corners[1:], strict=True)
 
 
 def _kept(front: Front, key: str | None) -> str:

@@ -58,7 +58,7 @@ def search(
 
     study = Study(folder, study_space)
     study.create()
-    tracker = Tracker(study)
+    tracker = Tracker(study, dense=planned.dense)
     with LiveView(planned, study) as view:
         try:
             front = run_search(planned, study, [tracker, view])

@@ -1,0 +1,103 @@
+"""What is told to MLflow, as plain dictionaries; `mlflow_runs` says what their keys mean."""
+
+import math
+import os
+import platform
+import re
+import time
+from importlib import metadata
+from typing import Any
+
+from raysearch.front import Front
+from raysearch.masking import mask
+from raysearch.mlflow_runs import Event
+from raysearch.recipe import Recipe
+from raysearch.score import Score, TrialRecord
+from raysearch.size import Size
+from raysearch.study import Study
+
+PACKAGES = ("raysearch", "torch", "transformers", "ray", "deepspeed", "optuna", "peft", "mlflow")
+STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+def parent_event(study: Study) -> Event:
+    """The study itself: its space, its environment."""
+    space = mask(study.space.model_dump(mode="json"))
+    facts = {name: space[name] for name in ("model", "data", "benchmarks", "retention")}
+    tags = {"raysearch.study": study.space.name, "raysearch.folder": str(study.folder), **environment()}
+    tags["raysearch.budgets"] = ", ".join(study.space.budgets)
+    tags |= {f"search.{name}": value for name, value in space["search"].items()}
+    documents = {"space.json": space}
+    return event_of(
+        None, name=study.folder.name, params=facts, tags=tags, status="RUNNING", documents=documents
+    )
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, as tags; nothing is imported for it."""
+    found = {"env.python": platform.python_version(), "env.platform": platform.platform()}
+    found["env.num_cpus"] = str(os.cpu_count())
+    for package in PACKAGES:
+        try:
+            found[f"env.{package}"] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def start_event(trial: str, recipe: Recipe, size: Size, dense: Size | None, on_front: bool = False) -> Event:
+    """A trial's recipe and size."""
+    sizes = {"num_params": float(size.num_params), "size_bytes": float(size.size_bytes)}
+    if dense:
+        sizes["size_ratio"] = size.size_bytes / dense.size_bytes
+    tags = {"mode": recipe.mode, "front": "yes" if on_front else "no"}
+    tags |= {"end": "running", "raysearch.trial": trial}
+    name = f"{recipe.mode} {recipe.ratio:.0%} {recipe.key}"
+    fields = recipe.as_dict()
+    return event_of(recipe.key, name=name, params=fields, tags=tags, metrics=sizes, status="RUNNING")
+
+
+def rung_event(key: str, score: Score) -> Event:
+    """A trial's score at a rung."""
+    metrics = {"retention": score.retention, "retention_se": score.retention_se}
+    metrics |= {f"score.{_name(benchmark)}": value for benchmark, value in score.scores.items()}
+    metrics |= {f"loss.{_name(term)}": value for term, value in score.losses.items()}
+    return event_of(key, metrics=metrics, step=score.samples_seen)
+
+
+def end_event(record: TrialRecord) -> Event:
+    """How a trial ended."""
+    tags = {"end": record.end, "reason": mask(record.reason)}
+    step = record.rungs[-1].samples_seen if record.rungs else 0
+    metrics = {"seconds": record.seconds}
+    status = STATUS[record.end]
+    return event_of(record.key, tags=tags, metrics=metrics, step=step, status=status, final=True)
+
+
+def record_events(record: TrialRecord, dense: Size | None, on_front: bool) -> list[Event]:
+    """All of an ended trial, for one that MLflow never saw."""
+    size = Size(record.num_params, record.size_bytes)
+    start = start_event(record.trial, record.recipe, size, dense, on_front)
+    return [start, *(rung_event(record.key, score) for score in record.rungs), end_event(record)]
+
+
+def front_event(front: Front, num_ended: int) -> Event:
+    """Hypervolume and the answer to each budget, over the number of ended trials."""
+    points = {point.key: point for point in front.points}
+    metrics = {"hypervolume": front.hypervolume, "num_front_points": float(len(points))}
+    for budget, key in front.budgets.items():
+        if key is not None:
+            metrics[f"retention_at.{_name(budget.replace('%', 'pct'))}"] = points[key].retention
+    return event_of(None, metrics=metrics, step=num_ended, files=["front.json"])
+
+
+def event_of(run: str | None, **content: Any) -> Event:
+    """An event of now, about the recipe `run` or, if None, the study; numbers that are none are left out."""
+    if "metrics" in content:
+        content["metrics"] = {n: float(v) for n, v in content["metrics"].items() if math.isfinite(v)}
+    return {"run": run, "time": int(time.time() * 1000), **content}
+
+
+def _name(text: str) -> str:
+    """A name that MLflow allows for a metric."""
+    return re.sub(r"[^A-Za-z0-9_./ -]", "_", text)

@@ -1,0 +1,320 @@
+"""MLflow gets what happened: live, late, after a break; and is never waited for. Real SQLite stores."""
+
+import json
+import socket
+import time
+
+import pytest
+import synthetic_study
+from mlflow import MlflowClient
+
+from raysearch.front import Front
+from raysearch.masking import mask
+from raysearch.mlflow_events import event_of, parent_event, rung_event
+from raysearch.mlflow_sender import UNSENT, read_unsent
+from raysearch.recipe import Recipe
+from raysearch.score import Score
+from raysearch.size import Size
+from raysearch.study import Study
+from raysearch.tracking import Tracker, sync_unsent, tracking_uri
+
+CLOSED_PORT = "http://127.0.0.1:9"
+DENSE = synthetic_study.BASELINE.size
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One SQLite store for all tests, since making one takes seconds; every test has an experiment of its own."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def client(store):
+    return MlflowClient(tracking_uri=store)
+
+
+@pytest.fixture
+def replay(tmp_path, request):
+    """A study that has not begun, and what will happen in it."""
+    study = synthetic_study.make(tmp_path / "made", num_trials=12)
+    name = request.node.name.replace("[", "-").replace("]", "")
+    space = study.space.model_copy(update={"name": name})
+    fresh = Study(tmp_path / "run", space)
+    fresh.create()
+    return Replay(fresh, study.records, study.front)
+
+
+class Replay:
+    """Tells a tracker what happened in a study, as a search would."""
+
+    def __init__(self, study, records, front):
+        self.study, self.records, self.final_front = study, records, front
+
+    def play(self, tracker, records=None):
+        for record in self.records if records is None else records:
+            self.begin(tracker, record)
+            self.study.records.append(record)
+            tracker.trial_ended(record)
+        keys = {record.key for record in self.study.records}
+        points = [point for point in self.final_front.points if point.key in keys]
+        front, budgets = self.final_front, self.study.budgets
+        self.study.front = Front.build(front.study, front.model, front.baseline, points, budgets)
+        self.study.front.save(self.study.folder)
+        tracker.front_changed(self.study.front)
+
+    def begin(self, tracker, record):
+        self.study.trial_started(record.trial, record.recipe)
+        tracker.trial_started(record.trial, record.recipe, Size(record.num_params, record.size_bytes))
+        for score in record.rungs:
+            tracker.rung(record.trial, score)
+
+    def write_trials(self):
+        lines = [record.model_dump_json(exclude_none=True) + "\n" for record in self.study.records]
+        (self.study.folder / "trials.jsonl").write_text("".join(lines))
+
+
+def runs_of(client, study):
+    """The parent run and the children by recipe key, as MLflow tells them."""
+    experiment = client.get_experiment_by_name(study.space.name)
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    children = [run for run in runs if run is not parents[0]]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parents[0].info.run_id}
+    assert len({run.data.tags["raysearch.key"] for run in children}) == len(children)
+    return parents[0], {run.data.tags["raysearch.key"]: run for run in children}
+
+
+def check_everything_is_there(client, replay):
+    parent, children = runs_of(client, replay.study)
+    on_front = {point.key for point in replay.final_front.points}
+    assert set(children) == {record.key for record in replay.records}
+    for record in replay.records:
+        run = children[record.key]
+        assert run.data.params == {name: str(value) for name, value in record.recipe.as_dict().items()}
+        assert run.data.tags["mode"] == record.recipe.mode
+        assert run.data.tags["end"] == record.end
+        assert run.data.tags["front"] == ("yes" if record.key in on_front else "no")
+        wanted = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[record.end]
+        assert run.info.status == wanted
+        history = client.get_metric_history(run.info.run_id, "retention")
+        assert sorted((point.step, point.value) for point in history) == [
+            (score.samples_seen, score.retention) for score in record.rungs
+        ]
+        assert run.data.metrics["size_bytes"] == record.size_bytes
+        assert run.data.metrics["size_ratio"] == pytest.approx(record.size_bytes / DENSE.size_bytes)
+        if record.rungs:
+            last = record.rungs[-1]
+            assert run.data.metrics["retention_se"] == last.retention_se
+            assert run.data.metrics["score.digits"] == last.scores["digits"]
+            assert run.data.metrics["loss.sft"] == last.losses["sft"]
+    assert not (replay.study.folder / UNSENT).exists()
+    return parent, children
+
+
+def test_a_search_is_told_in_full_and_not_held_up(store, client, replay):
+    began = time.perf_counter()
+    tracker = Tracker(replay.study, store, dense=DENSE)
+    replay.play(tracker)
+    assert time.perf_counter() - began < 1, "the driver only queues"
+    assert tracker.flush()
+    parent, children = check_everything_is_there(client, replay)
+    record = replay.records[0]
+    assert tracker.run_id(record.trial) == children[record.key].info.run_id
+    replay.write_trials()
+    tracker.close()
+    parent, children = check_everything_is_there(client, replay)
+    assert parent.data.metrics["hypervolume"] == replay.final_front.hypervolume
+    assert parent.data.metrics["num_stopped"] == sum(record.end == "stopped" for record in replay.records)
+    assert "retention_at.60pct" in parent.data.metrics
+    assert parent.data.params["model"] == "pocket"
+    assert parent.data.tags["env.torch"].startswith("2.")
+    assert parent.info.status == "KILLED", "12 of 28 trials"
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert files == {"front.json", "space.json", "trials.jsonl"}
+    for point in Front.load(replay.study.folder).points:
+        assert point.mlflow_run_id == children[point.key].info.run_id
+
+
+def test_a_server_that_is_away_stops_nothing_and_sync_sends_later(store, client, replay, capsys):
+    tracker = Tracker(replay.study, CLOSED_PORT, dense=DENSE)
+    replay.play(tracker)
+    replay.write_trials()
+    tracker.close(seconds=120)
+    said = capsys.readouterr().err
+    assert said.count("raysearch:") == 1, "one warning, however much fails"
+    assert "raysearch sync" in said
+    waiting = read_unsent(replay.study.folder)
+    assert {event["run"] for event in waiting} >= {record.key for record in replay.records}
+    assert tracker.run_id(replay.records[0].trial) is None
+    sent, refused = sync_unsent(replay.study.folder, store)
+    assert sent >= len(waiting)
+    assert refused == 0
+    parent, _ = check_everything_is_there(client, replay)
+    assert parent.data.metrics["hypervolume"] == replay.final_front.hypervolume
+    assert all(point.mlflow_run_id for point in Front.load(replay.study.folder).points)
+
+
+def test_what_waits_is_sent_first_once_the_server_is_back(store, client, replay, monkeypatch):
+    monkeypatch.setattr("raysearch.mlflow_sender.SECONDS_BETWEEN_TRIES", 0.0)
+    tracker = Tracker(replay.study, store, dense=DENSE)
+    sender = tracker._sender
+    sender._uri = CLOSED_PORT
+    replay.play(tracker, replay.records[:6])
+    assert not tracker.flush()
+    assert read_unsent(replay.study.folder)
+    sender._uri = store
+    replay.play(tracker, replay.records[6:])
+    assert tracker.flush()
+    check_everything_is_there(client, replay)
+    tracker.close()
+
+
+def test_a_resumed_study_continues_its_runs(store, client, replay):
+    first = Tracker(replay.study, store, dense=DENSE)
+    replay.play(first, replay.records[:5])
+    replay.begin(first, replay.records[5])  # interrupted
+    first.close()
+    before, children = runs_of(client, replay.study)
+    assert children[replay.records[5].key].data.tags["end"] == "interrupted"
+    assert children[replay.records[5].key].info.status == "KILLED"
+    resumed = Tracker(replay.study, store, dense=DENSE)
+    again = replay.records[5].model_copy(update={"trial": "another", "rungs": []})
+    resumed.trial_started(again.trial, again.recipe, Size(again.num_params, again.size_bytes))
+    replay.study.records.append(replay.records[5])
+    resumed.trial_ended(replay.records[5])
+    replay.play(resumed, replay.records[6:])
+    resumed.close()
+    parent, now = check_everything_is_there(client, replay)
+    assert parent.info.run_id == before.info.run_id
+    assert {key: now[key].info.run_id for key in children} == {
+        key: run.info.run_id for key, run in children.items()
+    }
+
+
+def test_a_killed_driver_loses_no_ended_trial(store, client, replay):
+    """What was only queued is gone; the next start tells it from the study's own files."""
+    tracker = Tracker(replay.study, store, dense=DENSE)
+    tracker.flush()
+    replay.study.records += replay.records
+    replay.write_trials()
+    replay.final_front.save(replay.study.folder)
+    reopened = Study(replay.study.folder, replay.study.space)
+    late = Tracker(reopened, store)
+    late.close()
+    check_everything_is_there(client, replay)
+
+
+def test_a_server_that_hangs_is_given_up(replay, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracker = Tracker(replay.study, f"http://127.0.0.1:{silent.getsockname()[1]}", dense=DENSE)
+        replay.play(tracker)
+        began = time.monotonic()
+        tracker.close(seconds=2)
+        assert time.monotonic() - began < 6
+    waiting = read_unsent(replay.study.folder)
+    assert {event["run"] for event in waiting} >= {record.key for record in replay.records}
+    assert "takes too long" in capsys.readouterr().err
+
+
+def test_who_leaves_the_front_is_untagged(store, client, replay):
+    tracker = Tracker(replay.study, store, dense=DENSE)
+    replay.play(tracker)
+    fewer = replay.final_front.model_copy(update={"points": replay.final_front.points[1:]})
+    gone = replay.final_front.points[0].key
+    tracker.front_changed(fewer)
+    assert tracker.flush()
+    _, children = runs_of(client, replay.study)
+    assert children[gone].data.tags["front"] == "no"
+    assert {key for key, run in children.items() if run.data.tags["front"] == "yes"} == {
+        point.key for point in fewer.points
+    }
+    tracker.close()
+
+
+def test_a_run_deleted_over_there_is_made_anew(store, client, replay):
+    first = Tracker(replay.study, store, dense=DENSE)
+    replay.play(first, replay.records[:2])
+    first.close()
+    state = json.loads((replay.study.folder / "mlflow.json").read_text())
+    state["runs"][replay.records[0].key] = "0" * 32
+    (replay.study.folder / "mlflow.json").write_text(json.dumps(state))
+    second = Tracker(replay.study, store, dense=DENSE)
+    second.rung(
+        second_trial(second, replay.records[0]),
+        Score(samples_seen=9, retention=0.5, retention_se=0, scores={}),
+    )
+    assert second.flush()
+    assert second.run_id(replay.records[0].trial) not in (None, "0" * 32)
+    second.close()
+
+
+def second_trial(tracker, record):
+    tracker.trial_started(record.trial, record.recipe, Size(record.num_params, record.size_bytes))
+    return record.trial
+
+
+def test_what_the_server_refuses_does_not_block_the_rest(store, client, replay, capsys):
+    tracker = Tracker(replay.study, store, dense=DENSE)
+    assert tracker.flush()
+    tracker._sender.put(
+        event_of(None, params={"model": "another"}), event_of(None, metrics={"hypervolume": 0.25})
+    )
+    assert tracker.flush()
+    tracker.close()
+    assert "refused" in capsys.readouterr().err
+    parent, _ = runs_of(client, replay.study)
+    assert parent.data.metrics["hypervolume"] == 0.25
+    assert parent.data.params["model"] == "pocket"
+
+
+def test_numbers_that_are_none_and_odd_names():
+    score = Score(
+        samples_seen=3,
+        retention=float("nan"),
+        retention_se=0.1,
+        scores={"VQA (val)%": 0.5},
+        losses={"sft": float("inf")},
+    )
+    assert rung_event("k", score)["metrics"] == {"retention_se": 0.1, "score.VQA _val__": 0.5}
+
+
+def test_secrets_are_masked_in_what_is_sent(tmp_path):
+    recovery = synthetic_study.space().recovery.model_copy(
+        update={"deepspeed": {"wandb": {"api_key": "abc", "team": "mine"}, "hf_token": "x"}}
+    )
+    space = synthetic_study.space(model="https://me:pw@host/model", recovery=recovery)
+    sent = json.dumps(parent_event(Study(tmp_path, space)))
+    assert "abc" not in sent
+    assert "pw@" not in sent
+    assert '"team": "mine"' in sent
+    assert '"max_length": 256' in sent
+
+
+@pytest.mark.parametrize(
+    ("value", "masked"),
+    [
+        ("http://user:pw@host:5000/x", "http://***@host:5000/x"),
+        ({"password": "x", "batch_size": 8}, {"password": "***", "batch_size": 8}),
+        ({"tokens": 5, "max_length": 9, "keys": ["a"]}, {"tokens": 5, "max_length": 9, "keys": ["a"]}),
+        (["hf_abcdefghijklmnopqrst"], ["***"]),
+        ("https://x/?token=abc&b=1", "https://x/?***&b=1"),
+        ({"secret": {"deep": {"api_key": "k"}}}, {"secret": {"deep": {"api_key": "***"}}}),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        (None, None),
+    ],
+)
+def test_mask(value, masked):
+    assert mask(value) == masked
+
+
+def test_where_a_study_is_tracked(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(tmp_path / "run") == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri(tmp_path / "run") == "http://server:5000"
+
+
+def test_the_same_recipe_has_the_same_run(tmp_path):
+    recipe = Recipe(mode="layerwise", ratio=0.3, criterion="random")
+    assert recipe.key == Recipe(**recipe.as_dict()).key
