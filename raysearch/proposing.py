@@ -14,6 +14,7 @@ from raysearch.space import Scalar, SearchSpace
 from raysearch.surrogate import MAX_POINTS, Encoding, RetentionModel, expected_gain
 
 NUM_CANDIDATES = 96
+NUM_FIT_POINTS = 100  # the latest values, from which length scales are found
 CHANGE = 0.25  # share of a parent's answers that its child draws anew
 
 
@@ -148,31 +149,62 @@ class Candidates:
         return best
 
 
-def best_candidate(
-    candidates: Sequence[Candidate], known: Sequence[Observation], limits: Sequence[float]
-) -> Candidate:
-    """The candidate with the largest expected gain of hypervolume, trials under way taken at their expected value.
+class GainModel:
+    """Says which of several candidates can be expected to add most to the hypervolume.
 
-    Args:
-        candidates: at least one.
-        known: trials so far, at least two of them with a retention.
-        limits: size ratios that answers are wanted for.
+    The length scales are searched for anew whenever the number of values has grown by a third; in between they stay.
     """
-    measured = [o for o in known if o.retention is not None][-MAX_POINTS:]
-    running = [o for o in known if o.retention is None]
-    answers = [answers_of(c.params, c.distributions, c.size_ratio) for c in candidates]
-    encoding = Encoding([o.answers for o in known] + answers)
-    values = np.array([o.retention for o in measured], float)
-    noise = np.array([o.deviation for o in measured])
-    points = encoding.encode([o.answers for o in measured])
-    model = RetentionModel(points, encoding.groups, values, noise)
-    front = [(o.size_ratio, float(v)) for o, v in zip(measured, values, strict=True)]
-    if running:
-        expected, _ = model.predict(encoding.encode([o.answers for o in running]))
-        front += [(o.size_ratio, float(v)) for o, v in zip(running, expected, strict=True)]
-    mean, deviation = model.predict(encoding.encode(answers))
-    sizes = np.array([c.size_ratio for c in candidates])
-    return candidates[int(np.argmax(expected_gain(sizes, mean, deviation, front, limits)))]
+
+    def __init__(self) -> None:
+        self.scales: dict[str, float] = {}
+        """Inverse squared length scale by asked name."""
+        self.jitter = 0.03
+        self.next_fit = 0
+
+    def best(
+        self, candidates: Sequence[Candidate], known: Sequence[Observation], limits: Sequence[float]
+    ) -> Candidate:
+        """The candidate with the largest expected gain, trials under way taken at their expected value.
+
+        Args:
+            candidates: at least one.
+            known: trials so far, at least two of them with a retention.
+            limits: size ratios that answers are wanted for.
+        """
+        measured = [o for o in known if o.retention is not None]
+        running = [o for o in known if o.retention is None]
+        answers = [answers_of(c.params, c.distributions, c.size_ratio) for c in candidates]
+        encoding = Encoding([o.answers for o in known] + answers)
+        model = self._model(encoding, measured)
+        front = [(o.size_ratio, float(o.retention or 0.0)) for o in measured]
+        if running:
+            expected, _ = model.predict(encoding.encode([o.answers for o in running]))
+            front += [(o.size_ratio, float(v)) for o, v in zip(running, expected, strict=True)]
+        mean, deviation = model.predict(encoding.encode(answers))
+        sizes = np.array([c.size_ratio for c in candidates])
+        return candidates[int(np.argmax(expected_gain(sizes, mean, deviation, _front_of(front), limits)))]
+
+    def _model(self, encoding: Encoding, measured: Sequence[Observation]) -> RetentionModel:
+        used = measured[-MAX_POINTS:]
+        values = np.array([o.retention for o in used], float)
+        noise = np.array([o.deviation for o in used])
+        points = encoding.encode([o.answers for o in used])
+        if len(measured) >= self.next_fit or set(encoding.names) - set(self.scales):
+            last = slice(-NUM_FIT_POINTS, None)
+            fitted = RetentionModel(points[last], encoding.groups, values[last], noise[last])
+            self.scales = dict(zip(encoding.names, fitted.weights.tolist(), strict=True))
+            self.jitter, self.next_fit = fitted.jitter, len(measured) + max(3, len(measured) // 3)
+        scales = np.array([self.scales[name] for name in encoding.names])
+        return RetentionModel(points, encoding.groups, values, noise, (scales, self.jitter))
+
+
+def _front_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    best, front = -math.inf, []
+    for size, retention in sorted(points, key=lambda point: (point[0], -point[1])):
+        if retention > best:
+            best = retention
+            front.append((size, retention))
+    return front
 
 
 def _scaled(value: float, low: float, high: float, log: bool) -> float:

@@ -6,17 +6,12 @@ means: layers of non-domination first, inside a layer the larger exclusive hyper
 
 import bisect
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
 from raysearch.errors import InputError
-from raysearch.front import exclusive_hypervolume
-from raysearch.layers import Layers
-
-REFERENCE = np.array([1.1, 1.1])  # just beyond the unit square, so that the ends of a layer count
+from raysearch.rung import BestWithin, Rung
 
 
 @dataclass(frozen=True)
@@ -100,16 +95,18 @@ class Rungs:
         self.max_t, self.grace_period, self.reduction_factor = max_t, grace_period, reduction_factor
         self.budgets = sorted(budgets)
         self.rule = rule or Rule()
-        self.rungs = [_Rung(level, self.budgets) for level in self._levels()]
+        self.rungs = [Rung(level, self.budgets) for level in self._levels()]
         self._live: dict[str, _Progress] = {}
-        self._best_finished = _BestWithin()
+        self._best_finished = BestWithin()
         self.num_decisions = 0
 
     def _levels(self) -> list[float]:
         levels = [self.grace_period]
         while levels[-1] * self.reduction_factor < self.max_t * (1 - 1e-9):
             levels.append(levels[-1] * self.reduction_factor)
-        return [level for level in levels if level < self.max_t] or [self.grace_period]
+        if float(self.grace_period).is_integer() and float(self.max_t).is_integer():
+            levels = [round(level) for level in levels]  # samples are whole
+        return levels
 
     @property
     def levels(self) -> list[float]:
@@ -184,17 +181,15 @@ class Rungs:
     def _move(self, trial: str, retention: float) -> None:
         """Note how far the trial has come since the rungs it passed."""
         for rung in self.rungs:
-            if trial in rung.values:
-                rung.note_gain(trial, retention - rung.values[trial][1])
+            rung.note_value(trial, retention)
 
     def _judge(
-        self, trial: str, rung: "_Rung", size: float, retention: float, se: float, samples_seen: float
+        self, trial: str, rung: "Rung", size: float, retention: float, se: float, samples_seen: float
     ) -> Decision:
         margin = self._margin(rung, retention, se)
-        lifted = (size, -(retention + margin))
-        layer = rung.layers.place(lifted)
-        better, company = rung.layers.num_better(layer), rung.layers.company(lifted, layer)
-        num, own = rung.num_trials + 1, len(company) + 1
+        layer = rung.layers.place(size, retention + margin)
+        company, own_row = rung.layers.company(size, retention + margin, layer)
+        better, num, own = rung.layers.num_better(layer), rung.num_trials + 1, len(company)
         allowed = max(1.0, num / self.reduction_factor + 1e-9)
         rank = None
         if better + own <= allowed:
@@ -202,11 +197,11 @@ class Rungs:
         elif better + 1 > allowed:
             go_on, reason = False, "enough trials are better"
         else:
-            rank = rung.rank(lifted, company, retention)
+            rank = rung.rank(company, own_row, retention)
             go_on = better + rank <= allowed
             reason = f"number {rank} of {own} in the layer that is split"
         if not go_on and self.rule.keep_budget_leaders:
-            led = rung.leaders.budgets_led(size, retention)
+            led = rung.budgets_led(size, retention)
             if led:
                 go_on, reason = True, f"leads budget {led[0]:g}"
         if go_on and layer > 0 and self.rule.veto and self._is_hopeless(rung, size, retention):
@@ -227,7 +222,7 @@ class Rungs:
             margin,
         )
 
-    def _margin(self, rung: "_Rung", retention: float, se: float) -> float:
+    def _margin(self, rung: "Rung", retention: float, se: float) -> float:
         variance = 0.0
         if self.rule.noise_margin and math.isfinite(se):
             variance += (self.rule.noise_margin * se) ** 2
@@ -235,7 +230,7 @@ class Rungs:
             variance += self.rule.movement_margin**2 * rung.movement(retention, self.rule.movement_prior)
         return math.sqrt(variance)
 
-    def _is_hopeless(self, rung: "_Rung", size: float, retention: float) -> bool:
+    def _is_hopeless(self, rung: "Rung", size: float, retention: float) -> bool:
         gains = rung.gains_to_end
         if len(gains) < self.rule.veto_evidence:
             return False
@@ -285,114 +280,3 @@ class _Progress:
     rung: int = -1
     stopped: bool = False
     finished: bool = False
-
-
-class _BestWithin:
-    """The best retention at no more than a size: a staircase of points, rising in both."""
-
-    def __init__(self) -> None:
-        self.points: list[list[float]] = []
-
-    def within(self, size: float) -> float:
-        at = bisect.bisect_right(self.points, size, key=lambda point: point[0])
-        return self.points[at - 1][1] if at else -math.inf
-
-    def add(self, size: float, retention: float) -> None:
-        if retention > self.within(size):
-            kept = [point for point in self.points if point[0] < size or point[1] > retention]
-            self.points = sorted([*kept, [size, retention]])
-
-
-class _Leaders:
-    """The best retention at a rung of the trials that fit each budget."""
-
-    def __init__(self, budgets: Sequence[float]) -> None:
-        self.best = dict.fromkeys(budgets, -math.inf)
-
-    def budgets_led(self, size: float, retention: float) -> list[float]:
-        return [budget for budget, best in self.best.items() if size <= budget and retention > best]
-
-    def add(self, size: float, retention: float) -> None:
-        for budget in self.budgets_led(size, retention):
-            self.best[budget] = retention
-
-
-@dataclass
-class _Rung:
-    """The trials that came to one rung, with their values there and what became of these."""
-
-    level: float
-    budgets: Sequence[float]
-    values: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    gains: dict[str, float] = field(default_factory=dict)
-    gains_to_end: list[float] = field(default_factory=list)
-    failed: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._rebuild()
-
-    @property
-    def num_trials(self) -> int:
-        return len(self.values) - len(self.failed)
-
-    def add(self, trial: str, size: float, retention: float, se: float) -> None:
-        if trial not in self.values:
-            self.values[trial] = (size, retention, se)
-            self._count(size, retention)
-
-    def note_gain(self, trial: str, gain: float) -> None:
-        self.gains[trial] = gain
-        self._moments = None
-
-    def set_failed(self, trial: str, failed: bool) -> None:
-        if trial in self.values and (trial in self.failed) != failed:
-            self.failed ^= {trial}
-            self._rebuild()
-
-    def rank(
-        self, newcomer: tuple[float, float], company: list[tuple[float, float]], retention: float
-    ) -> int:
-        """The newcomer's place among its layer by exclusive hypervolume, both axes scaled to [0, 1] over the rung; of
-        equals, those that came earlier stand before it."""
-        low = np.minimum(self._low, [math.log(newcomer[0]), -retention])
-        high = np.maximum(self._high, [math.log(newcomer[0]), -retention])
-        points = np.array([newcomer, *company])
-        points[:, 0] = np.log(points[:, 0])
-        points = (points - low) / np.where(high > low, high - low, 1.0)
-        areas = exclusive_hypervolume(points, REFERENCE)
-        return 1 + int(np.sum(areas[1:] >= areas[0]))
-
-    def movement(self, newcomer: float, prior: float) -> float:
-        """Variance of how values here have moved by later rungs, a common shift apart."""
-        spread = float(np.var([value[1] for value in self.values.values()] + [newcomer]))
-        gains = np.array(list(self.gains.values()))
-        moved = float(np.sum((gains - gains.mean()) ** 2)) if len(gains) else 0.0
-        return (prior * spread + moved) / (prior + len(gains))
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "values": {trial: list(value) for trial, value in self.values.items()},
-            "gains": dict(self.gains),
-            "gains_to_end": list(self.gains_to_end),
-            "failed": sorted(self.failed),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.values = {trial: tuple(value) for trial, value in state["values"].items()}
-        self.gains = dict(state["gains"])
-        self.gains_to_end = list(state["gains_to_end"])
-        self.failed = set(state["failed"])
-        self._rebuild()
-
-    def _rebuild(self) -> None:
-        self.layers, self.leaders = Layers(), _Leaders(self.budgets)
-        self._low, self._high = np.full(2, math.inf), np.full(2, -math.inf)
-        for trial, (size, retention, _) in self.values.items():
-            if trial not in self.failed:
-                self._count(size, retention)
-
-    def _count(self, size: float, retention: float) -> None:
-        self.layers.add((size, -retention))
-        self.leaders.add(size, retention)
-        here = np.array([math.log(size), -retention])
-        self._low, self._high = np.minimum(self._low, here), np.maximum(self._high, here)

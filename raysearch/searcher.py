@@ -22,7 +22,7 @@ from ray.tune.search import Searcher as RaySearcher
 from raysearch.errors import InputError
 from raysearch.files import write_text
 from raysearch.front import nondomination_layers
-from raysearch.proposing import Candidate, Candidates, Observation, answers_of, best_candidate
+from raysearch.proposing import Candidate, Candidates, GainModel, Observation, answers_of
 from raysearch.recipe import Recipe
 from raysearch.sampling import OptunaAsk, SteeredSampler, fit_to_space, make_sampler
 from raysearch.scheduler import ParetoASHA
@@ -88,6 +88,7 @@ class Searcher:
         self._gains: dict[
             float, list[float]
         ] = {}  # of finished trials, from each number of samples seen to the end
+        self._gain_model = GainModel()
         self._params: dict[str, dict[str, Any]] = {}
         self._answers: dict[str, dict[str, Any]] = {}
         self._smallest = math.inf  # smallest size ratio met among the rejected
@@ -166,7 +167,7 @@ class Searcher:
         if len(measured) < NUM_STARTUP or len(self.proposals) % EXPLORE_EVERY == EXPLORE_EVERY - 1:
             chosen = self._spread(candidates)
         else:
-            chosen = best_candidate(candidates, list(known.values()), limits)
+            chosen = self._gain_model.best(candidates, list(known.values()), limits)
         self._study.enqueue_trial(chosen.params)
         asked = self._ask(None, 0)
         self.space.suggest(OptunaAsk(asked))
@@ -238,6 +239,7 @@ class Searcher:
             "queue": self._queue,
             "smallest": None if math.isinf(self._smallest) else self._smallest,
             "exhausted": self.exhausted,
+            "gain_model": vars(self._gain_model),
             "study_attrs": self._study._storage.get_study_system_attrs(self._study._study_id),
             "trials": [_trial_as_json(trial) for trial in self._study.get_trials(deepcopy=False)],
             "proposals": {
@@ -251,6 +253,8 @@ class Searcher:
         self._num_asks, self._queue = state["num_asks"], [dict(values) for values in state["queue"]]
         self._smallest = math.inf if state["smallest"] is None else state["smallest"]
         self.exhausted = state["exhausted"]
+        self._gain_model = GainModel()
+        vars(self._gain_model).update(state["gain_model"])
         self._study = _new_study()
         for key, value in state["study_attrs"].items():
             self._study._storage.set_study_system_attr(self._study._study_id, key, value)

@@ -60,20 +60,29 @@ class RetentionModel:
         groups: (columns,) which name each column belongs to.
         values: (n,) retention.
         noise: (n,) standard deviation of each value.
+        fitted: weights per group and jitter found before; left out, they are searched for.
     """
 
-    def __init__(self, points: np.ndarray, groups: np.ndarray, values: np.ndarray, noise: np.ndarray) -> None:
+    def __init__(
+        self,
+        points: np.ndarray,
+        groups: np.ndarray,
+        values: np.ndarray,
+        noise: np.ndarray,
+        fitted: tuple[np.ndarray, float] | None = None,
+    ) -> None:
         self._points, self._groups = points, groups
         self._mean, self._scale = float(values.mean()), float(values.std()) or 1.0
         self._values = (values - self._mean) / self._scale
         self._noise = (noise / self._scale) ** 2 + 1e-4
-        self._weights, self._jitter = self._fit()
-        self._factor = cho_factor(self._covariance(self._weights, self._jitter), lower=True)
+        self._distances = _distances(points, points, groups)
+        self.weights, self.jitter = fitted or self._fit()
+        self._factor = cho_factor(self._covariance(self.weights, self.jitter), lower=True)
         self._alpha = cho_solve(self._factor, self._values)
 
     def predict(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of retention, both (m,)."""
-        cross = _matern(_distances(points, self._points, self._groups), self._weights)  # (m, n)
+        cross = _matern(_distances(points, self._points, self._groups), self.weights)  # (m, n)
         mean = cross @ self._alpha
         variance = 1.0 - np.sum(cross * cho_solve(self._factor, cross.T).T, 1)
         return self._mean + self._scale * mean, self._scale * np.sqrt(np.maximum(variance, 1e-6))
@@ -83,7 +92,6 @@ class RetentionModel:
 
     def _fit(self) -> tuple[np.ndarray, float]:
         """Coordinate-wise search over the inverse squared length scales, two sweeps from one common scale."""
-        self._distances = _distances(self._points, self._points, self._groups)
         num = len(self._distances)
         best, at = -np.inf, (np.ones(num), 0.01)
         for common in FIT_GRID:

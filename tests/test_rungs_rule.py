@@ -31,20 +31,22 @@ def random_points(seed, num, ties=False):
 def test_layers_grown_point_by_point_are_those_of_the_whole_set(seed, ties):
     points = random_points(seed, 150, ties)
     layers = Layers(points).as_lists()
-    expected = nondomination_layers(np.array(points))
+    expected = nondomination_layers(np.array(points) * [1, -1])
     for number, layer in enumerate(layers):
         assert layer == sorted(point for point, at in zip(points, expected, strict=True) if at == number)
     assert sum(map(len, layers)) == 150
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_company_of_a_newcomer_is_its_layer_after_it_came(seed):
-    points, newcomer = random_points(seed, 80), (0.5, 0.3)
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("ties", [False, True])
+def test_company_of_a_newcomer_is_its_layer_after_it_came(seed, ties):
+    *points, newcomer = random_points(seed, 80, ties)
     layers = Layers(points)
-    at = layers.place(newcomer)
-    company, better = layers.company(newcomer, at), layers.num_better(at)
-    layers.add(newcomer)
-    assert sorted([*company, newcomer]) == layers.as_lists()[at]
+    at = layers.place(*newcomer)
+    (company, row), better = layers.company(*newcomer, at), layers.num_better(at)
+    layers.add(*newcomer)
+    assert company.tolist() == [list(point) for point in layers.as_lists()[at]]
+    assert tuple(company[row]) == newcomer
     assert better == sum(map(len, layers.as_lists()[:at]))
 
 
