@@ -41,7 +41,7 @@ def save(
         InputError: `folder` is a file, or holds something that is no checkpoint.
     """
     folder = Path(folder)
-    _check_target(folder)
+    check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     built = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -88,7 +88,12 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _check_target(folder: Path) -> None:
+def check_target(folder: Path) -> None:
+    """Check that a checkpoint may be written to `folder`.
+
+    Raises:
+        InputError: it is a file, or holds something that is no checkpoint.
+    """
     if folder.is_file():
         raise InputError(f"{folder}: is a file; name a folder to write to")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():

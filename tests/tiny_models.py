@@ -5,7 +5,7 @@ A family added to `FAMILIES` is tested by the whole contract suite.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class TinyFamily:
         torch.manual_seed(seed)
         config = self.config()
         model = model_class(config)._from_config(config).eval()
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim >= 2:
                 torch.nn.init.normal_(parameter, std=0.15)
             else:  # norms and biases, so that none is trivial
@@ -322,7 +322,7 @@ FAMILIES: dict[str, TinyFamily] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def dense(name: str) -> PreTrainedModel:
     """The family's model, shared by tests that leave it as it is."""
     return FAMILIES[name].model()

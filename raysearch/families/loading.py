@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -50,6 +51,29 @@ def load(
     return loaded.eval(), _processor(source, trust_remote_code)
 
 
+def load_config(model: str | Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a folder, of a hub id, or of the embedded LVLM (`pocket`); no weights are read.
+
+    Raises:
+        InputError: no such model, a folder whose weights are missing or truncated, or no configuration that
+            transformers knows.
+    """
+    source = _source(model)
+    if source.is_dir():
+        check_folder(source)
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        if not source.exists():
+            raise InputError(
+                f"model {str(model)!r}: no such folder, and the hub didn't give it ({_first_line(error)})"
+            ) from None
+        raise InputError(
+            f"{source}/config.json: can't be read by transformers ({_first_line(error)})"
+        ) from None
+
+
 def check_folder(folder: Path) -> None:
     """Check that a checkpoint folder has a configuration and every safetensors shard in full length.
 
@@ -90,37 +114,12 @@ def _check_shard(path: Path) -> None:
         )
 
 
-def load_config(model: str | Path, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a folder (checked for whole weights), of a hub id, or of the embedded LVLM (`pocket`).
-
-    Raises:
-        InputError: no such model, or files missing or truncated.
-    """
-    source = _source(model)
-    if source.is_dir():
-        check_folder(source)
-    return _config(source, model, trust_remote_code)
-
-
 def _source(model: str | Path) -> Path:
     if str(model) == "pocket":
         from raysearch.pocket import weights_folder
 
         return Path(weights_folder())
     return Path(model)
-
-
-def _config(source: Path, model: str | Path, trust_remote_code: bool) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        if not source.exists():
-            raise InputError(
-                f"model {str(model)!r}: no such folder, and the hub didn't give it ({_first_line(error)})"
-            ) from None
-        raise InputError(
-            f"{source}/config.json: can't be read by transformers ({_first_line(error)})"
-        ) from None
 
 
 def _weights(

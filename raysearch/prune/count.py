@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
 from raysearch.errors import InputError

@@ -1,9 +1,13 @@
 """Which KV groups, query heads and FFN channels each layer keeps."""
 
+from collections.abc import Mapping
+
 import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
-from raysearch.families import Layout, Units
+from raysearch.families import Layout, Units, family_for
 from raysearch.importance import Importance
 from raysearch.prune.config import Shape
 
@@ -29,6 +33,30 @@ def units_to_keep(importance: Importance, layout: Layout, shape: Shape, layer: i
     heads = importance.heads[layer].reshape(layout.num_kv_groups, layout.heads_per_group)
     kept = [group * layout.heads_per_group + top(heads[group], per_group) for group in groups]
     return Units(groups, np.concatenate(kept), top(importance.ffn_channels[layer], shape.num_ffn_channels))
+
+
+@torch.inference_mode()
+def bias_shifts(
+    model: PreTrainedModel, layout: Layout, importance: Importance, units: Mapping[int, Units]
+) -> dict[str, torch.Tensor]:
+    """What output biases gain: the removed columns times their mean inputs (arXiv 2312.11983, equation 6).
+
+    Empty for criteria that know no mean inputs, and for layers without an output bias.
+    """
+    shifts = {}
+    for kind, name, means in (
+        ("heads", layout.attention_out, importance.attention_means),
+        ("ffn_channels", layout.ffn_out, importance.ffn_means),
+    ):
+        for i, kept in units.items():
+            module = family_for(model).decoder(model).layers[i].get_submodule(name)
+            if means is None or module.bias is None:
+                continue
+            missing = torch.tensor(means[i], device=module.weight.device)
+            size = layout.head_dim if kind == "heads" else 1
+            missing.view(-1, size)[torch.as_tensor(kept.of(kind))] = 0  # type: ignore[arg-type]
+            shifts[f"{i}.{name}.bias"] = module.weight.float() @ missing
+    return shifts
 
 
 def top(scores: np.ndarray, num: int) -> np.ndarray:

