@@ -1,7 +1,6 @@
 """Samples as tensors: the model's own chat template, the answer tokens marked, padded into batches."""
 
 import difflib
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,9 +82,10 @@ class Encoder:
         text = self._render(sample.messages[: last + 1], cue=True)
         return self._processed(text, sample)
 
-    def collate(self, rows: Sequence[Encoded], padding_side: str = "right") -> Batch:
+    def collate(self, rows: Sequence[Encoded], padding_side: str = "right", multiple: int = 1) -> Batch:
         """`collate` with this tokenizer's padding token."""
-        return collate(rows, self.pad_id, padding_side, self.family.model_type in _ONE_ENTRY_PER_ROW)
+        one_entry_per_row = self.family.model_type in _ONE_ENTRY_PER_ROW
+        return collate(rows, self.pad_id, padding_side, one_entry_per_row, multiple)
 
     def _encode(self, sample: Sample) -> Encoded:
         text = self._render(sample.messages)
@@ -152,13 +152,13 @@ class Encoder:
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            cue = os.path.commonprefix([self._render(messages[:index], cue=True), text])
-            upto = text
+            cue = shared_start(self._render(messages[:index], cue=True), text)
+            upto = len(text)
             if index + 1 < len(messages):
-                upto = os.path.commonprefix([self._render(messages[: index + 1]), text])
-            end = len(upto.rstrip())
-            if end > len(cue):
-                spans.append((len(cue), end))
+                upto = shared_start(self._render(messages[: index + 1]), text)
+            end = len(text[:upto].rstrip())
+            if end > cue:
+                spans.append((cue, end))
         return spans
 
     def _end_answer(self, encoded: Batch) -> None:
@@ -185,7 +185,7 @@ def aligned(plain: Sequence[int], expanded: Sequence[int]) -> list[int | None]:
         One position in `expanded` per token of `plain`; None where there is none.
     """
     places: list[int | None] = [None] * len(plain)
-    tail = len(os.path.commonprefix([list(plain)[::-1], list(expanded)[::-1]]))
+    tail = shared_start(plain[::-1], expanded[::-1])
     for back in range(1, tail + 1):
         places[-back] = len(expanded) - back
     head, rest = len(plain) - tail, len(expanded) - tail
@@ -197,8 +197,18 @@ def aligned(plain: Sequence[int], expanded: Sequence[int]) -> list[int | None]:
     return places
 
 
+def shared_start(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many leading items two sequences share."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def collate(
-    rows: Sequence[Encoded], pad_id: int, padding_side: str = "right", one_entry_per_row: bool = False
+    rows: Sequence[Encoded],
+    pad_id: int,
+    padding_side: str = "right",
+    one_entry_per_row: bool = False,
+    multiple: int = 1,
 ) -> Batch:
     """Pad rows to the longest and stack them; images of all rows one after another.
 
@@ -206,12 +216,13 @@ def collate(
         rows: what `Encoder.encode` returns.
         pad_id: token that fills `input_ids`; masks are filled with 0 and labels with `IGNORED`.
         padding_side: right to train, left to generate.
+        multiple: what the padded length is rounded up to; few different lengths spare the hardware's libraries work.
         one_entry_per_row: image tensors have a first axis of rows, so that rows without images get zeros.
 
     Returns:
         `input_ids`, `attention_mask`, `labels` ..., each (batch, longest), and image tensors.
     """
-    longest = max(len(row["input_ids"]) for row in rows)
+    longest = -max(len(row["input_ids"]) for row in rows) // multiple * -multiple
     fill = {"input_ids": pad_id, "labels": IGNORED}
     batch: Batch = {}
     for key in dict.fromkeys(key for row in rows for key in row):

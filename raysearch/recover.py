@@ -39,6 +39,7 @@ __all__ = ["Recovery", "start_distributed"]
 
 POSITION = "position.json"
 DEFAULT_STAGE = 1
+LENGTH_MULTIPLE = 8
 
 
 class _Student(nn.Module):
@@ -227,7 +228,7 @@ class Recovery:
             return None
 
     def _batch(self, rows: Sequence[tuple[str, Encoded]]) -> tuple[Batch, list[str]]:
-        batch = self._encoder.collate([row for _, row in rows])
+        batch = self._encoder.collate([row for _, row in rows], multiple=LENGTH_MULTIPLE)
         return {key: value.to(self._device) for key, value in batch.items()}, [name for name, _ in rows]
 
     def _empty_batch(self) -> tuple[Batch, list[str]]:
