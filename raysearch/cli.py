@@ -100,8 +100,11 @@ def prune(
         str | None, typer.Option(help="What goes first: block_influence, taylor, activation, ...")
     ] = None,
     calibration: Annotated[
-        str, typer.Option(help="Data on which importance is measured: a JSON file, or pocket.")
-    ] = "pocket",
+        str | None,
+        typer.Option(
+            help="Data on which importance is measured: a JSON file, or pocket; none for weights alone."
+        ),
+    ] = None,
 ) -> None:
     """Prune without recovery, and write a stock checkpoint.
 
@@ -117,17 +120,14 @@ def prune(
         )
     parsed = _budget(budget) if budget is not None else None
     from raysearch.prune import prune_checkpoint
+    from raysearch.summary import size_text
 
-    prune_checkpoint(
-        model=model,
-        mode=mode,
-        ratio=ratio,
-        budget=parsed,
-        criterion=criterion,
-        calibration=calibration,
-        to=to,
+    data = calibration or ("pocket" if model == "pocket" else None)
+    options = {"ratio": ratio, "budget": parsed, "criterion": criterion, "calibration": data}
+    done = prune_checkpoint(model, mode=mode, to=to, **options)
+    print(
+        f"{to}: {size_text(done['size_bytes'])}, {done['size_ratio']:.1%} of the dense model, by {done['criterion']}"
     )
-    print(f"{to}: written; AutoModelForImageTextToText.from_pretrained loads it")
 
 
 @app.command()

@@ -152,7 +152,9 @@ class MlflowRuns:
             artifacts = (
                 Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" / name
             ).as_uri()
-        return self._client.create_experiment(name, artifact_location=artifacts)
+        # The view of MLflow's pages; without it they open for traces of language models.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return self._client.create_experiment(name, artifact_location=artifacts, tags=kind)
 
 
 def read_state(folder: Path, uri: str) -> dict[str, Any]:

@@ -1,0 +1,345 @@
+"""One self-contained page about a study: front, curves, benchmarks, what mattered, cost, and findings in words."""
+
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raysearch import dimensions
+from raysearch.errors import InputError
+from raysearch.files import write_text
+from raysearch.findings import Finding, findings, kept_per_benchmark
+from raysearch.front import Baseline, Front, FrontPoint, hypervolume
+from raysearch.marks import front_info, trial_marks
+from raysearch.masking import mask
+from raysearch.plots import COLOURS, FAINT, INK, PLOTLY_CONFIG, front_figure
+from raysearch.score import TrialRecord
+from raysearch.study import is_study, read_trials
+from raysearch.summary import losses_text, params_text, retention_text, seconds_text, size_text
+
+STYLE = """
+:root { --ink: #222; --faint: #667; --line: #e3e3e8; --seen: #0072B2; --open: #8a8a8a; --fact: #009E73; }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 0 auto; max-width: 1180px; padding: 24px; }
+h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 19px; margin: 40px 0 8px; }
+p.note { color: var(--faint); max-width: 80ch; margin: 4px 0 10px; }
+.cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 18px 0; }
+.card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 16px; min-width: 130px; }
+.card b { display: block; font-size: 21px; } .card span { color: var(--faint); font-size: 13px; }
+.wide { overflow-x: auto; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 12px; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
+th, td { text-align: left; padding: 5px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { color: var(--faint); font-weight: 600; } td { font-variant-numeric: tabular-nums; } td:nth-child(-n+4) { white-space: nowrap; }
+ul.findings { list-style: none; padding: 0; }
+ul.findings li { border-left: 4px solid var(--fact); padding: 2px 12px; margin: 10px 0; }
+ul.findings li.seen { border-color: var(--seen); } ul.findings li.open { border-color: var(--open); }
+ul.findings small { display: block; color: var(--faint); }
+code, pre { font: 12.5px/1.45 ui-monospace, monospace; } pre { margin: 6px 0; white-space: pre-wrap; }
+summary { cursor: pointer; color: var(--faint); }
+"""
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into a study's folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: the folder holds no study, or no dense model has been measured yet.
+    """
+    if not is_study(folder):
+        raise InputError(f"{folder}: no study; give the --out folder of a search")
+    front, records = Front.load(folder), read_trials(folder)
+    write_text(folder / "report.html", report_html(front, records))
+    return folder / "report.html"
+
+
+def report_html(front: Front, records: Sequence[TrialRecord]) -> str:
+    """The page; plotly is part of it, so that it needs no network."""
+    from plotly.offline import get_plotlyjs
+
+    marks = trial_marks(records, front.baseline)
+    sections = [
+        _header(front, records),
+        _section("Front", _figure(front_figure(front_info(front), marks), "front")),
+        _section("Answers", _answers(front)),
+        _section("Findings", _findings(findings(front, records))),
+        _section("How each trial learned", _figure(_curves(records), "curves"), _CURVES_NOTE),
+        _section("Benchmarks", _figure(_benchmarks(front), "benchmarks"), _BENCHMARKS_NOTE),
+        _section("What mattered", _what_mattered(records, front.baseline)),
+        _section("Progress", _figure(_progress(front, records), "progress"), _PROGRESS_NOTE),
+        _section("Cost", _cost(records)),
+        _section("Stopped and failed trials", _unfinished(records, front.baseline)),
+        _section("Recipes on the front", "".join(_recipe(point) for point in front.points)),
+    ]
+    title = f"{html.escape(front.study)}: report"
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>{''.join(sections)}</body></html>\n"
+    )
+
+
+_CURVES_NOTE = (
+    "Retention at every rung, over recovery samples seen. Dotted lines were stopped early. Click a name in the "
+    "legend to hide it, double-click to see it alone."
+)
+_BENCHMARKS_NOTE = "Score of each front point as a share of the dense model's score on the same questions."
+_PROGRESS_NOTE = (
+    "Hypervolume of the front, and therefore the mean retention over all budgets, as trials ended."
+)
+
+
+def _header(front: Front, records: Sequence[TrialRecord]) -> str:
+    ends = [record.end for record in records]
+    dense = front.baseline
+    cards = [
+        (f"{front.hypervolume:.3f}", "hypervolume: mean retention over all budgets"),
+        (str(len(front.points)), "recipes on the front"),
+        (f"{len(records)}", "trials: " + ", ".join(f"{ends.count(end)} {end}" for end in sorted(set(ends)))),
+        (seconds_text(sum(record.seconds for record in records)), "of trials, added up"),
+        (size_text(dense.size_bytes), f"dense model, {params_text(dense.num_params)} parameters"),
+    ]
+    boxes = "".join(f'<div class="card"><b>{_text(b)}</b><span>{_text(s)}</span></div>' for b, s in cards)
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in dense.scores.items())
+    return (
+        f'<h1>{_text(front.study)}</h1><p class="note">Smaller models made from {_text(mask(front.model))}. '
+        f'Scores of the dense model: {_text(scores)}.</p><div class="cards">{boxes}</div>'
+    )
+
+
+def _answers(front: Front) -> str:
+    points = {point.key: point for point in front.points}
+    asked = [(budget, points.get(key or "")) for budget, key in front.budgets.items()]
+    rows = [
+        [budget, *_point_cells(point)] if point else [budget, "no recipe that small"]
+        for budget, point in asked
+    ]
+    every = _table(["", *_POINT_HEAD], [["", *_point_cells(point)] for point in front.points])
+    answers = _table(["budget", *_POINT_HEAD], rows) if rows else ""
+    return f"{answers}<details><summary>The whole front</summary>{every}</details>"
+
+
+_POINT_HEAD = ["size", "of dense", "retention [95%]", "held out", "mode", "trained", "losses", "data", "key"]
+
+
+def _point_cells(point: FrontPoint) -> list[str]:
+    recipe = point.recipe
+    return [
+        size_text(point.size_bytes),
+        f"{point.size_ratio:.1%}",
+        retention_text(point),
+        f"{point.heldout.retention:.1%}" if point.heldout else "",
+        f"{recipe.mode} {recipe.ratio:.0%} by {recipe.criterion}",
+        recipe.trained,
+        losses_text(recipe),
+        f"{recipe.data_fraction:.0%}" if recipe.data_fraction else "",
+        point.key,
+    ]
+
+
+def _findings(told: Sequence[Finding]) -> str:
+    compared = sum(finding.verdict != "fact" for finding in told)
+    items = "".join(
+        f'<li class="{f.verdict}">{_text(f.sentence)}<small>{_text(f.evidence)}</small></li>' for f in told
+    )
+    note = (
+        f"Blue: the 95% interval excludes no difference. Grey: it doesn't, so it can't be told. Of the {compared} "
+        f"comparisons about {compared / 20:.1f} would come out blue by chance alone. These are observations of a "
+        "search, which tries what looks good more often; they are no controlled experiment."
+    )
+    return f'<p class="note">{note}</p><ul class="findings">{items}</ul>'
+
+
+def _curves(records: Sequence[TrialRecord]) -> Any:
+    """One line per trial; names in the legend are groups of mode and end."""
+    figure, named = _new_figure("recovery samples seen", "retention"), set()
+    for record in records:
+        rungs = [score for score in record.rungs if score.retention == score.retention]
+        if not rungs:
+            continue
+        group = f"{record.recipe.mode}, {record.end}"
+        stopped = record.end == "stopped"
+        figure.add_scatter(
+            x=[max(score.samples_seen, 1) for score in rungs],
+            y=[score.retention for score in rungs],
+            mode="lines+markers",
+            name=group,
+            legendgroup=group,
+            showlegend=group not in named,
+            opacity=0.55 if stopped else 0.9,
+            line={"color": COLOURS[record.recipe.mode], "dash": "dot" if stopped else "solid", "width": 1.4},
+            marker={"size": 5},
+            hovertemplate=f"<b>{record.key}</b><br>{_text(record.recipe.describe())}"
+            "<br>%{x:,} samples: %{y:.1%}<extra></extra>",
+        )
+        named.add(group)
+    figure.update_xaxes(type="log")
+    return figure
+
+
+def _benchmarks(front: Front) -> Any:
+    figure = _new_figure(
+        "size of the whole model, share of the dense model's bytes", "share of the dense score"
+    )
+    for name in front.baseline.scores:
+        pairs = [(point, kept_per_benchmark(point, front.baseline).get(name)) for point in front.points]
+        kept = [(point, share) for point, share in pairs if share is not None]
+        figure.add_scatter(
+            x=[point.size_ratio for point, _ in kept],
+            y=[share for _, share in kept],
+            mode="lines+markers",
+            name=name,
+            text=[f"<b>{point.key}</b>: {point.scores[name]:.3f}" for point, _ in kept],
+            hovertemplate="%{text}, %{y:.1%} of the dense score<extra></extra>",
+        )
+    figure.add_scatter(
+        x=[point.size_ratio for point in front.points],
+        y=[point.retention for point in front.points],
+        mode="lines",
+        name="retention",
+        line={"color": INK, "dash": "dash"},
+    )
+    figure.update_xaxes(tickformat=".0%")
+    return figure
+
+
+def _what_mattered(records: Sequence[TrialRecord], baseline: Baseline) -> str:
+    parts = []
+    for title, name, found in (
+        ("For coming near the front (PED-ANOVA)", "mattered-front", dimensions.for_front(records, baseline)),
+        ("For retention alone (fANOVA)", "mattered-retention", dimensions.for_retention(records, baseline)),
+    ):
+        if found:
+            parts.append(_figure(_bars(title, found), name))
+    if not parts:
+        return f'<p class="note">Fewer than {dimensions.MIN_TRIALS} trials were scored: too few to tell.</p>'
+    note = (
+        "Share of each dimension; whiskers span the middle 80% over resampled trials. Stopped trials count with their "
+        "last value. Dimensions that only some recipes have appear in the first chart alone."
+    )
+    return (
+        f'<p class="note">{note}</p><div class="pair">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+    )
+
+
+def _bars(title: str, found: Sequence[dimensions.Importance]) -> Any:
+    figure = _new_figure("share", "")
+    ranked = list(reversed(found))
+    figure.add_bar(
+        x=[dimension.share for dimension in ranked],
+        y=[dimension.name for dimension in ranked],
+        orientation="h",
+        marker={"color": COLOURS["widthwise"]},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [max(0.0, dimension.high - dimension.share) for dimension in ranked],
+            "arrayminus": [max(0.0, dimension.share - dimension.low) for dimension in ranked],
+            "color": FAINT,
+        },
+        hovertemplate="%{y}: %{x:.0%}<extra></extra>",
+    )
+    figure.update_layout(title={"text": title, "font": {"size": 14}}, height=130 + 26 * len(ranked))
+    figure.update_layout(margin={"l": 120})
+    figure.update_xaxes(tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(tickformat=None)
+    return figure
+
+
+def _progress(front: Front, records: Sequence[TrialRecord]) -> Any:
+    sizes, kept, areas = [], [], []
+    for record in records:
+        if record.end == "finished" and record.rungs:
+            sizes.append(record.size_bytes / front.baseline.size_bytes)
+            kept.append(record.rungs[-1].retention)
+        areas.append(hypervolume(sizes, kept))
+    figure = _new_figure("trials ended", "hypervolume")
+    figure.add_scatter(
+        x=list(range(1, len(areas) + 1)),
+        y=areas,
+        mode="lines",
+        line={"color": INK, "shape": "hv"},
+        name="hypervolume",
+    )
+    figure.update_yaxes(tickformat=".2f", rangemode="tozero")
+    return figure
+
+
+def _cost(records: Sequence[TrialRecord]) -> str:
+    rows = []
+    for end in ("finished", "stopped", "failed"):
+        group = [record for record in records if record.end == end]
+        if group:
+            seconds = [record.seconds for record in group]
+            seen = sum(record.rungs[-1].samples_seen for record in group if record.rungs)
+            mean = sum(seconds) / len(seconds)
+            rows.append([end, f"{len(group)}", seconds_text(sum(seconds)), seconds_text(mean), f"{seen:,}"])
+    return _table(["end", "trials", "time", "per trial", "samples seen"], rows)
+
+
+def _unfinished(records: Sequence[TrialRecord], baseline: Baseline) -> str:
+    rows = []
+    for record in records:
+        if record.end == "finished":
+            continue
+        last = record.rungs[-1] if record.rungs else None
+        rows.append(
+            [
+                record.key,
+                record.end,
+                f"{record.size_bytes / baseline.size_bytes:.1%}" if record.size_bytes else "",
+                f"{last.retention:.1%}" if last else "",
+                f"{last.samples_seen:,}" if last else "",
+                str(mask(record.reason)),
+                record.recipe.describe(),
+            ]
+        )
+    if not rows:
+        return '<p class="note">None.</p>'
+    head = ["key", "end", "of dense", "retention", "samples", "reason", "recipe"]
+    return f"<details><summary>{len(rows)} trials</summary>{_table(head, rows)}</details>"
+
+
+def _recipe(point: FrontPoint) -> str:
+    text = yaml.safe_dump(point.recipe.as_dict(), sort_keys=False)
+    title = f"{point.key}: {point.size_ratio:.1%} of the dense size, retention {retention_text(point)}"
+    return f"<details><summary>{_text(title)}</summary><pre>{_text(text)}</pre></details>"
+
+
+def _new_figure(x: str, y: str) -> Any:
+    from plotly import graph_objects
+
+    figure = graph_objects.Figure()
+    figure.update_layout(
+        template="plotly_white",
+        height=430,
+        margin={"t": 40, "r": 20},
+        hoverlabel={"bgcolor": "white", "align": "left"},
+        xaxis={"title": x},
+        yaxis={"title": y, "tickformat": ".0%"},
+    )
+    return figure
+
+
+def _figure(figure: Any, name: str) -> str:
+    part: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=PLOTLY_CONFIG)
+    return part
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    return f"<section><h2>{title}</h2>{f'<p class=note>{note}</p>' if note else ''}{body}</section>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    titles = "".join(f"<th>{_text(title)}</th>" for title in head)
+    lines = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
