@@ -34,7 +34,7 @@ def save(
         processor: what turns images and text into inputs, or a tokenizer; None writes none.
         folder: where to; an earlier checkpoint there is replaced.
         recipe: goes to `recipe.yaml`.
-        scores: goes to `scores.json`.
+        scores: goes to `scores.json`, and to the card but for what is under `pruning`.
         card: facts for the model card, in the order to be shown; `base_model` and `title` are used specially.
 
     Raises:
@@ -55,6 +55,8 @@ def save(
             (built / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
         (built / "README.md").write_text(model_card(model, recipe, scores, card or {}))
         os.chmod(built, 0o755)
+        for path in built.rglob("*"):
+            os.chmod(path, 0o755 if path.is_dir() else 0o644)  # safetensors makes files only their owner can read
         replace_folder(built, folder)
     finally:
         shutil.rmtree(built, ignore_errors=True)
@@ -72,16 +74,17 @@ def model_card(
         "pipeline_tag": "image-text-to-text" if multimodal else "text-generation",
         "tags": ["pruning", "raysearch"],
     }
-    if card.get("base_model"):
+    if card.get("base_model") and not Path(str(card["base_model"])).exists():  # a hub id, not a folder of ours
         metadata["base_model"] = str(card["base_model"])
+    measured = _flat({name: part for name, part in (scores or {}).items() if name != "pruning"})
     facts = {name: value for name, value in card.items() if name not in ("base_model", "title")}
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {card.get('title') or 'Pruned model'}",
-        f"Made by raysearch from {card['base_model']}." if card.get("base_model") else "Made by raysearch.",
+        f"Made by raysearch from {Path(str(card['base_model'])).name}." if card.get("base_model") else "",
         _table(("", ""), facts),
         f"## Recipe\n\n```yaml\n{yaml.safe_dump(recipe.as_dict(), sort_keys=False)}```" if recipe else "",
-        "## Scores\n\n" + _table(("", ""), _flat(scores)) if scores else "",
+        "## Scores\n\n" + _table(("", ""), measured) if measured else "",
         f"## Use\n\n```python\nfrom transformers import {auto}, {processor}\n\n"
         f'model = {auto}.from_pretrained("FOLDER")\nprocessor = {processor}.from_pretrained("FOLDER")\n```',
     ]

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from raysearch.errors import InputError
+from raysearch.families.bunny import bunny_config, is_bunny, load_bunny
 from raysearch.families.quiet import quiet
 
 ProcessorLike = Any
@@ -40,7 +41,11 @@ def load(
     Raises:
         InputError: no such model, files missing or truncated, or a configuration that contradicts its weights.
     """
-    source, config = _source(model), load_config(model, trust_remote_code)
+    source = _source(model)
+    if is_bunny(source):
+        check_folder(source)
+        return load_bunny(source, dtype), _processor(source, trust_remote_code)
+    config = load_config(model, trust_remote_code)
     loaded, report = _weights(source, config, dtype, trust_remote_code)
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
@@ -61,6 +66,8 @@ def load_config(model: str | Path, trust_remote_code: bool = False) -> Pretraine
     source = _source(model)
     if source.is_dir():
         check_folder(source)
+    if is_bunny(source):
+        return bunny_config(source)
     try:
         with quiet():
             return AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
