@@ -6,7 +6,7 @@ means: layers of non-domination first, inside a layer the larger exclusive hyper
 
 import bisect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -124,7 +124,6 @@ class Rungs:
         if not (size > 0 and math.isfinite(size)):
             raise ValueError(f"trial {trial}: size {size} is no positive number")
         facts = (size, retention, retention_se, samples_seen)
-        self.num_decisions += 1
         if not math.isfinite(retention):
             self.fail(trial)
             return Decision(trial, False, "failed: retention is no number", *facts)
@@ -132,6 +131,7 @@ class Rungs:
         reached = bisect.bisect_right(self.levels, samples_seen * (1 + 1e-9)) - 1
         if reached <= progress.rung:
             return Decision(trial, not progress.stopped, "between rungs", *facts)
+        self.num_decisions += 1
         rung = self.rungs[reached]
         decision = self._judge(trial, rung, *facts)
         self._move(trial, retention)
@@ -169,6 +169,12 @@ class Rungs:
     def revive(self, trial: str) -> None:
         """Undo `fail`, for a trial that is tried again from its last checkpoint."""
         self._set_failed(trial, False)
+
+    def fail_all_but(self, trials: Container[str]) -> None:
+        """Forget the trials that a restored experiment does not know."""
+        for trial in self._live:
+            if trial not in trials:
+                self.fail(trial)
 
     def was_stopped(self, trial: str) -> bool:
         """Whether the rule has stopped this trial."""

@@ -31,6 +31,9 @@ class ParetoASHA(FIFOScheduler):
         retention_se: result key of the standard error of `retention`, if the trials report one.
         rule: which parts of the rule are in use.
         log: file that takes one JSON line per decision, with its reason.
+
+    Ray saves no scheduler with an experiment. So this one keeps a journal of its own beside Ray's experiment state,
+    which travels and comes back with it, and `Tuner.restore` goes on as if there had been no break.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class ParetoASHA(FIFOScheduler):
         self.rungs = Rungs(max_t, grace_period, reduction_factor, budgets, rule)
         self._keys = (size, retention, retention_se, time_attr)
         self._log = Path(log) if log else None
+        self._journal: Path | None = None
+        self._resumed = False
 
     @property
     def levels(self) -> list[float]:
@@ -65,18 +70,23 @@ class ParetoASHA(FIFOScheduler):
         return metric is None and mode is None
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """A new trial, or one that is tried again after a failure."""
-        self.rungs.revive(trial.trial_id)
+        """A new trial, one that is tried again after a failure, or one of a restored experiment."""
+        if self._journal is None:
+            self._open_journal(trial)
+        self._apply("revive", trial.trial_id)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         """Decide at rungs; results that lack a key are passed over."""
+        if self._resumed:
+            self.rungs.fail_all_but({known.trial_id for known in tune_controller.get_trials()})
+            self._resumed = False
         facts = self._read(result)
         if facts is None:
             return TrialScheduler.CONTINUE
         if facts[-1] >= self.rungs.max_t:
-            self.rungs.finish(trial.trial_id, *facts)
+            self._apply("finish", trial.trial_id, *facts)
             return TrialScheduler.STOP
-        decision = self.rungs.decide(trial.trial_id, *facts)
+        decision = self._apply("decide", trial.trial_id, *facts)
         if decision.rung is not None or not decision.go_on:
             self._write(decision)
         return TrialScheduler.CONTINUE if decision.go_on else TrialScheduler.STOP
@@ -85,11 +95,11 @@ class ParetoASHA(FIFOScheduler):
         """The trial came to its own end, or Ray has carried out our stop."""
         facts = self._read(result)
         if facts is not None:
-            self.rungs.finish(trial.trial_id, *facts)
+            self._apply("finish", trial.trial_id, *facts)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A failed trial holds back no other; Ray adds it again if it is to be retried."""
-        self.rungs.fail(trial.trial_id)
+        self._apply("fail", trial.trial_id)
 
     def debug_string(self) -> str:
         """One line per rung."""
@@ -116,6 +126,25 @@ class ParetoASHA(FIFOScheduler):
             kept = [line for line in lines if json.loads(line)["decision"] <= self.rungs.num_decisions]
             write_text(self._log, "".join(kept))
 
+    def _open_journal(self, trial: Trial) -> None:
+        storage = getattr(trial, "storage", None)
+        if storage is None:
+            return
+        # Lines of JSON under a name in .json, since Ray brings back no files of other names.
+        self._journal = Path(storage.experiment_driver_staging_path) / "pareto-asha-events.json"
+        if self._journal.exists():
+            for line in self._journal.read_text().splitlines():
+                event, name, *facts = json.loads(line)
+                getattr(self.rungs, event)(name, *(math.nan if fact is None else fact for fact in facts))
+            self._resumed = True
+
+    def _apply(self, event: str, trial_id: str, *facts: float) -> Any:
+        """Hand an event to the rungs, and note it; one that comes twice changes nothing."""
+        if self._journal is not None:
+            plain = [fact if math.isfinite(fact) else None for fact in facts]
+            _append(self._journal, [event, trial_id, *plain])
+        return getattr(self.rungs, event)(trial_id, *facts)
+
     def _read(self, result: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
         size, retention, retention_se, time_attr = self._keys
         if not all(key in result for key in (size, retention, time_attr)):
@@ -134,6 +163,10 @@ class ParetoASHA(FIFOScheduler):
         line: dict[str, Any] = {"decision": self.rungs.num_decisions}
         for key, value in asdict(decision).items():
             line[key] = None if isinstance(value, float) and not math.isfinite(value) else value
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        _append(self._log, line)
+
+
+def _append(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(value) + "\n")
