@@ -1,17 +1,15 @@
-"""What a study shows, in plain sentences with their evidence. Numpy only; every interval is a 95% one.
-
-Differences between settings are estimated at equal size and mode, among finished trials, by least squares with a
-bootstrap over trials. A search tries what looks good more often, so these are observations, not experiments.
-"""
+"""What a study shows, in plain sentences with their evidence. Every interval is a 95% one."""
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
+from raysearch.effects import Effect, effect_of, finished, spearman
 from raysearch.front import Baseline, Front, FrontPoint
 from raysearch.recipe import LOSS_FIELDS
 from raysearch.score import TrialRecord
@@ -19,9 +17,6 @@ from raysearch.size import Budget, Size
 from raysearch.summary import standard_error
 
 _Z95 = 1.959964
-NUM_RESAMPLES = 400
-MIN_PER_LEVEL = 4
-"""Finished trials that a setting needs before anything is said about it."""
 
 
 @dataclass(frozen=True)
@@ -49,78 +44,6 @@ def findings(front: Front, records: Sequence[TrialRecord]) -> list[Finding]:
     ]
     order = {"seen": 0, "fact": 1, "open": 2}
     return sorted(told, key=lambda finding: order[finding.verdict])
-
-
-@dataclass(frozen=True)
-class Effect:
-    """An estimated difference with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def is_seen(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
-
-    def points(self) -> str:
-        """In points of retention."""
-        return f"{100 * abs(self.value):.1f} points"
-
-    def interval(self) -> str:
-        """The interval in points of retention, signed as the value."""
-        return f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
-
-
-def effect_of(
-    records: Sequence[TrialRecord],
-    baseline: Baseline,
-    level: Callable[[TrialRecord], bool | None],
-    seed: int = 0,
-) -> Effect | None:
-    """Difference in retention between trials with and without something, at equal size and mode.
-
-    Args:
-        records: finished trials.
-        baseline: the dense model.
-        level: True or False per trial; None leaves it out.
-        seed: of the bootstrap.
-
-    Returns:
-        The coefficient of `level` beside an intercept, the size, its square and the mode, with its interval; None
-        when either side has fewer than MIN_PER_LEVEL trials or the size and mode leave nothing to compare.
-    """
-    rows = [(record, level(record)) for record in records]
-    chosen = [(record, found) for record, found in rows if found is not None]
-    on = np.array([found for _, found in chosen], bool)
-    if min(on.sum(), (~on).sum()) < MIN_PER_LEVEL:
-        return None
-    design = np.column_stack([on, _size_and_mode([record for record, _ in chosen], baseline)])
-    kept = np.array([record.rungs[-1].retention for record, _ in chosen])
-    if len(kept) <= design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
-        return None
-    random, samples = np.random.default_rng(seed), []
-    for _ in range(NUM_RESAMPLES):
-        drawn = random.integers(len(kept), size=len(kept))
-        if 0 < on[drawn].sum() < len(kept):
-            samples.append(np.linalg.lstsq(design[drawn], kept[drawn], rcond=None)[0][0])
-    value = float(np.linalg.lstsq(design, kept, rcond=None)[0][0])
-    low, high = np.quantile(samples, (0.025, 0.975))
-    return Effect(value, float(low), float(high))
-
-
-def _size_and_mode(records: Sequence[TrialRecord], baseline: Baseline) -> np.ndarray:
-    """(n, 3 + modes - 1): an intercept, the size, its square, and a column per mode but the first."""
-    size = np.array([record.size_bytes / baseline.size_bytes for record in records])
-    modes = sorted({record.recipe.mode for record in records})
-    dummies = [[record.recipe.mode == mode for record in records] for mode in modes[1:]]
-    return np.column_stack([np.ones(len(size)), size, size**2, *np.array(dummies, float)])
-
-
-def finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Trials that went to their own end."""
-    return [record for record in records if record.end == "finished" and record.rungs]
 
 
 def _modes(front: Front, records: Sequence[TrialRecord]) -> list[Finding]:
@@ -166,50 +89,53 @@ def _settings(records: Sequence[TrialRecord], baseline: Baseline) -> list[Findin
     """What was trained, with which losses, on how much data."""
     ended = finished(records)
     told = []
-    for name, with_it, without, level in _contrasts(ended):
+    for name, first, second, level in _contrasts(ended):
         effect = effect_of(ended, baseline, level)
         if effect is None:
             continue
         sides = [level(record) for record in ended]
+        counts = sides.count(True), sides.count(False)
+        if effect.value < 0:
+            first, second, counts, effect = second, first, counts[::-1], effect.reversed()
         evidence = (
-            f"{sides.count(True)} finished trials against {sides.count(False)}, at equal size and mode: "
+            f"{counts[0]} finished trials against {counts[1]}, at equal size and mode: "
             f"{effect.interval()} points"
         )
         if effect.is_seen:
-            winner, loser = (with_it, without) if effect.value > 0 else (without, with_it)
             told.append(
-                Finding(f"{name}: {winner} kept {effect.points()} more than {loser}.", evidence, "seen")
+                Finding(f"{name}: {first} kept {effect.points()} more than {second}.", evidence, "seen")
             )
         else:
-            text = f"{name}: no difference can be seen between {with_it} and {without}."
+            text = f"{name}: {first} and {second} can't be told apart."
             told.append(Finding(text, evidence, "open"))
     return told
 
 
-def _contrasts(
-    records: Sequence[TrialRecord],
-) -> list[tuple[str, str, str, Callable[[TrialRecord], bool | None]]]:
+Side = Callable[[TrialRecord], bool | None]
+
+
+def _contrasts(records: Sequence[TrialRecord]) -> list[tuple[str, str, str, Side]]:
     """Pairs of settings worth comparing: name, one side, the other side, and who is on which."""
-    pairs: list[tuple[str, str, str, Callable[[TrialRecord], bool | None]]] = []
+    pairs: list[tuple[str, str, str, Side]] = []
     for field, name in (("trained", "Trained part"), ("criterion", "Criterion")):
         levels = sorted({getattr(record.recipe, field) for record in records})
-        for first, second in itertools.combinations(levels, 2):
-            sides = {first: True, second: False}
-            pairs.append((name, first, second, lambda r, f=field, s=sides: s.get(getattr(r.recipe, f))))  # type: ignore[misc]
+        for one, other in itertools.combinations(levels, 2):
+            pairs.append((name, one, other, partial(_side, field, {one: True, other: False})))
     for field in LOSS_FIELDS[1:]:
-        pairs.append(
-            ("Loss", f"with {field}", "without it", lambda r, f=field: _above_zero(getattr(r.recipe, f)))  # type: ignore[misc]
-        )
-    fractions = sorted({r.recipe.data_fraction for r in records if r.recipe.data_fraction})
-    for first, second in itertools.pairwise(fractions):
-        sides = {second: True, first: False}
-        pairs.append(
-            ("Data", f"{second:.0%}", f"{first:.0%} of it", lambda r, s=sides: s.get(r.recipe.data_fraction))  # type: ignore[misc]
-        )
+        pairs.append(("Loss", f"with {field}", f"without {field}", partial(_has_loss, field)))
+    fractions = sorted({record.recipe.data_fraction for record in records if record.recipe.data_fraction})
+    for less, more in itertools.pairwise(fractions):
+        side = partial(_side, "data_fraction", {more: True, less: False})
+        pairs.append(("Data", f"{more:.0%} of it", f"{less:.0%} of it", side))
     return pairs
 
 
-def _above_zero(weight: float | None) -> bool | None:
+def _side(field: str, sides: Mapping[Any, bool], record: TrialRecord) -> bool | None:
+    return sides.get(getattr(record.recipe, field))
+
+
+def _has_loss(field: str, record: TrialRecord) -> bool | None:
+    weight = getattr(record.recipe, field)
     return None if weight is None else weight > 0
 
 
@@ -217,15 +143,15 @@ def _benchmarks(front: Front) -> list[Finding]:
     """Which benchmark suffers most in the answer to each budget."""
     points = {point.key: point for point in front.points}
     told = []
-    for budget, key in front.budgets.items():
-        ratios = kept_per_benchmark(points[key], front.baseline) if key else {}
-        if len(ratios) < 2:
+    for key in dict.fromkeys(key for key in front.budgets.values() if key):
+        ratios = kept_per_benchmark(points[key], front.baseline)
+        if len(ratios) < 2 or max(ratios.values()) - min(ratios.values()) < 0.02:
             continue
-        worst, best = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
-        if ratios[best] - ratios[worst] > 0.02:
-            text = f"Within {budget}, {worst} suffers most: {ratios[worst]:.0%} of the dense score is kept."
-            every = ", ".join(f"{name} {ratio:.1%}" for name, ratio in ratios.items())
-            told.append(Finding(text, f"{key}: {every}", "fact"))
+        worst = min(ratios, key=ratios.__getitem__)
+        asked = " and ".join(budget for budget, answer in front.budgets.items() if answer == key)
+        text = f"Within {asked}, {worst} suffers most: {ratios[worst]:.0%} of the dense score is kept."
+        every = ", ".join(f"{name} {ratio:.1%}" for name, ratio in ratios.items())
+        told.append(Finding(text, f"{key}: {every}", "fact"))
     return told
 
 
@@ -275,20 +201,6 @@ def _first_rung(records: Sequence[TrialRecord]) -> list[Finding]:
         f"Spearman over {len(pairs)} finished trials: [{low:.2f}, {high:.2f}]; stopped ones can't be counted"
     )
     return [Finding(text, evidence, "fact")]
-
-
-def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Rank correlation; ties share their mean rank; 0 if one side does not vary."""
-    one, other = _ranks(np.asarray(first, float)), _ranks(np.asarray(second, float))
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return 0.0
-    return float(np.corrcoef(one, other)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return ((ends - counts + ends - 1) / 2)[inverse]
 
 
 def _saved(records: Sequence[TrialRecord]) -> list[Finding]:

@@ -3,18 +3,18 @@
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from raysearch import dimensions
+from raysearch.charts import benchmark_lines, curves, figure_part, importance_bars, progress
 from raysearch.errors import InputError
 from raysearch.files import write_text
-from raysearch.findings import Finding, findings, kept_per_benchmark
-from raysearch.front import Baseline, Front, FrontPoint, hypervolume
+from raysearch.findings import Finding, findings
+from raysearch.front import Baseline, Front, FrontPoint
 from raysearch.marks import front_info, trial_marks
 from raysearch.masking import mask
-from raysearch.plots import COLOURS, FAINT, INK, PLOTLY_CONFIG, front_figure
+from raysearch.plots import front_figure
 from raysearch.score import TrialRecord
 from raysearch.study import is_study, read_trials
 from raysearch.summary import losses_text, params_text, retention_text, seconds_text, size_text
@@ -32,7 +32,8 @@ p.note { color: var(--faint); max-width: 80ch; margin: 4px 0 10px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 12px; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 th, td { text-align: left; padding: 5px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--faint); font-weight: 600; } td { font-variant-numeric: tabular-nums; } td:nth-child(-n+4) { white-space: nowrap; }
+th { color: var(--faint); font-weight: 600; }
+td { font-variant-numeric: tabular-nums; } td:nth-child(-n+4) { white-space: nowrap; }
 ul.findings { list-style: none; padding: 0; }
 ul.findings li { border-left: 4px solid var(--fact); padding: 2px 12px; margin: 10px 0; }
 ul.findings li.seen { border-color: var(--seen); } ul.findings li.open { border-color: var(--open); }
@@ -65,13 +66,13 @@ def report_html(front: Front, records: Sequence[TrialRecord]) -> str:
     marks = trial_marks(records, front.baseline)
     sections = [
         _header(front, records),
-        _section("Front", _figure(front_figure(front_info(front), marks), "front")),
+        _section("Front", figure_part(front_figure(front_info(front), marks), "front")),
         _section("Answers", _answers(front)),
         _section("Findings", _findings(findings(front, records))),
-        _section("How each trial learned", _figure(_curves(records), "curves"), _CURVES_NOTE),
-        _section("Benchmarks", _figure(_benchmarks(front), "benchmarks"), _BENCHMARKS_NOTE),
+        _section("How each trial learned", figure_part(curves(records), "curves"), _CURVES_NOTE),
+        _section("Benchmarks", figure_part(benchmark_lines(front), "benchmarks"), _BENCHMARKS_NOTE),
         _section("What mattered", _what_mattered(records, front.baseline)),
-        _section("Progress", _figure(_progress(front, records), "progress"), _PROGRESS_NOTE),
+        _section("Progress", figure_part(progress(front, records), "progress"), _PROGRESS_NOTE),
         _section("Cost", _cost(records)),
         _section("Stopped and failed trials", _unfinished(records, front.baseline)),
         _section("Recipes on the front", "".join(_recipe(point) for point in front.points)),
@@ -155,59 +156,6 @@ def _findings(told: Sequence[Finding]) -> str:
     return f'<p class="note">{note}</p><ul class="findings">{items}</ul>'
 
 
-def _curves(records: Sequence[TrialRecord]) -> Any:
-    """One line per trial; names in the legend are groups of mode and end."""
-    figure, named = _new_figure("recovery samples seen", "retention"), set()
-    for record in records:
-        rungs = [score for score in record.rungs if score.retention == score.retention]
-        if not rungs:
-            continue
-        group = f"{record.recipe.mode}, {record.end}"
-        stopped = record.end == "stopped"
-        figure.add_scatter(
-            x=[max(score.samples_seen, 1) for score in rungs],
-            y=[score.retention for score in rungs],
-            mode="lines+markers",
-            name=group,
-            legendgroup=group,
-            showlegend=group not in named,
-            opacity=0.55 if stopped else 0.9,
-            line={"color": COLOURS[record.recipe.mode], "dash": "dot" if stopped else "solid", "width": 1.4},
-            marker={"size": 5},
-            hovertemplate=f"<b>{record.key}</b><br>{_text(record.recipe.describe())}"
-            "<br>%{x:,} samples: %{y:.1%}<extra></extra>",
-        )
-        named.add(group)
-    figure.update_xaxes(type="log")
-    return figure
-
-
-def _benchmarks(front: Front) -> Any:
-    figure = _new_figure(
-        "size of the whole model, share of the dense model's bytes", "share of the dense score"
-    )
-    for name in front.baseline.scores:
-        pairs = [(point, kept_per_benchmark(point, front.baseline).get(name)) for point in front.points]
-        kept = [(point, share) for point, share in pairs if share is not None]
-        figure.add_scatter(
-            x=[point.size_ratio for point, _ in kept],
-            y=[share for _, share in kept],
-            mode="lines+markers",
-            name=name,
-            text=[f"<b>{point.key}</b>: {point.scores[name]:.3f}" for point, _ in kept],
-            hovertemplate="%{text}, %{y:.1%} of the dense score<extra></extra>",
-        )
-    figure.add_scatter(
-        x=[point.size_ratio for point in front.points],
-        y=[point.retention for point in front.points],
-        mode="lines",
-        name="retention",
-        line={"color": INK, "dash": "dash"},
-    )
-    figure.update_xaxes(tickformat=".0%")
-    return figure
-
-
 def _what_mattered(records: Sequence[TrialRecord], baseline: Baseline) -> str:
     parts = []
     for title, name, found in (
@@ -215,7 +163,7 @@ def _what_mattered(records: Sequence[TrialRecord], baseline: Baseline) -> str:
         ("For retention alone (fANOVA)", "mattered-retention", dimensions.for_retention(records, baseline)),
     ):
         if found:
-            parts.append(_figure(_bars(title, found), name))
+            parts.append(figure_part(importance_bars(title, found), name))
     if not parts:
         return f'<p class="note">Fewer than {dimensions.MIN_TRIALS} trials were scored: too few to tell.</p>'
     note = (
@@ -225,49 +173,6 @@ def _what_mattered(records: Sequence[TrialRecord], baseline: Baseline) -> str:
     return (
         f'<p class="note">{note}</p><div class="pair">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
     )
-
-
-def _bars(title: str, found: Sequence[dimensions.Importance]) -> Any:
-    figure = _new_figure("share", "")
-    ranked = list(reversed(found))
-    figure.add_bar(
-        x=[dimension.share for dimension in ranked],
-        y=[dimension.name for dimension in ranked],
-        orientation="h",
-        marker={"color": COLOURS["widthwise"]},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [max(0.0, dimension.high - dimension.share) for dimension in ranked],
-            "arrayminus": [max(0.0, dimension.share - dimension.low) for dimension in ranked],
-            "color": FAINT,
-        },
-        hovertemplate="%{y}: %{x:.0%}<extra></extra>",
-    )
-    figure.update_layout(title={"text": title, "font": {"size": 14}}, height=130 + 26 * len(ranked))
-    figure.update_layout(margin={"l": 120})
-    figure.update_xaxes(tickformat=".0%", rangemode="tozero")
-    figure.update_yaxes(tickformat=None)
-    return figure
-
-
-def _progress(front: Front, records: Sequence[TrialRecord]) -> Any:
-    sizes, kept, areas = [], [], []
-    for record in records:
-        if record.end == "finished" and record.rungs:
-            sizes.append(record.size_bytes / front.baseline.size_bytes)
-            kept.append(record.rungs[-1].retention)
-        areas.append(hypervolume(sizes, kept))
-    figure = _new_figure("trials ended", "hypervolume")
-    figure.add_scatter(
-        x=list(range(1, len(areas) + 1)),
-        y=areas,
-        mode="lines",
-        line={"color": INK, "shape": "hv"},
-        name="hypervolume",
-    )
-    figure.update_yaxes(tickformat=".2f", rangemode="tozero")
-    return figure
 
 
 def _cost(records: Sequence[TrialRecord]) -> str:
@@ -309,26 +214,6 @@ def _recipe(point: FrontPoint) -> str:
     text = yaml.safe_dump(point.recipe.as_dict(), sort_keys=False)
     title = f"{point.key}: {point.size_ratio:.1%} of the dense size, retention {retention_text(point)}"
     return f"<details><summary>{_text(title)}</summary><pre>{_text(text)}</pre></details>"
-
-
-def _new_figure(x: str, y: str) -> Any:
-    from plotly import graph_objects
-
-    figure = graph_objects.Figure()
-    figure.update_layout(
-        template="plotly_white",
-        height=430,
-        margin={"t": 40, "r": 20},
-        hoverlabel={"bgcolor": "white", "align": "left"},
-        xaxis={"title": x},
-        yaxis={"title": y, "tickformat": ".0%"},
-    )
-    return figure
-
-
-def _figure(figure: Any, name: str) -> str:
-    part: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=PLOTLY_CONFIG)
-    return part
 
 
 def _section(title: str, body: str, note: str = "") -> str:
