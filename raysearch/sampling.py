@@ -41,15 +41,16 @@ def make_sampler(name: str, seed: int, ask: int) -> BaseSampler:
 
 
 class SteeredSampler(BaseSampler):
-    """A sampler whose proposals for the ratio are replaced by the one that meets a wanted size.
+    """A sampler whose proposals for the ratio give way to a wanted size.
 
     Args:
         base: proposes everything else.
-        solve: (values chosen so far, low, high) -> the ratio between low and high that comes closest.
+        solve: (values chosen so far, low, high) -> the ratio between low and high that meets the size.
+        at_least: keep the base sampler's ratio where it makes the model smaller still.
     """
 
-    def __init__(self, base: BaseSampler, solve: Solve) -> None:
-        self._base, self._solve = base, solve
+    def __init__(self, base: BaseSampler, solve: Solve, at_least: bool) -> None:
+        self._base, self._solve, self._at_least = base, solve, at_least
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial
@@ -78,6 +79,9 @@ class SteeredSampler(BaseSampler):
         if _is_ratio(param_name) and isinstance(param_distribution, FloatDistribution):
             low, high = param_distribution.low, param_distribution.high
             ratio = self._solve(trial.params, low, high)
+            if self._at_least:
+                free = self._base.sample_independent(study, trial, param_name, param_distribution)
+                ratio = max(ratio, free)
             step = param_distribution.step
             if step:  # to the smaller model, so that the budget still holds
                 ratio = min(high, low + step * -(-(ratio - low - 1e-9) // step))

@@ -10,7 +10,6 @@ curves on top: see docs/stopping.md), and any Parquet table of recorded trials g
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from raysearch.front import hypervolume, nondomination_layers
+from raysearch.front import hypervolume
 from raysearch.simulator import simulate
 
-COSTS = (5, 10, 20, 50)  # in full runs
+COSTS = (5, 10, 20, 25, 50)  # in full runs
+BUDGETS = (0.25, 0.5, 0.75)  # on the axis of the hypervolume, for the regret
 FULL = 27.0  # samples seen by a full run, in units of the smallest first rung
 SLOTS = 4
 NOISE = 0.01  # standard error of a measured retention
@@ -114,7 +114,9 @@ class CurveWorld:
         self._rates = np.where(np.abs(self._rates) < 1e-3, 1e-3, self._rates)
         self._repeat = draw.integers(table.finals.shape[1], size=len(table.sizes))
         self._noise = np.random.default_rng((seed, 2))
-        self._checkpoints = [first_rung * 3**power for power in range(10) if first_rung * 3**power < FULL] + [FULL]
+        self._checkpoints = [first_rung * 3**power for power in range(10) if first_rung * 3**power < FULL] + [
+            FULL
+        ]
 
     def checkpoints(self, row: int) -> list[float]:
         return self._checkpoints
@@ -174,7 +176,9 @@ class RayASHA(NoStopping):
         if trial not in self._started:
             self._started.add(trial)
             self.scheduler.on_trial_add(None, fake)
-        return self.scheduler.on_trial_result(None, fake, {"seen": seen, "retention": retention}) == "CONTINUE"
+        return (
+            self.scheduler.on_trial_result(None, fake, {"seen": seen, "retention": retention}) == "CONTINUE"
+        )
 
 
 class RayOptunaASHA(RayASHA):
@@ -241,7 +245,9 @@ class Optuna(NoStopping):
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        made = {"nsga2": optuna.samplers.NSGAIISampler, "tpe": optuna.samplers.TPESampler}[sampler](seed=self.seed)
+        made = {"nsga2": optuna.samplers.NSGAIISampler, "tpe": optuna.samplers.TPESampler}[sampler](
+            seed=self.seed
+        )
         self.study = optuna.create_study(directions=["minimize", "maximize"], sampler=made)
         self._asked: dict[str, object] = {}
         self._last: dict[str, tuple[float, float]] = {}
@@ -319,15 +325,20 @@ class Ours(NoStopping):
         parts = dict(parts)
         self.rungs = None
         self.raw_tell = parts.pop("raw_tell", False)
-        sampler = parts.pop("sampler", "tpe")
+        sampler = parts.pop("sampler", "ehvi")
         stopping = parts.pop("stopping", True)
         grace = parts.pop("grace", self.grace)
         if stopping:
-            self.rungs = Rungs(self.max_t, grace, 3, parts.pop("budgets", ()), Rule(**parts))
-        scale = 10**9 / self.table.sizes.max()
+            span = np.log(self.table.sizes.max() / self.table.sizes.min())
+            leaders = (
+                self.table.sizes.min() * np.exp(span * np.array(BUDGETS))
+                if parts.pop("leaders", False)
+                else ()
+            )
+            self.rungs = Rungs(self.max_t, grace, 3, leaders, Rule(**parts))
 
-        def size_of(row: Row) -> Size:
-            return Size(*(int(self.table.sizes[row.number] * scale),) * 2)
+        def size_of(row: Row) -> Size:  # on the axis of the hypervolume, as in a real search
+            return Size(*(int(1e9 * max(0.005, self.table.shares[row.number])),) * 2)
 
         self.searcher = Searcher(
             TableSpace(self.table), size_of, Size(10**9, 10**9), sampler=sampler, seed=self.seed, steer=False
@@ -339,7 +350,11 @@ class Ours(NoStopping):
 
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
         self.searcher.report(trial, seen, retention)
-        return self.rungs is None or seen >= self.max_t or self.rungs.decide(trial, size, retention, se, seen).go_on
+        return (
+            self.rungs is None
+            or seen >= self.max_t
+            or self.rungs.decide(trial, size, retention, se, seen).go_on
+        )
 
     def on_end(self, trial: str, finished: bool) -> None:
         if finished:
@@ -370,31 +385,26 @@ def ablation(**parts: object) -> Callable[..., NoStopping]:
 
 
 METHODS |= {
-    "ours:random": ablation(sampler="random"),
-    "ours:random+noise1": ablation(sampler="random", noise_margin=1.0),
-    "ours:random+move.25": ablation(sampler="random", movement_margin=0.25),
-    "ours:random+move.5": ablation(sampler="random", movement_margin=0.5),
-    "ours:random+move1": ablation(sampler="random", movement_margin=1.0),
-    "ours:random+veto": ablation(sampler="random", veto=True),
-    "ours:random+move.5+veto": ablation(sampler="random", movement_margin=0.5, veto=True),
-    "ehvi": ablation(sampler="ehvi"),
-    "ehvi:nostop": ablation(sampler="ehvi", stopping=False),
-    "random:nostop": ablation(sampler="random", stopping=False),
-    "ours:nostop": ablation(stopping=False),
-    "ours:nsga2": ablation(sampler="nsga2"),
-    "ours:rawtell": ablation(raw_tell=True),
-    "ours+move.5": ablation(movement_margin=0.5),
+    "ours, random proposals": ablation(sampler="random"),
+    "ours, TPE proposals": ablation(sampler="tpe"),
+    "ours without stopping": ablation(stopping=False),
+    "ours, truncated values told": ablation(raw_tell=True),
+    "ours + noise margin": ablation(noise_margin=1.0),
+    "ours + movement margin": ablation(movement_margin=0.25),
+    "ours + veto": ablation(veto=True),
+    "ours + budget leaders": ablation(leaders=True),
 }
 
 
 def replay(
     table: Table, method: str, seed: int, curves: str, first_rung: float, costs: Sequence[float]
-) -> list[float]:
-    """Share of the optimal hypervolume that a method has at each cost."""
+) -> tuple[list[float], list[float]]:
+    """Share of the optimal hypervolume, and mean regret at BUDGETS, that a method has at each cost."""
     world = CurveWorld(table, curves, seed, first_rung)
     policy = METHODS[method](table, seed, FULL, first_rung)
     results = simulate(policy, world, SLOTS, max(costs) * FULL)
-    shares, truths, answers = [], [], []
+    best = [table.finals.mean(1)[table.shares <= budget].max() for budget in BUDGETS]
+    shares, truths, answers, regrets = [], [], [], []
     at = 0
     for cost in costs:
         while at < len(results) and results[at].cost <= cost * FULL:
@@ -402,11 +412,18 @@ def replay(
             truths.append(world.truth(results[at].config, results[at].samples_seen))
             at += 1
         answers.append(hypervolume(shares, truths) / table.optimum)
-    return answers
+        found = [
+            max((truth for share, truth in zip(shares, truths, strict=True) if share <= budget), default=0.0)
+            for budget in BUDGETS
+        ]
+        regrets.append(float(np.mean(np.array(best) - found)))
+    return answers, regrets
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tables", nargs="+", default=list(HPO_TABLES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--curves", nargs="+", default=list(CURVES), choices=list(CURVES))
@@ -423,16 +440,34 @@ def main() -> None:
                 started, rows = time.perf_counter(), []
                 for table in tables:
                     for seed in range(options.seeds):
-                        values = replay(table, method, seed, curves, first_rung, options.costs)
-                        rows.append(values)
+                        values, regrets = replay(table, method, seed, curves, first_rung, options.costs)
+                        rows.append(values + regrets)
                         if options.out:
-                            line = dict(curves=curves, first_rung=first_rung, method=method, table=table.name, seed=seed, values=values)
+                            line = {
+                                "curves": curves,
+                                "first_rung": first_rung,
+                                "method": method,
+                                "table": table.name,
+                                "seed": seed,
+                                "costs": options.costs,
+                                "hypervolume": values,
+                                "regret": regrets,
+                            }
                             with options.out.open("a") as stream:
                                 stream.write(json.dumps(line) + "\n")
-                values = np.array(rows)
-                mean, half = values.mean(0), 1.96 * values.std(0, ddof=1) / math.sqrt(len(values))
-                text = "  ".join(f"{m:.3f}±{h:.3f}" for m, h in zip(mean, half, strict=True))
-                print(f"  {method:28} {text}   {time.perf_counter() - started:.0f} s", flush=True)
+                numbers = np.array(rows)
+                half = (
+                    1.96 * numbers.std(0, ddof=1) / math.sqrt(len(numbers))
+                    if len(numbers) > 1
+                    else numbers[0] * 0
+                )
+                cells = [f"{m:.3f}±{h:.3f}" for m, h in zip(numbers.mean(0), half, strict=True)]
+                num = len(options.costs)
+                print(
+                    f"  {method:28} {'  '.join(cells[:num])} | regret {'  '.join(cells[num:])}"
+                    f"   {time.perf_counter() - started:.0f} s",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

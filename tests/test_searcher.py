@@ -61,7 +61,7 @@ def run(searcher, names, stop_every=3):
     return recipes
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi"])
 def test_every_sampler_proposes_recipes_within_the_budget_each_once(sampler):
     searcher = make(budgets=[Budget.parse("60%"), Budget.parse("40%")], sampler=sampler)
     num = 13 if sampler == "gp" else 24  # the first ten are random; a proposal by GP takes a second
@@ -127,10 +127,10 @@ def test_a_stopped_trial_is_told_an_extrapolated_value_and_marked():
             searcher.report(name, 90, end)
             searcher.finish(name)
     searcher.stop("c")
-    told = searcher._study.get_trials(deepcopy=False)[searcher.proposals["c"].number]
+    told = searcher._study._study.get_trials()[searcher.proposals["c"].number]
     assert told.values[1] == pytest.approx(0.5 + (0.4 + 0.3) / 2)
     assert told.user_attrs == {"extrapolated_from": 10}
-    finished = searcher._study.get_trials(deepcopy=False)[searcher.proposals["a"].number]
+    finished = searcher._study._study.get_trials()[searcher.proposals["a"].number]
     assert finished.values == [searcher.proposals["a"].size_ratio, 0.9]
     assert finished.user_attrs == {}
 
@@ -149,7 +149,7 @@ def test_published_recipes_come_first_in_a_form_that_the_space_admits():
     )  # too large
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi"])
 def test_a_resumed_search_proposes_what_an_unbroken_one_would(sampler):
     unbroken, broken = make(sampler=sampler, seed=5), make(sampler=sampler, seed=5)
     for searcher in (unbroken, broken):

@@ -1,0 +1,105 @@
+"""What a search has tried so far, and what its unfinished trials would probably have come to."""
+
+import bisect
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from raysearch.recipe import Recipe
+
+End = Literal["finished", "stopped", "failed"]
+
+
+@dataclass
+class Proposal:
+    """A trial as the searcher sees it."""
+
+    number: int
+    """Its number in the Optuna study."""
+    recipe: Recipe
+    size_ratio: float
+    curve: list[tuple[float, float]] = field(default_factory=list)
+    """(samples seen, retention), rising in the first."""
+    end: End | None = None
+    """None while it runs."""
+
+
+class History:
+    """The trials of a search, by name, in the order of their proposals."""
+
+    def __init__(self) -> None:
+        self.proposals: dict[str, Proposal] = {}
+        self.keys: set[str] = set()
+        """Keys of the recipes proposed."""
+        self._gains: dict[
+            float, list[float]
+        ] = {}  # of finished trials, from each number of samples seen to the end
+
+    def __len__(self) -> int:
+        return len(self.proposals)
+
+    def __iter__(self) -> Iterator[tuple[str, Proposal]]:
+        return iter(self.proposals.items())
+
+    def add(self, trial: str, proposal: Proposal) -> None:
+        """A trial begins."""
+        self.proposals[trial] = proposal
+        self.keys.add(proposal.recipe.key)
+
+    def report(self, trial: str, samples_seen: float, retention: float) -> None:
+        """A value on the way; one that is no number, or comes again, is passed over."""
+        curve = self.proposals[trial].curve
+        if math.isfinite(retention) and (not curve or samples_seen > curve[-1][0]):
+            curve.append((float(samples_seen), float(retention)))
+
+    def end(self, trial: str, end: End) -> None:
+        """A trial ends; one without any value has failed."""
+        proposal = self.proposals[trial]
+        proposal.end = end if proposal.curve else "failed"
+        if proposal.end == "finished":
+            self._note_gains(proposal)
+
+    def final(self, trial: str) -> tuple[float, float] | None:
+        """The final retention and its uncertainty, in standard deviations.
+
+        Of a stopped or running trial: its last value plus the median gain that finished trials have shown from there to
+        their end. None for a trial that failed or has no value yet.
+        """
+        proposal = self.proposals[trial]
+        if proposal.end == "failed" or not proposal.curve:
+            return None
+        seen, value = proposal.curve[-1]
+        if proposal.end == "finished":
+            return value, 0.0
+        gains = self._gains.get(seen)
+        if not gains:
+            return value, 0.1 * abs(value)
+        return value + max(0.0, float(np.median(gains))), float(np.std(gains)) + 0.05 * abs(value) / len(
+            gains
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as plain JSON values."""
+        return {
+            name: [p.number, p.recipe.as_dict(), p.size_ratio, p.curve, p.end]
+            for name, p in self.proposals.items()
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "History":
+        """The history that `state` was taken from."""
+        history = cls()
+        for name, (number, recipe, ratio, curve, end) in state.items():
+            points = [(seen, value) for seen, value in curve]
+            history.add(name, Proposal(number, Recipe(**recipe), ratio, points, end))
+        for proposal in history.proposals.values():
+            if proposal.end == "finished":
+                history._note_gains(proposal)
+        return history
+
+    def _note_gains(self, proposal: Proposal) -> None:
+        for seen, value in proposal.curve[:-1]:
+            bisect.insort(self._gains.setdefault(seen, []), proposal.curve[-1][1] - value)
