@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from raysearch.front import Baseline, Front, FrontPoint
+from raysearch.masking import mask
 from raysearch.recipe import Recipe
 from raysearch.score import TrialRecord
 from raysearch.size import Budget, Size
@@ -66,7 +67,7 @@ def front_info(front: Front) -> FrontInfo:
     ]
     return FrontInfo(
         study=front.study,
-        model=front.model,
+        model=mask(front.model),
         dense=dense,
         hypervolume=front.hypervolume,
         points=points,
