@@ -41,8 +41,15 @@ class Layers:
         """How many points the layers before `layer` hold."""
         return sum(self._nums[:layer])
 
+    def num_company(self, size: float, retention: float, layer: int) -> int:
+        """How many points `layer` holds with the point in it and those out of it that the point dominates."""
+        if layer == len(self._layers):
+            return 1
+        start, end = self._layers[layer].dominated(size, retention, retention)
+        return self._nums[layer] - (end - start) + 1
+
     def company(self, size: float, retention: float, layer: int) -> tuple[np.ndarray, int]:
-        """The layer with the point in it and those out of it that the point dominates.
+        """The points that `num_company` counts.
 
         Returns:
             (n, 2) sizes and retentions, both rising, and the row of the point; it comes after its equals.

@@ -194,8 +194,8 @@ class Rungs:
     ) -> Decision:
         margin = self._margin(rung, retention, se)
         layer = rung.layers.place(size, retention + margin)
-        company, own_row = rung.layers.company(size, retention + margin, layer)
-        better, num, own = rung.layers.num_better(layer), rung.num_trials + 1, len(company)
+        better, own = rung.layers.num_better(layer), rung.layers.num_company(size, retention + margin, layer)
+        num = rung.num_trials + 1
         allowed = max(1.0, num / self.reduction_factor + 1e-9)
         rank = None
         if better + own <= allowed:
@@ -203,7 +203,7 @@ class Rungs:
         elif better + 1 > allowed:
             go_on, reason = False, "enough trials are better"
         else:
-            rank = rung.rank(company, own_row, retention)
+            rank = rung.rank(*rung.layers.company(size, retention + margin, layer), retention)
             go_on = better + rank <= allowed
             reason = f"number {rank} of {own} in the layer that is split"
         if not go_on and self.rule.keep_budget_leaders:

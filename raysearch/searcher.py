@@ -220,8 +220,8 @@ class Searcher:
         return min(candidates, key=lambda c: (c.size_ratio > target + 1e-9, abs(c.size_ratio - target)))
 
     def _target(self) -> float | None:
-        """What the next proposal aims at: a share of the dense model's size where budgets are named, else a share of the
-        way from the largest model to the smallest; None to let the sampler choose."""
+        """What the next proposal aims at: a size ratio where budgets are named, else a share of the way from the
+        largest model to the smallest; None to let the sampler choose."""
         number = len(self.history)
         if not self.steer or number % FREE_EVERY == FREE_EVERY - 1:
             return None

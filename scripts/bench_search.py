@@ -103,8 +103,8 @@ HPO_TABLES = (
 
 
 class CurveWorld:
-    """A table with learning curves: recorded ones, or r(x) = final (1 - exp(-k x)) / (1 - exp(-k)), x the share of a full
-    run, where small models have a small rate k."""
+    """A table with learning curves: r(x) = final (1 - exp(-k x)) / (1 - exp(-k)), where x is the share of a full run
+    and small models have a small rate k, below 0 for a late start."""
 
     def __init__(self, table: Table, curves: str, seed: int, first_rung: float) -> None:
         self.table, self.seed = table, seed
@@ -215,7 +215,7 @@ class SyneTuneMOASHA(NoStopping):
         from syne_tune.config_space import choice
         from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
 
-        np.random.seed(self.seed)
+        np.random.seed(self.seed)  # noqa: NPY002  Syne Tune draws from it
         space = {name: choice(list(range(len(values)))) for name, values in self.table.choices}
         self.scheduler = MOASHA(
             space,

@@ -120,15 +120,17 @@ class Break(tune.Callback):
             raise KeyboardInterrupt
 
 
-def train(config):
-    for seen in (1, 3, 9, 27):
-        tune.report(result(0.1 + config["number"] / 100, random.Random(config["number"]).random(), seen))
-
-
 @pytest.mark.slow
 def test_in_ray_tune_an_interrupted_experiment_is_restored_with_its_rungs(tmp_path, monkeypatch):
+    def train(config):  # in here, since workers cannot import this file
+        quality = random.Random(config["number"]).random()
+        for seen in (1, 3, 9, 27):
+            tune.report(
+                {"size_ratio": 0.1 + config["number"] / 100, "retention": quality, "samples_seen": seen}
+            )
+
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         scheduler = ParetoASHA(max_t=27)
         tuner = tune.Tuner(
