@@ -55,6 +55,7 @@ def load_alone(folder: Path) -> tuple[int, str]:
         InputError: it does not load or does not generate.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     done = subprocess.run(
         [sys.executable, "-I", str(CHECK), str(folder)], capture_output=True, text=True, env=environment
     )

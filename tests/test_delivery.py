@@ -1,0 +1,95 @@
+"""An export is whole and proven, or it is not there. On the embedded LVLM, loaded by transformers alone."""
+
+import json
+import shutil
+
+import pytest
+import synthetic_study
+
+from raysearch import pocket
+from raysearch.cli import app
+from raysearch.delivery import deliver
+from raysearch.errors import InputError
+from raysearch.front import Front
+from raysearch.size import Budget
+
+
+def num_stored(folder):
+    """Numbers in the safetensors header: parameters, tied ones once."""
+    with (folder / "model.safetensors").open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    total = 0
+    for shape in shapes:
+        size = 1
+        for side in shape:
+            size *= side
+        total += size
+    return total
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study in which the answer to 60% is the embedded LVLM itself."""
+    weights = pocket.weights_folder()
+    made = synthetic_study.make(tmp_path_factory.mktemp("study") / "run", num_trials=20)
+    point = made.front.pick(Budget.parse("60%"))
+    folder = made.folder / point.checkpoint
+    shutil.rmtree(folder)
+    shutil.copytree(weights, folder)
+    (folder / "recipe.yaml").write_text("mode: widthwise\n")
+    points = [
+        p.model_copy(update={"num_params": num_stored(weights)}) if p.key == point.key else p
+        for p in made.front.points
+    ]
+    made.front.model_copy(update={"points": points}).save(made.folder)
+    return made.folder
+
+
+def answer(study):
+    return Front.load(study).pick(Budget.parse("60%"))
+
+
+def test_export_copies_and_proves(study, tmp_path, capsys):
+    to = tmp_path / "small"
+    with pytest.raises(SystemExit) as ended:
+        app(["export", str(study), "--budget", "60%", "--to", str(to)])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "Loaded by transformers in a fresh process" in said
+    source = study / answer(study).checkpoint
+    assert {path.name for path in to.iterdir()} == {path.name for path in source.iterdir()}
+    assert (to / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["small"], "nothing else is left"
+
+
+def test_a_checkpoint_of_another_size_is_refused(study, tmp_path):
+    point = answer(study).model_copy(update={"num_params": 7})
+    with pytest.raises(InputError, match=r"front\.json says 7"):
+        deliver(study, point, tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_checkpoint_is_refused(study, tmp_path):
+    point = answer(study)
+    broken = tmp_path / "run"
+    shutil.copytree(study / point.checkpoint, broken / point.checkpoint)
+    weights = broken / point.checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="transformers can't use this checkpoint"):
+        deliver(broken, point, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"checkpoint": None}, "has no checkpoint"),
+        ({"checkpoint": "../../etc"}, "outside the study"),
+        ({"checkpoint": "checkpoints/gone"}, "copy the whole folder"),
+    ],
+)
+def test_what_is_not_there_is_said(study, tmp_path, changes, said):
+    with pytest.raises(InputError, match=said):
+        deliver(study, answer(study).model_copy(update=changes), tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
