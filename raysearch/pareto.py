@@ -80,7 +80,7 @@ def _study_of(space: Path | None, resume: Path | None, out: Path | None) -> tupl
             )
         return read_space(resume), resume.resolve()
     loaded = SearchSpace.load(space or EMBEDDED_SPACE)
-    folder = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = out or _default_folder(loaded.name)
     if is_study(folder):
         raise InputError(
             f"--out {folder}: holds a study already; go on with --resume {folder}, or choose another folder"
@@ -88,6 +88,13 @@ def _study_of(space: Path | None, resume: Path | None, out: Path | None) -> tupl
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--out {folder}: exists and is not an empty folder; choose another")
     return loaded, folder.resolve()
+
+
+def _default_folder(name: str) -> Path:
+    """runs/NAME-TIME here; under the home folder in a Ray job, whose working folder is swept away."""
+    in_job = "runtime_resources" in Path.cwd().parts
+    runs = Path.home() / "raysearch-runs" if in_job else Path("runs")
+    return runs / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _with_options(

@@ -129,7 +129,10 @@ def _join_cluster() -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
 
 
 def _num_slots(space: SearchSpace) -> int:
@@ -160,6 +163,10 @@ class Recorder(tune.Callback):
         self._plan, self._study, self._proposals, self._observers = plan, study, proposals, observers
         self._baseline: Baseline | None = study.front.baseline if study.front else None
         self._fronts: list[Front] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks into a file that this project never reads back."""
+        return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note the recipe; a trial that is tried again is noted again."""
