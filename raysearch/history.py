@@ -37,6 +37,7 @@ class History:
         self._gains: dict[
             float, list[float]
         ] = {}  # of finished trials, from each number of samples seen to the end
+        self._usual: dict[float, tuple[float, float, int]] = {}
 
     def __len__(self) -> int:
         return len(self.proposals)
@@ -48,6 +49,12 @@ class History:
         """A trial begins."""
         self.proposals[trial] = proposal
         self.keys.add(proposal.recipe.key)
+
+    def remove(self, trial: str) -> Proposal:
+        """Forget a trial; its recipe may be proposed again."""
+        proposal = self.proposals.pop(trial)
+        self.keys.discard(proposal.recipe.key)
+        return proposal
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
         """A value on the way; one that is no number, or comes again, is passed over."""
@@ -101,5 +108,6 @@ class History:
         return history
 
     def _note_gains(self, proposal: Proposal) -> None:
+        self._usual.clear()
         for seen, value in proposal.curve[:-1]:
             bisect.insort(self._gains.setdefault(seen, []), proposal.curve[-1][1] - value)

@@ -26,6 +26,7 @@ from raysearch.sampling import OptunaAsk, fit_to_space
 from raysearch.scheduler import ParetoASHA
 from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
+from raysearch.warmstart import PUBLISHED_RATIOS, published_recipes
 
 logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 200
@@ -97,6 +98,22 @@ class Searcher:
                 self._queue.append(fitted.as_dict())
         return len(self._queue) - num_before
 
+    def enqueue_published(self) -> int:
+        """Put first in line what was published as best at the budgets, or at its own sizes where none are named.
+
+        Returns:
+            How many were taken; never more than a quarter of `num_trials`.
+        """
+        ratios = list(PUBLISHED_RATIOS)
+        if self._limits:
+            # Which recipe was published depends on the ratio; its mode then decides the ratio that meets the budget.
+            ratios = [self._solve("layerwise", limit) for limit in self._limits]
+        recipes = published_recipes(ratios)
+        for recipe, limit in zip(recipes, self._limits, strict=False):
+            recipe["ratio"] = self._solve(str(recipe["mode"]), limit)
+        most = len(recipes) if self.num_trials is None else max(1, self.num_trials // 4)
+        return self.enqueue(recipes[:most])
+
     def suggest(self, trial: str) -> Recipe | None:
         """The recipe of the next trial; None when there are `num_trials` or nothing new is left.
 
@@ -128,6 +145,22 @@ class Searcher:
     def fail(self, trial: str) -> None:
         """The trial failed: the sampler learns nothing from it."""
         self._tell(trial, "failed")
+
+    def take_back_running(self) -> list[str]:
+        """Put the recipes of trials that have not ended first in line, as if never proposed; after a crash.
+
+        Returns:
+            The names of those trials.
+        """
+        running = [name for name, proposal in self.history if proposal.end is None]
+        recipes = []
+        for name in running:
+            proposal = self.history.remove(name)
+            self._answers.pop(name)
+            self._study.tell_failed(proposal.number)
+            recipes.append(proposal.recipe.as_dict())
+        self._queue[:0] = recipes
+        return running
 
     def state(self) -> dict[str, Any]:
         """All that later proposals depend on, as plain JSON values."""
@@ -236,21 +269,23 @@ class Searcher:
         draw = np.random.default_rng((self.seed, len(self.history), attempt))
         margin = abs(draw.normal(0, 0.02)) * (attempt > 0 or draw.random() < 0.5)
 
-        def within(mode: str, ratio: float) -> bool:
-            size = self.size_of(Recipe(mode=mode, ratio=ratio, criterion=_ANY_CRITERION[mode]))
-            return size is not None and size.size_bytes <= target * self.dense.size_bytes
-
         def solve(values: Mapping[str, Any], low: float, high: float) -> float:
             if not self._limits:
                 return low + (high - low) * target
             # Where the space has one mode only, it is never asked for.
             mode = str(values.get("mode") or self.space.recipe["mode"][0].choices[0])  # type: ignore[union-attr]
-            for _ in range(12):
-                middle = (low + high) / 2
-                low, high = (low, middle) if within(mode, middle) else (middle, high)
-            return high + margin
+            return self._solve(mode, target, low, high) + margin
 
         return solve
+
+    def _solve(self, mode: str, target: float, low: float = 0.0, high: float = 0.99) -> float:
+        """The smallest ratio between `low` and `high` whose model is within `target`; `high` if there is none."""
+        for _ in range(12):
+            middle = (low + high) / 2
+            size = self.size_of(Recipe(mode=mode, ratio=middle, criterion=_ANY_CRITERION[mode]))
+            fits = size is not None and size.size_bytes <= target * self.dense.size_bytes
+            low, high = (low, middle) if fits else (middle, high)
+        return high
 
     def _size_ratio(self, recipe: Recipe) -> float | None:
         """Share of the dense model's bytes, or None if there is no such shape or it fits no budget."""

@@ -121,6 +121,10 @@ def _proposals(plan: Plan, study: Study) -> RecipeSearch:
     proposals = RecipeSearch(searcher, scheduler)
     if (study.folder / STATE).exists():
         proposals.restore(str(study.folder / STATE))
+        for lost in searcher.take_back_running():
+            scheduler.rungs.fail(lost)
+    else:
+        searcher.enqueue_published()
     return proposals
 
 
