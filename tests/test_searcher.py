@@ -149,6 +149,16 @@ def test_published_recipes_come_first_in_a_form_that_the_space_admits():
     )  # too large
 
 
+def test_published_recipes_meet_the_budgets_in_the_mode_published_for_them():
+    searcher = make(budgets=[Budget.parse("80%"), Budget.parse("50%")], num_trials=24)
+    assert searcher.enqueue_published() == 2
+    first, second = searcher.suggest("0"), searcher.suggest("1")
+    assert (first.mode, size_of(first).num_params) == ("layerwise", 775)
+    assert second.mode == "widthwise"
+    assert 495 <= size_of(second).num_params <= 500
+    assert make().enqueue_published() == 5  # 15, 30, 45, 60%, and the mild one
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi"])
 def test_a_resumed_search_proposes_what_an_unbroken_one_would(sampler):
     unbroken, broken = make(sampler=sampler, seed=5), make(sampler=sampler, seed=5)
