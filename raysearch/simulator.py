@@ -23,10 +23,10 @@ class Policy(Protocol):
         """The next trial's configuration; None for no more."""
 
     def on_result(self, trial: str, size: float, retention: float, se: float, samples_seen: float) -> bool:
-        """Whether the trial goes on."""
+        """Whether the trial goes on; not asked about a trial's last result."""
 
-    def on_end(self, trial: str, finished: bool) -> None:
-        """The trial came to its own end, or was stopped."""
+    def on_end(self, trial: str, result: "Result", finished: bool) -> None:
+        """The trial came to its own end with this result, or was stopped after it."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,10 @@ def simulate(policy: Policy, world: World, num_slots: int, max_cost: float) -> l
         trial, seen, last = str(number), checkpoints[at], at == len(checkpoints) - 1
         size, retention, se = world.measure(trial, config, seen)
         results.append(Result(cost, trial, config, seen, size, retention))
-        go_on = policy.on_result(trial, size, retention, se, seen)
-        if go_on and not last:
+        if not last and policy.on_result(trial, size, retention, se, seen):
             heapq.heappush(queue, (now + checkpoints[at + 1] - seen, number, at + 1))
             continue
-        policy.on_end(trial, finished=last)
+        policy.on_end(trial, results[-1], finished=last)
         del running[number]
         start(now)
     return results

@@ -29,7 +29,7 @@ from search_tables import (
 )
 
 from raysearch.front import hypervolume
-from raysearch.simulator import simulate
+from raysearch.simulator import Result, simulate
 
 COSTS = (5, 10, 20, 25, 50)  # in full runs
 BUDGETS = (0.25, 0.5, 0.75)  # on the axis of the hypervolume, for the regret
@@ -49,7 +49,7 @@ class NoStopping:
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
         return True
 
-    def on_end(self, trial: str, finished: bool) -> None:
+    def on_end(self, trial: str, result: Result, finished: bool) -> None:
         pass
 
 
@@ -94,7 +94,6 @@ class RayOptunaASHA(RayASHA):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         space = {name: distribution(values) for name, values in self.table.choices}
         self.search = OptunaSearch(space, metric=["size", "retention"], mode=["min", "max"], seed=self.seed)
-        self._last: dict[str, dict] = {}
 
     def suggest(self, trial: str) -> int | None:
         config = self.search.suggest(trial)
@@ -103,12 +102,12 @@ class RayOptunaASHA(RayASHA):
         )
 
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
-        self._last[trial] = {"size": size, "retention": retention, "training_iteration": 1}
-        self.search.on_trial_result(trial, self._last[trial])
+        self.search.on_trial_result(trial, {"size": size, "retention": retention, "training_iteration": seen})
         return super().on_result(trial, size, retention, se, seen)
 
-    def on_end(self, trial: str, finished: bool) -> None:
-        self.search.on_trial_complete(trial, self._last[trial])
+    def on_end(self, trial: str, result: Result, finished: bool) -> None:
+        last = {"size": result.size, "retention": result.retention, "training_iteration": result.samples_seen}
+        self.search.on_trial_complete(trial, last)
 
 
 class SyneTuneMOASHA(NoStopping):
@@ -154,7 +153,6 @@ class Optuna(NoStopping):
         )
         self.study = optuna.create_study(directions=["minimize", "maximize"], sampler=made)
         self._asked: dict[str, object] = {}
-        self._last: dict[str, tuple[float, float]] = {}
 
     def suggest(self, trial: str) -> int | None:
         self._asked[trial] = asked = self.study.ask(
@@ -164,12 +162,8 @@ class Optuna(NoStopping):
             tuple(level_of(values, asked.params[name]) for name, values in self.table.choices)
         )
 
-    def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
-        self._last[trial] = (size, retention)
-        return True
-
-    def on_end(self, trial: str, finished: bool) -> None:
-        self.study.tell(self._asked[trial], self._last[trial])
+    def on_end(self, trial: str, result: Result, finished: bool) -> None:
+        self.study.tell(self._asked[trial], [result.size, result.retention])
 
 
 def distribution(values: Sequence) -> object:
@@ -254,23 +248,16 @@ class Ours(NoStopping):
 
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
         self.searcher.report(trial, seen, retention)
-        return (
-            self.rungs is None
-            or seen >= self.max_t
-            or self.rungs.decide(trial, size, retention, se, seen).go_on
-        )
+        return self.rungs is None or self.rungs.decide(trial, size, retention, se, seen).go_on
 
-    def on_end(self, trial: str, finished: bool) -> None:
-        if finished:
-            if self.rungs is not None:
-                proposal = self.searcher.proposals[trial]
-                size = float(self.table.sizes[proposal.recipe.number])
-                self.rungs.finish(trial, size, proposal.curve[-1][1], NOISE, self.max_t)
-            self.searcher.finish(trial)
-        elif self.raw_tell:
-            self.searcher.finish(trial)
-        else:
-            self.searcher.stop(trial)
+    def on_end(self, trial: str, result: Result, finished: bool) -> None:
+        if not finished:
+            (self.searcher.finish if self.raw_tell else self.searcher.stop)(trial)
+            return
+        self.searcher.report(trial, result.samples_seen, result.retention)
+        self.searcher.finish(trial)
+        if self.rungs is not None:
+            self.rungs.finish(trial, result.size, result.retention, NOISE, result.samples_seen)
 
 
 METHODS: dict[str, Callable[..., NoStopping]] = {
@@ -307,7 +294,7 @@ def replay(
     world = RecordedWorld(table) if table.curves else CurveWorld(table, curves, seed, first_rung)
     policy = METHODS[method](table, seed, FULL, first_rung)
     results = simulate(policy, world, SLOTS, max(costs) * FULL)
-    best = [table.finals.mean(1)[table.shares <= budget].max() for budget in BUDGETS]
+    best = [table.finals.mean(1)[table.shares <= budget].max(initial=0.0) for budget in BUDGETS]
     shares, truths, answers, regrets = [], [], [], []
     at = 0
     for cost in costs:

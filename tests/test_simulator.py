@@ -28,9 +28,9 @@ class InTurn:
         return self.configs.pop(0) if self.configs else None
 
     def on_result(self, trial, size, retention, se, samples_seen):
-        return samples_seen >= 9 or self.rungs.decide(trial, size, retention, se, samples_seen).go_on
+        return self.rungs.decide(trial, size, retention, se, samples_seen).go_on
 
-    def on_end(self, trial, finished):
+    def on_end(self, trial, result, finished):
         self.ended.append((trial, finished))
 
 
