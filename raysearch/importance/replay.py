@@ -1,6 +1,6 @@
 """Run decoder layers again without the rest of the model, to measure the loss of many shortened decoders."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from raysearch.errors import InputError
 from raysearch.families import family_for
 from raysearch.importance.tokens import Batch
 
@@ -33,9 +34,7 @@ class Replay:
         self.num_layers = len(self.layers)
         self.num_fixed = self.family.num_leading_layers_kept(model.config)
         self.norm, self.head = self.family.final_norm(model), self.family.lm_head(model)
-        text = self.family.text_config(model.config)
-        self.softcap = getattr(text, "final_logit_softcapping", None)
-        self.divisor = getattr(text, "logits_scaling", None) or 1.0
+        self.finish: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.batches = [self._record(batch) for batch in batches]
         self.num_answer_tokens = sum(int((batch.labels[:, 1:] != -100).sum()) for batch in self.batches)
 
@@ -72,11 +71,43 @@ class Replay:
         handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.layers]
         try:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            self.model.base_model(**inputs, use_cache=False)
+            if self.finish is None:
+                logits = self.model(**inputs, use_cache=False).logits
+            else:
+                self.model.base_model(**inputs, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
-        return _Recorded(start[0], calls, batch["labels"])
+        recorded = _Recorded(start[0], calls, batch["labels"])
+        if self.finish is None:
+            self.finish = self._finish_of(recorded, logits)
+        return recorded
+
+    def _finish_of(self, batch: _Recorded, logits: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What the model does behind the head: some classes cap or scale the logits, others with the same settings
+        don't, so that the first batch decides.
+
+        Raises:
+            InputError: nothing known.
+        """
+        text = self.family.text_config(self.model.config)
+        cap = getattr(text, "final_logit_softcapping", None) or 1.0
+        scale = getattr(text, "logits_scaling", None) or getattr(text, "logit_scale", None) or 1.0
+        raw, _ = self._raw_logits(batch, self._run(batch, range(self.num_layers)))
+        expected = logits[:, :-1][batch.labels[:, 1:] != -100].float()
+        known: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+            lambda values: values,
+            lambda values: torch.tanh(values / cap) * cap,
+            lambda values: values / scale,
+            lambda values: values * scale,
+        )
+        for finish in known:
+            if torch.allclose(finish(raw), expected, atol=5e-2, rtol=1e-2):
+                return finish
+        raise InputError(
+            f"{type(self.model).__name__}: its logits are not its head applied to its final norm, so criteria of the "
+            "loss can't be measured; choose block_influence"
+        )
 
     def _run(self, batch: _Recorded, layers: Sequence[int]) -> torch.Tensor:
         """Fixed first layers are in `start` already."""
@@ -91,9 +122,12 @@ class Replay:
 
     def _nll(self, batch: _Recorded, hidden: torch.Tensor) -> float:
         """Sum over answer tokens; the head sees only the positions that predict one."""
+        assert self.finish is not None
+        logits, targets = self._raw_logits(batch, hidden)
+        return float(nn.functional.cross_entropy(self.finish(logits), targets, reduction="sum").double())
+
+    def _raw_logits(self, batch: _Recorded, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head says before each answer token, and the token: (tokens, vocabulary) fp32 and (tokens,)."""
         targets = batch.labels[:, 1:]
         chosen = targets != -100
-        logits = self.head(self.norm(hidden[:, :-1][chosen])).float() / self.divisor
-        if self.softcap:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return float(nn.functional.cross_entropy(logits, targets[chosen], reduction="sum").double())
+        return self.head(self.norm(hidden[:, :-1][chosen])).float(), targets[chosen]

@@ -31,7 +31,7 @@ def magnitude(model: PreTrainedModel) -> Importance:
     """L2 norm of all weights of a unit; needs no data."""
     sums = _UnitSums(model)
     for i, name, parameter in sums.parameters():
-        sums.add(i, name, parameter.detach().float().square())
+        sums.add(i, name, parameter.detach(), 2)
     return sums.result("magnitude", np.sqrt)
 
 
@@ -159,11 +159,14 @@ class _UnitSums:
                 if self.layout.slabs_of(name):
                     yield i, name, parameter
 
-    def add(self, layer: int, name: str, values: torch.Tensor) -> None:
-        """Add one value per weight."""
+    def add(self, layer: int, name: str, values: torch.Tensor, power: int) -> None:
+        """Add `|value| ** power` of each weight."""
         for slab in self.layout.slabs_of(name):
-            per_line = values.sum(1 - slab.axis) if values.ndim == 2 else values
-            lines = per_line[slab.start : slab.start + slab.size * slab.num_units].double().cpu()
+            if values.ndim == 2:
+                lines = torch.linalg.vector_norm(values, power, 1 - slab.axis, dtype=torch.float32)
+            else:
+                lines = values.float().abs()
+            lines = lines[slab.start : slab.start + slab.size * slab.num_units].double().cpu() ** power
             self.sums[slab.kind][layer] += lines.reshape(slab.num_units, slab.size).sum(1)
 
     def result(self, criterion: str, finish: Callable[[Any], Any]) -> Importance:
@@ -181,7 +184,7 @@ class _UnitSums:
 def _reduce_and_free(sums: _UnitSums, layer: int, name: str) -> Callable[[torch.Tensor], None]:
     def hook(parameter: torch.Tensor) -> None:
         assert parameter.grad is not None, name
-        sums.add(layer, name, (parameter.detach().float() * parameter.grad.float()).abs_())
+        sums.add(layer, name, parameter.detach() * parameter.grad, 1)
         parameter.grad = None
 
     return hook
