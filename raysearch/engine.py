@@ -2,8 +2,10 @@
 
 import logging
 import os
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -37,11 +39,25 @@ def quiet_deepspeed() -> Any:
     """The library, imported at first need (2.5 s), without its running commentary."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
+    with _silent_stderr() if "deepspeed" not in sys.modules else nullcontext():
+        import deepspeed
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Without the linker's complaints about optional libraries, which DeepSpeed looks for by linking to them."""
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(nowhere)
+        os.close(stderr)
 
 
 def compute_dtype(precision: Literal["auto", "bf16", "fp32"]) -> torch.dtype:
@@ -58,8 +74,9 @@ def compute_dtype(precision: Literal["auto", "bf16", "fp32"]) -> torch.dtype:
 def deepspeed_config(settings: RecoverySettings, dtype: torch.dtype, stage: int) -> dict[str, Any]:
     """What raysearch asks of DeepSpeed, with the person's own configuration merged over it.
 
-    Gradients are accumulated in fp32, and the loop sets the accumulation boundary itself, since the number of passes
-    per step varies.
+    The loop sets the accumulation boundary itself, since the number of passes per step varies. Stage 0 in bf16 runs as
+    stage 1, which is the same for one worker: DeepSpeed's bf16 path without ZeRO takes the gradient's norm in bf16,
+    and its losses drift from those of every other stage. Stages 2 and 3 accumulate gradients in fp32.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -71,6 +88,7 @@ def deepspeed_config(settings: RecoverySettings, dtype: torch.dtype, stage: int)
     }
     if dtype == torch.bfloat16:
         config["bf16"] = {"enabled": True}
+        config["zero_optimization"]["stage"] = max(1, stage)
         if stage in (2, 3):
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merged(config, settings.deepspeed or {})

@@ -33,7 +33,7 @@ from raysearch.recipe import Recipe
 from raysearch.samples import BadRow, BadRows, Sample
 from raysearch.schedule import SampleOrder, average_decay, lr_factor, micro_batches
 from raysearch.space import RecoverySettings
-from raysearch.teacher import Teacher, answer_labels, answer_states, num_answer_labels
+from raysearch.teacher import Teacher, answer_labels, answer_states, language_head, num_answer_labels
 
 __all__ = ["Recovery", "start_distributed"]
 
@@ -50,14 +50,14 @@ class _Student(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self._terms, self._teacher, self._family = model, terms, teacher, family
-        self._head = [family.lm_head(model)]  # in a list, so that it isn't registered twice
+        self._head = language_head(model, family)
         self._vocabulary = int(family.text_config(model.config).vocab_size)
 
     def forward(self, batch: Batch, targets: torch.Tensor | None) -> dict[str, torch.Tensor]:
         states = answer_states(self.model, batch)
         teacher_head = self._teacher.head_on(states.device) if self._teacher else None
         sums = self._terms.sums(
-            states, answer_labels(batch), self._head[0], targets, teacher_head, self._vocabulary
+            states, answer_labels(batch), self._head, targets, teacher_head, self._vocabulary
         )
         if "pixel_values" not in batch:
             unused = _zero_of(self._family.projector(self.model))
@@ -136,7 +136,9 @@ class Recovery:
         self._stage = int(config["zero_optimization"]["stage"])
         student = _Student(model, family, self._terms, self._teacher)
         self._engine: Any = start_engine(student, list(self._trained.values()), config, recipe.lr)
-        self._average = self._local_copy() if settings.weight_average else None
+        self._average = (
+            [value.float().clone() for value in self._locals()] if settings.weight_average else None
+        )
 
     def _prepare_model(self) -> None:
         torch.manual_seed(self.recipe.seed)
@@ -267,7 +269,8 @@ class Recovery:
             param.requires_grad_(False)
         trained.merge_for_good(model)
         model.set_attn_implementation(self._attention)
-        model.gradient_checkpointing_disable()
+        if self.settings.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
         return model.eval()
 
     def save(self, folder: Path) -> None:

@@ -5,11 +5,11 @@ images through its own tower and projector, and is in eval mode.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch.encoding import IGNORED
 from raysearch.families import Family
@@ -46,17 +46,36 @@ def num_answer_labels(row: Mapping[str, torch.Tensor]) -> int:
     return int((row["labels"][1:] != IGNORED).sum())
 
 
+def language_head(model: PreTrainedModel, family: Family) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From last normalised states (n, hidden) to the logits that the whole model gives, (n, vocabulary).
+
+    That is the head's module, and what some models do behind it: Gemma 2 caps logits, Granite and Cohere scale them.
+    (As decoders inside an LVLM they do not, whatever their configuration says.)
+    """
+    module, config = family.lm_head(model), model.config
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        logits = module(states)
+        if scale != 1:
+            logits = logits * scale
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    return head
+
+
 class Teacher:
     """States of the dense model, by sample. Beyond `cache_bytes` they are computed anew each time."""
 
     def __init__(self, model: PreTrainedModel, family: Family, cache_bytes: int = CACHE_BYTES) -> None:
         """`model` is the dense one; it is put into eval mode and never changed."""
         self.model = model.eval()
-        self._head = family.lm_head(model)
+        self._family = family
         self._width = int(family.text_config(model.config).hidden_size)
         self._kept: dict[str, torch.Tensor] = {}
         self._free_bytes = cache_bytes
-        self._heads: dict[torch.device, nn.Module] = {}
+        self._heads: dict[torch.device, Callable[[torch.Tensor], torch.Tensor]] = {}
 
     @torch.no_grad()
     def targets(self, batch: Mapping[str, torch.Tensor], sample_ids: Sequence[str]) -> torch.Tensor:
@@ -82,15 +101,26 @@ class Teacher:
         """The dense model's logits, (n, vocabulary), of `targets`."""
         return self.head_on(states.device)(states)
 
-    def head_on(self, device: torch.device) -> nn.Module:
-        """The dense model's language head, copied to `device` once if it is elsewhere."""
-        if device == next(self._head.parameters()).device:
-            return self._head
+    def head_on(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The dense model's language head on `device`; copied there once if the model is elsewhere."""
         if device not in self._heads:
-            self._heads[device] = copy.deepcopy(self._head).to(device)
+            copied = self.model
+            if device != self.model.device:
+                copied = _HeadAlone(self.model.config, self._family.lm_head(self.model), device)
+            self._heads[device] = language_head(copied, self._family)
         return self._heads[device]
 
     def _keep(self, name: str, states: torch.Tensor) -> None:
         if name not in self._kept and states.nbytes <= self._free_bytes:
             self._kept[name] = states.clone()
             self._free_bytes -= states.nbytes
+
+
+class _HeadAlone:
+    """As much of a model as `language_head` looks at."""
+
+    def __init__(self, config: PretrainedConfig, module: nn.Module, device: torch.device) -> None:
+        self.config, self._module = config, copy.deepcopy(module).to(device)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self._module

@@ -1,0 +1,111 @@
+"""Losses against numbers worked out by hand, and their corner cases."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysearch import losses
+from raysearch.losses import LossTerms, cross_entropy, hidden_match, kl_divergence
+
+
+def test_cross_entropy_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [math.log(4.0), 0.0]])  # p = (1/4, 3/4), (4/5, 1/5)
+    expected = torch.tensor([-math.log(3 / 4), -math.log(1 / 5)])
+    torch.testing.assert_close(cross_entropy(logits, torch.tensor([1, 1])), expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_kl_by_hand(temperature: float) -> None:
+    """At temperature T, logits T log p give the distribution p."""
+    student, teacher = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.5, 0.25])
+    logits = [temperature * p.log()[None] for p in (student, teacher)]
+    forward = 0.25 * math.log(0.5) + 0.5 * math.log(2)  # sum of q log(q / p)
+    reverse = 0.5 * math.log(2) + 0.25 * math.log(0.5)
+    got = kl_divergence(*logits, temperature=temperature)
+    torch.testing.assert_close(got, torch.tensor([forward * temperature**2]))
+    got = kl_divergence(*logits, temperature=temperature, direction="reverse")
+    torch.testing.assert_close(got, torch.tensor([reverse * temperature**2]))
+
+
+def test_kl_directions_differ() -> None:
+    student, teacher = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    forward = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    reverse = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    torch.testing.assert_close(kl_divergence(student, teacher), torch.tensor([forward]))
+    torch.testing.assert_close(kl_divergence(student, teacher, direction="reverse"), torch.tensor([reverse]))
+
+
+def test_hidden_match_by_hand() -> None:
+    student, teacher = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    # Mean squared differences 8 and 2.5, mean squares 4.5 and 2.
+    torch.testing.assert_close(hidden_match(student, teacher), torch.tensor([8 / 4.5, 2.5 / 2]))
+    torch.testing.assert_close(hidden_match(student, teacher, "cosine"), torch.tensor([1 - 3 / 5, 1.0]))
+
+
+def test_relative_mse_is_mse_over_the_mean_square() -> None:
+    student, teacher = torch.randn(1, 7), torch.randn(1, 7)
+    mse = torch.nn.functional.mse_loss(student, teacher)
+    torch.testing.assert_close(hidden_match(student, teacher)[0] * teacher.square().mean(), mse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zero_when_equal(dtype: torch.dtype) -> None:
+    logits, states = torch.randn(9, 50).to(dtype) * 20, torch.randn(9, 16).to(dtype)
+    for direction in ("forward", "reverse"):
+        assert kl_divergence(logits, logits, 2.0, direction).abs().max() == 0
+    assert hidden_match(states, states).max() == 0
+    assert hidden_match(states, states, "cosine").abs().max() < 1e-6
+
+
+def test_bf16_inputs_are_reduced_in_fp32() -> None:
+    logits, labels = torch.randn(4, 1000).bfloat16(), torch.arange(4)
+    assert cross_entropy(logits, labels).dtype == torch.float32
+    torch.testing.assert_close(cross_entropy(logits, labels), cross_entropy(logits.float(), labels))
+
+
+def test_impossible_tokens_and_silent_states_stay_finite() -> None:
+    teacher = torch.tensor([[0.0, -1e30]])
+    assert torch.isfinite(kl_divergence(torch.tensor([[0.0, 0.0]]), teacher)).all()
+    assert torch.isfinite(hidden_match(torch.zeros(1, 3), torch.zeros(1, 3))).all()
+    assert torch.isfinite(hidden_match(torch.zeros(1, 3), torch.zeros(1, 3), "cosine")).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(num_tokens=st.integers(0, 40), at_a_time=st.integers(1, 50), seed=st.integers(0, 99))
+def test_chunks_change_nothing(num_tokens: int, at_a_time: int, seed: int) -> None:
+    """Sums and gradients are the same however few logits are made at a time, none included."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary, width = 11, 5
+    head = torch.nn.Linear(width, vocabulary)
+    states = torch.randn(num_tokens, width, generator=generator)
+    targets = torch.randn(num_tokens, width, generator=generator)
+    labels = torch.randint(vocabulary, (num_tokens,), generator=generator)
+    terms = LossTerms({"sft": 1.0, "logits_kd": 0.3, "hidden_kd": 2.0})
+    found = []
+    for budget in (10**9, at_a_time * vocabulary):
+        hidden = states.clone().requires_grad_()
+        head.zero_grad()
+        before, losses.LOGITS_AT_A_TIME = losses.LOGITS_AT_A_TIME, budget
+        try:
+            sums = terms.sums(hidden, labels, head, targets, head, vocabulary)
+        finally:
+            losses.LOGITS_AT_A_TIME = before
+        terms.weighted(sums).backward()
+        found.append((*sums.values(), hidden.grad, head.weight.grad))
+    for whole, chunked in zip(*found, strict=True):
+        assert torch.isfinite(chunked).all()
+        torch.testing.assert_close(chunked, whole)
+
+
+def test_terms_follow_the_weights() -> None:
+    from recovery_setup import recipe
+
+    terms = LossTerms.of(recipe(sft=0, logits_kd=0.0, hidden_kd=1.5, hidden_match="cosine"))
+    assert terms.weights == {"hidden_kd": 1.5}
+    assert terms.hidden == "cosine"
+    assert terms.need_teacher
+    assert not terms.need_logits
+    assert not LossTerms.of(recipe(logits_kd=0, hidden_kd=0)).need_teacher
