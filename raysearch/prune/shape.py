@@ -72,7 +72,12 @@ def solve(
     step = _step(config, counts, multiple)
     target = dense * (1 - ratio) + counts.num_outside
     least = counts.total(_smallest(counts, mode, step))
-    if target < least - counts.layer(counts.dense) / 2 and target < least * (1 - 1e-9):
+    unit = (
+        counts.layer(counts.dense)
+        if mode == "layerwise"
+        else counts.dense.num_layers * step * counts.per_channel
+    )
+    if target < least - unit / 2:
         most = 1 - (least - counts.num_outside) / dense
         raise InputError(
             f"ratio {ratio}: {mode} can remove at most {most:.4f} of this decoder's parameters; lower the ratio"
