@@ -1,5 +1,7 @@
 import math
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -209,6 +211,11 @@ def test_contradictory_rungs_are_refused(max_t, grace):
         Rungs(max_t, grace)
     with pytest.raises(InputError, match="reduction_factor"):
         Rungs(10, 1, 1)
+
+
+def test_the_rule_loads_neither_ray_nor_torch():
+    loaded = "import sys, raysearch.rungs; print('ray' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_levels_lie_a_factor_apart_and_below_the_end():

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution
+
+from raysearch.front import hypervolume
+from raysearch.proposing import Candidate, GainModel, Observation
+from raysearch.surrogate import Encoding, RetentionModel, expected_gain
+
+
+def test_expected_gain_is_the_mean_growth_of_the_area_under_the_front():
+    front = [(0.3, 0.4), (0.5, 0.7), (0.9, 0.8)]
+    sizes, mean, deviation = np.array([0.2, 0.4, 0.6, 0.95]), np.array([0.5, 0.6, 0.65, 0.7]), np.full(4, 0.1)
+    expected = expected_gain(sizes, mean, deviation, front)
+    draws = np.random.default_rng(0).normal(size=4000)
+    before = hypervolume(*zip(*front, strict=True))
+    for row in range(4):
+        grown = [
+            hypervolume(*zip(*front, (sizes[row], min(1.0, mean[row] + deviation[row] * z)), strict=True))
+            for z in draws
+        ]
+        assert expected[row] == pytest.approx(np.mean(grown) - before, abs=2e-3)
+
+
+def test_expected_gain_counts_a_named_limit_for_candidates_within_it():
+    front = [(0.3, 0.4)]
+    plain = expected_gain(np.array([0.5, 0.7]), np.full(2, 0.6), np.full(2, 1e-6), front)
+    limited = expected_gain(np.array([0.5, 0.7]), np.full(2, 0.6), np.full(2, 1e-6), front, limits=[0.6])
+    assert limited - plain == pytest.approx([0.2, 0.0], abs=1e-6)
+
+
+def test_the_model_learns_what_matters_and_knows_where_it_is_unsure():
+    draw = np.random.default_rng(1)
+    points = draw.random((60, 2))
+    values = np.sin(4 * points[:, 0])
+    model = RetentionModel(points, np.array([0, 1]), values, np.zeros(60))
+    new = draw.random((50, 2))
+    mean, deviation = model.predict(new)
+    assert np.abs(mean - np.sin(4 * new[:, 0])).max() < 0.1
+    assert model.weights[0] > 5 * model.weights[1]
+    _, far = model.predict(np.array([[5.0, 5.0]]))
+    assert far[0] > 5 * deviation.max()
+
+
+def test_answers_that_do_not_apply_and_words_have_columns_of_their_own():
+    encoding = Encoding([{"lr": 0.2, "mode": "a"}, {"mode": "b"}])
+    assert encoding.names == ["lr", "mode"]
+    columns = encoding.encode([{"lr": 0.2, "mode": "a"}, {"mode": "b"}])
+    assert columns.tolist() == [[0.2, 0.7, 0.7, 0.0], [0.5, 0.0, 0.0, 0.7]]
+    assert encoding.groups.tolist() == [0, 0, 1, 1]
+
+
+def test_the_gain_model_prefers_what_is_good_at_its_size():
+    draw = np.random.default_rng(2)
+
+    def known(size, word):
+        retention = 1 - (1 - size) ** 2 - 0.3 * (word == "bad") + 0.005 * draw.normal()
+        return Observation({"size": size, "word": word}, size, retention, 0.0)
+
+    observations = [known(size, word) for size in np.linspace(0.2, 0.9, 10) for word in ("good", "bad")]
+    observations.append(Observation({"size": 0.55, "word": "bad"}, 0.55, None, 0.0))  # under way
+    asked = {"word": CategoricalDistribution(["good", "bad"])}
+    candidates = [Candidate(None, {"word": word}, asked, 0.6) for word in ("bad", "good")]
+    assert GainModel().best(candidates, observations, [0.65]) is candidates[1]
