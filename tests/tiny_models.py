@@ -291,6 +291,20 @@ def _smollm3() -> hf.SmolLM3Config:
     return hf.SmolLM3Config(**_text(), no_rope_layers=[1, 0, 1, 1])
 
 
+def _aya_vision() -> hf.AyaVisionConfig:
+    """No description of it exists: found by transformers' conventions."""
+    text = _text(layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=8, logit_scale=0.5)
+    return hf.AyaVisionConfig(
+        text_config=hf.Cohere2Config(**text),
+        vision_config=hf.SiglipVisionConfig(**CLIP, vision_use_head=False),
+        image_token_index=IMAGE,
+        downsample_factor=2,
+        alignment_intermediate_size=32,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+
+
 FAMILIES: dict[str, TinyFamily] = {
     "llava_llama": TinyFamily(lambda: _llava(hf.LlamaConfig(**_text())), 4, _pixels),
     "llava_mistral": TinyFamily(lambda: _llava(hf.MistralConfig(**_text(sliding_window=8))), 4, _pixels),
@@ -308,6 +322,7 @@ FAMILIES: dict[str, TinyFamily] = {
     "gemma3": TinyFamily(_gemma3, 4, _with_types),
     "paligemma": TinyFamily(_paligemma, 4, _with_suffix_types),
     "mistral3": TinyFamily(_mistral3, 4, _with_sizes),
+    "aya_vision": TinyFamily(_aya_vision, 1, _pixels),
     "llama": TinyFamily(lambda: hf.LlamaConfig(**_text(tie_word_embeddings=True))),
     "mistral": TinyFamily(lambda: hf.MistralConfig(**_text(sliding_window=8))),
     "qwen2": TinyFamily(lambda: hf.Qwen2Config(**_text())),
@@ -319,6 +334,8 @@ FAMILIES: dict[str, TinyFamily] = {
     ),
     "gemma3_text": TinyFamily(lambda: hf.Gemma3TextConfig(**_gemma3_text())),
     "smollm3": TinyFamily(_smollm3),
+    "granite": TinyFamily(lambda: hf.GraniteConfig(**_text(), logits_scaling=3.0, residual_multiplier=0.5)),
+    "olmo2": TinyFamily(lambda: hf.Olmo2Config(**_text())),
 }
 
 
