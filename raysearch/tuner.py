@@ -13,10 +13,11 @@ from raysearch.errors import InputError
 from raysearch.front import Baseline, Front, Measured
 from raysearch.plan import Plan
 from raysearch.recipe import Recipe
+from raysearch.recipe_search import RecipeSearch
 from raysearch.runner import RecipeTrial, post_front, start_board
 from raysearch.scheduler import ParetoASHA
 from raysearch.score import Score, TrialRecord
-from raysearch.searcher import RecipeSearch, Searcher
+from raysearch.searcher import Searcher
 from raysearch.size import Size
 from raysearch.space import SearchSpace
 from raysearch.study import Study
@@ -118,6 +119,7 @@ def _proposals(plan: Plan, study: Study) -> RecipeSearch:
         sampler=settings.sampler,
         seed=settings.seed,
     )
+    searcher.enqueue_published()
     proposals = RecipeSearch(searcher, scheduler)
     if (study.folder / STATE).exists():
         proposals.restore(str(study.folder / STATE))

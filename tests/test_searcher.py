@@ -4,7 +4,8 @@ import pytest
 
 from raysearch.errors import InputError
 from raysearch.recipe import Recipe
-from raysearch.searcher import RecipeSearch, Searcher
+from raysearch.recipe_search import RecipeSearch
+from raysearch.searcher import Searcher
 from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
 from raysearch.warmstart import published_recipes
