@@ -78,6 +78,7 @@ def record_events(record: TrialRecord, dense: Size | None, on_front: bool) -> li
     """All of an ended trial, for one that MLflow never saw."""
     size = Size(record.num_params, record.size_bytes)
     start = start_event(record.trial, record.recipe, size, dense, on_front)
+    start["time"] -= int(1000 * record.seconds)
     return [start, *(rung_event(record.key, score) for score in record.rungs), end_event(record)]
 
 
