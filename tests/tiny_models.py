@@ -332,6 +332,7 @@ FAMILIES: dict[str, TinyFamily] = {
     "gemma": TinyFamily(
         lambda: hf.GemmaConfig(**_text(head_dim=16, num_attention_heads=4, num_key_value_heads=4))
     ),
+    "gemma2": TinyFamily(lambda: hf.Gemma2Config(**_gemma3_text())),
     "gemma3_text": TinyFamily(lambda: hf.Gemma3TextConfig(**_gemma3_text())),
     "smollm3": TinyFamily(_smollm3),
     "granite": TinyFamily(lambda: hf.GraniteConfig(**_text(), logits_scaling=3.0, residual_multiplier=0.5)),
