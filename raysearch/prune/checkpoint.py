@@ -111,7 +111,7 @@ def prune_checkpoint(
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Batches for a criterion, encoded anew on every pass."""
+    """Batches for a criterion, encoded anew on every pass; an LVLM is calibrated on rows with images alone."""
 
     model: PreTrainedModel
     processor: Any
@@ -127,9 +127,12 @@ class Calibration:
 
         assert self.data is not None
         samples = load_samples(self.data, self.image_folder)
-        encoder = Encoder(self.processor, families.family_for(self.model), self.max_length)
+        family = families.family_for(self.model)
+        encoder = Encoder(self.processor, family, self.max_length)
         rows, taken = [], 0
         for index in fraction_order(len(samples), self.seed):
+            if family.is_multimodal and not samples[int(index)].images:
+                continue
             try:
                 rows.append(encoder.encode(samples[int(index)]))
             except BadRow:
