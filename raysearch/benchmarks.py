@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from PIL import Image
 
@@ -21,6 +22,7 @@ class Question:
     prompt: str
     answer: str
 
+    @cached_property
     def sample(self) -> Sample:
         """The question and its right answer as a conversation of one turn."""
         asked = [{"type": "image"}, {"type": "text", "text": self.prompt}]

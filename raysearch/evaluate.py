@@ -6,20 +6,24 @@ over the right answers decides what generation would; `generate_answers` generat
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from raysearch.benchmarks import Benchmark, Question
-from raysearch.data import IGNORED, Encoder
+from raysearch.encoding import Encoder
 from raysearch.families import Family
 from raysearch.retention import Results
+from raysearch.teacher import answer_labels, answer_states, num_answer_labels
 
 
 def evaluate(
-    model: PreTrainedModel, family: Family, encoder: Encoder, benchmarks: Iterable[Benchmark], batch_size: int = 64
+    model: PreTrainedModel,
+    family: Family,
+    encoder: Encoder,
+    benchmarks: Iterable[Benchmark],
+    batch_size: int = 64,
 ) -> Results:
     """Score a model on every question: 1 if its greedy answer is the right one, else 0.
 
@@ -41,19 +45,17 @@ def evaluate(
 
 
 def generate_answers(
-    model: PreTrainedModel, processor: Any, questions: Sequence[Question], max_new_tokens: int = 64
+    model: PreTrainedModel, encoder: Encoder, questions: Sequence[Question], max_new_tokens: int = 64
 ) -> list[str]:
     """The model's greedy answers as text, by `generate`, one question at a time."""
     answers = []
     for question in questions:
-        prompt = question.sample().messages[:1]
-        text = processor.apply_chat_template(prompt, add_generation_prompt=True)
-        inputs = processor(images=[question.image], text=text, return_tensors="pt").to(model.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        inputs = encoder.collate([encoder.encode_prompt(question.sample)])
+        inputs = {name: _on(tensor, model) for name, tensor in inputs.items()}
         with torch.inference_mode():
             tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
         new = tokens[0, inputs["input_ids"].shape[1] :]
-        answers.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
+        answers.append(encoder.tokenizer.decode(new, skip_special_tokens=True).strip())
     return answers
 
 
@@ -62,17 +64,21 @@ def _exact_matches(
     model: PreTrainedModel, family: Family, encoder: Encoder, questions: Sequence[Question], batch_size: int
 ) -> np.ndarray:
     """(num_questions,) 1.0 where every answer token is the most likely one."""
-    rows = [encoder.encode(question.sample()) for question in questions]
+    rows = [encoder.encode(question.sample) for question in questions]
     order = sorted(range(len(rows)), key=lambda index: rows[index]["input_ids"].shape[-1])
     right = np.zeros(len(rows))
     was_training = model.training
     model.eval()
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = encoder.collate([rows[index] for index in chosen]).to(model.device, model.dtype)
-        states, targets, row_of = answer_states(model, family, batch)
-        hits = family.lm_head(model)(states).argmax(-1) == targets  # (num_answer_tokens,)
-        misses = torch.zeros(len(chosen), device=hits.device).index_add_(0, row_of, (~hits).float())
-        right[chosen] = (misses == 0).cpu().numpy()
+        batch = encoder.collate([rows[index] for index in chosen])
+        batch = {name: _on(tensor, model) for name, tensor in batch.items()}
+        likeliest = family.lm_head(model)(answer_states(model, batch)).argmax(-1)
+        hits = (likeliest == answer_labels(batch)).cpu()  # (num_answer_tokens,), row by row
+        right[chosen] = [bool(row.all()) for row in hits.split([num_answer_labels(rows[i]) for i in chosen])]
     model.train(was_training)
     return right
+
+
+def _on(tensor: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+    return tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)

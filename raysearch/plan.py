@@ -7,7 +7,7 @@ from raysearch import families
 from raysearch.benchmarks import load_benchmarks
 from raysearch.data import load_samples
 from raysearch.errors import InputError
-from raysearch.prune.shape import shape_of, size_of
+from raysearch.prune.shape import Shape, shape_of, size_of, smallest_shape, solve
 from raysearch.recipe import Recipe
 from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
@@ -38,6 +38,13 @@ class Plan:
         except InputError:
             return None
 
+    def smallest(self) -> Size:
+        """The size of the smallest model that the space can reach."""
+        modes = self.space.values_of("mode")
+        ratio = max(map(float, self.space.values_of("ratio")))
+        shapes = [_smallest_shape(self.config, mode, ratio) for mode in modes]
+        return min((size_of(self.config, shape) for shape in shapes), key=lambda size: size.size_bytes)
+
     def describe(self) -> list[str]:
         """What will be done, one fact a line."""
         space, settings = self.space, self.space.search
@@ -65,4 +72,19 @@ def plan(space: SearchSpace) -> Plan:
         raise InputError(f"num_samples: {space.num_samples}, but {space.data} has {num_rows} rows; lower it")
     num_samples = space.num_samples or num_rows
     budgets = tuple(Budget.parse(text) for text in space.budgets)
-    return Plan(space, config, dense, num_samples, space.largest_recovery(num_samples), budgets)
+    planned = Plan(space, config, dense, num_samples, space.largest_recovery(num_samples), budgets)
+    smallest = planned.smallest()
+    if budgets and not any(budget.admits(smallest, dense) for budget in budgets):
+        raise InputError(
+            f"budgets {', '.join(space.budgets)}: no recipe of the space is small enough; the smallest has "
+            f"{smallest.num_params:,} parameters, {smallest.size_bytes / dense.size_bytes:.1%} of the dense model; "
+            "raise the budget or recipe.ratio"
+        )
+    return planned
+
+
+def _smallest_shape(config: Any, mode: Any, ratio: float) -> Shape:
+    try:
+        return solve(config, mode, ratio)
+    except InputError:  # more than can be removed
+        return smallest_shape(config, mode)

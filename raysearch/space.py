@@ -85,7 +85,7 @@ class SearchSettings(_Strict):
 
     trials: int = Field(24, ge=1)
     """Trials to run, the stopped ones included."""
-    sampler: Literal["tpe", "nsga2", "gp", "random", "quasirandom"] = "tpe"
+    sampler: Literal["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi"] = "tpe"
     """Who proposes the recipes."""
     seed: int = Field(0, ge=0)
     """Seed of the sampler, of the data order and of the interval estimates."""
@@ -186,11 +186,9 @@ class SearchSpace(_Strict):
         for field in ("mode", "ratio", "criterion"):
             if not self.recipe.get(field):
                 raise ValueError(f"recipe.{field}: missing; every space names mode, ratio and criterion")
-        criteria = [value for case in self.recipe["criterion"] for value in getattr(case, "choices", [])]
-        modes = [value for case in self.recipe["mode"] for value in getattr(case, "choices", [])]
-        for mode in modes:
-            for known in _criteria_kinds(str(mode)):
-                if not set(criteria) & set(known):
+        for mode in self.values_of("mode"):
+            for known in _criteria_kinds(mode):
+                if not set(self.values_of("criterion")) & set(known):
                     raise ValueError(
                         f"recipe.criterion: none serves mode {mode}; add one of {', '.join(known)}"
                     )
@@ -246,23 +244,24 @@ class SearchSpace(_Strict):
             parts.append(str(_choose(ask, name, [case for case in cases if case.choices], values)))
         return "+".join(parts)
 
+    def values_of(self, field: str) -> list[Any]:
+        """Every value that a dimension may take; of a range, its two bounds. Empty without such a dimension."""
+        cases = self.recipe.get(field, [])
+        return [
+            v
+            for case in cases
+            for v in (case.choices if isinstance(case, Choices) else (case.low, case.high))
+        ]
+
     def criteria(self) -> list[str]:
         """The criteria that some recipe of the space may use."""
-        values = [value for case in self.recipe["criterion"] for value in getattr(case, "choices", [])]
-        modes = [value for case in self.recipe["mode"] for value in getattr(case, "choices", [])]
-        used = {name for mode in modes for known in _criteria_kinds(str(mode)) for name in known}
-        return [str(value) for value in dict.fromkeys(values) if value in used]
+        kinds = {name for mode in self.values_of("mode") for known in _criteria_kinds(mode) for name in known}
+        return [value for value in dict.fromkeys(self.values_of("criterion")) if value in kinds]
 
     def largest_recovery(self, num_samples: int) -> int:
         """Samples seen by the longest trial in the space, given the rows of the data; at least 1."""
-        most: dict[str, float] = {}
-        for field in ("data_fraction", "epochs"):
-            cases = self.recipe.get(field, [])
-            highs = [
-                case.high if isinstance(case, Range) else max(map(float, case.choices)) for case in cases
-            ]
-            most[field] = max(highs, default=1.0)
-        return max(1, round(most["data_fraction"] * num_samples * most["epochs"]))
+        fraction, epochs = (max(self.values_of(field) or [1.0]) for field in ("data_fraction", "epochs"))
+        return max(1, round(fraction * num_samples * epochs))
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:

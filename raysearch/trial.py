@@ -51,14 +51,15 @@ class Workbench:
         order = fraction_order(len(rows), space.search.seed)[: space.num_samples]
         self.samples = [rows[index] for index in order]
         self.teacher = Teacher(self.model, self.family)
-        self.benchmarks = load_benchmarks(space.benchmarks, "search")
+        self.questions = load_benchmarks(space.benchmarks, "search")
+        self.heldout = load_benchmarks(space.benchmarks, "heldout")
         self.prepared = prepared or self.prepare()
 
     def prepare(self) -> Prepared:
         """Score the dense model and the importance of its units by every criterion that the space names."""
         return Prepared(
-            search=self.evaluate(self.model, self.benchmarks),
-            heldout=self.evaluate(self.model, load_benchmarks(self.space.benchmarks, "heldout")),
+            search=self.evaluate(self.model, self.questions),
+            heldout=self.evaluate(self.model, self.heldout),
             importances={name: self._importance(name) for name in self.space.criteria()},
         )
 
@@ -103,7 +104,7 @@ class Trial:
             FloatingPointError: the loss is not finite.
         """
         if self.recipe.trained == "nothing":
-            yield self._score(self.model, 0, {})
+            yield self._score(0, {})
             return
         self._recovery = Recovery(
             self.model,
@@ -116,22 +117,28 @@ class Trial:
         )
         for rung in [*(rung for rung in sorted(rungs) if rung < self.end), self.end]:
             losses = self._recovery.train_until(rung)
-            with self._recovery.weights_for_evaluation() as model:
-                yield self._score(model, rung, losses)
+            yield self._score(rung, losses)
+
+    def evaluate(self, benchmarks: Iterable[Benchmark]) -> Results:
+        """Scores of the model as it stands."""
+        if self._recovery is None:
+            return self.bench.evaluate(self.model, benchmarks)
+        with self._recovery.weights_for_evaluation() as model:
+            return self.bench.evaluate(model, benchmarks)
 
     def finish(self, folder: Path) -> Measured:
-        """Write the model as a stock checkpoint and score it on held-out questions."""
-        model = self._recovery.finished_model() if self._recovery else self.model
+        """Score the model on held-out questions, and write it as a stock checkpoint."""
         bench = self.bench
-        results = bench.evaluate(model, load_benchmarks(bench.space.benchmarks, "heldout"))
+        results = self.evaluate(bench.heldout)
         kept = retention(results, bench.prepared.heldout, bench.space.retention)
         heldout = Measured(retention=kept.value, retention_ci=kept.interval, scores=results.means())
         scores = {"search": self._latest and self._latest.model_dump(), "heldout": heldout.model_dump()}
         card = {
-            "model": bench.space.model,
-            "num_params": self.size.num_params,
-            "size_bytes": self.size.size_bytes,
+            "base_model": bench.space.model,
+            "parameters": f"{self.size.num_params:,} of {bench.dense_size.num_params:,}",
+            "bytes": f"{self.size.size_bytes:,} of {bench.dense_size.size_bytes:,}",
         }
+        model = self._recovery.finished_model() if self._recovery else self.model
         export.save(model, bench.processor, folder, recipe=self.recipe, scores=scores, card=card)
         return heldout
 
@@ -141,8 +148,8 @@ class Trial:
             self._recovery.close()
         self._recovery = self.model = None
 
-    def _score(self, model: object, samples_seen: int, losses: Mapping[str, float]) -> Score:
-        results = self.bench.evaluate(model, self.bench.benchmarks)
+    def _score(self, samples_seen: int, losses: Mapping[str, float]) -> Score:
+        results = self.evaluate(self.bench.questions)
         kept = retention(results, self.bench.prepared.search, self.bench.space.retention)
         self._latest = Score(
             samples_seen=samples_seen,

@@ -1,0 +1,76 @@
+"""The README's commands, word for word, as a newcomer would type them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+# What the newcomer's search takes minutes for, the test does with a few trials.
+FEWER = {"./scripts/search --out runs/first": " --trials 4"}
+
+
+def lines_of(language):
+    return [line for name, block in BLOCKS if name == language for line in block.strip().splitlines() if line]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder that looks like a clone, but whose runs are its own."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("scripts", "search_spaces", ".venv"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def test_the_local_commands_run_one_after_another(folder):
+    commands = [line for line in lines_of("bash") if not line.startswith("ray job")]
+    assert len(commands) >= 4
+    for command in commands:
+        done = subprocess.run(
+            ["bash", "-c", command + FEWER.get(command, "")],
+            cwd=folder,
+            env={**os.environ, "CI": "true"},
+            capture_output=True,
+            text=True,
+            timeout=540,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        assert done.stdout.strip(), command
+    snippet = "\n".join(block for name, block in BLOCKS if name == "python" and "from_pretrained" in block)
+    code = "import sys; sys.modules['raysearch'] = None\n" + snippet  # as where raysearch is not installed
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_space_of_the_readme_is_valid(tmp_path):
+    from raysearch.space import SearchSpace
+
+    (block,) = [block for name, block in BLOCKS if name == "yaml"]
+    path = tmp_path / "my-space.yaml"
+    path.write_text(block)
+    assert SearchSpace.load(path).budgets == ["8GB", "60%"]
+
+
+def test_the_scheduler_snippet_runs():
+    (block,) = [block for name, block in BLOCKS if name == "python" and "ParetoASHA" in block]
+    names: dict = {}
+    exec(block, names)
+    assert names["scheduler"].levels[0] == 1
+
+
+def test_every_path_of_the_tree_is_there():
+    (tree,) = [block for name, block in BLOCKS if name == "" and block.startswith("raysearch/")]
+    for line in tree.splitlines():
+        inside = line.startswith("  ")
+        for word in re.findall(
+            r"[a-z_]+(?:\.py|/)", line.split("   ")[1 if inside else 0] if inside else line
+        ):
+            assert (ROOT / ("raysearch" if inside else "") / word).exists(), word
