@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from raysearch import export, families
 from raysearch.benchmarks import Benchmark, load_benchmarks
@@ -69,9 +70,13 @@ class Workbench:
 
     def prune(self, recipe: Recipe) -> object:
         """A new model without what the recipe removes; the dense one stays as it is."""
-        kinds = zip(("depth", "width"), recipe.criteria, strict=True)
-        chosen = {kind: self.prepared.importances[name] for kind, name in kinds if name is not None}
-        return prune(self.model, shape_for(self.model.config, recipe), chosen)
+        scores: dict[Literal["depth", "width"], Importance] = {}
+        layer_criterion, width_criterion = recipe.criteria
+        if layer_criterion:
+            scores["depth"] = self.prepared.importances[layer_criterion]
+        if width_criterion:
+            scores["width"] = self.prepared.importances[width_criterion]
+        return prune(self.model, shape_for(self.model.config, recipe), scores)
 
     def _importance(self, criterion: str) -> Importance:
         settings = self.space.calibration

@@ -60,22 +60,25 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Fron
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     try:
         _tuner(plan, study, proposals, recorder, num_slots).fit()
-        if recorder.wrong_input:
-            raise InputError(recorder.wrong_input)
     finally:
         front = recorder.conclude()
         ray.shutdown()
+    if front is None:
+        reason = study.records[-1].reason if study.records else "no reason given"
+        raise InputError(f"{plan.space.model}: no trial could be started ({reason}); see {study.folder}/slots")
     return front
 
 
 def _tuner(
     plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorder", num_slots: int
 ) -> tune.Tuner:
+    scheduler = proposals.scheduler
+    assert scheduler is not None, proposals
     trainable = tune.with_parameters(
         RecipeTrial,
         board=recorder.board,
         space=plan.space.model_dump(mode="json"),
-        rungs=[round(level) for level in proposals.scheduler.levels],
+        rungs=[round(level) for level in scheduler.levels],
         folder=str(study.folder),
     )
     # A trial only passes commands on: it sits on the head node and takes no CPU from the slots.
@@ -84,7 +87,7 @@ def _tuner(
         tune.with_resources(trainable, head),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
-            scheduler=proposals.scheduler,
+            scheduler=scheduler,
             num_samples=plan.space.search.trials - len(study.records),
             max_concurrent_trials=num_slots,
             reuse_actors=True,
@@ -165,7 +168,6 @@ class Recorder(tune.Callback):
         self, plan: Plan, study: Study, proposals: Any, board: Any, observers: Sequence[Observer]
     ) -> None:
         self.board = board
-        self.wrong_input: str | None = None
         self._plan, self._study, self._proposals, self._observers = plan, study, proposals, observers
         self._baseline: Baseline | None = study.front.baseline if study.front else None
         self._fronts: list[Front] = []
