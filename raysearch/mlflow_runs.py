@@ -161,9 +161,12 @@ def read_state(folder: Path, uri: str) -> dict[str, Any]:
     """Run ids and ended runs of a study on the server at `uri`; empty if it was never there."""
     path, server = folder / IDS, mask(uri)
     if path.is_file():
-        state = json.loads(path.read_text())
-        if state.get("uri") == server:
-            return state
+        try:
+            state = json.loads(path.read_text())
+            if state["uri"] == server:
+                return state
+        except (ValueError, KeyError, TypeError):  # a lost file of ids makes new runs; it stops no search
+            pass
     return {"uri": server, "runs": {}, "ended": []}
 
 

@@ -5,6 +5,7 @@ recipe holds its fields as parameters and every rung as metrics (step = samples 
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from raysearch.errors import InputError
@@ -54,6 +55,7 @@ class Tracker:
         self._dense = dense or (study.front.baseline.size if study.front else None)
         self._keys: dict[str, str] = {}
         self._started: set[str] = set()
+        self._ends = Counter[str](record.end for record in study.records)
         self._front = {point.key for point in study.front.points} if study.front else set()
         self._sender = Sender(study.folder, self._uri, study.space.name)
         self._sender.put(parent_event(study))
@@ -76,9 +78,9 @@ class Tracker:
         """A trial has ended."""
         self._keys[record.trial] = record.key
         self._started.discard(record.key)
-        ends = [other.end for other in self._study.records]
-        counts = {f"num_{end}": float(ends.count(end)) for end in STATUS}  # type: ignore[arg-type]
-        self._sender.put(end_event(record), event_of(None, metrics=counts, step=len(ends)))
+        self._ends[record.end] += 1
+        counts = {f"num_{end}": float(self._ends[end]) for end in STATUS}
+        self._sender.put(end_event(record), event_of(None, metrics=counts, step=self._ends.total()))
 
     def front_changed(self, front: Front) -> None:
         """There is a new front."""
