@@ -35,7 +35,12 @@ def read(paths: list[Path]) -> Results:
     results: Results = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for path in paths:
         for line in map(json.loads, path.read_text().splitlines()):
-            for cost, area, regret in zip(line["costs"], line["hypervolume"], line["regret"], strict=True):
+            for cost, area, regret in zip(
+                line["costs"],
+                line["hypervolume"],
+                line["regret"] or [np.nan] * len(line["costs"]),
+                strict=True,
+            ):
                 entry = results[line["curves"], line["method"]][cost]
                 entry["hypervolume"].append(area)
                 entry["regret"].append(regret)
@@ -64,7 +69,8 @@ def tables(results: Results) -> str:
                 "{:.3f} ± {:.3f}".format(*summary(costs[c]["hypervolume"])) if c in costs else "" for c in at
             ]
             num = len(next(iter(costs.values()))["hypervolume"])
-            regret = f"{summary(costs[20]['regret'])[0]:.3f}" if 20 in costs else ""
+            known = 20 in costs and np.isfinite(costs[20]["regret"]).all()
+            regret = f"{summary(costs[20]['regret'])[0]:.3f}" if known else ""
             lines.append(f"| {NAMES.get(method, method)} | {num} | {' | '.join(cells)} | {regret} |")
     return "\n".join(lines)
 
