@@ -15,7 +15,7 @@ from raysearch.samples import BadRow, Sample, opened
 IGNORED = -100
 """Label of a token that is no answer."""
 CACHE_BYTES = 2 * 2**30
-_TOKEN_KEYS = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
+TOKEN_KEYS = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
 _ONE_ENTRY_PER_ROW = ("idefics2", "idefics3", "smolvlm")
 """Families whose `pixel_values` are (rows, images of the row, ...), text-only rows included."""
 
@@ -126,7 +126,7 @@ class Encoder:
             except (ValueError, IndexError, StopIteration) as error:
                 raise BadRow(f"the processor refuses it ({str(error).splitlines()[0][:120]})") from None
         return {
-            key: value[0] if key in _TOKEN_KEYS else value
+            key: value[0] if key in TOKEN_KEYS else value
             for key, value in made.items()
             if isinstance(value, torch.Tensor)
         }
@@ -168,7 +168,7 @@ class Encoder:
         eos = self.tokenizer.eos_token_id
         if int(encoded["input_ids"][last]) in added or eos is None:
             return
-        for key in _TOKEN_KEYS:
+        for key in TOKEN_KEYS:
             if key in encoded:
                 value = eos if key in ("input_ids", "labels") else int(encoded[key][last])
                 encoded[key] = torch.cat([encoded[key][: last + 1], encoded[key].new_tensor([value])])
@@ -227,7 +227,7 @@ def collate(
     batch: Batch = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         present = [row[key] for row in rows if key in row]
-        if key in _TOKEN_KEYS:
+        if key in TOKEN_KEYS:
             batch[key] = torch.stack(
                 [_padded(row, longest, fill.get(key, 0), padding_side) for row in present]
             )

@@ -1,6 +1,8 @@
 """Recovery training: a pruned model, a recipe's losses, and a DeepSpeed engine, up to any number of samples seen."""
 
+import functools
 import gc
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from raysearch import trained
-from raysearch.encoding import IGNORED, Batch, Encoded, Encoder
+from raysearch.encoding import IGNORED, TOKEN_KEYS, Batch, Encoded, Encoder
 from raysearch.engine import (
     compute_dtype,
     deepspeed_config,
@@ -49,36 +51,16 @@ class _Student(nn.Module):
         self, model: PreTrainedModel, family: Family, terms: LossTerms, teacher: Teacher | None
     ) -> None:
         super().__init__()
-        self.model, self._terms, self._teacher, self._family = model, terms, teacher, family
+        self.model, self._terms, self._teacher = model, terms, teacher
         self._head = language_head(model, family)
         self._vocabulary = int(family.text_config(model.config).vocab_size)
 
     def forward(self, batch: Batch, targets: torch.Tensor | None) -> dict[str, torch.Tensor]:
         states = answer_states(self.model, batch)
         teacher_head = self._teacher.head_on(states.device) if self._teacher else None
-        sums = self._terms.sums(
+        return self._terms.sums(
             states, answer_labels(batch), self._head, targets, teacher_head, self._vocabulary
         )
-        if "pixel_values" not in batch:
-            unused = _zero_of(self._family.projector(self.model))
-            sums = {name: value + unused for name, value in sums.items()}
-        return sums
-
-
-def _zero_of(modules: Sequence[nn.Module]) -> torch.Tensor | float:
-    """0 with a gradient of 0 to every trained parameter: workers must agree on which parameters have gradients.
-
-    Parameters that ZeRO 3 has partitioned are reached through their layers.
-    """
-    zero: torch.Tensor | float = 0.0
-    for module in (inner for outer in modules for inner in outer.modules()):
-        own = [param for param in module.parameters(recurse=False) if param.requires_grad]
-        if own and hasattr(own[0], "ds_id"):
-            width = module.in_features if isinstance(module, nn.Linear) else module.weight.ds_shape[-1]
-            zero = zero + 0.0 * module(own[0].new_zeros(1, width)).sum()
-        else:
-            zero = zero + sum(0.0 * param.sum() for param in own)
-    return zero
 
 
 class Recovery:
@@ -218,7 +200,7 @@ class Recovery:
             torch.distributed.all_gather(gathered, counts)
             num_tokens = int(sum(count[0] for count in gathered))
             num_passes = int(max(count[1] for count in gathered))
-        return passes + [self._empty_batch()] * (num_passes - len(passes)), num_tokens
+        return passes + [self._batch(self._unlabelled)] * (num_passes - len(passes)), num_tokens
 
     def _encoded(self, index: int) -> tuple[str, Encoded] | None:
         """A sample's id and tensors; None, and a note, for one that can't be used."""
@@ -230,14 +212,23 @@ class Recovery:
             return None
 
     def _batch(self, rows: Sequence[tuple[str, Encoded]]) -> tuple[Batch, list[str]]:
+        """Rows as a pass. Where it matters, a pass without an image gets one that nothing is learnt from: workers'
+        collectives only match if all go through the same modules, and a projector alone must be in the loss."""
+        matters = self._world > 1 or self.recipe.trained == "projector"
+        if matters and not any(set(row) - set(TOKEN_KEYS) for _, row in rows):
+            rows = [*rows, *self._unlabelled]
         batch = self._encoder.collate([row for _, row in rows], multiple=LENGTH_MULTIPLE)
         return {key: value.to(self._device) for key, value in batch.items()}, [name for name, _ in rows]
 
-    def _empty_batch(self) -> tuple[Batch, list[str]]:
-        """A row without an answer, for a worker that has fewer passes than another."""
-        tokens = torch.full((1, 2), self._encoder.pad_id, device=self._device)
-        labels = torch.full_like(tokens, IGNORED)
-        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}, []
+    @functools.cached_property
+    def _unlabelled(self) -> list[tuple[str, Encoded]]:
+        """The first row with an image, or else the first row, without its answers."""
+        usable = (pair for index in range(self._order.num_samples) if (pair := self._encoded(index)))
+        first = next(usable)
+        _, row = next(
+            (pair for pair in itertools.chain([first], usable) if set(pair[1]) - set(TOKEN_KEYS)), first
+        )
+        return [("", {**row, "labels": torch.full_like(row["labels"], IGNORED)})]
 
     @contextmanager
     def weights_for_evaluation(self) -> Iterator[PreTrainedModel]:

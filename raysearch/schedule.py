@@ -37,15 +37,15 @@ class SampleOrder:
     def __init__(self, num_samples: int, seed: int) -> None:
         """`num_samples` in the recipe's fraction; `seed` of the recipe."""
         assert num_samples > 0, num_samples
-        self._num_samples, self._seed = num_samples, seed
+        self.num_samples, self._seed = num_samples, seed
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
         """Index of the sample seen at `position`, counted from 0 over all epochs."""
-        epoch, place = divmod(position, self._num_samples)
+        epoch, place = divmod(position, self.num_samples)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._num_samples)
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self.num_samples)
         return int(self._order[place])
 
 

@@ -72,7 +72,6 @@ class Teacher:
         """`model` is the dense one; it is put into eval mode and never changed."""
         self.model = model.eval()
         self._family = family
-        self._width = int(family.text_config(model.config).hidden_size)
         self._kept: dict[str, torch.Tensor] = {}
         self._free_bytes = cache_bytes
         self._heads: dict[torch.device, Callable[[torch.Tensor], torch.Tensor]] = {}
@@ -86,8 +85,6 @@ class Teacher:
             sample_ids: of the batch's rows; a sample's id must always stand for the same tokens.
         """
         device = batch["labels"].device
-        if not sample_ids:
-            return torch.zeros(0, self._width, dtype=self.model.dtype, device=device)
         if all(name in self._kept for name in sample_ids):
             return torch.cat([self._kept[name] for name in sample_ids]).to(device)
         inputs = {key: value.to(self.model.device) for key, value in batch.items()}

