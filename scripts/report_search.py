@@ -87,6 +87,8 @@ def draw(results: Results, picture: Path) -> None:
     for axis, curves in zip(axes[0], kinds, strict=True):
         for method, (colour, mark) in SHOWN.items():
             costs = results.get((curves, method), {})
+            if not costs:
+                continue
             at = sorted(costs)
             means = np.array([summary(costs[cost]["hypervolume"]) for cost in at]).reshape(-1, 2)
             axis.errorbar(
@@ -105,7 +107,8 @@ def draw(results: Results, picture: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("hypervolume, 1 = optimum")
-    axes[0][-1].legend(frameon=False, fontsize=8, loc="lower right")
+    for axis in axes[0]:
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(picture, dpi=130)
 
