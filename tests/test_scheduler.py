@@ -109,6 +109,28 @@ def test_a_trial_that_is_tried_again_keeps_its_place():
     assert scheduler.rungs.rungs[0].num_trials == 2
 
 
+def test_the_journal_brings_a_scheduler_back_without_trials_that_ray_has_lost(tmp_path):
+    def stored(name):
+        storage = SimpleNamespace(experiment_driver_staging_path=str(tmp_path))
+        return SimpleNamespace(trial_id=name, storage=storage)
+
+    before = ParetoASHA(max_t=27)
+    for name, size, retention in (("a", 0.1, 0.9), ("b", 0.2, 0.8), ("lost", 0.05, 0.95)):
+        before.on_trial_add(None, stored(name))
+        before.on_trial_result(None, stored(name), result(size, retention, 1))
+    after = ParetoASHA(max_t=27)
+    known = [stored("a"), stored("b"), stored("c")]
+    for trial_ in known:
+        after.on_trial_add(None, trial_)
+    assert after.rungs.rungs[0].values == before.rungs.rungs[0].values
+    controller = SimpleNamespace(get_trials=lambda: known)
+    assert (
+        after.on_trial_result(controller, stored("b"), result(0.2, 0.8, 1)) == "STOP"
+    )  # stopped before, too
+    assert after.on_trial_result(controller, stored("c"), result(0.09, 0.91, 1)) == "CONTINUE"
+    assert after.rungs.rungs[0].failed == {"lost"}
+
+
 class Break(tune.Callback):
     """Presses Ctrl-C when six trials have ended."""
 
