@@ -1,0 +1,137 @@
+"""Configuration, tokenizer, processor and chat template of the embedded LVLM: stock Hugging Face classes only."""
+
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+)
+
+from raysearch.pocket.asking import vocabulary
+from raysearch.pocket.drawing import IMAGE_SIZE
+
+PATCH_SIZE = 8
+NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
+
+PAD, BOS, EOS, UNKNOWN, USER, IMAGE, ASSISTANT = SPECIAL_TOKENS = (
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<unk>",
+    "<user>",
+    "<image>",
+    "<assistant>",
+)
+
+CHAT_TEMPLATE = """\
+{{- '<bos>' -}}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}
+    {{- '<user>' -}}
+  {%- else -%}
+    {{- '<assistant>' -}}
+  {%- endif -%}
+  {%- if message['role'] == 'assistant' -%}
+    {%- generation -%}
+      {%- if message['content'] is string -%}
+        {{- message['content'] -}}
+      {%- else -%}
+        {%- for part in message['content'] -%}{{- part['text'] -}}{%- endfor -%}
+      {%- endif -%}
+      {{- '<eos>' -}}
+    {%- endgeneration -%}
+  {%- elif message['content'] is string -%}
+    {{- message['content'] -}}
+  {%- else -%}
+    {%- for part in message['content'] -%}
+      {%- if part['type'] == 'image' -%}{{- '<image>' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}
+"""
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; "?" and "," are words of their own."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    words = {word: number for number, word in enumerate((*SPECIAL_TOKENS, *vocabulary()))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[?,]"), "isolated")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[USER, IMAGE, ASSISTANT],
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """The processor; its image side needs PIL only, not torchvision."""
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    half = [0.5, 0.5, 0.5]
+    return LlavaProcessor(
+        image_processor=SiglipImageProcessorPil(size=side, image_mean=half, image_std=half),
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        image_token=IMAGE,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """The untrained model: about 85% of its parameters lie in 7 decoder layers."""
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = SiglipVisionConfig(
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        vision_use_head=False,
+    )
+    decoder = MistralConfig(
+        vocab_size=-len(tokenizer) // 8 * -8,
+        hidden_size=160,
+        intermediate_size=512,
+        num_hidden_layers=7,
+        num_attention_heads=12,
+        num_key_value_heads=6,
+        head_dim=16,
+        max_position_embeddings=512,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        **ids,
+    )
+    return LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision,
+            text_config=decoder,
+            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+            image_seq_length=NUM_IMAGE_TOKENS,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            projector_hidden_act="gelu",
+            tie_word_embeddings=False,
+            **ids,
+        )
+    )

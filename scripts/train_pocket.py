@@ -1,0 +1,570 @@
+"""Train the embedded LVLM from scratch.
+
+    python scripts/train_pocket.py --to raysearch/pocket/weights
+    python scripts/train_pocket.py --to runs/pocket --work runs/look --steps 40 --grounding-steps 40    # a look
+
+On one core of an AMD EPYC the first stage takes 1.5 minutes and the second 0.55 to 0.75 s a step, about half an hour.
+
+Two stages. First the vision tower, the projector and the word embeddings learn to name what each patch shows: the
+projected patch scores the words that are true of its cell. Then everything is trained on questions, lists and
+descriptions. Pictures are drawn as training goes, so that none but easy-VQA's occurs twice. Matrices take Muon, the
+rest AdamW; the model computes in bfloat16 beside weights kept in float32.
+
+Every number of the schedule counts steps, and every choice comes from a fixed seed. The run writes a checkpoint and a
+loadable folder every few hundred steps; `--resume` goes on from the checkpoint.
+"""
+
+import argparse
+import collections
+import copy
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, LlavaForConditionalGeneration
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from raysearch.pocket import SPLITS
+from raysearch.pocket.asking import Question, easy_vqa_asked
+from raysearch.pocket.drawing import ATTRIBUTES, CELL, GRID, Draw, easy_vqa_image, easy_vqa_questions
+from raysearch.pocket.model import (
+    BOS,
+    NUM_IMAGE_TOKENS,
+    PATCH_SIZE,
+    USER,
+    make_model,
+    make_processor,
+    make_tokenizer,
+)
+from raysearch.pocket.packing import BIN, IGNORED, PREFIX, PackedBatch, Packer, Row, batch_rows
+from raysearch.pocket.splits import (
+    BENCHMARKS,
+    asked_easy_vqa,
+    asked_pictures,
+    pictures,
+    question_draw,
+    split_questions,
+)
+
+PER_STEP = {"scenes": 5, "digits": 4, "easy-vqa": 1}
+NUM_SHORT, NUM_LISTS, NUM_EASY_PAIRS = 9, 3, 3
+NUM_EASY_IMAGES = 4000
+CHAINED_PERCENT = 30
+FEW_THINGS_STEPS = 150
+STEPS_PER_CHUNK = 50
+GROUNDING_BATCH = 96
+POINTING_GROUPS = 3
+ATTENTION = "binned"
+
+
+def binned_attention(module, query, key, value, attention_mask=None, scaling=1.0, **_):
+    """Attention of packed rows: a token sees the prefix and its own bin, so nothing else is computed.
+
+    Without a mask (the vision tower) it is plain attention. Written as matrix products, since on CPUs the bfloat16
+    backward of PyTorch's fused attention is several times slower.
+
+    Args:
+        attention_mask: what `PackedBatch.visible_in_bins` says, as (batch, bins, BIN, BIN) to be added to the scores.
+    """
+    batch, heads, length, size = query.shape
+    groups = key.shape[1]
+    query = (query * scaling).reshape(batch, groups, heads // groups, length, size)
+    if attention_mask is None:
+        seen = torch.softmax(query.flatten(2, 3) @ key.transpose(-1, -2), -1) @ value
+        return seen.reshape(batch, heads, length, size).transpose(1, 2).contiguous(), None
+    early, late = query[..., :PREFIX, :], query[..., PREFIX:, :]
+    num_bins = attention_mask.shape[1]
+    causal = torch.full((PREFIX, PREFIX), -1e9, dtype=query.dtype).triu(1)
+    first_keys, first_values = key[:, :, None, :PREFIX], value[:, :, None, :PREFIX]
+    prefix = torch.softmax(early @ first_keys.transpose(-1, -2) + causal, -1) @ first_values
+
+    # (batch, groups, queries of a group, bins, BIN, size); a bin's keys are shared by the queries of a group
+    late = late.unflatten(3, (num_bins, BIN)).transpose(2, 3)
+    per_bin = late.flatten(3, 4)  # (batch, groups, bins, queries of a group * BIN, size)
+    bin_keys = key[:, :, PREFIX:].unflatten(2, (num_bins, BIN))
+    bin_values = value[:, :, PREFIX:].unflatten(2, (num_bins, BIN))
+    own = (per_bin @ bin_keys.transpose(-1, -2)).unflatten(3, (heads // groups, BIN))
+    own = (own + attention_mask[:, None, :, None]).flatten(3, 4)
+    shared = per_bin.flatten(2, 3) @ first_keys[:, :, 0].transpose(-1, -2)
+    weights = torch.softmax(torch.cat([shared.unflatten(2, own.shape[2:4]), own], -1), -1)
+    seen = weights[..., PREFIX:] @ bin_values
+    seen = seen + (weights[..., :PREFIX].flatten(2, 3) @ first_values[:, :, 0]).unflatten(2, own.shape[2:4])
+    seen = seen.unflatten(3, (heads // groups, BIN)).transpose(2, 3).flatten(3, 4)
+    return torch.cat([prefix, seen], 3).reshape(batch, heads, length, size).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, binned_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton-Schulz (https://kellerjordan.github.io/posts/muon/), batched by shape.
+
+    The update's RMS is 0.2 * lr, like AdamW's.
+    """
+
+    def __init__(self, params: list, lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape = collections.defaultdict(list)
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = self.state[param]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(param)
+                state["momentum"].lerp_(param.grad, 1 - group["momentum"])
+                update = param.grad.lerp(state["momentum"], group["momentum"])
+                tall = update if param.shape[0] >= param.shape[1] else update.T
+                by_shape[tall.shape].append((param, tall))
+            for shape, pairs in by_shape.items():
+                updates = newton_schulz(torch.stack([update for _, update in pairs])).float()
+                scale = -0.2 * group["lr"] * math.sqrt(max(shape))
+                for (param, _), update in zip(pairs, updates, strict=True):
+                    param.mul_(1 - group["lr"] * group["weight_decay"])
+                    param.add_(update if param.shape[0] >= param.shape[1] else update.T, alpha=scale)
+
+
+def newton_schulz(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """The nearest matrices with all singular values about 1; (batch, tall, narrow)."""
+    first, second, third = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16()
+    x = x / (x.float().norm(dim=(-2, -1), keepdim=True).to(x.dtype) + 1e-7)
+    for _ in range(steps):
+        gram = x.mT @ x
+        x = torch.baddbmm(x, x, torch.baddbmm(gram, gram, gram, beta=second, alpha=third), beta=first)
+    return x
+
+
+class Trained:
+    """Weights in float32, their copy in bfloat16 that computes, and the optimizers."""
+
+    def __init__(self, model: torch.nn.Module, rates: dict[str, float]) -> None:
+        """`rates` maps a part of parameter names to the learning rate; the first that fits counts."""
+        self.model = model
+        self.fast = copy.deepcopy(model)  # buffers, such as the rotary frequencies, stay in float32
+        for param in self.fast.parameters():
+            param.data = param.data.to(torch.bfloat16)
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self._rates: list[float] = []
+        groups: dict[str, list] = {part: [] for part in rates}
+        for name, param in model.named_parameters():
+            part = next((part for part in rates if part in name), None)
+            if part is not None:
+                groups[part].append((name, param))
+        for part, named in groups.items():
+            matrices = [p for n, p in named if p.ndim == 2 and not any(w in n for w in ("embed", "head"))]
+            chosen = {id(p) for p in matrices}
+            others = [p for _, p in named if id(p) not in chosen]
+            if matrices:
+                self._add(Muon(matrices, rates[part]), rates[part])
+            if others:
+                rate = 0.5 * rates[part]
+                adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+                self._add(adam, rate)
+
+    def _add(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        self.optimizers.append(optimizer)
+        self._rates.append(rate)
+
+    def step(self, loss: torch.Tensor, factor: float) -> float:
+        """One update with all learning rates times `factor`; returns the gradient's norm."""
+        loss.backward()
+        for param, fast in zip(self.model.parameters(), self.fast.parameters(), strict=True):
+            if fast.grad is not None:
+                param.grad, fast.grad = fast.grad.float(), None
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer, rate in zip(self.optimizers, self._rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.copy_to_fast()
+        return float(norm)
+
+    @torch.no_grad()
+    def copy_to_fast(self) -> None:
+        torch._foreach_copy_(list(self.fast.parameters()), list(self.model.parameters()))
+
+    def state(self) -> dict:
+        return {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}
+
+    def load(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.copy_to_fast()
+
+
+def rate_factor(done: float, flat_until: float = 0.4, warm_up: float = 0.02, least: float = 0.01) -> float:
+    """Warm up, stay, then fall linearly; `done` runs from 0 to 1."""
+    return min(1.0, done / warm_up) * min(1.0, max(least, (1 - done) / (1 - flat_until)))
+
+
+@torch.no_grad()
+def initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
+    """Fan-in initialisation of projector and decoder, which learns faster here than a fixed standard deviation."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, param in model.named_parameters():
+        if "vision_tower" in name:
+            continue
+        if "embed_tokens" in name:
+            param.normal_(0, 0.5, generator=generator)
+        elif param.ndim == 2 and "lm_head" not in name:
+            param.normal_(0, param.shape[1] ** -0.5, generator=generator)
+
+
+def to_pixels(images: np.ndarray, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """(batch, 48, 48, 3) uint8 -> (batch, 3, 48, 48) in [-1, 1], as the processor does it."""
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1).to(dtype)
+
+
+# --- first stage: naming what each patch shows
+
+
+class Grounding(torch.nn.Module):
+    """Tower, projector and word embeddings, which name the patches, and attention that finds the patches of a word.
+
+    The first decoder layer's query and key projections learn with them: in `POINTING_GROUPS` of its KV groups a word's
+    token is to attend to the patches that it is true of, and to <bos> where there are none. Without this start,
+    questions that name a thing by its looks stayed near chance.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+        super().__init__()
+        decoder = model.model.language_model
+        self.vision_tower = model.model.vision_tower
+        self.projector = model.model.multi_modal_projector
+        self.embed_tokens = decoder.embed_tokens
+        self.norm = decoder.layers[0].input_layernorm
+        self.q_proj, self.k_proj = decoder.layers[0].self_attn.q_proj, decoder.layers[0].self_attn.k_proj
+        self.head_dim = model.config.text_config.head_dim
+        self.num_queries = self.q_proj.out_features // self.k_proj.out_features
+        self.present_head = torch.nn.Linear(model.config.text_config.hidden_size, 2)
+        self._rotary = [decoder.rotary_emb]  # in a list, so that its float32 buffer is not cast
+
+    def name(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores of every word for every patch (batch, 36, words), of presence (batch, 36, 2), and the features."""
+        # LLaVA takes the last layer's output before the tower's closing norm
+        features = self.projector(self.vision_tower(pixels, output_hidden_states=True).hidden_states[-1])
+        normed = F.rms_norm(features, features.shape[-1:], eps=1e-5)
+        return 0.5 * (normed @ self.embed_tokens.weight.T), self.present_head(normed), features
+
+    def point(
+        self, features: torch.Tensor, prefix: torch.Tensor, words: torch.Tensor, place: int
+    ) -> torch.Tensor:
+        """Log attention of words to the tokens of the prefix, (batch, groups, queries of a group, words, 38).
+
+        Args:
+            features: (batch, 36, hidden), the projected patches.
+            prefix: the ids of the tokens before them, <bos> first.
+            words: (num,) token ids.
+            place: the words' position in the text.
+        """
+        before = self.embed_tokens(prefix).expand(len(features), -1, -1)
+        keys = self.k_proj(self.norm(torch.cat([before, features], 1))).unflatten(-1, (-1, self.head_dim))
+        queries = self.q_proj(self.norm(self.embed_tokens(words))).unflatten(-1, (-1, self.head_dim))[None]
+        at = torch.cat([torch.arange(keys.shape[1]), torch.tensor([place])])[None]
+        cos, sin = self._rotary[0](features, at)
+        keys = rotate(keys, cos[:, :-1, None], sin[:, :-1, None])[:, :, :POINTING_GROUPS]
+        queries = rotate(queries, cos[:, -1:, None], sin[:, -1:, None]).unflatten(2, (-1, self.num_queries))
+        scores = torch.einsum("wgqd,bkgd->bgqwk", queries[0, :, :POINTING_GROUPS], keys) * self.head_dim**-0.5
+        return F.log_softmax(scores.float(), -1)
+
+
+def rotate(vectors: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding."""
+    first, second = vectors.chunk(2, -1)
+    return vectors * cos + torch.cat([-second, first], -1) * sin
+
+
+def patch_labels(labels: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Cell labels (batch, 9) spread over the cells' patches: flat (batch * 36,), IGNORED where there is none."""
+    per_side = CELL // PATCH_SIZE
+    spread = {}
+    for name, label in labels.items():
+        grid = label.reshape(-1, GRID, GRID).repeat(per_side, axis=1).repeat(per_side, axis=2)
+        flat = torch.from_numpy(grid.reshape(-1))
+        spread[name] = torch.where(flat < 0, IGNORED, flat)
+    return spread
+
+
+def ground(model: LlavaForConditionalGeneration, num_steps: int, vocab: dict[str, int], rate: float) -> None:
+    """Train tower, projector and embeddings so that a projected patch scores the words true of its cell."""
+    trained = Trained(Grounding(model), {"": rate})
+    word_ids = {name: torch.tensor([vocab[word] for word in words]) for name, words in ATTRIBUTES.items()}
+    all_words = torch.cat(list(word_ids.values()))
+    prefix, draw = torch.tensor([vocab[BOS], vocab[USER]]), Draw(78)
+    cells = np.arange(GRID * GRID)
+    half = GROUNDING_BATCH // 2
+    started = time.time()
+    for step in range(num_steps):
+        if step % STEPS_PER_CHUNK == 0:
+            size = half * STEPS_PER_CHUNK
+            chunk = 100_000 + step // STEPS_PER_CHUNK  # far from the chunks of the second stage
+            drawn = [pictures(source, "train", chunk, size) for source in ("scenes", "digits")]
+        rows = slice(step % STEPS_PER_CHUNK * half, (step % STEPS_PER_CHUNK + 1) * half)
+        images = np.concatenate([each.images[rows] for each in drawn])
+        labels = {
+            name: np.concatenate([each.labels[name][rows] for each in drawn]) for name in drawn[0].labels
+        }
+        labels["row"] = np.tile(cells // GRID, (len(images), 1))
+        labels["column"] = np.tile(cells % GRID, (len(images), 1))
+        targets = patch_labels(labels)
+        present = (targets["color"] != IGNORED).long()
+
+        named = trained.fast.name(to_pixels(images))
+        scores, presence, features = (out.float() for out in named)
+        loss = 0.5 * F.cross_entropy(presence.flatten(0, 1), present)
+        right = {"present": accuracy(presence.flatten(0, 1), present)}
+        for name, ids in word_ids.items():
+            chosen = scores.flatten(0, 1)[:, ids]
+            loss = loss + (0.5 if name in ("row", "column") else 1.0) * F.cross_entropy(chosen, targets[name])
+            right[name] = accuracy(chosen, targets[name])
+        fits = true_patches(targets, len(images))
+        seen = trained.fast.point(named[2], prefix, all_words, PREFIX + draw.below(24))
+        loss = loss - (seen * (fits / fits.sum(-1, keepdim=True))[:, None, None]).sum(-1).mean()
+        right["pointing"] = float((seen.detach().exp() * fits[:, None, None]).sum(-1).mean())
+        calm = torch.logsumexp(scores, -1).mean()
+        length = (features.square().mean(-1).sqrt() - 0.5).square().mean()
+        trained.step(loss + 0.02 * calm + 0.05 * length, rate_factor((step + 1) / num_steps, 0.35, 0.05))
+        if step % 50 == 0 or step == num_steps - 1:
+            shares = " ".join(f"{name} {share:.3f}" for name, share in right.items())
+            print(
+                f"grounding {step} {time.time() - started:.0f}s loss {loss.item():.3f} {shares}", flush=True
+            )
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.model.language_model.embed_tokens.weight * 0.2)
+
+
+def true_patches(targets: dict[str, torch.Tensor], batch: int) -> torch.Tensor:
+    """Which tokens of the prefix each word of `ATTRIBUTES` is true of, (batch, words, 38), 0 or 1; <bos> if none."""
+    of_patches = [targets[name] == value for name, words in ATTRIBUTES.items() for value in range(len(words))]
+    fits = torch.zeros(batch, len(of_patches), PREFIX)
+    fits[..., PREFIX - NUM_IMAGE_TOKENS :] = (
+        torch.stack(of_patches).view(len(of_patches), batch, -1).transpose(0, 1)
+    )
+    fits[..., 0] = ~fits.any(-1)
+    return fits
+
+
+def accuracy(scores: torch.Tensor, targets: torch.Tensor) -> float:
+    """Share of right answers among the targets that are not IGNORED."""
+    known = targets != IGNORED
+    return float((scores.argmax(-1) == targets)[known].float().mean())
+
+
+# --- second stage: questions, lists and descriptions
+
+
+def training_rows(packer: Packer, step: int) -> Iterator[tuple[np.ndarray, list[Row]]]:
+    """Images and rows of every step from `step` on; what a step holds depends on its number alone."""
+    chunk = step // STEPS_PER_CHUNK
+    while True:
+        few = chunk * STEPS_PER_CHUNK < FEW_THINGS_STEPS
+        draw = Draw(77, chunk)
+        by_source = {}
+        for source, count in PER_STEP.items():
+            size = count * STEPS_PER_CHUNK
+            if source == "easy-vqa":
+                easy_draw = question_draw(source, "train", 1 + chunk)
+                numbers = (easy_draw.below(NUM_EASY_IMAGES) for _ in range(size))
+                asked = [asked_easy_vqa("train", number, NUM_EASY_PAIRS, easy_draw) for number in numbers]
+            else:
+                num_things = (2, 4) if few else None
+                stream = asked_pictures(source, "train", 1 + chunk, size, NUM_SHORT, NUM_LISTS, num_things)
+                asked = list(stream)
+            by_source[source] = asked
+        for index in range(STEPS_PER_CHUNK):
+            chosen = [
+                a for s, count in PER_STEP.items() for a in by_source[s][index * count : (index + 1) * count]
+            ]
+            rows = []
+            for asked in chosen:
+                questions = draw.shuffled(asked.short + asked.lists)
+                described = [asked.described] if asked.described else []
+                rows.append(packer.pack(as_conversations(questions, described, draw)))
+            if chunk * STEPS_PER_CHUNK + index >= step:
+                yield np.stack([asked.image for asked in chosen]), rows
+        chunk += 1
+
+
+def as_conversations(
+    questions: list[Question], described: list[Question], draw: Draw
+) -> list[list[Question]]:
+    """Questions that each stand alone, or, for `CHAINED_PERCENT` of the pictures, conversations of up to four turns."""
+    if draw.below(100) >= CHAINED_PERCENT or not questions:
+        return [[question] for question in questions + described]
+    chained = [questions[at : at + 4] for at in range(0, len(questions), 4)]
+    chained[-1] = chained[-1][:3] + described
+    return chained
+
+
+def hidden_states(
+    model: LlavaForConditionalGeneration, images: np.ndarray, batch: PackedBatch
+) -> torch.Tensor:
+    """Last hidden states of packed rows, (batch, seq, hidden)."""
+    dtype = model.lm_head.weight.dtype
+    hidden_from = torch.from_numpy(~batch.visible_in_bins())
+    mask = torch.zeros(hidden_from.shape, dtype=dtype).masked_fill_(hidden_from, -1e9)
+    return model.model(
+        input_ids=torch.from_numpy(batch.tokens),
+        pixel_values=to_pixels(images, dtype),
+        attention_mask=mask,
+        position_ids=torch.from_numpy(batch.positions),
+        use_cache=False,
+    ).last_hidden_state
+
+
+Picture = tuple[np.ndarray, list[Question]]
+
+
+@torch.no_grad()
+def exact_matches(
+    model: LlavaForConditionalGeneration, packer: Packer, asked: list[Picture]
+) -> dict[str, list[bool]]:
+    """Whether each answer is right to the last word, by kind and under "all", with questions packed by picture."""
+    right: dict[str, list[bool]] = collections.defaultdict(list)
+    for at in range(0, len(asked), 50):
+        chosen = asked[at : at + 50]
+        batch = batch_rows([packer.pack([[question] for question in questions]) for _, questions in chosen])
+        hidden = hidden_states(model, np.stack([image for image, _ in chosen]), batch)
+        matches = model.lm_head(hidden).argmax(-1).numpy() == batch.labels
+        for row, (_, questions) in enumerate(chosen):
+            for turn, question in enumerate(questions, 1):
+                match = bool(matches[row][batch.turns[row] == turn].all())
+                right[question.kind].append(match)
+                right["all"].append(match)
+    return right
+
+
+def right_shares(right: dict[str, list[bool]]) -> dict[str, float]:
+    """Share of right answers by kind."""
+    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+
+
+def evaluate(model: LlavaForConditionalGeneration, packer: Packer, split: str) -> dict[str, dict[str, float]]:
+    """Exact match per benchmark and kind, and over "all" of it."""
+    scores = {}
+    for benchmark in BENCHMARKS:
+        by_image: dict[str, Picture] = {}
+        for asked, question in split_questions(benchmark, split):
+            by_image.setdefault(asked.image_id, (asked.image, []))[1].append(question)
+        scores[benchmark] = right_shares(exact_matches(model, packer, list(by_image.values())))
+    return scores
+
+
+def easy_vqa_accuracy(model: LlavaForConditionalGeneration, packer: Packer) -> dict[str, float]:
+    """Accuracy on all published test questions of easy-VQA, unbalanced as they are."""
+    asked = [
+        (easy_vqa_image("test", image_id), list(easy_vqa_asked("test", image_id)))
+        for image_id in easy_vqa_questions("test")
+    ]
+    return right_shares(exact_matches(model, packer, asked))
+
+
+def report(scores: dict[str, dict[str, float]]) -> str:
+    """One line per benchmark."""
+    lines = []
+    for benchmark, kinds in scores.items():
+        shares = " ".join(f"{kind} {share:.2f}" for kind, share in kinds.items() if kind != "all")
+        lines.append(f"  {benchmark:12} {kinds['all']:.3f}  {shares}")
+    return "\n".join(lines)
+
+
+def save_folder(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Write weights in bfloat16, configuration, tokenizer, processor and chat template."""
+    copied = copy.deepcopy(model).to(torch.bfloat16)
+    copied.set_attn_implementation("sdpa")
+    copied.save_pretrained(folder)
+    make_processor(make_tokenizer()).save_pretrained(folder)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Both stages; see the module's docstring."""
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    tokenizer = make_tokenizer()
+    packer = Packer(tokenizer.get_vocab())
+    model = make_model(tokenizer)
+    model.set_attn_implementation(ATTENTION)
+    num_params = sum(p.numel() for p in model.parameters())
+    in_layers = sum(p.numel() for p in model.model.language_model.layers.parameters())
+    print(
+        f"{num_params:,} parameters, {in_layers / num_params:.1%} of them in the decoder's layers", flush=True
+    )
+
+    checkpoint = options.work / "checkpoint.pt"
+    grounded = options.work / "grounded.pt"
+    options.work.mkdir(parents=True, exist_ok=True)
+    if not options.resume:
+        initialise(model, options.seed)
+        ground(model, options.grounding_steps, tokenizer.get_vocab(), options.grounding_rate)
+        torch.save(model.state_dict(), grounded)
+    elif grounded.exists():
+        model.load_state_dict(torch.load(grounded, weights_only=True))
+
+    rates = {"vision_tower": options.tower_rate, "": options.rate}
+    trained, first = Trained(model, rates), 0
+    if options.resume and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        trained.load(state)
+        first = state["step"]
+    average, started = None, time.time()
+    rows_of_steps = training_rows(packer, first)
+    for step in range(first, options.steps):
+        images, rows = next(rows_of_steps)
+        batch = batch_rows(rows)
+        known = torch.from_numpy(batch.labels != IGNORED)
+        labels, weights = torch.from_numpy(batch.labels)[known], torch.from_numpy(batch.weights)[known]
+        hidden = hidden_states(trained.fast, images, batch)[known]
+        losses = F.cross_entropy(trained.fast.lm_head(hidden).float(), labels, reduction="none")
+        loss = (losses * weights).sum() / weights.sum()
+        norm = trained.step(loss, rate_factor((step + 1) / options.steps))
+        average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
+        done = step + 1
+        if done % 50 == 0:
+            pace = (time.time() - started) / (done - first)
+            print(f"step {done} {pace:.3f} s/step loss {average:.3f} norm {norm:.2f}", flush=True)
+        if done % options.save_every == 0 or done == options.steps:
+            torch.save(trained.state() | {"step": done}, checkpoint)
+            save_folder(trained.fast, options.to)
+            print(report(evaluate(trained.fast, packer, "search")), flush=True)
+    scores: dict[str, object] = {split: evaluate(trained.fast, packer, split) for split in SPLITS}
+    scores["easy-vqa, its whole test set"] = easy_vqa_accuracy(trained.fast, packer)
+    (options.work / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    print(json.dumps(scores["easy-vqa, its whole test set"], indent=2), flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--to", type=Path, required=True, help="folder to write")
+    parser.add_argument("--work", type=Path, default=Path("runs/train_pocket"), help="folder of checkpoints")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--grounding-steps", type=int, default=600)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--tower-rate", type=float, default=1e-3)
+    parser.add_argument("--grounding-rate", type=float, default=3e-3)
+    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    train(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
