@@ -65,7 +65,9 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Fron
         ray.shutdown()
     if front is None:
         reason = study.records[-1].reason if study.records else "no reason given"
-        raise InputError(f"{plan.space.model}: no trial could be started ({reason}); see {study.folder}/slots")
+        raise InputError(
+            f"{plan.space.model}: no trial could be started ({reason}); see {study.folder}/slots"
+        )
     return front
 
 
@@ -141,7 +143,9 @@ def _join_cluster() -> None:
         if "RAY_ADDRESS" in os.environ:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            ray.init(
+                address="local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
+            )
 
 
 def _num_slots(space: SearchSpace) -> int:

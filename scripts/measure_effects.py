@@ -157,7 +157,7 @@ def report(table: Table) -> str:
         "# The paper's headline effects on the embedded LVLM",
         "",
         f"Measured {date.today().isoformat()} by `scripts/measure_effects.py`, {table.num_seeds} seeds, {num} held-out",
-        "questions, layers by block influence, widths by first-order Taylor. Retention in % of the dense model's (ratio",
+        "questions, layers by block influence, widths by first-order Taylor. Retention in % of the dense (ratio",
         "of averages), differences in points, 95% intervals over questions (paired, clustered by image) and seeds.",
         "",
         "| effect | A | B | A - B |",
