@@ -4,6 +4,7 @@ import functools
 import gc
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -31,6 +32,7 @@ from raysearch.errors import InputError
 from raysearch.families import Family
 from raysearch.files import write_json
 from raysearch.losses import LossTerms
+from raysearch.planner import MemoryPlan, free_bytes, needs_of, plan_memory
 from raysearch.recipe import Recipe
 from raysearch.samples import BadRow, BadRows, Sample
 from raysearch.schedule import SampleOrder, average_decay, lr_factor, micro_batches
@@ -39,8 +41,8 @@ from raysearch.teacher import Teacher, answer_labels, answer_states, language_he
 
 __all__ = ["Recovery", "start_distributed"]
 
+logger = logging.getLogger(__name__)
 POSITION = "position.json"
-DEFAULT_STAGE = 1
 LENGTH_MULTIPLE = 8
 
 
@@ -109,12 +111,12 @@ class Recovery:
         self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._device = quiet_deepspeed().accelerator.get_accelerator().current_device_name()
         self._model, self._family = model, family
-        self._tokens_per_pass: int | None = None
         self._adapters = "lora" in recipe.trained
-        self._attention = model.config._attn_implementation
+        self._attention, self._stored_dtype = model.config._attn_implementation, model.dtype
         self._prepare_model()
-        stage = settings.zero_stage if settings.zero_stage is not None else DEFAULT_STAGE
-        config = deepspeed_config(settings, self._dtype, stage)
+        plan = self._plan()
+        self._tokens_per_pass = plan.tokens_per_pass
+        config = deepspeed_config(settings, self._dtype, plan.zero_stage)
         self._stage = int(config["zero_optimization"]["stage"])
         student = _Student(model, family, self._terms, self._teacher)
         self._engine: Any = start_engine(student, list(self._trained.values()), config, recipe.lr)
@@ -129,8 +131,20 @@ class Recovery:
         self._model.to(device=self._device, dtype=self._dtype)
         if self._device == "cpu":
             self._model.set_attn_implementation("eager")
-        if self.settings.gradient_checkpointing:
+
+    def _plan(self) -> MemoryPlan:
+        """Fit the trial into the memory that is free on the fullest worker."""
+        free = torch.tensor(float(free_bytes()), device=self._device)
+        if self._world > 1:
+            torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)
+        already = 0 if self._device == "cpu" else sum(param.nbytes for param in self._model.parameters())
+        needs = needs_of(self._model, self._family, self._trained, self._dtype, self._terms.need_logits)
+        plan = plan_memory(needs, self.settings, int(free) + already, self._world)
+        logger.info("%s: %s", self.recipe.key, plan.describe())
+        self._checkpointing = plan.checkpointing
+        if plan.checkpointing:
             self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        return plan
 
     def train_until(self, samples_seen: int) -> dict[str, float]:
         """Train until that many samples have been seen in all.
@@ -247,7 +261,7 @@ class Recovery:
                 yield self._model
 
     def finished_model(self) -> PreTrainedModel:
-        """The trained model, plain and merged. Training has ended: the engine is freed."""
+        """The trained model, plain, merged, in the precision that it came with. Training has ended."""
         if self._average is not None:
             _copy_all(self._average, self._locals())
             self._average = None
@@ -260,9 +274,9 @@ class Recovery:
             param.requires_grad_(False)
         trained.merge_for_good(model)
         model.set_attn_implementation(self._attention)
-        if self.settings.gradient_checkpointing:
+        if self._checkpointing:
             model.gradient_checkpointing_disable()
-        return model.eval()
+        return model.to(self._stored_dtype).eval()
 
     def save(self, folder: Path) -> None:
         """Write trained weights, optimizer state and position; every worker must call it.

@@ -1,0 +1,178 @@
+"""Samples per second of recovery against `transformers.Trainer`, and of kept against recomputed teacher states.
+
+    python scripts/bench_recovery.py                      # the embedded LVLM, a few minutes on one core
+    python scripts/bench_recovery.py --steps 4 --repeats 1   # a look at it
+
+Both loops get the same model, rows, batch, DeepSpeed configuration, optimizer and precision, in one process, in turns,
+and the pairs are compared; the first turn of each is a warm-up. Trainer builds its batches with our collation, from
+rows that are encoded beforehand for both.
+"""
+
+import argparse
+import copy
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from raysearch import families
+from raysearch.data import Encoder, Sample, load_samples
+from raysearch.engine import ADAM_BETAS, compute_dtype, deepspeed_config, start_distributed
+from raysearch.recipe import Recipe
+from raysearch.recover import Recovery
+from raysearch.space import RecoverySettings
+from raysearch.teacher import Teacher
+from raysearch.trained import choose_trained
+
+
+class Bench:
+    """One model and its rows, trained from the start again and again."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.model, processor = families.load(options.model)
+        self.family = families.family_for(self.model)
+        self.settings = RecoverySettings(
+            batch_size=options.batch_size,
+            max_length=512,
+            precision=options.precision,
+            zero_stage=options.stage,
+        )
+        self.encoder = Encoder(processor, self.family, self.settings.max_length)
+        self.num_samples = options.steps * options.batch_size
+        self.samples: list[Sample] = list(load_samples(options.data))[: self.num_samples]
+        for sample in self.samples:
+            self.encoder.encode(sample)
+        self.teacher = Teacher(self.model, self.family)
+        self.online = Teacher(self.model, self.family, cache_bytes=0)
+
+    def ours(self, trained: str, losses: dict[str, float], teacher: Teacher | None) -> float:
+        """CPU seconds of the steps alone."""
+        recipe = Recipe(mode="layerwise", ratio=0.15, criterion="random", trained=trained, lr=1e-4, **losses)  # type: ignore[arg-type]
+        recovery = Recovery(
+            copy.deepcopy(self.model), self.family, recipe, self.samples, self.encoder, teacher, self.settings
+        )
+        started = _clock()
+        recovery.train_until(self.num_samples)
+        seconds = _clock() - started
+        recovery.close()
+        return seconds
+
+    def theirs(self, trained: str) -> float:
+        """The same by `transformers.Trainer`, cross-entropy alone."""
+        dtype = compute_dtype(self.settings.precision)
+        recipe = Recipe(mode="layerwise", ratio=0.15, criterion="random", trained=trained, lr=1e-4)  # type: ignore[arg-type]
+        model: PreTrainedModel = copy.deepcopy(self.model).to(dtype)
+        model.set_attn_implementation("eager")
+        parameters = list(choose_trained(model, self.family, recipe).values())
+        config = deepspeed_config(self.settings, dtype, self.settings.zero_stage or 1)
+        config |= {"train_micro_batch_size_per_gpu": self.settings.batch_size}
+        optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
+        rows = [self.encoder.encode(sample) for sample in self.samples]
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=self.settings.batch_size,
+                max_steps=len(rows) // self.settings.batch_size,
+                bf16=dtype == torch.bfloat16,
+                deepspeed=config,
+                use_cpu=not torch.cuda.is_available(),
+                lr_scheduler_type="constant",
+                max_grad_norm=self.settings.grad_clip,
+                save_strategy="no",
+                report_to=[],
+                logging_steps=10**6,
+                remove_unused_columns=False,
+                dataloader_pin_memory=False,
+                disable_tqdm=True,
+            )
+            trainer = Trainer(
+                model,
+                arguments,
+                data_collator=lambda chosen: self.encoder.collate(chosen, multiple=8),
+                train_dataset=rows,  # type: ignore[arg-type]
+                optimizers=(optimizer, None),
+            )
+            stopwatch = _Stopwatch()
+            trainer.add_callback(stopwatch)
+            trainer.train()
+        return stopwatch.seconds
+
+
+def _stopwatch_class() -> Any:
+    from transformers import TrainerCallback
+
+    class Stopwatch(TrainerCallback):
+        """From the first step's beginning to the last one's end: engines are made outside, as with ours."""
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.started = getattr(self, "started", None) or _clock()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.seconds = _clock() - self.started
+
+    return Stopwatch
+
+
+_Stopwatch = _stopwatch_class()
+
+
+def _clock() -> float:
+    """CPU seconds of this process: on a machine shared with others, wall time measures them too."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
+def compare(
+    name: str, one: Callable[[], float], other: Callable[[], float], num_samples: int, repeats: int
+) -> str:
+    """A row of the table: both speeds, and the median of the paired quotients with its range."""
+    one(), other()
+    pairs = [(one(), other()) for _ in range(repeats)]
+    quotients = sorted(theirs / ours for ours, theirs in pairs)
+    speeds = [num_samples / statistics.median(seconds) for seconds in zip(*pairs, strict=True)]
+    spread = f"{quotients[0]:.2f} to {quotients[-1]:.2f}"
+    return f"| {name} | {speeds[0]:.1f} | {speeds[1]:.1f} | {statistics.median(quotients):.2f} ({spread}) |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="pocket", help="folder of a model, or pocket")
+    parser.add_argument("--data", default="pocket")
+    parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
+    parser.add_argument("--stage", type=int, default=1, choices=[1, 2, 3])
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    start_distributed()
+    bench = Bench(options)
+    precision = str(compute_dtype(options.precision)).removeprefix("torch.")
+    print(
+        f"{options.model}, {precision}, ZeRO {options.stage}, batch {options.batch_size}, {options.steps} steps"
+    )
+    print("| | samples/s | compared with, samples/s | times as fast, median (range) |")
+    print("|---|---|---|---|")
+    sft = {"logits_kd": 0.0, "hidden_kd": 0.0}
+    distilled = {"logits_kd": 0.5, "hidden_kd": 0.5}
+    count = (bench.num_samples, options.repeats)
+    for trained in ("projector+lora", "projector+decoder"):
+        ours, theirs = lambda t=trained: bench.ours(t, sft, None), lambda t=trained: bench.theirs(t)
+        print(compare(f"{trained}, SFT, against Trainer", ours, theirs, *count), flush=True)
+        kept = lambda t=trained: bench.ours(t, distilled, bench.teacher)  # noqa: E731
+        online = lambda t=trained: bench.ours(t, distilled, bench.online)  # noqa: E731
+        print(compare(f"{trained}, SFT + KD, kept against online", kept, online, *count), flush=True)
+
+
+if __name__ == "__main__":
+    main()
