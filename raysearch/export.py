@@ -56,7 +56,7 @@ def save(
         (built / "README.md").write_text(model_card(model, recipe, scores, card or {}))
         os.chmod(built, 0o755)
         for path in built.rglob("*"):
-            os.chmod(path, 0o755 if path.is_dir() else 0o644)  # safetensors makes files only their owner can read
+            os.chmod(path, 0o755 if path.is_dir() else 0o644)  # safetensors writes 0600
         replace_folder(built, folder)
     finally:
         shutil.rmtree(built, ignore_errors=True)
@@ -74,8 +74,9 @@ def model_card(
         "pipeline_tag": "image-text-to-text" if multimodal else "text-generation",
         "tags": ["pruning", "raysearch"],
     }
-    if card.get("base_model") and not Path(str(card["base_model"])).exists():  # a hub id, not a folder of ours
-        metadata["base_model"] = str(card["base_model"])
+    base = str(card.get("base_model", ""))
+    if "/" in base and not Path(base).exists():  # a hub id
+        metadata["base_model"] = base
     measured = _flat({name: part for name, part in (scores or {}).items() if name != "pruning"})
     facts = {name: value for name, value in card.items() if name not in ("base_model", "title")}
     parts = [

@@ -143,6 +143,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             if row:
                 axis.plot([0, *removed], [results["dense"], *row], label=criterion, markersize=3, **style)
         axis.set_yscale("log")
+        axis.set_ylim(20, 1e4)
         axis.set_xlabel(label)
         axis.set_ylabel("perplexity")
         axis.legend(fontsize=8)
