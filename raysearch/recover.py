@@ -112,6 +112,7 @@ class Recovery:
         self._device = quiet_deepspeed().accelerator.get_accelerator().current_device_name()
         self._model, self._family = model, family
         self._adapters = "lora" in recipe.trained
+        self._lr = recipe.lr
         self._attention, self._stored_dtype = model.config._attn_implementation, model.dtype
         self._prepare_model()
         plan = self._plan()
@@ -174,7 +175,7 @@ class Recovery:
         middle = (self.samples_seen + end) / 2 / max(end, self.samples_to_see)
         factor = lr_factor(self.settings.schedule, middle, self.settings.warmup)
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * factor
+            group["lr"] = self._lr * factor
         passes, num_tokens = self._passes(end)
         sums = torch.zeros(len(self._terms.weights), dtype=torch.float64)
         for index, (batch, names) in enumerate(passes):

@@ -20,6 +20,7 @@ from raysearch.engine import compute_dtype, master_states
 from raysearch.errors import InputError
 from raysearch.losses import LossTerms
 from raysearch.recover import Recovery, _Student
+from raysearch.samples import Sample
 from raysearch.schedule import SampleOrder, average_decay, lr_factor, micro_batches
 from raysearch.space import RecoverySettings
 from raysearch.teacher import Teacher
@@ -135,6 +136,28 @@ def test_saved_and_restored_is_unbroken(tmp_path: Path, stage: int, part: str) -
     with second.weights_for_evaluation() as model:
         assert torch.equal(logits(model), wanted)
     second.close()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_many_passes_are_one_step(stage: int) -> None:
+    whole, parted = start({"zero_stage": stage}), start({"zero_stage": stage})
+    parted._tokens_per_pass = 250  # two rows, or three short ones
+    for one, other in zip(series(whole, [8, 21, 32]), series(parted, [8, 21, 32]), strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+    whole.close()
+    parted.close()
+
+
+def test_a_projector_alone_among_rows_without_images() -> None:
+    say = lambda role, text: {"role": role, "content": [{"type": "text", "text": text}]}  # noqa: E731
+    texts = [
+        Sample(f"t{i}", "text", (), [say("user", "is it red?"), say("assistant", "yes")]) for i in range(9)
+    ]
+    chosen = RecoverySettings(batch_size=1, precision="fp32", zero_stage=1)
+    rows, alone = [*texts, samples()[0]], recipe(trained="projector")
+    recovery = Recovery(tiny_model(1), tiny_family(), alone, rows, ENCODER, TEACHER, chosen)
+    assert recovery.train_until(10)["sft"] > 0
+    recovery.close()
 
 
 def test_a_checkpoint_holds_what_is_trained_only(tmp_path: Path) -> None:
