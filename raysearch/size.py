@@ -63,7 +63,7 @@ class Budget:
             if value > 100:
                 raise InputError(f"budget {text!r}: more than the dense model; write a share of at most 100%")
             return cls(written, share=value / 100)
-        bound = int(value * _UNITS[unit])
+        bound = round(value * _UNITS[unit])
         return cls(written, size_bytes=bound) if len(unit) > 1 else cls(written, num_params=bound)
 
     def admits(self, size: Size, dense: Size) -> bool:

@@ -80,7 +80,8 @@ class Workbench:
 
     def _importance(self, criterion: str) -> Importance:
         settings = self.space.calibration
-        chosen = [self.encoder.encode(sample) for sample in self.samples[: settings.num_samples]]
+        usable = [sample for sample in self.samples if sample.images or not self.family.is_multimodal]
+        chosen = [self.encoder.encode(sample) for sample in usable[: settings.num_samples]]
         starts = range(0, len(chosen), settings.batch_size)
         batches = (self.encoder.collate(chosen[start : start + settings.batch_size]) for start in starts)
         return importance(self.model, batches, criterion, seed=self.space.search.seed)

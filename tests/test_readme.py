@@ -69,8 +69,9 @@ def test_the_scheduler_snippet_runs():
 def test_every_path_of_the_tree_is_there():
     (tree,) = [block for name, block in BLOCKS if name == "" and block.startswith("raysearch/")]
     for line in tree.splitlines():
-        inside = line.startswith("  ")
-        for word in re.findall(
-            r"[a-z_]+(?:\.py|/)", line.split("   ")[1 if inside else 0] if inside else line
-        ):
-            assert (ROOT / ("raysearch" if inside else "") / word).exists(), word
+        folder = ROOT / "raysearch" if line.startswith("  ") else ROOT
+        names = re.split(r"\s{2,}", line.strip())
+        paths = [path for name in names for path in name.split() if re.fullmatch(r"[a-z_]+(\.py|/)", path)]
+        assert paths, line
+        for path in paths:
+            assert (folder / path).exists(), path
