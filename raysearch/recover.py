@@ -1,24 +1,18 @@
 """Recovery training: a pruned model, a recipe's losses, and a DeepSpeed engine, up to any number of samples seen."""
 
-import functools
 import gc
-import itertools
-import json
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from raysearch import trained
-from raysearch.encoding import IGNORED, TOKEN_KEYS, Batch, Encoded, Encoder
+from raysearch import checkpoint, trained
+from raysearch.encoding import Batch, Encoder
 from raysearch.engine import (
     compute_dtype,
     deepspeed_config,
@@ -30,20 +24,18 @@ from raysearch.engine import (
 )
 from raysearch.errors import InputError
 from raysearch.families import Family
-from raysearch.files import write_json
 from raysearch.losses import LossTerms
+from raysearch.passes import Passes
 from raysearch.planner import MemoryPlan, free_bytes, needs_of, plan_memory
 from raysearch.recipe import Recipe
-from raysearch.samples import BadRow, BadRows, Sample
-from raysearch.schedule import SampleOrder, average_decay, lr_factor, micro_batches
+from raysearch.samples import Sample
+from raysearch.schedule import SampleOrder, average_decay, lr_factor
 from raysearch.space import RecoverySettings
-from raysearch.teacher import Teacher, answer_labels, answer_states, language_head, num_answer_labels
+from raysearch.teacher import Teacher, answer_labels, answer_states, language_head
 
 __all__ = ["Recovery", "start_distributed"]
 
 logger = logging.getLogger(__name__)
-POSITION = "position.json"
-LENGTH_MULTIPLE = 8
 
 
 class _Student(nn.Module):
@@ -95,7 +87,7 @@ class Recovery:
         assert recipe.trained != "nothing", recipe
         assert recipe.data_fraction is not None, recipe
         assert recipe.lr is not None, recipe
-        self.recipe, self.settings, self._encoder, self._samples = recipe, settings, encoder, samples
+        self.recipe, self.settings = recipe, settings
         self._terms = LossTerms.of(recipe)
         if self._terms.need_teacher and teacher is None:
             raise InputError("logits_kd, hidden_kd: need the dense model as teacher; set both to 0")
@@ -103,8 +95,7 @@ class Recovery:
         num_samples = max(1, round(recipe.data_fraction * len(samples)))
         if not len(samples):
             raise InputError("data: no samples to train on")
-        self._order = SampleOrder(num_samples, recipe.seed)
-        self._bad = BadRows("recovery data", len(samples))
+        order = SampleOrder(num_samples, recipe.seed)
         self.samples_seen, self.samples_to_see = 0, recipe.samples_to_see(len(samples))
 
         start_distributed()
@@ -116,7 +107,9 @@ class Recovery:
         self._attention, self._stored_dtype = model.config._attn_implementation, model.dtype
         self._prepare_model()
         plan = self._plan()
-        self._tokens_per_pass = plan.tokens_per_pass
+        image_in_every_pass = self._world > 1 or recipe.trained == "projector"
+        shared = (self._rank, self._world, self._device, image_in_every_pass, plan.tokens_per_pass)
+        self._passes = Passes(order, samples, encoder, *shared)
         config = deepspeed_config(settings, self._dtype, plan.zero_stage)
         self._stage = int(config["zero_optimization"]["stage"])
         student = _Student(model, family, self._terms, self._teacher)
@@ -176,8 +169,8 @@ class Recovery:
         factor = lr_factor(self.settings.schedule, middle, self.settings.warmup)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self._lr * factor
-        passes, num_tokens = self._passes(end)
-        sums = torch.zeros(len(self._terms.weights), dtype=torch.float64)
+        passes, num_tokens = self._passes.of_step(self.samples_seen, end)
+        sums = torch.zeros(len(self._terms.weights), dtype=torch.float64, device=self._device)
         for index, (batch, names) in enumerate(passes):
             sums += self._pass(batch, names, num_tokens, is_last=index == len(passes) - 1)
         if self._world > 1:
@@ -200,50 +193,7 @@ class Recovery:
         sums = self._engine(batch, targets)
         # Gradients are averaged over workers, and every worker's share counts by its tokens.
         self._engine.backward(self._terms.weighted(sums) * (self._world / max(1, num_tokens)))
-        return torch.stack([sums[name].detach().double() for name in self._terms.weights]).cpu()
-
-    def _passes(self, end: int) -> tuple[list[tuple[Batch, list[str]]], int]:
-        """This worker's forward passes for a step, as many as every other worker's, and the step's answer tokens."""
-        mine = range(self.samples_seen + self._rank, end, self._world)
-        rows = [pair for position in mine if (pair := self._encoded(self._order[position])) is not None]
-        groups = micro_batches([len(row["input_ids"]) for _, row in rows], self._tokens_per_pass)
-        passes = [self._batch([rows[index] for index in group]) for group in groups]
-        num_tokens, num_passes = sum(num_answer_labels(row) for _, row in rows), max(1, len(passes))
-        if self._world > 1:
-            counts = torch.tensor([num_tokens, num_passes], device=self._device)
-            gathered = [torch.empty_like(counts) for _ in range(self._world)]
-            torch.distributed.all_gather(gathered, counts)
-            num_tokens = int(sum(count[0] for count in gathered))
-            num_passes = int(max(count[1] for count in gathered))
-        return passes + [self._batch(self._unlabelled)] * (num_passes - len(passes)), num_tokens
-
-    def _encoded(self, index: int) -> tuple[str, Encoded] | None:
-        """A sample's id and tensors; None, and a note, for one that can't be used."""
-        sample = self._samples[index]
-        try:
-            return sample.id, self._encoder.encode(sample)
-        except BadRow as error:
-            self._bad.add(f"row {sample.id}", str(error))
-            return None
-
-    def _batch(self, rows: Sequence[tuple[str, Encoded]]) -> tuple[Batch, list[str]]:
-        """Rows as a pass. Where it matters, a pass without an image gets one that nothing is learnt from: workers'
-        collectives only match if all go through the same modules, and a projector alone must be in the loss."""
-        matters = self._world > 1 or self.recipe.trained == "projector"
-        if matters and not any(set(row) - set(TOKEN_KEYS) for _, row in rows):
-            rows = [*rows, *self._unlabelled]
-        batch = self._encoder.collate([row for _, row in rows], multiple=LENGTH_MULTIPLE)
-        return {key: value.to(self._device) for key, value in batch.items()}, [name for name, _ in rows]
-
-    @functools.cached_property
-    def _unlabelled(self) -> list[tuple[str, Encoded]]:
-        """The first row with an image, or else the first row, without its answers."""
-        usable = (pair for index in range(self._order.num_samples) if (pair := self._encoded(index)))
-        first = next(usable)
-        _, row = next(
-            (pair for pair in itertools.chain([first], usable) if set(pair[1]) - set(TOKEN_KEYS)), first
-        )
-        return [("", {**row, "labels": torch.full_like(row["labels"], IGNORED)})]
+        return torch.stack([sums[name].detach().double() for name in self._terms.weights])
 
     @contextmanager
     def weights_for_evaluation(self) -> Iterator[PreTrainedModel]:
@@ -280,25 +230,11 @@ class Recovery:
         return model.to(self._stored_dtype).eval()
 
     def save(self, folder: Path) -> None:
-        """Write trained weights, optimizer state and position; every worker must call it.
-
-        `weights.safetensors` holds the trained parameters by name, in the precision that they compute in;
-        `worker-N.safetensors` worker N's fp32 weights and moments, and the average.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        state: dict[str, torch.Tensor] = {}
-        for index, (master, moments) in enumerate(master_states(self._engine)):
-            state[f"{index}.master"] = master.detach().contiguous().cpu().clone()
-            for name, value in moments.items():
-                state[f"{index}.{name}"] = torch.as_tensor(value).detach().contiguous().cpu().clone()
-        for index, value in enumerate(self._average or []):
-            state[f"average.{index}"] = value.contiguous().cpu()
-        _write(state, folder / f"worker-{self._rank}.safetensors")
+        """Write trained weights, optimizer state and position (see `checkpoint.save`); every worker must call it."""
         with self._gathered():
             weights = {name: param.detach().cpu().clone() for name, param in self._trained.items()}
-        if self._rank == 0:
-            _write(weights, folder / "weights.safetensors")
-            write_json(folder / POSITION, self._identity() | {"samples_seen": self.samples_seen})
+        state = checkpoint.Saved(weights, master_states(self._engine), self._average or [])
+        checkpoint.save(folder, self._rank, state, self._identity() | {"samples_seen": self.samples_seen})
         torch.distributed.barrier()
 
     def restore(self, folder: Path) -> None:
@@ -307,30 +243,12 @@ class Recovery:
         Raises:
             InputError: the folder is no checkpoint, or one of another recipe, ZeRO stage or number of workers.
         """
-        try:
-            position = json.loads((folder / POSITION).read_text())
-            state = load_file(folder / f"worker-{self._rank}.safetensors")
-            weights = load_file(folder / "weights.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(
-                f"{folder}: no checkpoint of a recovery ({error}); start the trial anew"
-            ) from None
-        for key, value in self._identity().items():
-            if position.get(key) != value:
-                raise InputError(
-                    f"{folder}: {key} is {position.get(key)}, here {value}; start the trial anew"
-                )
-        self.samples_seen = position["samples_seen"]
+        state = checkpoint.Saved({}, master_states(self._engine), self._average or [])
+        position = checkpoint.restore(folder, self._rank, state, self._identity())
         with self._gathered(modify=True), torch.no_grad():
             for name, param in self._trained.items():
-                param.copy_(weights[name])
-        for index, (master, moments) in enumerate(master_states(self._engine)):
-            master.data.copy_(state[f"{index}.master"])
-            for key in [key for key in state if key.startswith(f"{index}.") and key != f"{index}.master"]:
-                value = state[key]
-                moments[key.partition(".")[2]] = value.to(master.device) if value.ndim else value
-        for index, value in enumerate(self._average or []):
-            value.copy_(state[f"average.{index}"])
+                param.copy_(state.weights[name])
+        self.samples_seen = position["samples_seen"]
 
     def close(self) -> None:
         """Free the engine and the model; nothing else may be called afterwards."""
@@ -410,10 +328,3 @@ class Recovery:
 def _copy_all(source: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> None:
     for old, new in zip(source, target, strict=True):
         new.copy_(old)
-
-
-def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """A safetensors file, whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    save_file(dict(tensors), unfinished)
-    os.replace(unfinished, path)

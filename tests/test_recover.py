@@ -141,7 +141,7 @@ def test_saved_and_restored_is_unbroken(tmp_path: Path, stage: int, part: str) -
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_many_passes_are_one_step(stage: int) -> None:
     whole, parted = start({"zero_stage": stage}), start({"zero_stage": stage})
-    parted._tokens_per_pass = 250  # two rows, or three short ones
+    parted._passes.max_tokens = 250  # two rows, or three short ones
     for one, other in zip(series(whole, [8, 21, 32]), series(parted, [8, 21, 32]), strict=True):
         assert other == pytest.approx(one, rel=1e-5)
     whole.close()
