@@ -1,0 +1,89 @@
+"""Checkpoints of a running recovery: what is trained and its optimizer state, in safetensors and JSON."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from raysearch.errors import InputError
+from raysearch.files import write_json
+
+POSITION, WEIGHTS = "position.json", "weights.safetensors"
+
+
+@dataclass
+class Saved:
+    """The tensors of a recovery.
+
+    Attributes:
+        weights: trained parameters by name, whole, in the precision that they compute in.
+        masters: this worker's fp32 weights and their optimizer state (`engine.master_states`).
+        average: this worker's part of the averaged weights; empty without one.
+    """
+
+    weights: dict[str, torch.Tensor]
+    masters: Sequence[tuple[torch.Tensor, dict[str, Any]]]
+    average: Sequence[torch.Tensor]
+
+
+def save(folder: Path, rank: int, saved: Saved, position: Mapping[str, Any]) -> None:
+    """Write `worker-RANK.safetensors`, and on worker 0 `weights.safetensors` and `position.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state: dict[str, torch.Tensor] = {}
+    for index, (master, moments) in enumerate(saved.masters):
+        state[f"{index}.master"] = master
+        state |= {f"{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    state |= {f"average.{index}": value for index, value in enumerate(saved.average)}
+    _write(
+        {key: value.detach().contiguous().cpu().clone() for key, value in state.items()},
+        folder / _own_file(rank),
+    )
+    if rank == 0:
+        _write(saved.weights, folder / WEIGHTS)
+        write_json(folder / POSITION, dict(position))
+
+
+def restore(folder: Path, rank: int, into: Saved, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what `save` wrote: masters and averages are overwritten in place, weights put into `into.weights`.
+
+    Returns:
+        The position that was saved.
+
+    Raises:
+        InputError: files are missing or broken, or the position disagrees with `identity`; nothing is overwritten.
+    """
+    try:
+        position = json.loads((folder / POSITION).read_text())
+        state = load_file(folder / _own_file(rank))
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}: no checkpoint of a recovery ({error}); start the trial anew") from None
+    for key, value in identity.items():
+        if position.get(key) != value:
+            raise InputError(f"{folder}: {key} is {position.get(key)}, here {value}; start the trial anew")
+    into.weights = weights
+    for index, (master, moments) in enumerate(into.masters):
+        master.data.copy_(state.pop(f"{index}.master"))
+        for key in [key for key in state if key.startswith(f"{index}.")]:
+            value = state[key]  # Adam keeps its count of steps on the CPU
+            moments[key.partition(".")[2]] = value.to(master.device) if value.ndim else value
+    for index, kept in enumerate(into.average):
+        kept.copy_(state[f"average.{index}"])
+    return position
+
+
+def _own_file(rank: int) -> str:
+    return f"worker-{rank}.safetensors"
+
+
+def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file, whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    save_file(dict(tensors), unfinished)
+    os.replace(unfinished, path)

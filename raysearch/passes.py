@@ -1,0 +1,94 @@
+"""The forward passes of a training step: which rows this worker takes, and how they are put together."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from raysearch.encoding import IGNORED, TOKEN_KEYS, Batch, Encoded, Encoder
+from raysearch.samples import BadRow, BadRows, Sample
+from raysearch.schedule import SampleOrder, micro_batches
+from raysearch.teacher import num_answer_labels
+
+LENGTH_MULTIPLE = 8
+Pass = tuple[Batch, list[str]]
+"""A batch, and the ids of its rows' samples."""
+
+
+@dataclass
+class Passes:
+    """Makes the passes of any step; every worker of a trial makes its own.
+
+    Attributes:
+        order: which sample is the i-th to be seen.
+        samples: the whole data set.
+        rank, num_workers: this worker, and how many share a step's samples.
+        device: where batches go.
+        image_in_every_pass: add an image to a pass without one (see `_batch`).
+        max_tokens: bound on the tokens of a pass, padding included; None for one pass per step.
+    """
+
+    order: SampleOrder
+    samples: Sequence[Sample]
+    encoder: Encoder
+    rank: int
+    num_workers: int
+    device: str
+    image_in_every_pass: bool
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        self._bad = BadRows("recovery data", len(self.samples))
+
+    def of_step(self, start: int, end: int) -> tuple[list[Pass], int]:
+        """This worker's passes over the samples from `start` to `end`, as many as every other worker's.
+
+        Returns:
+            The passes, and the answer tokens of the whole step, over all workers.
+
+        Raises:
+            InputError: too many samples can't be used.
+        """
+        mine = range(start + self.rank, end, self.num_workers)
+        rows = [pair for position in mine if (pair := self._encoded(self.order[position])) is not None]
+        groups = micro_batches([len(row["input_ids"]) for _, row in rows], self.max_tokens)
+        passes = [self._batch([rows[index] for index in group]) for group in groups]
+        num_tokens, num_passes = sum(num_answer_labels(row) for _, row in rows), max(1, len(passes))
+        if self.num_workers > 1:
+            counts = torch.tensor([num_tokens, num_passes], device=self.device)
+            gathered = [torch.empty_like(counts) for _ in range(self.num_workers)]
+            torch.distributed.all_gather(gathered, counts)
+            num_tokens = int(sum(count[0] for count in gathered))
+            num_passes = int(max(count[1] for count in gathered))
+        return passes + [self._batch(self._unlabelled)] * (num_passes - len(passes)), num_tokens
+
+    def _encoded(self, index: int) -> tuple[str, Encoded] | None:
+        """A sample's id and tensors; None, and a note, for one that can't be used."""
+        sample = self.samples[index]
+        try:
+            return sample.id, self.encoder.encode(sample)
+        except BadRow as error:
+            self._bad.add(f"row {sample.id}", str(error))
+            return None
+
+    def _batch(self, rows: Sequence[tuple[str, Encoded]]) -> Pass:
+        """Rows as a pass. Where it matters, a pass without an image gets one that nothing is learnt from: workers'
+        collectives only match if all go through the same modules, and a projector alone must be in the loss."""
+        if self.image_in_every_pass and not any(_has_image(row) for _, row in rows):
+            rows = [*rows, *self._unlabelled]
+        batch = self.encoder.collate([row for _, row in rows], multiple=LENGTH_MULTIPLE)
+        return {key: value.to(self.device) for key, value in batch.items()}, [name for name, _ in rows]
+
+    @functools.cached_property
+    def _unlabelled(self) -> list[tuple[str, Encoded]]:
+        """The first row with an image, or else the first row, without its answers."""
+        usable = (pair for index in range(self.order.num_samples) if (pair := self._encoded(index)))
+        first = next(usable)
+        _, row = next((pair for pair in itertools.chain([first], usable) if _has_image(pair[1])), first)
+        return [("", {**row, "labels": torch.full_like(row["labels"], IGNORED)})]
+
+
+def _has_image(row: Encoded) -> bool:
+    return bool(set(row) - set(TOKEN_KEYS))
