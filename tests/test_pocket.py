@@ -18,10 +18,10 @@ from raysearch.pocket.packing import IGNORED, PREFIX, Packer, batch_rows
 SAMPLE = {"easy-vqa": 40, "digits": 48, "scenes": 48, "lists": 32, "descriptions": 16}
 """Questions answered by `generate`; one by one they take longest."""
 
-CONVERSATIONS_SHA256 = "35576b8528739600b26348190a9b33a4af4fc33eb3fc5eae41ebb6766f91342d"
+CONVERSATIONS_SHA256 = "fbb408b63a66d130e45eefbdf00b21d463d8366c1c7f1f5d24b3529d8a966600"
 QUESTIONS_SHA256 = {
-    "search": "a8c9565c704d8607d27474c1ed81a38f9a14e183920a7da0364a7079781bdc84",
-    "heldout": "e6150cfabc25c2f314b085003c8b03e332c0cdf9833f6dcbb8eb5fc7c2ff59f9",
+    "search": "b3b4a32728926e519f27f780b63588bfe0ece6c74c89aa0081ac0a00ef7c8e30",
+    "heldout": "ddcb631cdcf1cf0ba2fc200a20695f15e888eef4a458aec45ec8ae8c96049cb4",
 }
 
 

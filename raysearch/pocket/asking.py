@@ -136,6 +136,11 @@ def _exists(things: list[Thing], draw: Draw, names: tuple[str, str], noun: str) 
 
 
 def _scene_exists(things: list[Thing], draw: Draw) -> Asked:
+    if draw.below(3) == 0:
+        wanted = draw.below(2) == 1
+        present = {thing["color"] for thing in things}
+        color = draw.pick([color for color in COLORS if (color in present) == wanted])
+        return f"is there a {color} thing?", _yes_no(wanted)
     names, noun = draw.pick(
         ((("color", "shape"), ""), (("size", "shape"), ""), (("size", "color"), " thing"))
     )
