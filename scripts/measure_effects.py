@@ -25,7 +25,7 @@ from raysearch.space import SearchSpace
 from raysearch.trial import Trial, Workbench
 
 CRITERION = {"layerwise": "block_influence", "widthwise": "taylor"}
-FULL = {"trained": "projector+decoder", "lr": 1e-3}
+FULL = {"trained": "projector+decoder", "lr": 3e-4}
 
 
 def recipe(mode: str, ratio: float, seed: int = 0, **fields: object) -> Recipe:
