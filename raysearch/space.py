@@ -175,7 +175,9 @@ class SearchSpace(_Strict):
             return content
         dimensions = content["recipe"]
         if not isinstance(dimensions, dict):
-            raise ValueError("recipe: must map fields of a recipe to values; see docs/spaces.md")
+            raise ValueError(
+                "recipe: must map fields of a recipe to values; search_spaces/pocket.yaml shows how"
+            )
         return {
             **content,
             "recipe": {str(field): _read_dimension(str(field), spec) for field, spec in dimensions.items()},
