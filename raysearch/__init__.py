@@ -15,8 +15,8 @@ _HOMES = {
     "Score": "score",
     "SearchSpace": "space",
     "InputError": "errors",
-    "ParetoASHA": "scheduler",
-    "Rungs": "rungs",
+    "ParetoASHA": "search.scheduler",
+    "Rungs": "search.rungs",
 }
 __all__ = [*_HOMES]
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from PIL import Image
 
 from raysearch import pocket
-from raysearch.data import Sample
+from raysearch.data.reading import Sample
 from raysearch.errors import InputError
 
 

@@ -35,7 +35,7 @@ def best(folder: Folder, budget: BudgetText, as_json: AsJson = False) -> None:
 
       raysearch best runs/mine --budget 3.2GB --json
     """
-    from raysearch.summary import front_table, not_told_apart, print_rich, retention_text
+    from raysearch.report.summary import front_table, not_told_apart, print_rich, retention_text
 
     front, point = _picked(folder, budget)
     fitting = [other for other in front.points if _budget(budget).admits(other.size, front.baseline.size)]
@@ -72,8 +72,8 @@ def export(
 
       raysearch export runs/mine --budget 60% --to small-model
     """
-    from raysearch.delivery import deliver
-    from raysearch.summary import retention_text, size_text
+    from raysearch.export.delivery import deliver
+    from raysearch.report.summary import retention_text, size_text
 
     _, point = _picked(folder, budget)
     text = deliver(folder, point, to)
@@ -120,7 +120,7 @@ def prune(
         )
     parsed = _budget(budget) if budget is not None else None
     from raysearch.prune import prune_checkpoint
-    from raysearch.summary import size_text
+    from raysearch.report.summary import size_text
 
     data = calibration or ("pocket" if model == "pocket" else None)
     options = {"ratio": ratio, "budget": parsed, "criterion": criterion, "calibration": data}
@@ -141,7 +141,7 @@ def report(folder: Folder) -> None:
 
       raysearch report runs/mine
     """
-    from raysearch.report import write_report
+    from raysearch.report.page import write_report
 
     print(write_report(folder))
 
@@ -172,7 +172,7 @@ def sync(
 
       raysearch sync runs/mine
     """
-    from raysearch.tracking import sync_unsent
+    from raysearch.tracking.tracker import sync_unsent
 
     num_sent, num_left = sync_unsent(folder, uri)
     print(f"{folder}: {num_sent} events sent, {num_left} left")
@@ -186,7 +186,7 @@ def _picked(folder: Path, budget: str) -> Any:
     """
     parsed = _budget(budget)
     from raysearch.front import Front
-    from raysearch.summary import size_text
+    from raysearch.report.summary import size_text
 
     front = Front.load(folder)
     if not front.points:

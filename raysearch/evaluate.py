@@ -12,10 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from raysearch.benchmarks import Benchmark, Question
-from raysearch.encoding import Encoder
+from raysearch.data.encoding import Encoder
 from raysearch.families import Family
+from raysearch.recovery.teacher import answer_labels, answer_states, num_answer_labels
 from raysearch.retention import Results
-from raysearch.teacher import answer_labels, answer_states, num_answer_labels
 
 
 def evaluate(

@@ -29,6 +29,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def append_json(path: Path, row: Any) -> None:
+    """Append one line of JSON, whole and flushed to the disk."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, (json.dumps(row) + "\n").encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The rows of a file of JSON lines, none if there is no file; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
 def replace_folder(built: Path, final: Path) -> None:
     """Move a finished folder to its place on the same file system, over an older one if there is one."""
     final.parent.mkdir(parents=True, exist_ok=True)

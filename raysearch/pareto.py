@@ -49,11 +49,11 @@ def search(
     if dry_run:
         print("\n".join(planned.describe()))
         return
-    from raysearch.live import LiveView
-    from raysearch.plots import write_pictures
+    from raysearch.report.live import LiveView
+    from raysearch.report.plots import write_pictures
+    from raysearch.report.summary import print_result
     from raysearch.study import Study
-    from raysearch.summary import print_result
-    from raysearch.tracking import Tracker
+    from raysearch.tracking.tracker import Tracker
     from raysearch.tuner import search as run_search
 
     study = Study(folder, study_space)

@@ -5,7 +5,7 @@ from typing import Any
 
 from raysearch import families
 from raysearch.benchmarks import load_benchmarks
-from raysearch.data import load_samples
+from raysearch.data.reading import load_samples
 from raysearch.errors import InputError
 from raysearch.prune.shape import Shape, shape_of, size_of, smallest_shape, solve
 from raysearch.recipe import Recipe

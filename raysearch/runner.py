@@ -252,7 +252,7 @@ class _Worker:
     def __init__(self, config: dict[str, Any], rank: int) -> None:
         import torch
 
-        from raysearch.recover import start_distributed
+        from raysearch.recovery.loop import start_distributed
         from raysearch.trial import Workbench
 
         self.rank, self._rungs = rank, config["rungs"]

@@ -1,7 +1,5 @@
 """The files of a study: what has ended, the front so far, and the checkpoints that the front needs."""
 
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -11,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysearch.errors import InputError
-from raysearch.files import write_json
+from raysearch.files import append_json, read_json_lines, write_json
 from raysearch.front import Baseline, Front, FrontPoint, Measured
 from raysearch.recipe import Recipe
 from raysearch.retention import Retention
@@ -41,14 +39,14 @@ class Study:
     def unfinished(self) -> list[Recipe]:
         """Recipes that were started and have not ended, in the order of their start."""
         ended = {record.key for record in self.records}
-        started = _read_lines(self.folder / STARTED)
+        started = read_json_lines(self.folder / STARTED)
         recipes = {row["key"]: Recipe(**row["recipe"]) for row in started if row["key"] not in ended}
         return list(recipes.values())
 
     def trial_started(self, trial: str, recipe: Recipe) -> None:
         """Note that a trial runs, so that a resumed study takes its recipe up again."""
         self._open[trial] = (recipe, [], time.monotonic())
-        _append(self.folder / STARTED, {"trial": trial, "key": recipe.key, "recipe": recipe.as_dict()})
+        append_json(self.folder / STARTED, {"trial": trial, "key": recipe.key, "recipe": recipe.as_dict()})
 
     def rung(self, trial: str, score: Score) -> bool:
         """Note a running trial's score; False if that rung was seen already (the trial is being replayed)."""
@@ -72,7 +70,7 @@ class Study:
             reason=reason,
             seconds=time.monotonic() - started,
         )
-        _append(self.folder / TRIALS, record.model_dump(mode="json", exclude_none=True))
+        append_json(self.folder / TRIALS, record.model_dump(mode="json", exclude_none=True))
         self.records.append(record)
         return record
 
@@ -136,7 +134,7 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     if not path.exists():
         raise InputError(f"{folder}: no {TRIALS}, so this is no study; give the --out folder of a search")
     try:
-        return [TrialRecord.model_validate(row) for row in _read_lines(path)]
+        return [TrialRecord.model_validate(row) for row in read_json_lines(path)]
     except ValidationError as error:
         raise InputError(f"{path}: not trials of this version ({str(error).splitlines()[0]})") from None
 
@@ -153,21 +151,3 @@ def read_space(folder: Path) -> SearchSpace:
             f"{folder}: no {SPACE}, so there is no study to resume; give the --out folder of a search"
         )
     return SearchSpace.load(path)
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    line = (json.dumps(row) + "\n").encode()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, line)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; a last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]

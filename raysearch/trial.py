@@ -7,19 +7,19 @@ from typing import Literal
 
 from raysearch import export, families
 from raysearch.benchmarks import Benchmark, load_benchmarks
-from raysearch.data import Encoder, fraction_order, load_samples
+from raysearch.data.reading import Encoder, fraction_order, load_samples
 from raysearch.evaluate import evaluate
 from raysearch.front import Measured
 from raysearch.importance import Importance, importance
 from raysearch.prune import prune
 from raysearch.prune.shape import Shape, shape_of, size_of, solve
 from raysearch.recipe import Recipe
-from raysearch.recover import Recovery
+from raysearch.recovery.loop import Recovery
+from raysearch.recovery.teacher import Teacher
 from raysearch.retention import Results, retention
 from raysearch.score import Score
 from raysearch.size import Size
 from raysearch.space import SearchSpace
-from raysearch.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class Trial:
         self.end = recipe.samples_to_see(len(bench.samples))
         self._recovery: Recovery | None = None
         self._latest: Score | None = None
+        self.latest_results: Results | None = None
+        """Scores per question behind the newest of `scores()`."""
 
     def scores(self, rungs: Iterable[int]) -> Iterator[Score]:
         """Recover up to each rung and score it there; the last score is at the recipe's own end.
@@ -155,7 +157,7 @@ class Trial:
         self._recovery = self.model = None
 
     def _score(self, samples_seen: int, losses: Mapping[str, float]) -> Score:
-        results = self.evaluate(self.bench.questions)
+        self.latest_results = results = self.evaluate(self.bench.questions)
         kept = retention(results, self.bench.prepared.search, self.bench.space.retention)
         self._latest = Score(
             samples_seen=samples_seen,

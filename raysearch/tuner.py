@@ -13,11 +13,11 @@ from raysearch.errors import InputError
 from raysearch.front import Baseline, Front, Measured
 from raysearch.plan import Plan
 from raysearch.recipe import Recipe
-from raysearch.recipe_search import RecipeSearch
 from raysearch.runner import RecipeTrial, post_front, start_board
-from raysearch.scheduler import ParetoASHA
 from raysearch.score import Score, TrialRecord
-from raysearch.searcher import Searcher
+from raysearch.search.recipe_search import RecipeSearch
+from raysearch.search.scheduler import ParetoASHA
+from raysearch.search.searcher import Searcher
 from raysearch.size import Size
 from raysearch.space import SearchSpace
 from raysearch.study import Study

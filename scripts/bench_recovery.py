@@ -23,13 +23,13 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from raysearch import families
-from raysearch.data import Encoder, Sample, load_samples
-from raysearch.engine import ADAM_BETAS, compute_dtype, deepspeed_config, start_distributed
+from raysearch.data.reading import Encoder, Sample, load_samples
 from raysearch.recipe import Recipe
-from raysearch.recover import Recovery
+from raysearch.recovery.engine import ADAM_BETAS, compute_dtype, deepspeed_config, start_distributed
+from raysearch.recovery.loop import Recovery
+from raysearch.recovery.teacher import Teacher
+from raysearch.recovery.trained import choose_trained
 from raysearch.space import RecoverySettings
-from raysearch.teacher import Teacher
-from raysearch.trained import choose_trained
 
 
 class Bench:

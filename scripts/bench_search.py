@@ -29,7 +29,7 @@ from search_tables import (
 )
 
 from raysearch.front import hypervolume
-from raysearch.simulator import Result, simulate
+from raysearch.search.simulator import Result, simulate
 
 COSTS = (5, 10, 20, 25, 50)  # in full runs
 BUDGETS = (0.25, 0.5, 0.75)  # on the axis of the hypervolume, for the regret
@@ -216,8 +216,8 @@ class Ours(NoStopping):
 
     def __init__(self, parts: dict, *args: object) -> None:
         super().__init__(*args)
-        from raysearch.rungs import Rule, Rungs
-        from raysearch.searcher import Searcher
+        from raysearch.search.rungs import Rule, Rungs
+        from raysearch.search.searcher import Searcher
         from raysearch.size import Size
 
         parts = dict(parts)

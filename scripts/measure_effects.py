@@ -19,7 +19,7 @@ from raysearch.benchmarks import load_benchmarks
 from raysearch.files import write_text
 from raysearch.pareto import EMBEDDED_SPACE
 from raysearch.recipe import Recipe
-from raysearch.recover import start_distributed
+from raysearch.recovery.loop import start_distributed
 from raysearch.retention import Results, Retention, difference, retention
 from raysearch.space import SearchSpace
 from raysearch.trial import Trial, Workbench

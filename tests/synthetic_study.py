@@ -8,8 +8,8 @@ import numpy as np
 
 from raysearch.front import Baseline, Measured
 from raysearch.recipe import Recipe
-from raysearch.rungs import Rungs
 from raysearch.score import Score
+from raysearch.search.rungs import Rungs
 from raysearch.space import SearchSpace
 from raysearch.study import Study
 

@@ -8,8 +8,8 @@ import synthetic_study
 
 from raysearch import pocket
 from raysearch.cli import app
-from raysearch.delivery import deliver
 from raysearch.errors import InputError
+from raysearch.export.delivery import deliver
 from raysearch.front import Front
 from raysearch.size import Budget
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import synthetic_study
 
-from raysearch import dimensions
-from raysearch.effects import Effect, effect_of, spearman
-from raysearch.findings import findings, num_samples_of
 from raysearch.front import Front
 from raysearch.recipe import Recipe
+from raysearch.report import dimensions
+from raysearch.report.effects import Effect, effect_of, spearman
+from raysearch.report.findings import findings, num_samples_of
 from raysearch.score import Score, TrialRecord
 
 BASELINE = synthetic_study.BASELINE

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysearch import losses
-from raysearch.losses import LossTerms, cross_entropy, hidden_match, kl_divergence
+from raysearch.recovery import losses
+from raysearch.recovery.losses import LossTerms, cross_entropy, hidden_match, kl_divergence
 
 
 def test_cross_entropy_by_hand() -> None:

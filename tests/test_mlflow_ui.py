@@ -14,8 +14,8 @@ import pytest
 import synthetic_study
 from mlflow import MlflowClient
 
-from raysearch.plots import write_pictures
-from raysearch.tracking import Tracker, tracking_uri
+from raysearch.report.plots import write_pictures
+from raysearch.tracking.tracker import Tracker, tracking_uri
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 240_000  # ms; MLflow's pages are heavy

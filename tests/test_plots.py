@@ -9,9 +9,9 @@ import synthetic_study
 from PIL import Image
 
 from raysearch.front import Baseline, Front, FrontPoint
-from raysearch.marks import front_info, off_front, staircase, trial_marks
-from raysearch.plots import draw_front, front_html, write_pictures
 from raysearch.recipe import Recipe
+from raysearch.report.marks import front_info, off_front, staircase, trial_marks
+from raysearch.report.plots import draw_front, front_html, write_pictures
 from raysearch.size import Budget, Size
 
 
@@ -120,6 +120,8 @@ def test_html_needs_no_network_and_runs_no_foreign_markup():
 
 def test_no_display_and_no_pyplot_is_needed(tmp_path):
     """Figures are made without matplotlib's global state, so that a worker thread may draw."""
-    code = "import sys, raysearch.plots; print([m for m in ('matplotlib', 'plotly') if m in sys.modules])"
+    code = (
+        "import sys, raysearch.report.plots; print([m for m in ('matplotlib', 'plotly') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

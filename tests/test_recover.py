@@ -15,15 +15,15 @@ from recovery_setup import recipe, samples, tiny_encoder, tiny_family, tiny_mode
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from raysearch.encoding import IGNORED
-from raysearch.engine import compute_dtype, master_states
+from raysearch.data.encoding import IGNORED
+from raysearch.data.samples import Sample
 from raysearch.errors import InputError
-from raysearch.losses import LossTerms
-from raysearch.recover import Recovery, _Student
-from raysearch.samples import Sample
-from raysearch.schedule import SampleOrder, average_decay, lr_factor, micro_batches
+from raysearch.recovery.engine import compute_dtype, master_states
+from raysearch.recovery.loop import Recovery, _Student
+from raysearch.recovery.losses import LossTerms
+from raysearch.recovery.schedule import SampleOrder, average_decay, lr_factor, micro_batches
+from raysearch.recovery.teacher import Teacher
 from raysearch.space import RecoverySettings
-from raysearch.teacher import Teacher
 
 PARTS = ("projector", "projector+lora", "projector+decoder", "decoder")
 ENCODER = tiny_encoder()
@@ -281,7 +281,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
 @given(data=st.data(), part=st.sampled_from(PARTS[1:]))
 def test_any_mask_any_lengths_any_answers(data: st.DataObject, part: str) -> None:
     """Empty and one-token answers, rows that are padding alone: finite losses, gradients where they belong only."""
-    from raysearch.trained import choose_trained
+    from raysearch.recovery.trained import choose_trained
 
     num_rows, length = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 12))
     lengths = data.draw(st.lists(st.integers(0, length), min_size=num_rows, max_size=num_rows))

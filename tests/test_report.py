@@ -9,8 +9,8 @@ import pytest
 import synthetic_study
 
 from raysearch.front import Front
-from raysearch.live import SYMBOLS, LiveView, ended_line, is_interactive, sketch
-from raysearch.report import report_html, write_report
+from raysearch.report.live import SYMBOLS, LiveView, ended_line, is_interactive, sketch
+from raysearch.report.page import report_html, write_report
 from raysearch.size import Size
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

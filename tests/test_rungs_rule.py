@@ -8,8 +8,8 @@ import pytest
 
 from raysearch.errors import InputError
 from raysearch.front import nondomination_layers
-from raysearch.layers import Layers
-from raysearch.rungs import Rule, Rungs
+from raysearch.search.layers import Layers
+from raysearch.search.rungs import Rule, Rungs
 
 EVERYTHING = Rule(noise_margin=1.0, movement_margin=0.5, veto=True)
 
@@ -214,7 +214,7 @@ def test_contradictory_rungs_are_refused(max_t, grace):
 
 
 def test_the_rule_loads_neither_ray_nor_torch():
-    loaded = "import sys, raysearch.rungs; print('ray' in sys.modules or 'torch' in sys.modules)"
+    loaded = "import sys, raysearch.search.rungs; print('ray' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "False\n"
 
 

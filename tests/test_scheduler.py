@@ -8,8 +8,8 @@ import ray
 from ray import tune
 
 from raysearch.errors import InputError
-from raysearch.rungs import Rule
-from raysearch.scheduler import ParetoASHA
+from raysearch.search.rungs import Rule
+from raysearch.search.scheduler import ParetoASHA
 
 
 def trial(name):

@@ -4,11 +4,11 @@ import pytest
 
 from raysearch.errors import InputError
 from raysearch.recipe import Recipe
-from raysearch.recipe_search import RecipeSearch
-from raysearch.searcher import Searcher
+from raysearch.search.recipe_search import RecipeSearch
+from raysearch.search.searcher import Searcher
+from raysearch.search.warmstart import published_recipes
 from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
-from raysearch.warmstart import published_recipes
 
 SPACE = SearchSpace.model_validate(
     {

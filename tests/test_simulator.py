@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from raysearch.rungs import Rungs
-from raysearch.simulator import simulate
+from raysearch.search.rungs import Rungs
+from raysearch.search.simulator import simulate
 
 
 class Straight:

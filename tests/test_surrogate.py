@@ -3,8 +3,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 
 from raysearch.front import hypervolume
-from raysearch.proposing import Candidate, GainModel, Observation
-from raysearch.surrogate import Encoding, RetentionModel, expected_gain
+from raysearch.search.proposing import Candidate, GainModel, Observation
+from raysearch.search.surrogate import Encoding, RetentionModel, expected_gain
 
 
 def test_expected_gain_is_the_mean_growth_of_the_area_under_the_front():

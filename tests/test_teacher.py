@@ -6,9 +6,9 @@ import transformers as hf
 from recovery_setup import samples, tiny_encoder, tiny_family, tiny_model
 from tiny_models import FAMILIES
 
-from raysearch.encoding import IGNORED
+from raysearch.data.encoding import IGNORED
 from raysearch.families import family_for
-from raysearch.teacher import Teacher, answer_labels, answer_states, language_head, num_answer_labels
+from raysearch.recovery.teacher import Teacher, answer_labels, answer_states, language_head, num_answer_labels
 
 
 @pytest.mark.parametrize("name", FAMILIES)

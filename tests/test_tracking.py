@@ -9,14 +9,14 @@ import synthetic_study
 from mlflow import MlflowClient
 
 from raysearch.front import Front
-from raysearch.masking import mask
-from raysearch.mlflow_events import event_of, parent_event, rung_event
-from raysearch.mlflow_sender import UNSENT, read_unsent
 from raysearch.recipe import Recipe
 from raysearch.score import Score
 from raysearch.size import Size
 from raysearch.study import Study
-from raysearch.tracking import Tracker, sync_unsent, tracking_uri
+from raysearch.tracking.events import event_of, parent_event, rung_event
+from raysearch.tracking.masking import mask
+from raysearch.tracking.sender import UNSENT, read_unsent
+from raysearch.tracking.tracker import Tracker, sync_unsent, tracking_uri
 
 PATIENCE = 300  # seconds; the machine may be busy
 CLOSED_PORT = "http://127.0.0.1:9"
@@ -157,7 +157,7 @@ def test_a_server_that_is_away_stops_nothing_and_sync_sends_later(store, client,
 
 
 def test_what_waits_is_sent_first_once_the_server_is_back(store, client, replay, monkeypatch):
-    monkeypatch.setattr("raysearch.mlflow_sender.SECONDS_BETWEEN_TRIES", 0.0)
+    monkeypatch.setattr("raysearch.tracking.sender.SECONDS_BETWEEN_TRIES", 0.0)
     tracker = Tracker(replay.study, store, dense=DENSE)
     sender = tracker._sender
     sender._uri = CLOSED_PORT

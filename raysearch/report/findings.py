@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raysearch.effects import Effect, effect_of, finished, spearman
 from raysearch.front import Baseline, Front, FrontPoint
 from raysearch.recipe import LOSS_FIELDS
+from raysearch.report.effects import Effect, effect_of, finished, spearman
+from raysearch.report.summary import standard_error
 from raysearch.score import TrialRecord
 from raysearch.size import Budget, Size
-from raysearch.summary import standard_error
 
 _Z95 = 1.959964
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from raysearch.masking import mask
-from raysearch.mlflow_runs import Event, MlflowRuns
+from raysearch.tracking.masking import mask
+from raysearch.tracking.runs import Event, MlflowRuns
 
 UNSENT = "mlflow-unsent.jsonl"
 SECONDS_TO_GATHER = 0.5

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from raysearch.errors import InputError
-from raysearch.rung import BestWithin, Rung
+from raysearch.search.rung import BestWithin, Rung
 
 
 @dataclass(frozen=True)

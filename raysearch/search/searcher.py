@@ -14,14 +14,14 @@ from pydantic import ValidationError
 
 from raysearch.errors import InputError
 from raysearch.front import nondomination_layers
-from raysearch.history import End, History, Proposal
-from raysearch.optuna_study import OptunaStudy
-from raysearch.proposing import Candidate, Candidates, GainModel, Observation, answers_of
 from raysearch.recipe import Recipe
-from raysearch.sampling import OptunaAsk, fit_to_space
+from raysearch.search.history import End, History, Proposal
+from raysearch.search.optuna_study import OptunaStudy
+from raysearch.search.proposing import Candidate, Candidates, GainModel, Observation, answers_of
+from raysearch.search.sampling import OptunaAsk, fit_to_space
+from raysearch.search.warmstart import PUBLISHED_RATIOS, published_recipes
 from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
-from raysearch.warmstart import PUBLISHED_RATIOS, published_recipes
 
 logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 200

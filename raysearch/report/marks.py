@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from raysearch.front import Baseline, Front, FrontPoint
-from raysearch.masking import mask
 from raysearch.recipe import Recipe
 from raysearch.score import TrialRecord
 from raysearch.size import Budget, Size
+from raysearch.tracking.masking import mask
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raysearch.files import write_text
-from raysearch.rungs import Decision, Rule, Rungs
+from raysearch.search.rungs import Decision, Rule, Rungs
 
 
 class ParetoASHA(FIFOScheduler):

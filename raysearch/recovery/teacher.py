@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from raysearch.encoding import IGNORED
+from raysearch.data.encoding import IGNORED
 from raysearch.families import Family
 
 CACHE_BYTES = 4 * 2**30

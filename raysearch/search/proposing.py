@@ -10,8 +10,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from pydantic import ValidationError
 
 from raysearch.recipe import Recipe
+from raysearch.search.surrogate import MAX_POINTS, Encoding, RetentionModel, expected_gain
 from raysearch.space import Scalar, SearchSpace
-from raysearch.surrogate import MAX_POINTS, Encoding, RetentionModel, expected_gain
 
 NUM_CANDIDATES = 96
 NUM_FIT_POINTS = 100  # the latest values, from which length scales are found

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from raysearch.errors import InputError
 from raysearch.front import Front
-from raysearch.masking import mask
-from raysearch.mlflow_events import (
+from raysearch.recipe import Recipe
+from raysearch.score import Score, TrialRecord
+from raysearch.size import Size
+from raysearch.study import Study, is_study, read_space, read_trials
+from raysearch.tracking.events import (
     STATUS,
     end_event,
     event_of,
@@ -21,12 +24,9 @@ from raysearch.mlflow_events import (
     rung_event,
     start_event,
 )
-from raysearch.mlflow_runs import MlflowRuns, read_state
-from raysearch.mlflow_sender import UNSENT, Sender, first_line, read_unsent
-from raysearch.recipe import Recipe
-from raysearch.score import Score, TrialRecord
-from raysearch.size import Size
-from raysearch.study import Study, is_study, read_space, read_trials
+from raysearch.tracking.masking import mask
+from raysearch.tracking.runs import MlflowRuns, read_state
+from raysearch.tracking.sender import UNSENT, Sender, first_line, read_unsent
 
 ARTIFACTS = ("front.json", "front.png", "front.html", "report.html", "trials.jsonl", "decisions.jsonl")
 

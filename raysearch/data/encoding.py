@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from raysearch.data.samples import BadRow, Sample, opened
 from raysearch.errors import InputError
 from raysearch.families import Family
-from raysearch.samples import BadRow, Sample, opened
 
 IGNORED = -100
 """Label of a token that is no answer."""

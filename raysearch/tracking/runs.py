@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raysearch.files import write_json
-from raysearch.masking import mask
+from raysearch.tracking.masking import mask
 
 IDS = "mlflow.json"
 _PARENT = ""

@@ -11,9 +11,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from raysearch import checkpoint, trained
-from raysearch.encoding import Batch, Encoder
-from raysearch.engine import (
+from raysearch.data.encoding import Batch, Encoder
+from raysearch.data.samples import Sample
+from raysearch.errors import InputError
+from raysearch.families import Family
+from raysearch.recipe import Recipe
+from raysearch.recovery import checkpoint, trained
+from raysearch.recovery.engine import (
     compute_dtype,
     deepspeed_config,
     local,
@@ -22,16 +26,12 @@ from raysearch.engine import (
     start_distributed,
     start_engine,
 )
-from raysearch.errors import InputError
-from raysearch.families import Family
-from raysearch.losses import LossTerms
-from raysearch.passes import Passes
-from raysearch.planner import MemoryPlan, free_bytes, needs_of, plan_memory
-from raysearch.recipe import Recipe
-from raysearch.samples import Sample
-from raysearch.schedule import SampleOrder, average_decay, lr_factor
+from raysearch.recovery.losses import LossTerms
+from raysearch.recovery.passes import Passes
+from raysearch.recovery.planner import MemoryPlan, free_bytes, needs_of, plan_memory
+from raysearch.recovery.schedule import SampleOrder, average_decay, lr_factor
+from raysearch.recovery.teacher import Teacher, answer_labels, answer_states, language_head
 from raysearch.space import RecoverySettings
-from raysearch.teacher import Teacher, answer_labels, answer_states, language_head
 
 __all__ = ["Recovery", "start_distributed"]
 

@@ -1,6 +1,6 @@
 """Run alone, in a process that never imports raysearch: does a folder load with transformers, and does it answer?
 
-    python -I raysearch/stock_check.py FOLDER
+    python -I raysearch/export/stock_check.py FOLDER
 
 Prints one JSON line: the number of parameters and the text generated for a grey picture.
 """

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raysearch.front import exclusive_hypervolume
-from raysearch.layers import Layers
+from raysearch.search.layers import Layers
 
 REFERENCE = np.array([1.1, 1.1])  # just beyond the unit square, so that the ends of a layer count
 

@@ -9,9 +9,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from raysearch.encoding import Encoder, collate
+from raysearch.data.encoding import Encoder, collate
+from raysearch.data.samples import BAD_ROWS_ALLOWED, BadRow, BadRows, Sample, sample_from_row
 from raysearch.errors import InputError
-from raysearch.samples import BAD_ROWS_ALLOWED, BadRow, BadRows, Sample, sample_from_row
 
 __all__ = ["BadRow", "BadRows", "Encoder", "Sample", "collate", "fraction_order", "load_samples"]
 

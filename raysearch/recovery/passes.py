@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from raysearch.encoding import IGNORED, TOKEN_KEYS, Batch, Encoded, Encoder
-from raysearch.samples import BadRow, BadRows, Sample
-from raysearch.schedule import SampleOrder, micro_batches
-from raysearch.teacher import num_answer_labels
+from raysearch.data.encoding import IGNORED, TOKEN_KEYS, Batch, Encoded, Encoder
+from raysearch.data.samples import BadRow, BadRows, Sample
+from raysearch.recovery.schedule import SampleOrder, micro_batches
+from raysearch.recovery.teacher import num_answer_labels
 
 LENGTH_MULTIPLE = 8
 Pass = tuple[Batch, list[str]]

@@ -9,8 +9,8 @@ from typing import Any
 from ray.tune.search import Searcher as RaySearcher
 
 from raysearch.files import write_text
-from raysearch.scheduler import ParetoASHA
-from raysearch.searcher import Searcher
+from raysearch.search.scheduler import ParetoASHA
+from raysearch.search.searcher import Searcher
 
 
 class RecipeSearch(RaySearcher):

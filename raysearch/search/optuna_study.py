@@ -7,7 +7,7 @@ import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from raysearch.sampling import Solve, SteeredSampler, make_sampler
+from raysearch.search.sampling import Solve, SteeredSampler, make_sampler
 
 
 class OptunaStudy:

@@ -4,10 +4,10 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from raysearch.dimensions import Importance
-from raysearch.findings import kept_per_benchmark
 from raysearch.front import Front, hypervolume
-from raysearch.plots import COLOURS, FAINT, INK, PLOTLY_CONFIG
+from raysearch.report.dimensions import Importance
+from raysearch.report.findings import kept_per_benchmark
+from raysearch.report.plots import COLOURS, FAINT, INK, PLOTLY_CONFIG
 from raysearch.score import TrialRecord
 
 MAX_TICKS = 9

@@ -9,12 +9,12 @@ from importlib import metadata
 from typing import Any
 
 from raysearch.front import Front
-from raysearch.masking import mask
-from raysearch.mlflow_runs import Event
 from raysearch.recipe import Recipe
 from raysearch.score import Score, TrialRecord
 from raysearch.size import Size
 from raysearch.study import Study
+from raysearch.tracking.masking import mask
+from raysearch.tracking.runs import Event
 
 PACKAGES = ("raysearch", "torch", "transformers", "ray", "deepspeed", "optuna", "peft", "mlflow")
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
 from raysearch.families import Family
-from raysearch.losses import LOGITS_AT_A_TIME
+from raysearch.recovery.losses import LOGITS_AT_A_TIME
 from raysearch.space import RecoverySettings
 
 USABLE = 0.85

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import yaml
 
-from raysearch import dimensions
-from raysearch.charts import benchmark_lines, curves, figure_part, importance_bars, progress
 from raysearch.errors import InputError
 from raysearch.files import write_text
-from raysearch.findings import Finding, findings
 from raysearch.front import Baseline, Front, FrontPoint
-from raysearch.marks import front_info, trial_marks
-from raysearch.masking import mask
-from raysearch.plots import front_figure
+from raysearch.report import dimensions
+from raysearch.report.charts import benchmark_lines, curves, figure_part, importance_bars, progress
+from raysearch.report.findings import Finding, findings
+from raysearch.report.marks import front_info, trial_marks
+from raysearch.report.plots import front_figure
+from raysearch.report.summary import losses_text, params_text, retention_text, seconds_text, size_text
 from raysearch.score import TrialRecord
 from raysearch.study import is_study, read_trials
-from raysearch.summary import losses_text, params_text, retention_text, seconds_text, size_text
+from raysearch.tracking.masking import mask
 
 STYLE = """
 :root { --ink: #222; --faint: #667; --line: #e3e3e8; --seen: #0072B2; --open: #8a8a8a; --fact: #009E73; }

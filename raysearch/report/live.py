@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from raysearch.front import Front
-from raysearch.marks import staircase
 from raysearch.recipe import Recipe
+from raysearch.report.marks import staircase
+from raysearch.report.summary import budget_lines, front_table, print_rich, seconds_text
 from raysearch.score import Score, TrialRecord
 from raysearch.size import Size
 from raysearch.study import Study
-from raysearch.summary import budget_lines, front_table, print_rich, seconds_text
 
 if TYPE_CHECKING:
     from raysearch.plan import Plan

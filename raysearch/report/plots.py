@@ -7,7 +7,7 @@ from typing import Any
 
 from raysearch.files import write_text
 from raysearch.front import Front
-from raysearch.marks import (
+from raysearch.report.marks import (
     FrontInfo,
     Mark,
     front_info,

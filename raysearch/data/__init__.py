@@ -1,0 +1,1 @@
+"""Recovery data: rows of the usual formats, and their tensors."""

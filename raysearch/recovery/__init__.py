@@ -1,0 +1,1 @@
+"""Recovery training of a pruned model: losses, teacher, and the DeepSpeed engine."""

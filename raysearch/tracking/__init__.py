@@ -1,0 +1,1 @@
+"""A search followed in MLflow, without ever holding it up."""
