@@ -1,0 +1,202 @@
+"""Real searches of the embedded LVLM for the same wall-clock time: raysearch against the documented Ray pattern.
+
+    python scripts/bench_live.py                          # 3 seeds, 4 minutes a side: 25 minutes of two quiet cores
+    python scripts/bench_live.py --minutes 1 --seeds 1    # a look at it
+
+The pattern is that of Ray's user guides: a Tune function that starts a TorchTrainer per trial, TuneReportCallback,
+OptunaSearch with both objectives, ASHAScheduler on retention. It trains and evaluates with the same code, rungs, space
+and data as raysearch, and gets for nothing what a user of Ray would have to build: the dense model's scores and the
+importance of its units, measured beforehand outside its time.
+
+Counted for both sides is every trial that gave a result, and every result (size, retention) on the search split, those
+of stopped trials too.
+"""
+
+import argparse
+import json
+import logging
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from raysearch.files import append_json, read_json_lines
+from raysearch.front import hypervolume
+from raysearch.pareto import EMBEDDED_SPACE
+from raysearch.plan import plan
+from raysearch.search.rungs import Rungs
+from raysearch.space import SearchSpace
+
+RESULTS, PREPARED = "results.jsonl", "prepared.pickle"
+
+
+def main() -> None:
+    """Run both sides for every seed, alternating, and print one table."""
+    options = _options()
+    if options.one:
+        documented_pattern(options.folder, options.seed, 60 * options.minutes)
+        return
+    options.folder.mkdir(parents=True, exist_ok=True)
+    _prepare(options.folder / PREPARED)
+    print("| seed | side | trials | trials a minute | hypervolume |\n|---|---|---|---|---|")
+    for seed in range(options.seeds):
+        for side, run in (("raysearch", _ours), ("Ray, as documented", _theirs)):
+            num_trials, points = run(options.folder, seed, 60 * options.minutes)
+            area = hypervolume([size for size, _ in points], [kept for _, kept in points])
+            rate = num_trials / options.minutes
+            print(f"| {seed} | {side} | {num_trials} | {rate:.2f} | {area:.3f} |", flush=True)
+
+
+def _ours(folder: Path, seed: int, seconds: float) -> tuple[int, list[tuple[float, float]]]:
+    out = folder / f"ours-{seed}"
+    command = [sys.executable, "-m", "raysearch.pareto", "--out", str(out), "--seed", str(seed)]
+    _stop_after(subprocess.Popen([*command, "--trials", "1000"], stdout=subprocess.DEVNULL), seconds)
+    dense = json.loads((out / "front.json").read_text())["baseline"]["size_bytes"]
+    trials = [trial for trial in read_json_lines(out / "trials.jsonl") if trial["rungs"]]
+    points = [(trial["size_bytes"] / dense, rung["retention"]) for trial in trials for rung in trial["rungs"]]
+    return len(trials), points
+
+
+def _theirs(folder: Path, seed: int, seconds: float) -> tuple[int, list[tuple[float, float]]]:
+    out = folder / f"ray-{seed}"
+    out.mkdir(parents=True)
+    (out / PREPARED).symlink_to((folder / PREPARED).resolve())
+    command = [sys.executable, __file__, "--one", "--folder", str(out), "--seed", str(seed)]
+    _stop_after(subprocess.Popen([*command, "--minutes", str(seconds / 60)]), seconds)
+    results = read_json_lines(out / RESULTS)
+    return len({row["trial"] for row in results}), [(row["size_ratio"], row["retention"]) for row in results]
+
+
+def _stop_after(process: subprocess.Popen, seconds: float) -> None:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # ends as Ctrl-C does
+        process.wait(120)
+
+
+def _prepare(path: Path) -> None:
+    """Measure the dense model once, in a process that ends, so that both sides start from the same machine."""
+    if path.exists():
+        return
+    code = (
+        "import pickle, sys; from raysearch.recovery.engine import start_distributed; start_distributed();"
+        "from raysearch.trial import Workbench; from raysearch.space import SearchSpace;"
+        "found = Workbench(SearchSpace.load(sys.argv[1])).prepared;"
+        "open(sys.argv[2], 'wb').write(pickle.dumps(found))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(EMBEDDED_SPACE), str(path)], check=True)
+
+
+def documented_pattern(folder: Path, seed: int, seconds: float) -> None:
+    """One search the way Ray documents it; a line per result goes into `folder`."""
+    import ray
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    from raysearch.search.sampling import OptunaAsk
+
+    started = time.monotonic()
+    space = SearchSpace.load(EMBEDDED_SPACE)
+    planned = plan(space)
+    first_rung = round(space.search.first_rung * planned.max_samples)
+    levels = Rungs(planned.max_samples, first_rung, space.search.reduction_factor).levels
+    ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+
+    def define_by_run(trial: Any) -> dict[str, Any]:
+        return {"recipe": space.suggest(OptunaAsk(trial)).as_dict()}
+
+    class Record(tune.Callback):
+        """A line per result that comes while there is time."""
+
+        def on_trial_result(
+            self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+        ) -> None:
+            if time.monotonic() - started < seconds and "retention" in result:
+                row = {name: result[name] for name in ("size_ratio", "retention", "samples_seen")}
+                append_json(folder / RESULTS, {"trial": trial.trial_id, **row})
+
+    tuner = tune.Tuner(
+        tune.with_resources(_driver_of(folder, space, levels), {"cpu": 0.01}),
+        tune_config=tune.TuneConfig(
+            search_alg=OptunaSearch(
+                define_by_run, metric=["size_ratio", "retention"], mode=["min", "max"], seed=seed
+            ),
+            scheduler=ASHAScheduler(
+                "samples_seen",
+                "retention",
+                "max",
+                max_t=planned.max_samples,
+                grace_period=first_rung,
+                reduction_factor=space.search.reduction_factor,
+            ),
+            num_samples=1000,
+            max_concurrent_trials=int(ray.cluster_resources()["CPU"]),
+            time_budget_s=seconds,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(folder.resolve()), callbacks=[Record()], verbose=0
+        ),
+    )
+    tuner.fit()
+
+
+def _driver_of(folder: Path, space: SearchSpace, levels: list[float]) -> Any:
+    """The Tune function that starts a TorchTrainer for its trial."""
+    storage, content = str(folder.resolve()), space.model_dump(mode="json")
+
+    def driver(config: dict[str, Any]) -> None:
+        from ray import tune
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        loop = {"recipe": config["recipe"], "space": content, "levels": levels, "folder": storage}
+        name = f"train-{tune.get_context().get_trial_id()}"
+        TorchTrainer(
+            _train,
+            train_loop_config=loop,
+            scaling_config=ScalingConfig(num_workers=1),
+            run_config=RunConfig(name=name, storage_path=storage, callbacks=[TuneReportCallback()]),
+        ).fit()
+
+    return driver
+
+
+def _train(config: dict[str, Any]) -> None:
+    """A trial's worker: load, prune, recover, report every rung."""
+    import torch
+    from ray import train
+
+    from raysearch.recipe import Recipe
+    from raysearch.recovery.engine import start_distributed
+    from raysearch.trial import Trial, Workbench
+
+    torch.set_num_threads(1)
+    start_distributed()
+    prepared = pickle.loads((Path(config["folder"]) / PREPARED).read_bytes())
+    bench = Workbench(SearchSpace.model_validate(config["space"]), prepared)
+    trial = Trial(Recipe(**config["recipe"]), bench)
+    for score in trial.scores([round(level) for level in config["levels"]]):
+        size_ratio = trial.size.size_bytes / bench.dense_size.size_bytes
+        facts = {"size_ratio": size_ratio, "retention": score.retention, "samples_seen": score.samples_seen}
+        train.report(facts)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=4, help="wall-clock time of each side")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("runs/live"))
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
