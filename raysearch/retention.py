@@ -13,6 +13,7 @@ import numpy as np
 
 FORMS = ("ratio_of_averages", "mean_of_ratios", "chance_corrected")
 _Z95 = NormalDist().inv_cdf(0.975)
+_Z90 = NormalDist().inv_cdf(0.95)
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,15 @@ def difference(first: Results, second: Results, dense: Results, form: str = "rat
     ours, theirs = _influences(first, dense, form), _influences(second, dense, form)
     gaps = {name: ours[1][name] - theirs[1][name] for name in ours[1]}
     return Retention(ours[0] - theirs[0], _standard_error(gaps, dense))
+
+
+def at_chance(dense: Results) -> list[str]:
+    """The benchmarks on which the dense model isn't better than guessing, by a one-sided test at 5%."""
+    return [
+        name
+        for name, values in dense.scores.items()
+        if float(np.mean(values)) - _Z90 * _clustered_se(values, dense.images[name]) <= dense.chance[name]
+    ]
 
 
 def _influences(pruned: Results, dense: Results, form: str) -> tuple[float, dict[str, np.ndarray]]:

@@ -8,6 +8,7 @@ from typing import Literal
 from raysearch import export, families
 from raysearch.benchmarks import Benchmark, load_benchmarks
 from raysearch.data.reading import Encoder, fraction_order, load_samples
+from raysearch.errors import InputError
 from raysearch.evaluate import evaluate
 from raysearch.front import Measured
 from raysearch.importance import Importance, importance
@@ -16,7 +17,7 @@ from raysearch.prune.shape import Shape, shape_of, size_of, solve
 from raysearch.recipe import Recipe
 from raysearch.recovery.loop import Recovery
 from raysearch.recovery.teacher import Teacher
-from raysearch.retention import Results, retention
+from raysearch.retention import Results, at_chance, retention
 from raysearch.score import Score
 from raysearch.size import Size
 from raysearch.space import SearchSpace
@@ -57,10 +58,18 @@ class Workbench:
         self.prepared = prepared or self.prepare()
 
     def prepare(self) -> Prepared:
-        """Score the dense model and the importance of its units by every criterion that the space names."""
+        """Score the dense model and the importance of its units by every criterion that the space names.
+
+        Raises:
+            InputError: the dense model is at chance on a benchmark, so that there is nothing to retain.
+        """
+        search = self.evaluate(self.model, self.questions)
+        heldout = self.evaluate(self.model, self.heldout)
+        _refuse_at_chance(search)
+        _refuse_at_chance(heldout)
         return Prepared(
-            search=self.evaluate(self.model, self.questions),
-            heldout=self.evaluate(self.model, self.heldout),
+            search=search,
+            heldout=heldout,
             importances={name: self._importance(name) for name in self.space.criteria()},
         )
 
@@ -167,6 +176,15 @@ class Trial:
             losses=dict(losses),
         )
         return self._latest
+
+
+def _refuse_at_chance(dense: Results) -> None:
+    for name in at_chance(dense):
+        raise InputError(
+            f"benchmarks: {name}: the dense model scores {dense.means()[name]:.1%} where guessing gets "
+            f"{dense.chance[name]:.1%}, so retention means nothing there; mend its prompt, answers or metric, ask "
+            "more questions, or leave it out"
+        )
 
 
 def shape_for(config: object, recipe: Recipe) -> Shape:
