@@ -1,4 +1,4 @@
-"""The command line: `raysearch search | best | export | prune | report | estimate | sync`.
+"""The command line: `raysearch search | best | export | prune | report | estimate | study | sync`.
 
 Every command imports what it needs when it runs: `--help`, `best` and mistakes answer without torch, ray or MLflow.
 """
@@ -159,6 +159,43 @@ def estimate(
       raysearch estimate search_spaces/pocket.yaml
     """
     pareto.search(space=space, dry_run=True)
+
+
+@app.command()
+def study(
+    space: Annotated[
+        Path | None, typer.Argument(metavar="SPACE.yaml", help="Space without ranges: its grid.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME-TIME if left out.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the study in this folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count; run nothing.")] = False,
+) -> None:
+    """Run every recipe of a space, and hold the claims of arXiv 2604.24380 against them.
+
+    No trial is stopped. DIR/study.md has the paper's tables for this model,
+    with intervals, and its claims: each holds, fails, or can't be told.
+
+    Examples:
+
+      raysearch study search_spaces/pocket-study.yaml --out runs/study
+
+      raysearch study --resume runs/study
+    """
+    from raysearch.replication.run import as_grid, run_study
+
+    if space is None and resume is None:
+        raise InputError(
+            "study: needs SPACE.yaml; start from search_spaces/pocket-study.yaml or paper-grid.yaml"
+        )
+    loaded, folder = pareto.study_of(space, resume, out)
+    loaded = pareto.with_options(as_grid(loaded), None, None, None, slots)
+    if dry_run:
+        from raysearch.plan import plan
+
+        print("\n".join(plan(loaded).describe()))
+        return
+    print(run_study(loaded, folder))
 
 
 @app.command()

@@ -5,9 +5,12 @@ delta method) of paired scores, summed within images before they are squared: qu
 independent.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +36,28 @@ class Results:
     def means(self) -> dict[str, float]:
         """Mean score per benchmark."""
         return {name: float(np.mean(values)) for name, values in self.scores.items()}
+
+
+def save_results(path: Path, results: Results) -> None:
+    """Replace `path`, an .npz file, by the results."""
+    columns = {"score": results.scores, "image": results.images, "chance": results.chance}
+    arrays = {f"{kind} {name}": value for kind, values in columns.items() for name, value in values.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    with unfinished.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    os.replace(unfinished, path)
+
+
+def load_results(path: Path) -> Results:
+    """What `save_results` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        found: dict[str, dict[str, Any]] = {"score": {}, "image": {}, "chance": {}}
+        for key in stored:
+            kind, _, name = key.partition(" ")
+            found[kind][name] = stored[key]
+    chance = {name: float(value) for name, value in found["chance"].items()}
+    return Results(found["score"], found["image"], chance)
 
 
 @dataclass(frozen=True)

@@ -225,10 +225,12 @@ class RecipeTrial(tune.Trainable):
 
     def _finish(self, last: dict[str, Any]) -> dict[str, Any]:
         """Keep the checkpoint of a model that the front doesn't dominate, and score it on held-out questions."""
+        assert self._slot is not None
+        if self._space.search.keep_scores:
+            self._slot.ask({"do": "keep", "folder": os.path.join(self._folder, "scores")})
         dominated = ray.get(self._board.is_dominated.remote(last["size_ratio"], last["retention"]))
         if dominated:
             return {}
-        assert self._slot is not None
         folder = os.path.join(self._folder, "checkpoints", self._recipe.key)
         return self._slot.ask({"do": "finish", "folder": folder})
 
@@ -293,6 +295,8 @@ class _Worker:
         try:
             if command["do"] == "finish":
                 return self._finish(Path(command["folder"]))
+            if command["do"] == "keep":
+                return self._keep(Path(command["folder"]))
             if command["do"] == "run":
                 self._start(Recipe(**command["recipe"]))
             return self._next()
@@ -321,6 +325,15 @@ class _Worker:
     def _finish(self, folder: Path) -> dict[str, Any]:
         heldout = self._trial.finish(folder)
         return {"checkpoint": f"checkpoints/{folder.name}", "heldout": heldout.model_dump()}
+
+    def _keep(self, folder: Path) -> dict[str, Any]:
+        from raysearch.retention import save_results
+
+        results = self._trial.heldout_results()
+        if self.rank == 0:
+            save_results(folder / "dense.npz", self._bench.prepared.heldout)
+            save_results(folder / f"{self._trial.recipe.key}.npz", results)
+        return {}
 
     def _failed(self, error: Exception) -> dict[str, Any]:
         if self._trial:

@@ -148,8 +148,8 @@ class SearchSettings(_Strict):
 
     trials: int = Field(24, ge=1)
     """Trials to run, the stopped ones included."""
-    sampler: Literal["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi"] = "tpe"
-    """Who proposes the recipes."""
+    sampler: Literal["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi", "grid"] = "tpe"
+    """Who proposes the recipes; grid takes every recipe of a space that has no ranges, in order."""
     seed: int = Field(0, ge=0)
     """Seed of the sampler, of the data order and of the interval estimates."""
     early_stopping: bool = True
@@ -158,6 +158,8 @@ class SearchSettings(_Strict):
     """Where the first verdict falls, as a share of the largest recovery in the space."""
     reduction_factor: float = Field(3, gt=1)
     """The share of trials that goes on from a rung is one in this many."""
+    keep_scores: bool = False
+    """Keep every finished trial's scores per held-out question, as DIR/scores/KEY.npz."""
 
 
 class RecoverySettings(_Strict):

@@ -15,6 +15,7 @@ from raysearch.plan import Plan
 from raysearch.recipe import Recipe
 from raysearch.runner import RecipeTrial, post_front, start_board
 from raysearch.score import Score, TrialRecord
+from raysearch.search.grid import grid
 from raysearch.search.recipe_search import RecipeSearch
 from raysearch.search.scheduler import ParetoASHA
 from raysearch.search.searcher import Searcher
@@ -128,12 +129,13 @@ def _proposals(plan: Plan, study: Study) -> RecipeSearch:
         sampler=settings.sampler,
         seed=settings.seed,
     )
-    searcher.enqueue_published()
     proposals = RecipeSearch(searcher, scheduler)
     if (study.folder / STATE).exists():
         proposals.restore(str(study.folder / STATE))
         for lost in searcher.take_back_running():
             scheduler.rungs.fail(lost)
+    elif settings.sampler == "grid":
+        searcher.enqueue(grid(plan.space))
     else:
         searcher.enqueue_published()
     return proposals
