@@ -182,7 +182,9 @@ def study(
 
       raysearch study --resume runs/study
     """
-    from raysearch.replication.run import as_grid, run_study
+    from raysearch.plan import plan
+    from raysearch.search.grid import as_grid, grid
+    from raysearch.study import Study
 
     if space is None and resume is None:
         raise InputError(
@@ -190,12 +192,17 @@ def study(
         )
     loaded, folder = pareto.study_of(space, resume, out)
     loaded = pareto.with_options(as_grid(loaded), None, None, None, slots)
+    planned = plan(loaded)
     if dry_run:
-        from raysearch.plan import plan
-
-        print("\n".join(plan(loaded).describe()))
+        print("\n".join(planned.describe()))
         return
-    print(run_study(loaded, folder))
+    if len(Study(folder, loaded).records) < loaded.search.trials:
+        pareto.run(planned, folder)
+    from raysearch.replication.page import write_page
+    from raysearch.replication.probes import measure
+
+    measure(loaded, folder, grid(loaded))
+    print(write_page(folder, loaded, planned.dense))
 
 
 @app.command()

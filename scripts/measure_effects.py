@@ -3,24 +3,22 @@
     python scripts/measure_effects.py                  # 3 seeds, about half an hour on one core; resumable
     python scripts/measure_effects.py --seeds 1 --worker 0/2 & python scripts/measure_effects.py --seeds 1 --worker 1/2
 
-Every comparison is paired: both models answer the same held-out questions. Its standard error joins two sources:
-questions (linearised ratio, clustered by image, on scores averaged over seeds) and seeds (spread of the per-seed
-differences). What was measured is kept in runs/effects, one file per recipe.
+Every comparison is paired and joins two sources of error, as raysearch/replication/table.py says. What was measured is
+kept in runs/effects, one file per recipe.
 """
 
 import argparse
 from datetime import date
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from raysearch.benchmarks import load_benchmarks
 from raysearch.files import write_text
 from raysearch.pareto import EMBEDDED_SPACE
 from raysearch.recipe import Recipe
 from raysearch.recovery.loop import start_distributed
-from raysearch.retention import Results, Retention, difference, retention
+from raysearch.replication.table import gap_over_seeds, kept_over_seeds, percent
+from raysearch.retention import Results, Retention, load_results, retention, save_results
 from raysearch.space import SearchSpace
 from raysearch.trial import Trial, Workbench
 
@@ -91,66 +89,34 @@ def measure(wanted: list[Recipe], folder: Path) -> None:
         *_, score = trial.scores([])
         results = trial.evaluate(bench.heldout)
         trial.close()
-        np.savez(folder / f"{wanted_recipe.key}.npz", **results.scores)
+        save_results(folder / f"{wanted_recipe.key}.npz", results)
         kept = retention(results, bench.prepared.heldout)
         print(
             f"{number}/{len(missing)} {wanted_recipe.describe()}: {kept.value:.3f} (search {score.retention:.3f})"
         )
-    np.savez(folder / "dense.npz", **bench.prepared.heldout.scores)
+    save_results(folder / "dense.npz", bench.prepared.heldout)
 
 
-def read(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """Scores per question of one measured model."""
-    with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
-        return dict(stored)
-
-
-class Table:
+class Effects:
     """Comparisons from the stored results."""
 
     def __init__(self, folder: Path, num_seeds: int) -> None:
-        benchmarks = load_benchmarks("pocket", "heldout")
-        self.images = {b.name: np.array([q.image_id for q in b.questions]) for b in benchmarks}
-        self.chance = {b.name: b.chance for b in benchmarks}
         self.folder, self.num_seeds = folder, num_seeds
-        self.dense = self._results([read(folder, "dense")])
+        self.dense = load_results(folder / "dense.npz")
 
     def kept(self, fields: dict) -> Retention:
         """Retention of a recipe, averaged over its seeds."""
-        scores = self._scores(fields)
-        overall = retention(self._results(scores), self.dense)
-        each = [retention(self._results([one]), self.dense).value for one in scores]
-        return Retention(overall.value, float(np.hypot(overall.se, _seed_error(each))))
+        return kept_over_seeds(self._runs(fields), self.dense)
 
     def gap(self, first: dict, second: dict) -> Retention:
         """Retention of `first` minus that of `second`."""
-        ours, theirs = self._scores(first), self._scores(second)
-        overall = difference(self._results(ours), self._results(theirs), self.dense)
-        num = max(len(ours), len(theirs))
-        pairs = zip((ours * num)[:num], (theirs * num)[:num], strict=True)
-        each = [difference(self._results([a]), self._results([b]), self.dense).value for a, b in pairs]
-        return Retention(overall.value, float(np.hypot(overall.se, _seed_error(each))))
+        return gap_over_seeds(self._runs(first), self._runs(second), self.dense)
 
-    def _scores(self, fields: dict) -> list[dict[str, np.ndarray]]:
-        return [read(self.folder, r.key) for r in seeds_of(fields, self.num_seeds)]
-
-    def _results(self, runs: list[dict[str, np.ndarray]]) -> Results:
-        means = {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}
-        return Results(means, self.images, self.chance)
+    def _runs(self, fields: dict) -> list[Results]:
+        return [load_results(self.folder / f"{r.key}.npz") for r in seeds_of(fields, self.num_seeds)]
 
 
-def _seed_error(values: list[float]) -> float:
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def percent(value: Retention, signed: bool = False) -> str:
-    """A retention, or a difference of two in points, with its 95% interval."""
-    low, high = value.interval
-    sign = "+" if signed else ""
-    return f"{100 * value.value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
-
-
-def report(table: Table) -> str:
+def report(table: Effects) -> str:
     """docs/effects.md."""
     num = sum(len(values) for values in table.dense.scores.values())
     lines = [
@@ -186,7 +152,7 @@ def main() -> None:
     worker, num_workers = map(int, options.worker.split("/"))
     measure(recipes(options.seeds)[worker::num_workers], options.folder)
     if num_workers == 1:
-        write_text(options.to, report(Table(options.folder, options.seeds)))
+        write_text(options.to, report(Effects(options.folder, options.seeds)))
         print(options.to.read_text())
 
 

@@ -54,9 +54,17 @@ def test_a_dry_run_of_them(name, monkeypatch):
 def test_the_papers_models_are_asked_its_nine_benchmarks():
     for name in ("llava-1.5-7b", "bunny-v1.0-3b", "mini-internvl-4b", "paper-grid"):
         entries = SearchSpace.load(SPACES / f"{name}.yaml").benchmarks
-        assert [
-            entry.name for entry in entries
-        ] == ["MMMU", "SQA", "MathVista", "AI2D", "MME-C", "MME-P", "POPE", "DocVQA", "GQA"]
+        assert [entry.name for entry in entries] == [
+            "MMMU",
+            "SQA",
+            "MathVista",
+            "AI2D",
+            "MME-C",
+            "MME-P",
+            "POPE",
+            "DocVQA",
+            "GQA",
+        ]
         assert {entry.name: entry.scale for entry in entries if entry.scale != 100} == {
             "MME-C": 800,
             "MME-P": 2000,

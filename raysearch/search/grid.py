@@ -51,6 +51,16 @@ def grid(space: SearchSpace) -> list[Recipe]:
     return list(found.values())
 
 
+def as_grid(space: SearchSpace) -> SearchSpace:
+    """The space as a study without search: every recipe, whatever its size, to its own end, its scores kept.
+
+    Raises:
+        InputError: a dimension is a range.
+    """
+    changes = {"sampler": "grid", "early_stopping": False, "keep_scores": True, "trials": len(grid(space))}
+    return space.model_copy(update={"search": space.search.model_copy(update=changes), "budgets": []})
+
+
 def _next(branch: _Branch) -> list[int] | None:
     """The path after this one; None behind the last."""
     for at in reversed(range(len(branch.num_choices))):
