@@ -11,14 +11,16 @@ import argparse
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from raysearch.benchmarks import load_benchmarks
 from raysearch.files import write_text
 from raysearch.pareto import EMBEDDED_SPACE
 from raysearch.recipe import Recipe
 from raysearch.recovery.loop import start_distributed
 from raysearch.replication.table import gap_over_seeds, kept_over_seeds, percent
-from raysearch.retention import Results, Retention, load_results, retention, save_results
+from raysearch.retention import Results, Retention, retention
 from raysearch.space import SearchSpace
 from raysearch.trial import Trial, Workbench
 
@@ -89,20 +91,23 @@ def measure(wanted: list[Recipe], folder: Path) -> None:
         *_, score = trial.scores([])
         results = trial.evaluate(bench.heldout)
         trial.close()
-        save_results(folder / f"{wanted_recipe.key}.npz", results)
+        np.savez(folder / f"{wanted_recipe.key}.npz", **results.scores)
         kept = retention(results, bench.prepared.heldout)
         print(
             f"{number}/{len(missing)} {wanted_recipe.describe()}: {kept.value:.3f} (search {score.retention:.3f})"
         )
-    save_results(folder / "dense.npz", bench.prepared.heldout)
+    np.savez(folder / "dense.npz", **bench.prepared.heldout.scores)
 
 
 class Effects:
     """Comparisons from the stored results."""
 
     def __init__(self, folder: Path, num_seeds: int) -> None:
+        benchmarks = load_benchmarks("pocket", "heldout")
+        self.images = {b.name: np.array([q.image_id for q in b.questions]) for b in benchmarks}
+        self.chance = {b.name: b.chance for b in benchmarks}
         self.folder, self.num_seeds = folder, num_seeds
-        self.dense = load_results(folder / "dense.npz")
+        self.dense = self._read("dense")
 
     def kept(self, fields: dict) -> Retention:
         """Retention of a recipe, averaged over its seeds."""
@@ -113,7 +118,11 @@ class Effects:
         return gap_over_seeds(self._runs(first), self._runs(second), self.dense)
 
     def _runs(self, fields: dict) -> list[Results]:
-        return [load_results(self.folder / f"{r.key}.npz") for r in seeds_of(fields, self.num_seeds)]
+        return [self._read(r.key) for r in seeds_of(fields, self.num_seeds)]
+
+    def _read(self, name: str) -> Results:
+        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as stored:
+            return Results(dict(stored), self.images, self.chance)
 
 
 def report(table: Effects) -> str:
