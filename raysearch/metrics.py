@@ -93,12 +93,15 @@ def is_yes_no(response: str, question: Asked) -> float:
 
 
 def anls(response: str, question: Asked) -> float:
-    """Normalised Levenshtein similarity to the nearest answer, 0 below one half (arXiv 1907.00490, equation 1)."""
+    """Normalised Levenshtein similarity to the nearest answer, 0 below one half (arXiv 1907.00490, equation 1).
+
+    Exactly one half counts, as in the challenge's own code; by the equation it would not.
+    """
 
     def similarity(answer: str) -> float:
         one, other = (" ".join(text.lower().split()) for text in (answer, response))
         distance = edit_distance(one, other) / max(len(one), len(other), 1)
-        return 1 - distance if distance < ANLS_THRESHOLD else 0.0
+        return 1 - distance if distance <= ANLS_THRESHOLD else 0.0
 
     return max(map(similarity, question.answers))
 

@@ -79,8 +79,7 @@ def test_anls_takes_the_nearest_answer_and_nothing_below_a_half():
     asked = Asked(("Coca Cola", "cola"))
     cases = {"coca  cola": 1.0, "coca colas": 0.9, "kola": 0.75, "pepsi": 0.0, "": 0.0}
     assert METRICS["anls"].values(list(cases), [asked] * len(cases)) == pytest.approx(list(cases.values()))
-    half = Asked(("abcd",))  # two of four letters wrong: a distance of one half scores nothing
-    assert METRICS["anls"].values(["abxy"], [half]).tolist() == [0.0]
+    assert METRICS["anls"].values(["abxy", "axyz"], [Asked(("abcd",))] * 2).tolist() == [0.5, 0.0]
 
 
 @pytest.mark.parametrize(
