@@ -191,17 +191,22 @@ def study(
             "study: needs SPACE.yaml; start from search_spaces/pocket-study.yaml or paper-grid.yaml"
         )
     loaded, folder = pareto.study_of(space, resume, out)
+    if resume and not loaded.search.keep_scores:
+        raise InputError(f"--resume {resume}: holds a search; go on with raysearch search --resume {resume}")
     loaded = pareto.with_options(as_grid(loaded), None, None, None, slots)
     planned = plan(loaded)
     if dry_run:
         print("\n".join(planned.describe()))
         return
-    if len(Study(folder, loaded).records) < loaded.search.trials:
+    recipes = [recipe for recipe in grid(loaded) if planned.size_of(recipe)]
+    if len(Study(folder, loaded).records) < len(recipes):
         pareto.run(planned, folder)
+    if not any(record.end == "finished" for record in Study(folder, loaded).records):
+        raise InputError(f"{folder}: no recipe has finished; {folder}/trials.jsonl has the reasons")
     from raysearch.replication.page import write_page
     from raysearch.replication.probes import measure
 
-    measure(loaded, folder, grid(loaded))
+    measure(loaded, folder, recipes)
     print(write_page(folder, loaded, planned.dense))
 
 

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from raysearch.cli import app
 from raysearch.recipe import Recipe
 from raysearch.replication.page import page
 from raysearch.replication.probes import Probes
@@ -17,7 +19,9 @@ from raysearch.replication.table import Cell, Table, cell_of, gap_over_seeds, ke
 from raysearch.retention import Results, Retention, difference, load_results, retention, save_results
 from raysearch.size import Size
 from raysearch.space import SearchSpace
+from raysearch.study import Study
 
+ROOT = Path(__file__).parents[1]
 W, L = "widthwise", "layerwise"
 NUM = 2000
 CHANCE = {"words": 0.3, "lists": 0.0}
@@ -214,6 +218,37 @@ def test_the_page_has_the_papers_tables_and_all_claims():
     assert "**Warning:** 1 of the recipes keep more" in page(
         space, better, NOTHING, {"words": 100.0, "lists": 100.0}, Size(1, 1)
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "study: needs SPACE.yaml; start from search_spaces/pocket-study.yaml"),
+        (["search_spaces/pocket.yaml"], "recipe.ratio: a range from 0.08 to 0.75; a grid wants a list"),
+        (["--resume", "{search}"], "holds a search; go on with raysearch search --resume"),
+        (["--resume", "{empty}"], "no space.json, so there is no study to resume"),
+    ],
+)
+def test_mistakes_get_one_line_and_nothing_is_written(arguments, said, tmp_path, capsys, monkeypatch):
+    search, empty = tmp_path / "search", tmp_path / "empty"
+    Study(search, SearchSpace.load(ROOT / "search_spaces" / "pocket.yaml")).create()
+    empty.mkdir()
+    monkeypatch.chdir(ROOT)
+    before = sorted(ROOT.glob("runs/*"))
+    with pytest.raises(SystemExit) as ended:
+        app(["study", *(argument.format(search=search, empty=empty) for argument in arguments)])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+    assert sorted(ROOT.glob("runs/*")) == before
+    assert [path.name for path in search.iterdir()] == ["space.json"]
+
+
+def test_a_dry_run_counts_the_grid(capsys):
+    with pytest.raises(SystemExit) as ended:
+        app(["study", str(ROOT / "search_spaces" / "pocket-study.yaml"), "--dry-run"])
+    assert ended.value.code == 0
+    assert "194 by grid, seed 0, all run to their end" in capsys.readouterr().out
 
 
 @pytest.mark.slow
