@@ -201,8 +201,10 @@ def study(
     recipes = [recipe for recipe in grid(loaded) if planned.size_of(recipe)]
     if len(Study(folder, loaded).records) < len(recipes):
         pareto.run(planned, folder)
-    if not any(record.end == "finished" for record in Study(folder, loaded).records):
-        raise InputError(f"{folder}: no recipe has finished; {folder}/trials.jsonl has the reasons")
+    if not any(record.end == "finished" and record.recipe.ratio for record in Study(folder, loaded).records):
+        raise InputError(
+            f"{folder}: no recipe that prunes has finished; {folder}/trials.jsonl has the reasons"
+        )
     from raysearch.replication.page import write_page
     from raysearch.replication.probes import measure
 

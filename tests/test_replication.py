@@ -12,6 +12,7 @@ import yaml
 
 from raysearch.cli import app
 from raysearch.recipe import Recipe
+from raysearch.replication.figure import curves, write_figure
 from raysearch.replication.page import page
 from raysearch.replication.probes import Probes
 from raysearch.replication.statements import STATEMENTS, Check, joint, projector, untrained, verdict
@@ -220,6 +221,28 @@ def test_the_page_has_the_papers_tables_and_all_claims():
     )
 
 
+def test_the_picture_shows_what_was_measured(tmp_path):
+    cells = {
+        untrained(W, 0.3): 0.6,
+        untrained(W, 0.15): 0.9,
+        joint(W, 0.15): 0.95,
+        joint(W, 0.15, "sft+l2", 0.2): 0.9,
+    }
+    made = table(cells)
+    panels = curves(made)
+    assert {title: list(found) for title, found in panels.items()} == {
+        "What is trained, by SFT": [f"{W}, none", f"{W}, joint"],
+        "Losses, widthwise, joint": ["sft"],
+        "Share of the data, widthwise, SFT with hidden states": ["20%"],
+    }
+    ratios, kept = zip(*panels["What is trained, by SFT"][f"{W}, none"], strict=True)
+    assert ratios == (0.15, 0.3)
+    assert kept[0] == made.kept(untrained(W, 0.15))
+    write_figure(made, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -288,6 +311,7 @@ def test_a_small_study_and_its_resumption(tmp_path):
     assert [row["end"] for row in rows] == ["finished"] * 8
     assert {path.stem for path in (folder / "scores").iterdir()} == {"dense", *(row["key"] for row in rows)}
     text = (folder / "study.md").read_text()
+    assert (folder / "study.png").exists()
     for title in ("## T2.", "## T3.", "## T3c.", "## T7."):
         assert title in text
     again = study("--resume", "study")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from raysearch.benchmarks import load_benchmarks
 from raysearch.files import write_text
+from raysearch.replication.figure import FIGURE, write_figure
 from raysearch.replication.probes import Probes
 from raysearch.replication.statements import LAYER, STATEMENTS, WIDTH, joint, projector, untrained, verdict
 from raysearch.replication.table import Cell, Table, percent
@@ -23,10 +24,11 @@ Row = Sequence[str]
 
 
 def write_page(folder: Path, space: SearchSpace, dense: Size) -> Path:
-    """Replace DIR/study.md by what the study in `folder` has measured so far."""
+    """Replace DIR/study.md and its picture by what the study in `folder` has measured so far."""
     table = Table.load(folder, read_trials(folder))
     probes = Probes.load(folder, grid(space))
     scales = {benchmark.name: benchmark.scale for benchmark in load_benchmarks(space.benchmarks, "heldout")}
+    write_figure(table, folder / FIGURE)
     write_text(folder / PAGE, page(space, table, probes, scales, dense))
     return folder / PAGE
 
@@ -41,6 +43,7 @@ def page(space: SearchSpace, table: Table, probes: Probes, scales: dict[str, flo
         "Retention is in % of the dense model (ratio of averages), with 95% intervals over questions (paired, "
         "clustered by image) and seeds. Ratios are shares of the decoder's parameters.",
         *_better_than_dense(table),
+        f"![Retention over the ratio]({FIGURE})",
         _section("The paper's claims", ("", "claim", "here", "measured"), _claims(table, probes)),
         _section(
             "T2. Without recovery",
