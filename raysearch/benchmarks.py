@@ -24,8 +24,6 @@ class Benchmark:
     metric: MetricName = "exact"
     max_new_tokens: int = 32
     """Longest answer that is generated; `exact` needs none."""
-    scale: float = 100.0
-    """What publications call a perfect score."""
 
 
 def load_benchmarks(wanted: str | Sequence[str | BenchmarkEntry], split: str) -> list[Benchmark]:
@@ -85,4 +83,4 @@ def _embedded(name: str, split: str) -> Benchmark:
 def _own(entry: BenchmarkEntry, split: str) -> Benchmark:
     questions = read_questions(entry, split)
     guess = metrics.chance(entry.metric, questions) if entry.chance is None else entry.chance
-    return Benchmark(entry.name, questions, guess, entry.metric, entry.max_new_tokens, entry.scale)
+    return Benchmark(entry.name, questions, guess, entry.metric, entry.max_new_tokens)

@@ -172,10 +172,10 @@ def test_answers_by_number_among_options_that_are_numbers(folder):
 
 def test_the_template_takes_columns(folder):
     rows = [{**row, "hint": "look"} for row in rows_of()]
-    search, _ = both(entry(write(folder, rows), prompt="{hint}: {question} {{}}", chance=0.3, scale=2000))
+    search, _ = both(entry(write(folder, rows), prompt="{hint}: {question} {{}}", chance=0.3))
     assert search.questions[0].prompt.startswith("look: what is ")
     assert search.questions[0].prompt.endswith("? {}")
-    assert (search.chance, search.scale) == (0.3, 2000)
+    assert search.chance == 0.3
 
 
 def change(index, **cells):
