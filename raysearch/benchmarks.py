@@ -1,66 +1,86 @@
-"""Benchmarks: questions about images with one right answer each, a split, and the score that guessing gets."""
+"""Benchmarks: the questions of a split, how they are scored, and the score that guessing gets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
-from PIL import Image
-
-from raysearch import pocket
-from raysearch.data.reading import Sample
+from raysearch import metrics, pocket
+from raysearch.data.samples import sample_from_row
 from raysearch.errors import InputError
+from raysearch.metrics import MetricName
+from raysearch.questions import Question, read_questions
+from raysearch.space import BenchmarkEntry
 
-
-@dataclass(frozen=True)
-class Question:
-    """One prompt about one image, with the answer that counts as right."""
-
-    id: str
-    image: Image.Image
-    image_id: str
-    """Questions about one image are not independent: standard errors are clustered by it."""
-    prompt: str
-    answer: str
-
-    @cached_property
-    def sample(self) -> Sample:
-        """The question and its right answer as a conversation of one turn."""
-        asked = [{"type": "image"}, {"type": "text", "text": self.prompt}]
-        answered = [{"type": "text", "text": self.answer}]
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        return Sample(id=self.id, source="", images=(self.image,), messages=messages)
+__all__ = ["Benchmark", "Question", "check_benchmarks", "load_benchmarks"]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The questions of one split. The score of a question is 1 for the exact answer, else 0."""
+    """The questions of one split."""
 
     name: str
     questions: tuple[Question, ...]
     chance: float
     """Mean score of the best guess that reads the question and not the image."""
+    metric: MetricName = "exact"
+    max_new_tokens: int = 32
+    """Longest answer that is generated; `exact` needs none."""
 
 
-def load_benchmarks(names: str | Sequence[str], split: str) -> list[Benchmark]:
+def load_benchmarks(wanted: str | Sequence[str | BenchmarkEntry], split: str) -> list[Benchmark]:
     """The benchmarks of a study.
 
     Args:
-        names: `pocket` for all of the embedded ones, or names of some of them.
+        wanted: `pocket` for all of the embedded ones, names of some of them, and a person's own.
         split: `search` (trials are compared on it) or `heldout` (reported, never searched on).
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown or repeated name, or questions that can't be used.
     """
-    wanted = pocket.BENCHMARKS if names == "pocket" else [names] if isinstance(names, str) else names
-    for name in wanted:
-        if name not in pocket.BENCHMARKS:
+    listed = [wanted] if isinstance(wanted, str) else wanted
+    entries = [name for entry in listed for name in (pocket.BENCHMARKS if entry == "pocket" else [entry])]
+    names = [entry if isinstance(entry, str) else entry.name for entry in entries]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated:
+        raise InputError(f"benchmarks: {repeated!r} is named twice; give each a name of its own")
+    for entry in entries:
+        if isinstance(entry, str) and entry not in pocket.BENCHMARKS:
             known = ", ".join(("pocket", *pocket.BENCHMARKS))
-            raise InputError(f"benchmarks: {name!r} is not known; known are {known}")
-    return [_embedded(name, split) for name in wanted]
+            raise InputError(
+                f"benchmarks: {entry!r} is not known; known are {known}, and entries with name, data and metric"
+            )
+    return [_embedded(entry, split) if isinstance(entry, str) else _own(entry, split) for entry in entries]
+
+
+def check_benchmarks(wanted: str | Sequence[str | BenchmarkEntry]) -> None:
+    """Read both splits of a person's own benchmarks, and see that no question is in both.
+
+    Raises:
+        InputError: as `load_benchmarks`; or a question to search on is among the held-out ones.
+    """
+    load_benchmarks(wanted, "search")
+    for entry in [] if isinstance(wanted, str) else wanted:
+        if isinstance(entry, BenchmarkEntry):
+            search, heldout = (_own(entry, split).questions for split in ("search", "heldout"))
+            known = {(question.image_id, question.prompt) for question in search}
+            shared = next((q for q in heldout if (q.image_id, q.prompt) in known), None)
+            if shared:
+                raise InputError(
+                    f"benchmarks: {entry.name}: question {shared.id} is in both splits; "
+                    "remove it from one, or leave heldout_data and heldout_split out to divide the rows"
+                )
 
 
 def _embedded(name: str, split: str) -> Benchmark:
-    rows = pocket.questions(name, split)
-    fields = ("id", "image", "image_id", "prompt", "answer")
-    questions = tuple(Question(**{field: row[field] for field in fields}) for row in rows)
-    return Benchmark(name, questions, pocket.chance(name, split))
+    questions = []
+    for row in pocket.questions(name, split):
+        asked = [{"type": "image"}, {"type": "text", "text": row["prompt"]}]
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": row["answer"]}]
+        sample = sample_from_row({"id": row["id"], "messages": turns, "image": row["image"]}, 0)
+        questions.append(Question(row["id"], row["image_id"], sample, (row["answer"],)))
+    return Benchmark(name, tuple(questions), pocket.chance(name, split))
+
+
+def _own(entry: BenchmarkEntry, split: str) -> Benchmark:
+    questions = read_questions(entry, split)
+    guess = metrics.chance(entry.metric, questions) if entry.chance is None else entry.chance
+    return Benchmark(entry.name, questions, guess, entry.metric, entry.max_new_tokens)

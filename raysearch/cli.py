@@ -1,4 +1,4 @@
-"""The command line: `raysearch search | best | export | prune | report | estimate | sync`.
+"""The command line: `raysearch search | best | export | prune | report | estimate | study | sync`.
 
 Every command imports what it needs when it runs: `--help`, `best` and mistakes answer without torch, ray or MLflow.
 """
@@ -159,6 +159,57 @@ def estimate(
       raysearch estimate search_spaces/pocket.yaml
     """
     pareto.search(space=space, dry_run=True)
+
+
+@app.command()
+def study(
+    space: Annotated[
+        Path | None, typer.Argument(metavar="SPACE.yaml", help="Space without ranges: its grid.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME-TIME if left out.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the study in this folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count; run nothing.")] = False,
+) -> None:
+    """Run every recipe of a space, and hold the claims of arXiv 2604.24380 against them.
+
+    No trial is stopped. DIR/study.md has the paper's tables for this model,
+    with intervals, and its claims: each holds, fails, or can't be told.
+
+    Examples:
+
+      raysearch study search_spaces/pocket-study.yaml --out runs/study
+
+      raysearch study --resume runs/study
+    """
+    from raysearch.plan import plan
+    from raysearch.search.grid import as_grid, grid
+    from raysearch.study import Study
+
+    if space is None and resume is None:
+        raise InputError(
+            "study: needs SPACE.yaml; start from search_spaces/pocket-study.yaml or paper-grid.yaml"
+        )
+    loaded, folder = pareto.study_of(space, resume, out)
+    if resume and not loaded.search.keep_scores:
+        raise InputError(f"--resume {resume}: holds a search; go on with raysearch search --resume {resume}")
+    loaded = pareto.with_options(as_grid(loaded), None, None, None, slots)
+    planned = plan(loaded)
+    if dry_run:
+        print("\n".join(planned.describe()))
+        return
+    recipes = [recipe for recipe in grid(loaded) if planned.size_of(recipe)]
+    if len(Study(folder, loaded).records) < len(recipes):
+        pareto.run(planned, folder)
+    if not any(record.end == "finished" and record.recipe.ratio for record in Study(folder, loaded).records):
+        raise InputError(
+            f"{folder}: no recipe that prunes has finished; {folder}/trials.jsonl has the reasons"
+        )
+    from raysearch.replication.page import write_page
+    from raysearch.replication.probes import measure
+
+    measure(loaded, folder, recipes)
+    print(write_page(folder, loaded, planned.dense))
 
 
 @app.command()

@@ -7,7 +7,7 @@ ray job submit --working-dir . -- python -m raysearch.pareto search_spaces/pocke
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from raysearch.door import Door
 from raysearch.errors import InputError
 from raysearch.size import Budget
 from raysearch.space import SearchSpace
+
+if TYPE_CHECKING:
+    from raysearch.plan import Plan
 
 EMBEDDED_SPACE = Path(__file__).parent / "pocket" / "space.yaml"
 
@@ -41,14 +44,23 @@ def search(
 
       raysearch search --resume runs/mine --trials 60
     """
-    study_space, folder = _study_of(space, resume, out)
-    study_space = _with_options(study_space, budget, trials, seed, slots)
+    study_space, folder = study_of(space, resume, out)
+    study_space = with_options(study_space, budget, trials, seed, slots)
     from raysearch.plan import plan
 
     planned = plan(study_space)
     if dry_run:
         print("\n".join(planned.describe()))
         return
+    run(planned, folder)
+
+
+def run(planned: "Plan", folder: Path) -> None:
+    """Run the trials that a study lacks, in view of the person, and print what came of them.
+
+    Raises:
+        InputError: as `tuner.search`.
+    """
     from raysearch.report.live import LiveView
     from raysearch.report.plots import write_pictures
     from raysearch.report.summary import print_result
@@ -56,7 +68,7 @@ def search(
     from raysearch.tracking.tracker import Tracker
     from raysearch.tuner import search as run_search
 
-    study = Study(folder, study_space)
+    study = Study(folder, planned.space)
     study.create()
     tracker = Tracker(study, dense=planned.dense)
     with LiveView(planned, study) as view:
@@ -69,7 +81,7 @@ def search(
     print_result(front, _shown(folder))
 
 
-def _study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple[SearchSpace, Path]:
+def study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple[SearchSpace, Path]:
     """The space and the folder, from a new start or from an earlier one."""
     from raysearch.study import is_study, read_space
 
@@ -97,7 +109,7 @@ def _default_folder(name: str) -> Path:
     return runs / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _with_options(
+def with_options(
     space: SearchSpace, budget: list[str] | None, trials: int | None, seed: int | None, slots: int | None
 ) -> SearchSpace:
     """The space with what the command line overrides."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysearch import families
-from raysearch.benchmarks import load_benchmarks
+from raysearch.benchmarks import check_benchmarks
 from raysearch.data.reading import load_samples
 from raysearch.errors import InputError
 from raysearch.prune.shape import Shape, shape_of, size_of, smallest_shape, solve
@@ -66,7 +66,7 @@ def plan(space: SearchSpace) -> Plan:
     """
     config = families.load_config(space.model)
     dense = size_of(config, shape_of(config))
-    load_benchmarks(space.benchmarks, "search")
+    check_benchmarks(space.benchmarks)
     num_rows = len(load_samples(space.data))
     if space.num_samples and space.num_samples > num_rows:
         raise InputError(f"num_samples: {space.num_samples}, but {space.data} has {num_rows} rows; lower it")

@@ -5,14 +5,18 @@ delta method) of paired scores, summed within images before they are squared: qu
 independent.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 FORMS = ("ratio_of_averages", "mean_of_ratios", "chance_corrected")
 _Z95 = NormalDist().inv_cdf(0.975)
+_Z90 = NormalDist().inv_cdf(0.95)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,28 @@ class Results:
     def means(self) -> dict[str, float]:
         """Mean score per benchmark."""
         return {name: float(np.mean(values)) for name, values in self.scores.items()}
+
+
+def save_results(path: Path, results: Results) -> None:
+    """Replace `path`, an .npz file, by the results."""
+    columns = {"score": results.scores, "image": results.images, "chance": results.chance}
+    arrays = {f"{kind} {name}": value for kind, values in columns.items() for name, value in values.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    with unfinished.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    os.replace(unfinished, path)
+
+
+def load_results(path: Path) -> Results:
+    """What `save_results` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        found: dict[str, dict[str, Any]] = {"score": {}, "image": {}, "chance": {}}
+        for key in stored:
+            kind, _, name = key.partition(" ")
+            found[kind][name] = stored[key]
+    chance = {name: float(value) for name, value in found["chance"].items()}
+    return Results(found["score"], found["image"], chance)
 
 
 @dataclass(frozen=True)
@@ -72,6 +98,15 @@ def difference(first: Results, second: Results, dense: Results, form: str = "rat
     ours, theirs = _influences(first, dense, form), _influences(second, dense, form)
     gaps = {name: ours[1][name] - theirs[1][name] for name in ours[1]}
     return Retention(ours[0] - theirs[0], _standard_error(gaps, dense))
+
+
+def at_chance(dense: Results) -> list[str]:
+    """The benchmarks on which the dense model isn't better than guessing, by a one-sided test at 5%."""
+    return [
+        name
+        for name, values in dense.scores.items()
+        if float(np.mean(values)) - _Z90 * _clustered_se(values, dense.images[name]) <= dense.chance[name]
+    ]
 
 
 def _influences(pruned: Results, dense: Results, form: str) -> tuple[float, dict[str, np.ndarray]]:

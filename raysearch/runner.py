@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from raysearch.errors import InputError
 from raysearch.front import FrontPoint
 from raysearch.recipe import Recipe
 from raysearch.space import SearchSpace
@@ -73,7 +74,7 @@ class _Board:
                 self._preparing = slot
             return self._prepared
 
-    async def publish(self, prepared: bytes, dense_scores: dict[str, float]) -> None:
+    async def publish(self, prepared: bytes, dense_scores: dict[str, float] | None) -> None:
         async with self._changed:
             self._prepared, self._dense_scores = prepared, dense_scores
             self._changed.notify_all()
@@ -224,10 +225,12 @@ class RecipeTrial(tune.Trainable):
 
     def _finish(self, last: dict[str, Any]) -> dict[str, Any]:
         """Keep the checkpoint of a model that the front doesn't dominate, and score it on held-out questions."""
+        assert self._slot is not None
+        if self._space.search.keep_scores:
+            self._slot.ask({"do": "keep", "folder": os.path.join(self._folder, "scores")})
         dominated = ray.get(self._board.is_dominated.remote(last["size_ratio"], last["retention"]))
         if dominated:
             return {}
-        assert self._slot is not None
         folder = os.path.join(self._folder, "checkpoints", self._recipe.key)
         return self._slot.ask({"do": "finish", "folder": folder})
 
@@ -259,23 +262,41 @@ class _Worker:
         space = SearchSpace.model_validate(config["space"])
         torch.set_num_threads(max(1, int(space.slots.cpus_per_worker)))
         start_distributed()
+        self._refusal: InputError | None = None
+        self._trial: Any = None
+        self._scores: Any = None
         board, slot = config["board"], config["slot"]
         known = ray.get(board.prepared.remote(slot)) if rank == 0 else None
         if rank == 0 and known is None:
-            self._bench = Workbench(space)
-            found = self._bench.prepared
-            ray.get(board.publish.remote(pickle.dumps(found), found.search.means()))
+            found, scores = self._measure(space)
+            ray.get(board.publish.remote(pickle.dumps(found), scores))
         else:
-            known = known or ray.get(board.prepared.remote(slot))
-            self._bench = Workbench(space, pickle.loads(known))
-        self._trial: Any = None
-        self._scores: Any = None
+            found = pickle.loads(known or ray.get(board.prepared.remote(slot)))
+            if isinstance(found, InputError):
+                self._refusal = found
+            else:
+                self._bench = Workbench(space, found)
+
+    def _measure(self, space: SearchSpace) -> tuple[Any, dict[str, float] | None]:
+        """What all slots share, and the dense scores; or the mistake that stands in the way of every trial."""
+        from raysearch.trial import Workbench
+
+        try:
+            self._bench = Workbench(space)
+        except InputError as error:
+            self._refusal = error
+            return error, None
+        return self._bench.prepared, self._bench.prepared.search.means()
 
     def obey(self, command: dict[str, Any]) -> dict[str, Any]:
         """Do as told; what goes wrong with one recipe is a reply, not the end of the slot."""
+        if self._refusal:
+            return {**self._failed(self._refusal), "refused": str(self._refusal)}
         try:
             if command["do"] == "finish":
                 return self._finish(Path(command["folder"]))
+            if command["do"] == "keep":
+                return self._keep(Path(command["folder"]))
             if command["do"] == "run":
                 self._start(Recipe(**command["recipe"]))
             return self._next()
@@ -304,6 +325,15 @@ class _Worker:
     def _finish(self, folder: Path) -> dict[str, Any]:
         heldout = self._trial.finish(folder)
         return {"checkpoint": f"checkpoints/{folder.name}", "heldout": heldout.model_dump()}
+
+    def _keep(self, folder: Path) -> dict[str, Any]:
+        from raysearch.retention import save_results
+
+        results = self._trial.heldout_results()
+        if self.rank == 0:
+            save_results(folder / "dense.npz", self._bench.prepared.heldout)
+            save_results(folder / f"{self._trial.recipe.key}.npz", results)
+        return {}
 
     def _failed(self, error: Exception) -> dict[str, Any]:
         if self._trial:

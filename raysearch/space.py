@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from raysearch.errors import InputError
+from raysearch.metrics import MetricName
 from raysearch.recipe import LAYER_CRITERIA, WIDTH_CRITERIA, Recipe, applies
 from raysearch.size import Budget
 
@@ -80,13 +81,75 @@ Dimension = Annotated[
 _MODE_CRITERIA = {"layerwise": (LAYER_CRITERIA,), "widthwise": (WIDTH_CRITERIA,)}
 
 
+class BenchmarkEntry(_Strict):
+    """A benchmark of one's own: questions in local files, and how they are scored."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: str
+    """Questions: a JSON or JSONL file with its images beside it, a Parquet file, a folder of Parquet files or of the
+    datasets library, or a hub id. Columns: question, answer or answers, image or images, and where there are any
+    options, category, id, image_id."""
+    split: str | None = None
+    """Split of `data`, where it has several."""
+    heldout_data: str | None = None
+    """Questions to report on. Left out, with `heldout_split`, the rows of `data` are divided, no image in both."""
+    heldout_split: str | None = None
+    metric: MetricName
+    """How an answer is scored (docs/benchmarks.md)."""
+    prompt: str | None = None
+    """Template with {question}, {options} and columns; left out, the metric's own."""
+    columns: dict[str, str] = {}
+    """What the data call these fields, by field: question, answer, ..."""
+    where: dict[str, Scalar | list[Scalar]] = {}
+    """Columns and the values that a row must have there to be asked at all."""
+    answer_is_number: bool = False
+    """The answer is an option's number, from 0, even where the options are numbers themselves."""
+    num_search: int | None = Field(None, ge=1)
+    """At most so many questions to compare trials on; the same ones for all."""
+    num_heldout: int | None = Field(None, ge=1)
+    """At most so many questions to report on."""
+    chance: float | None = Field(None, ge=0, lt=1)
+    """Score of guessing, of 1; left out, that of the commonest answer or of a blind choice."""
+    max_new_tokens: int = Field(32, ge=1)
+    """Longest answer that is generated."""
+    scale: float = Field(100.0, gt=0)
+    """What publications call a perfect score: 100; 2000 and 800 for the two of MME."""
+
+    @field_validator("columns")
+    @classmethod
+    def _check_columns(cls, columns: dict[str, str]) -> dict[str, str]:
+        unknown = next((field for field in columns if field not in _QUESTION_FIELDS), None)
+        if unknown:
+            raise ValueError(
+                f"{unknown!r} is no field of a question; known are {', '.join(_QUESTION_FIELDS)}"
+            )
+        return columns
+
+
+_QUESTION_FIELDS = (
+    "question",
+    "answer",
+    "answers",
+    "image",
+    "images",
+    "options",
+    "category",
+    "id",
+    "image_id",
+)
+OwnOrNamed = Annotated[
+    Annotated[str, Tag("name")] | Annotated[BenchmarkEntry, Tag("entry")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "entry"),
+]
+
+
 class SearchSettings(_Strict):
     """How the search goes about it."""
 
     trials: int = Field(24, ge=1)
     """Trials to run, the stopped ones included."""
-    sampler: Literal["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi"] = "tpe"
-    """Who proposes the recipes."""
+    sampler: Literal["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi", "grid"] = "tpe"
+    """Who proposes the recipes; grid takes every recipe of a space that has no ranges, in order."""
     seed: int = Field(0, ge=0)
     """Seed of the sampler, of the data order and of the interval estimates."""
     early_stopping: bool = True
@@ -95,6 +158,8 @@ class SearchSettings(_Strict):
     """Where the first verdict falls, as a share of the largest recovery in the space."""
     reduction_factor: float = Field(3, gt=1)
     """The share of trials that goes on from a rung is one in this many."""
+    keep_scores: bool = False
+    """Keep every finished trial's scores per held-out question, as DIR/scores/KEY.npz."""
 
 
 class RecoverySettings(_Strict):
@@ -149,8 +214,8 @@ class SearchSpace(_Strict):
     """Recovery data: `pocket`, or a LLaVA-style JSON or JSONL file with its images beside it."""
     num_samples: int | None = Field(None, ge=1)
     """Rows of `data` that make 100%; left out, all of them."""
-    benchmarks: str | list[str] = "pocket"
-    """Questions that measure retention: `pocket`, or some of its benchmarks by name."""
+    benchmarks: list[OwnOrNamed] = ["pocket"]
+    """Questions that measure retention: `pocket`, some of its benchmarks by name, and one's own."""
     retention: Literal["ratio_of_averages", "mean_of_ratios", "chance_corrected"] = "ratio_of_averages"
     """How scores become retention (arXiv 2604.24380 reports the ratio of averages)."""
     budgets: list[str] = []
@@ -162,6 +227,11 @@ class SearchSpace(_Strict):
     calibration: Calibration = Calibration()
     recovery: RecoverySettings = RecoverySettings()
     slots: Slots = Slots()
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _listed(cls, benchmarks: Any) -> Any:
+        return [benchmarks] if isinstance(benchmarks, str | dict) else benchmarks
 
     @field_validator("budgets")
     @classmethod
@@ -284,7 +354,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 def _keys_at(model: Any, path: Sequence[str]) -> list[str]:
     for part in path:
         field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
+        model = BenchmarkEntry if part == "benchmarks" else field.annotation if field else model
     return list(getattr(model, "model_fields", {}))
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from raysearch import export, families
 from raysearch.benchmarks import Benchmark, load_benchmarks
 from raysearch.data.reading import Encoder, fraction_order, load_samples
+from raysearch.errors import InputError
 from raysearch.evaluate import evaluate
 from raysearch.front import Measured
 from raysearch.importance import Importance, importance
@@ -16,7 +17,7 @@ from raysearch.prune.shape import Shape, shape_of, size_of, solve
 from raysearch.recipe import Recipe
 from raysearch.recovery.loop import Recovery
 from raysearch.recovery.teacher import Teacher
-from raysearch.retention import Results, retention
+from raysearch.retention import Results, at_chance, retention
 from raysearch.score import Score
 from raysearch.size import Size
 from raysearch.space import SearchSpace
@@ -57,33 +58,49 @@ class Workbench:
         self.prepared = prepared or self.prepare()
 
     def prepare(self) -> Prepared:
-        """Score the dense model and the importance of its units by every criterion that the space names."""
+        """Score the dense model and the importance of its units by every criterion that the space names.
+
+        Raises:
+            InputError: the dense model is at chance on a benchmark, so that there is nothing to retain.
+        """
+        search = self.evaluate(self.model, self.questions)
+        heldout = self.evaluate(self.model, self.heldout)
+        _refuse_at_chance(search, heldout)
         return Prepared(
-            search=self.evaluate(self.model, self.questions),
-            heldout=self.evaluate(self.model, self.heldout),
-            importances={name: self._importance(name) for name in self.space.criteria()},
+            search=search,
+            heldout=heldout,
+            importances={
+                name: self.importance(name, self.space.calibration.num_samples)
+                for name in self.space.criteria()
+            },
         )
 
     def evaluate(self, model: object, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of `model` on `benchmarks`."""
         return evaluate(model, self.family, self.encoder, benchmarks)
 
-    def prune(self, recipe: Recipe) -> object:
-        """A new model without what the recipe removes; the dense one stays as it is."""
+    def prune(self, recipe: Recipe, importances: Mapping[str, Importance] | None = None) -> object:
+        """A new model without what the recipe removes; the dense one stays as it is.
+
+        Args:
+            importances: by criterion; left out, those that were measured once for the study.
+        """
+        importances = self.prepared.importances if importances is None else importances
         scores: dict[Literal["depth", "width"], Importance] = {}
         layer_criterion, width_criterion = recipe.criteria
         if layer_criterion:
-            scores["depth"] = self.prepared.importances[layer_criterion]
+            scores["depth"] = importances[layer_criterion]
         if width_criterion:
-            scores["width"] = self.prepared.importances[width_criterion]
+            scores["width"] = importances[width_criterion]
         return prune(self.model, shape_for(self.model.config, recipe), scores)
 
-    def _importance(self, criterion: str) -> Importance:
-        settings = self.space.calibration
+    def importance(self, criterion: str, num_samples: int) -> Importance:
+        """Importance of the dense model's units, on the first `num_samples` samples that have an image."""
         usable = [sample for sample in self.samples if sample.images or not self.family.is_multimodal]
-        chosen = [self.encoder.encode(sample) for sample in usable[: settings.num_samples]]
-        starts = range(0, len(chosen), settings.batch_size)
-        batches = (self.encoder.collate(chosen[start : start + settings.batch_size]) for start in starts)
+        chosen = [self.encoder.encode(sample) for sample in usable[:num_samples]]
+        size = self.space.calibration.batch_size
+        starts = range(0, len(chosen), size)
+        batches = (self.encoder.collate(chosen[start : start + size]) for start in starts)
         return importance(self.model, batches, criterion, seed=self.space.search.seed)
 
 
@@ -98,6 +115,7 @@ class Trial:
         self.end = recipe.samples_to_see(len(bench.samples))
         self._recovery: Recovery | None = None
         self._latest: Score | None = None
+        self._heldout: Results | None = None
         self.latest_results: Results | None = None
         """Scores per question behind the newest of `scores()`."""
 
@@ -134,10 +152,16 @@ class Trial:
         with self._recovery.weights_for_evaluation() as model:
             return self.bench.evaluate(model, benchmarks)
 
+    def heldout_results(self) -> Results:
+        """Scores on the held-out questions, of the model at its end."""
+        if self._heldout is None:
+            self._heldout = self.evaluate(self.bench.heldout)
+        return self._heldout
+
     def finish(self, folder: Path) -> Measured:
         """Score the model on held-out questions, and write it as a stock checkpoint."""
         bench = self.bench
-        results = self.evaluate(bench.heldout)
+        results = self.heldout_results()
         kept = retention(results, bench.prepared.heldout, bench.space.retention)
         heldout = Measured(retention=kept.value, retention_ci=kept.interval, scores=results.means())
         scores = {"search": self._latest and self._latest.model_dump(), "heldout": heldout.model_dump()}
@@ -167,6 +191,16 @@ class Trial:
             losses=dict(losses),
         )
         return self._latest
+
+
+def _refuse_at_chance(search: Results, heldout: Results) -> None:
+    """One split above chance is enough: the other may just be small."""
+    for name in set(at_chance(search)) & set(at_chance(heldout)):
+        raise InputError(
+            f"benchmarks: {name}: the dense model scores {search.means()[name]:.1%} where guessing gets "
+            f"{search.chance[name]:.1%}, so retention means nothing there; mend its prompt, answers or metric, ask "
+            "more questions, or leave it out"
+        )
 
 
 def shape_for(config: object, recipe: Recipe) -> Shape:

@@ -15,6 +15,7 @@ from raysearch.plan import Plan
 from raysearch.recipe import Recipe
 from raysearch.runner import RecipeTrial, post_front, start_board
 from raysearch.score import Score, TrialRecord
+from raysearch.search.grid import grid
 from raysearch.search.recipe_search import RecipeSearch
 from raysearch.search.scheduler import ParetoASHA
 from raysearch.search.searcher import Searcher
@@ -52,7 +53,8 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Fron
     KeyboardInterrupt goes on.
 
     Raises:
-        InputError: the cluster lacks what a trial asks for, or no recipe of the space can be run.
+        InputError: the cluster lacks what a trial asks for, the dense model can't be measured, or no recipe of the
+            space can be run.
     """
     _join_cluster()
     num_slots = _num_slots(plan.space)
@@ -64,6 +66,8 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Fron
     finally:
         front = recorder.conclude()
         ray.shutdown()
+    if recorder.refusal:
+        raise InputError(recorder.refusal)
     if front is None:
         reason = study.records[-1].reason if study.records else "no reason given"
         raise InputError(
@@ -125,12 +129,13 @@ def _proposals(plan: Plan, study: Study) -> RecipeSearch:
         sampler=settings.sampler,
         seed=settings.seed,
     )
-    searcher.enqueue_published()
     proposals = RecipeSearch(searcher, scheduler)
     if (study.folder / STATE).exists():
         proposals.restore(str(study.folder / STATE))
         for lost in searcher.take_back_running():
             scheduler.rungs.fail(lost)
+    elif settings.sampler == "grid":
+        searcher.enqueue(grid(plan.space))
     else:
         searcher.enqueue_published()
     return proposals
@@ -173,6 +178,8 @@ class Recorder(tune.Callback):
         self, plan: Plan, study: Study, proposals: Any, board: Any, observers: Sequence[Observer]
     ) -> None:
         self.board = board
+        self.refusal: str | None = None
+        """Why no trial of this study can be run."""
         self._plan, self._study, self._proposals, self._observers = plan, study, proposals, observers
         self._baseline: Baseline | None = study.front.baseline if study.front else None
         self._fronts: list[Front] = []
@@ -204,7 +211,10 @@ class Recorder(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the trial's line, and the front if it changes."""
         result = trial.last_result or {}
-        if result.get("failed"):
+        if result.get("refused"):
+            self.refusal = result["refused"]
+            self._proposals.recipes.exhausted = True
+        elif result.get("failed"):
             self._end(trial, "failed", result, str(result["failed"]))
         elif self._proposals.scheduler.was_stopped(trial.trial_id):
             seen = result["samples_seen"]

@@ -3,9 +3,8 @@
     python scripts/measure_effects.py                  # 3 seeds, about half an hour on one core; resumable
     python scripts/measure_effects.py --seeds 1 --worker 0/2 & python scripts/measure_effects.py --seeds 1 --worker 1/2
 
-Every comparison is paired: both models answer the same held-out questions. Its standard error joins two sources:
-questions (linearised ratio, clustered by image, on scores averaged over seeds) and seeds (spread of the per-seed
-differences). What was measured is kept in runs/effects, one file per recipe.
+Every comparison is paired and joins two sources of error, as raysearch/replication/table.py says. What was measured is
+kept in runs/effects, one file per recipe.
 """
 
 import argparse
@@ -20,7 +19,8 @@ from raysearch.files import write_text
 from raysearch.pareto import EMBEDDED_SPACE
 from raysearch.recipe import Recipe
 from raysearch.recovery.loop import start_distributed
-from raysearch.retention import Results, Retention, difference, retention
+from raysearch.replication.table import gap_over_seeds, kept_over_seeds, percent
+from raysearch.retention import Results, Retention, retention
 from raysearch.space import SearchSpace
 from raysearch.trial import Trial, Workbench
 
@@ -99,13 +99,7 @@ def measure(wanted: list[Recipe], folder: Path) -> None:
     np.savez(folder / "dense.npz", **bench.prepared.heldout.scores)
 
 
-def read(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """Scores per question of one measured model."""
-    with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
-        return dict(stored)
-
-
-class Table:
+class Effects:
     """Comparisons from the stored results."""
 
     def __init__(self, folder: Path, num_seeds: int) -> None:
@@ -113,44 +107,25 @@ class Table:
         self.images = {b.name: np.array([q.image_id for q in b.questions]) for b in benchmarks}
         self.chance = {b.name: b.chance for b in benchmarks}
         self.folder, self.num_seeds = folder, num_seeds
-        self.dense = self._results([read(folder, "dense")])
+        self.dense = self._read("dense")
 
     def kept(self, fields: dict) -> Retention:
         """Retention of a recipe, averaged over its seeds."""
-        scores = self._scores(fields)
-        overall = retention(self._results(scores), self.dense)
-        each = [retention(self._results([one]), self.dense).value for one in scores]
-        return Retention(overall.value, float(np.hypot(overall.se, _seed_error(each))))
+        return kept_over_seeds(self._runs(fields), self.dense)
 
     def gap(self, first: dict, second: dict) -> Retention:
         """Retention of `first` minus that of `second`."""
-        ours, theirs = self._scores(first), self._scores(second)
-        overall = difference(self._results(ours), self._results(theirs), self.dense)
-        num = max(len(ours), len(theirs))
-        pairs = zip((ours * num)[:num], (theirs * num)[:num], strict=True)
-        each = [difference(self._results([a]), self._results([b]), self.dense).value for a, b in pairs]
-        return Retention(overall.value, float(np.hypot(overall.se, _seed_error(each))))
+        return gap_over_seeds(self._runs(first), self._runs(second), self.dense)
 
-    def _scores(self, fields: dict) -> list[dict[str, np.ndarray]]:
-        return [read(self.folder, r.key) for r in seeds_of(fields, self.num_seeds)]
+    def _runs(self, fields: dict) -> list[Results]:
+        return [self._read(r.key) for r in seeds_of(fields, self.num_seeds)]
 
-    def _results(self, runs: list[dict[str, np.ndarray]]) -> Results:
-        means = {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}
-        return Results(means, self.images, self.chance)
+    def _read(self, name: str) -> Results:
+        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as stored:
+            return Results(dict(stored), self.images, self.chance)
 
 
-def _seed_error(values: list[float]) -> float:
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def percent(value: Retention, signed: bool = False) -> str:
-    """A retention, or a difference of two in points, with its 95% interval."""
-    low, high = value.interval
-    sign = "+" if signed else ""
-    return f"{100 * value.value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
-
-
-def report(table: Table) -> str:
+def report(table: Effects) -> str:
     """docs/effects.md."""
     num = sum(len(values) for values in table.dense.scores.values())
     lines = [
@@ -186,7 +161,7 @@ def main() -> None:
     worker, num_workers = map(int, options.worker.split("/"))
     measure(recipes(options.seeds)[worker::num_workers], options.folder)
     if num_workers == 1:
-        write_text(options.to, report(Table(options.folder, options.seeds)))
+        write_text(options.to, report(Effects(options.folder, options.seeds)))
         print(options.to.read_text())
 
 

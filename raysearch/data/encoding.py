@@ -2,7 +2,7 @@
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class Encoder:
             )
         pad_id = self.tokenizer.pad_token_id
         self.pad_id = int(self.tokenizer.eos_token_id if pad_id is None else pad_id)
-        self._cache: OrderedDict[int, tuple[Sample, Encoded]] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, bool], tuple[Sample, Encoded]] = OrderedDict()
         self._free_bytes = cache_bytes
 
     def encode(self, sample: Sample) -> Encoded:
@@ -63,29 +63,38 @@ class Encoder:
             BadRow: unreadable images, placeholders that don't match them, no answer token, or more tokens than
                 `max_length`.
         """
-        known = self._cache.get(id(sample))
-        if known is not None:
-            self._cache.move_to_end(id(sample))
-            return known[1]
-        encoded = self._encode(sample)
-        size = sum(tensor.nbytes for tensor in encoded.values())
-        self._cache[id(sample)] = (sample, encoded)  # holding the sample keeps its id() its own
-        self._free_bytes -= size
-        while self._free_bytes < 0 and self._cache:
-            _, (_, oldest) = self._cache.popitem(last=False)
-            self._free_bytes += sum(tensor.nbytes for tensor in oldest.values())
-        return encoded
+        return self._kept(sample, False, self._encode)
 
     def encode_prompt(self, sample: Sample) -> Encoded:
-        """The row up to and including the cue for its last answer, without labels."""
-        last = max(index for index, turn in enumerate(sample.messages) if turn["role"] == "user")
-        text = self._render(sample.messages[: last + 1], cue=True)
-        return self._processed(text, sample)
+        """The row up to and including the cue for its last answer, without labels, of any length.
+
+        Raises:
+            BadRow: unreadable images, or placeholders that don't match them.
+        """
+        return self._kept(sample, True, self._encode_prompt)
 
     def collate(self, rows: Sequence[Encoded], padding_side: str = "right", multiple: int = 1) -> Batch:
         """`collate` with this tokenizer's padding token."""
         one_entry_per_row = self.family.model_type in _ONE_ENTRY_PER_ROW
         return collate(rows, self.pad_id, padding_side, one_entry_per_row, multiple)
+
+    def _kept(self, sample: Sample, is_prompt: bool, encode: Callable[[Sample], Encoded]) -> Encoded:
+        key = id(sample), is_prompt
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key][1]
+        encoded = encode(sample)
+        self._cache[key] = (sample, encoded)  # holding the sample keeps its id() its own
+        self._free_bytes -= sum(tensor.nbytes for tensor in encoded.values())
+        while self._free_bytes < 0 and self._cache:
+            _, (_, oldest) = self._cache.popitem(last=False)
+            self._free_bytes += sum(tensor.nbytes for tensor in oldest.values())
+        return encoded
+
+    def _encode_prompt(self, sample: Sample) -> Encoded:
+        last = max(index for index, turn in enumerate(sample.messages) if turn["role"] == "user")
+        text = self._render(sample.messages[: last + 1], cue=True)
+        return self._processed(text, sample)
 
     def _encode(self, sample: Sample) -> Encoded:
         text = self._render(sample.messages)

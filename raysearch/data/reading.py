@@ -13,7 +13,7 @@ from raysearch.data.encoding import Encoder, collate
 from raysearch.data.samples import BAD_ROWS_ALLOWED, BadRow, BadRows, Sample, sample_from_row
 from raysearch.errors import InputError
 
-__all__ = ["BadRow", "BadRows", "Encoder", "Sample", "collate", "fraction_order", "load_samples"]
+__all__ = ["BadRow", "BadRows", "Encoder", "Sample", "collate", "fraction_order", "load_samples", "read_rows"]
 
 FORMATS = (
     "'pocket', a LLaVA-style .json or .jsonl file, a .parquet file, a folder of the datasets library or of Parquet "
@@ -45,6 +45,28 @@ def load_samples(
         folders = own if image_folder is None else [Path(image_folder)]
         return _samples(_read_json(path), str(path), folders, bad_rows_allowed)
     return _dataset_samples(path, str(data), bad_rows_allowed)
+
+
+def read_rows(data: str | Path, split: str | None = None) -> tuple[Sequence[Any], list[Path]]:
+    """Plain rows of a data set, for whoever knows their columns; images stay paths or the bytes of their files.
+
+    Args:
+        data: one of `FORMATS`, but for `pocket`.
+        split: of a folder of the datasets library, of Parquet files named by split, or of a hub id.
+
+    Returns:
+        Mappings, or None for a line that isn't JSON; and the folders where their image paths begin.
+
+    Raises:
+        InputError: no such data or split.
+    """
+    path = Path(data)
+    if path.suffix in (".json", ".jsonl"):
+        if split is not None:
+            raise InputError(f"{path}: a JSON file has no splits; give each split a file of its own")
+        return _read_json(path), [path.parent, path.parent / "images"]
+    folder = path if path.is_dir() else path.parent
+    return _undecoded(_open_dataset(path, str(data), split)), [folder, folder / "images"]
 
 
 def fraction_order(num_samples: int, seed: int, sources: Sequence[str] | None = None) -> np.ndarray:
@@ -186,17 +208,20 @@ def _is_answer(turn: dict[str, Any]) -> bool:
     )
 
 
-def _open_dataset(path: Path, data: str) -> Any:
+def _open_dataset(path: Path, data: str, split: str | None = None) -> Any:
     import datasets
 
     try:
-        if path.suffix == ".parquet" or (path.is_dir() and list(path.glob("*.parquet"))):
-            files = str(path) if path.is_file() else sorted(map(str, path.glob("*.parquet")))
-            return datasets.Dataset.from_parquet(files)
+        if path.suffix == ".parquet":
+            return datasets.Dataset.from_parquet(str(path))
         if path.is_dir():
+            files = sorted(map(str, path.glob(f"{split or ''}*.parquet")))
+            if files:
+                return datasets.Dataset.from_parquet(files)
             loaded = datasets.load_from_disk(str(path))
-            return loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded
-        return datasets.load_dataset(data, split="train")
+            return loaded[split or "train"] if isinstance(loaded, datasets.DatasetDict) else loaded
+        return datasets.load_dataset(data, split=split or "train")
     except Exception as error:  # the library raises whatever its readers raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"data {data!r}: can't be opened ({reason}); data is {FORMATS}") from None
+        named = f"{data!r}, split {split!r}" if split else repr(data)
+        raise InputError(f"data {named}: can't be opened ({reason}); data is {FORMATS}") from None

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,11 @@ def _processor(source: Path, trust_remote_code: bool) -> ProcessorLike:
                 return auto.from_pretrained(str(source), trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
             if source.is_dir():
-                raise InputError(
-                    f"{source}: its {auto.__name__.removeprefix('Auto').lower()} can't be read ({_first_line(error)})"
-                ) from None
+                what = auto.__name__.removeprefix("Auto").lower()
+                hint = (
+                    "" if find_spec("torchvision") else "; if it is one for videos too, install torchvision"
+                )
+                raise InputError(f"{source}: its {what} can't be read ({_first_line(error)}){hint}") from None
     return None
 
 

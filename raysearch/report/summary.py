@@ -32,6 +32,11 @@ def not_told_apart(point: FrontPoint, others: Iterable[FrontPoint]) -> list[Fron
     return [other for other in others if other.key != point.key and not differs(other)]
 
 
+def better_than_dense(points: Iterable[FrontPoint]) -> list[FrontPoint]:
+    """Points whose whole 95% interval of retention lies above 1."""
+    return [point for point in points if point.retention_ci[0] > 1]
+
+
 def size_text(size_bytes: int) -> str:
     """Bytes as people read them, e.g. `3.2 GB`."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
@@ -115,6 +120,12 @@ def print_result(front: Front, folder: str) -> None:
     print_rich(front_table(front.points, f"Front of {front.study}: hypervolume {front.hypervolume:.3f}"))
     for line in budget_lines(front):
         print(line)
+    for point in better_than_dense(front.points):
+        print(
+            f"Warning: {point.key} keeps {retention_text(point)}, more than the dense model has beyond noise. Unless "
+            "recovery taught these very questions, the dense model isn't asked as it was trained: compare its scores "
+            "with published ones, and mend the chat template or the benchmarks' prompt."
+        )
     budget = next((text for text, key in front.budgets.items() if key), "60%")
     print(f"\nFront      {folder}/front.json, front.png, front.html")
     print(f"Report     raysearch report {folder}")

@@ -40,7 +40,8 @@ class Searcher:
         dense: size of the whole dense model.
         budgets: sizes that answers are wanted for; a recipe over all of them is never proposed.
         num_trials: how many recipes to suggest in all; None for no end.
-        sampler: tpe, nsga2, gp, random or quasirandom of Optuna's, or ehvi, which knows the sizes.
+        sampler: tpe, nsga2, gp, random or quasirandom of Optuna's; ehvi, which knows the sizes; or grid, which takes
+            what is in line and no more.
         seed: of the sampler.
         steer: let three of Optuna's proposals in four aim at a size: just below a budget, or, without budgets, spread
             evenly.
@@ -65,7 +66,7 @@ class Searcher:
         self._limits = [budget.size_ratio(dense) for budget in self.budgets]
         self._queue: list[dict[str, Any]] = []
         self._smallest = math.inf  # smallest size ratio met among the rejected
-        self._study = OptunaStudy("random" if sampler == "ehvi" else sampler, seed)
+        self._study = OptunaStudy("random" if sampler in ("ehvi", "grid") else sampler, seed)
         self._gain_model = GainModel()
         self._answers: dict[str, dict[str, Any]] = {}
 
@@ -117,7 +118,9 @@ class Searcher:
         """
         if self.exhausted or (self.num_trials is not None and len(self.history) >= self.num_trials):
             return None
-        proposal = self._next_in_line() or (self._by_gain() if self.sampler == "ehvi" else self._by_optuna())
+        proposal = self._next_in_line()
+        if proposal is None and self.sampler != "grid":
+            proposal = self._by_gain() if self.sampler == "ehvi" else self._by_optuna()
         if proposal is None:
             self._give_up()
             return None

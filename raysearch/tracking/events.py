@@ -23,7 +23,10 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 def parent_event(study: Study) -> Event:
     """The study itself: its space, its environment."""
     space = mask(study.space.model_dump(mode="json"))
-    facts = {name: space[name] for name in ("model", "data", "benchmarks", "retention")}
+    facts = {name: space[name] for name in ("model", "data", "retention")}
+    facts["benchmarks"] = ", ".join(
+        one if isinstance(one, str) else one["name"] for one in space["benchmarks"]
+    )
     tags = {"raysearch.study": study.space.name, "raysearch.folder": str(study.folder), **environment()}
     tags["raysearch.budgets"] = ", ".join(study.space.budgets)
     tags |= {f"search.{name}": value for name, value in space["search"].items()}

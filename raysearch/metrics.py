@@ -1,0 +1,288 @@
+"""The metrics of published visual-question benchmarks, as pure functions of answers.
+
+Every metric gives one value per question whose mean is the benchmark's score from 0 to 1. For F1 these are the values
+of its linearised ratio, so that the standard error of their mean is that of F1 by the delta method.
+"""
+
+import ast
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+MetricName = Literal["exact", "normalised", "choice", "yes_no", "yes_no_f1", "mme", "anls", "relaxed"]
+LETTERS = string.ascii_uppercase
+ANLS_THRESHOLD = 0.5
+RELATIVE_TOLERANCE = 0.05
+_NUM_CONSTANT_GUESSES = 20
+_SHORT = "\nAnswer the question using a single word or phrase."
+_LETTER = "\nAnswer with the option's letter from the given choices directly."
+_NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)%?"
+
+
+class Asked(Protocol):
+    """What a metric needs to know of a question."""
+
+    @property
+    def answers(self) -> Sequence[str]:
+        """Right answers; one is enough."""
+
+    @property
+    def options(self) -> Sequence[str]:
+        """What there is to choose from, if anything."""
+
+    @property
+    def image_id(self) -> str:
+        """Questions about one image share it."""
+
+    @property
+    def category(self) -> str:
+        """Part of the benchmark that is scored on its own."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a benchmark is asked and scored.
+
+    Attributes:
+        values: responses and questions -> (num_questions,) values whose mean is the score.
+        prompt: template that asks for an answer this metric can read: {question}, {options}, and columns.
+        read: an answer as the data hold it, and the options -> as the metric wants it; ValueError if it can't be read.
+        blind: score of a guess that knows only the form of the answer.
+        check: ValueError for questions that the metric can't score together.
+    """
+
+    values: Callable[[Sequence[str], Sequence[Asked]], np.ndarray]
+    prompt: str = "{question}" + _SHORT
+    read: Callable[[Any, Sequence[str]], str] = lambda value, options: _text_of(value)
+    blind: Callable[[Sequence[Asked]], float] = lambda questions: 0.0
+    check: Callable[[Sequence[Asked]], None] = lambda questions: None
+
+
+def chance(name: MetricName, questions: Sequence[Asked]) -> float:
+    """Score of the better of two guesses that see nothing: one of the commonest answers throughout, and by form."""
+    metric = METRICS[name]
+    commonest = Counter(question.answers[0] for question in questions).most_common(_NUM_CONSTANT_GUESSES)
+    constant = [float(metric.values([guess] * len(questions), questions).mean()) for guess, _ in commonest]
+    return max([metric.blind(questions), *constant])
+
+
+def is_exact(response: str, question: Asked) -> float:
+    """1 for the answer word for word."""
+    return float(response.strip() in question.answers)
+
+
+def is_normalised_exact(response: str, question: Asked) -> float:
+    """1 for the answer but for case, punctuation and spaces, as GQA is scored."""
+    return float(normalised(response) in map(normalised, question.answers))
+
+
+def is_choice(response: str, question: Asked) -> float:
+    """1 for the right option, by its letter or its text; 0 for a response that names none, or several."""
+    letter = chosen_letter(response, question.options)
+    return float(letter is not None and letter in question.answers)
+
+
+def is_yes_no(response: str, question: Asked) -> float:
+    """1 for the right one of yes and no; 0 for neither."""
+    return float(said_yes_no(response) in question.answers)
+
+
+def anls(response: str, question: Asked) -> float:
+    """Normalised Levenshtein similarity to the nearest answer, 0 below one half (arXiv 1907.00490, equation 1).
+
+    Exactly one half counts, as in the challenge's own code; by the equation it would not.
+    """
+
+    def similarity(answer: str) -> float:
+        one, other = (" ".join(text.lower().split()) for text in (answer, response))
+        distance = edit_distance(one, other) / max(len(one), len(other), 1)
+        return 1 - distance if distance <= ANLS_THRESHOLD else 0.0
+
+    return max(map(similarity, question.answers))
+
+
+def is_relaxed(response: str, question: Asked) -> float:
+    """1 for a number within 5% of the answer (arXiv 2203.10244), or for the same text; options are matched as such."""
+    if question.options:
+        return is_choice(response, question)
+    return float(any(_is_near(response, answer) for answer in question.answers))
+
+
+def mme(responses: Sequence[str], questions: Sequence[Asked]) -> np.ndarray:
+    """MME (arXiv 2306.13394): accuracy, and images with both answers right, half and half; categories count the same.
+
+    The mean times 200 per category is the published score: times 2000 for perception, times 800 for cognition.
+    """
+    right = _each(is_yes_no)(responses, questions)
+    keys = [f"{question.category}\0{question.image_id}" for question in questions]
+    _, image = np.unique(keys, return_inverse=True)
+    num_questions = np.bincount(image)
+    both = (np.bincount(image, weights=right) == num_questions)[image]
+    _, category, sizes = np.unique(
+        [question.category for question in questions], return_inverse=True, return_counts=True
+    )
+    return (right + both) / 2 * len(right) / (len(sizes) * sizes[category])
+
+
+def yes_no_f1(responses: Sequence[str], questions: Sequence[Asked]) -> np.ndarray:
+    """F1 of the answer yes, 2 TP / (2 TP + FP + FN), linearised per question around its value."""
+    gold = np.array([question.answers[0] == "yes" for question in questions])
+    said = np.array([said_yes_no(response) == "yes" for response in responses])
+    above, below = 2.0 * (gold & said), 1.0 * gold + said
+    if not below.any():
+        return np.zeros(len(gold))
+    value = above.sum() / below.sum()
+    return value + (above - value * below) / below.mean()
+
+
+def _each(score: Callable[[str, Asked], float]) -> Callable[[Sequence[str], Sequence[Asked]], np.ndarray]:
+    def values(responses: Sequence[str], questions: Sequence[Asked]) -> np.ndarray:
+        pairs = zip(responses, questions, strict=True)
+        return np.array([score(response, question) for response, question in pairs], float)
+
+    return values
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation, single spaces."""
+    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+
+
+def chosen_letter(response: str, options: Sequence[str]) -> str | None:
+    """The letter of the option that a response names; None for none or several.
+
+    In this order: a lone letter (`B`, `(b)`, `B.`), a letter before the rest (`B. a dog`), `answer is B`, an option's
+    text, the only bracketed letter, the only option whose text is in the response.
+    """
+    letters, text = LETTERS[: len(options)], response.strip()
+    bracketed = set(re.findall(rf"\(([{letters}])\)", text))
+    if len(bracketed) > 1:
+        return None
+    alone = re.fullmatch(rf"\(?([{letters}{letters.lower()}])[).:]*", text)
+    first = re.match(rf"\(?([{letters}])[).:]", text)
+    said = re.search(rf"(?i:answer(?: is)?:?)\s*\(?([{letters}])\b(?!')", text)
+    for found in (alone, first, said):
+        if found:
+            return found[1].upper()
+    plain = [normalised(option) for option in options]
+    if plain.count(normalised(text)) == 1:
+        return letters[plain.index(normalised(text))]
+    padded = f" {normalised(text)} "
+    mentioned = [letter for letter, option in zip(letters, plain, strict=True) if f" {option} " in padded]
+    for candidates in (bracketed, mentioned):
+        if len(candidates) == 1:
+            return next(iter(candidates))
+    return None
+
+
+def said_yes_no(response: str) -> str | None:
+    """`yes` or `no`: the first word, else the only one of the two in the response; None for neither or both."""
+    words = normalised(response).split()
+    found = {"yes", "no"} & set(words[:1]) or {"yes", "no"} & set(words)
+    return found.pop() if len(found) == 1 else None
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein's distance: insertions, deletions and replacements."""
+    row = list(range(len(other) + 1))
+    for index, letter in enumerate(one, 1):
+        above, row[0] = row[:], index
+        for at, its in enumerate(other, 1):
+            row[at] = min(above[at] + 1, row[at - 1] + 1, above[at - 1] + (letter != its))
+    return row[-1]
+
+
+def options_of(value: Any) -> tuple[str, ...]:
+    """Options as data sets hold them: a list, a mapping of letters, or the text of a Python list (MMMU)."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        value = ast.literal_eval(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return tuple(map(str, value)) if value is not None else ()
+
+
+def _read_choice(value: Any, options: Sequence[str]) -> str:
+    """The letter of the right option, given as its letter, its number from 0 or its text."""
+    letters = LETTERS[: len(options)]
+    text = str(value).strip()
+    if not letters:
+        raise ValueError("no options to choose from")
+    if isinstance(value, int) or (text.isdigit() and text not in options):
+        if not 0 <= int(text) < len(letters):
+            raise ValueError(f"answer {text} is no option's number; they go from 0 to {len(letters) - 1}")
+        return letters[int(text)]
+    if text.isdigit() and text in options and options.index(text) != int(text):
+        raise ValueError(
+            f"answer {text!r} may be an option's number or its text; set answer_is_number, or give letters"
+        )
+    if text in letters:
+        return text
+    if list(options).count(text) == 1:
+        return letters[options.index(text)]
+    raise ValueError(f"answer {text!r} is none of the options {', '.join(options)}")
+
+
+def _read_yes_no(value: Any, options: Sequence[str]) -> str:
+    text = {"true": "yes", "false": "no", "1": "yes", "0": "no"}.get(str(value).strip().lower(), str(value))
+    found = said_yes_no(text)
+    if found is None or normalised(text) != found:
+        raise ValueError(f"answer {value!r} is neither yes nor no")
+    return found
+
+
+def _read_relaxed(value: Any, options: Sequence[str]) -> str:
+    return _read_choice(value, options) if options else _text_of(value)
+
+
+def _text_of(value: Any) -> str:
+    text = str(value).strip() if value is not None else ""
+    if not text:
+        raise ValueError("the answer is empty")
+    return text
+
+
+def _check_pairs(questions: Sequence[Asked]) -> None:
+    """MME counts images with both answers right."""
+    counts = Counter((question.category, question.image_id) for question in questions)
+    wrong = next((key for key, num in counts.items() if num != 2), None)
+    if wrong:
+        raise ValueError(f"image {wrong[1]} has {counts[wrong]} questions, and mme wants two about each")
+
+
+def _is_near(response: str, answer: str) -> bool:
+    wanted = _number(answer)
+    numbers = re.findall(_NUMBER, response)
+    said = _number(response) if _number(response) is not None or len(numbers) != 1 else _number(numbers[0])
+    if wanted is None or said is None:
+        return normalised(response) == normalised(answer)
+    return abs(said - wanted) <= RELATIVE_TOLERANCE * abs(wanted)
+
+
+def _number(text: str) -> float | None:
+    stripped = text.strip().strip("$").rstrip(".").replace(",", "")
+    if not re.fullmatch(_NUMBER, stripped):
+        return None
+    return float(stripped[:-1]) / 100 if stripped.endswith("%") else float(stripped)
+
+
+def _one_in_options(questions: Sequence[Asked]) -> float:
+    return float(np.mean([1 / len(question.options) if question.options else 0.0 for question in questions]))
+
+
+METRICS: dict[MetricName, Metric] = {
+    "exact": Metric(_each(is_exact), prompt="{question}"),
+    "normalised": Metric(_each(is_normalised_exact)),
+    "choice": Metric(
+        _each(is_choice), "{question}\n{options}" + _LETTER, read=_read_choice, blind=_one_in_options
+    ),
+    "yes_no": Metric(_each(is_yes_no), read=_read_yes_no, blind=lambda questions: 0.5),
+    "yes_no_f1": Metric(yes_no_f1, read=_read_yes_no, blind=lambda questions: 0.5),
+    "mme": Metric(mme, read=_read_yes_no, blind=lambda questions: 0.375, check=_check_pairs),
+    "anls": Metric(_each(anls)),
+    "relaxed": Metric(_each(is_relaxed), read=_read_relaxed, blind=_one_in_options),
+}

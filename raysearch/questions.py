@@ -1,0 +1,217 @@
+"""Questions about images, from rows of a person's own data; and how the rows of one file become two splits."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from raysearch.data.reading import BadRow, BadRows, Sample, read_rows
+from raysearch.data.samples import sample_from_row
+from raysearch.errors import InputError
+from raysearch.metrics import LETTERS, METRICS, options_of
+from raysearch.space import BenchmarkEntry
+
+_NUMBERED = re.compile(r"<image (\d+)>")
+_SPLIT_SEED = 0  # not the study's: studies under other seeds are compared on the same questions
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt about any number of images, with the answers that count as right."""
+
+    id: str
+    image_id: str
+    """Questions about one image are not independent: standard errors are clustered by it."""
+    sample: Sample
+    """The question and its first right answer as a conversation of one turn."""
+    answers: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    category: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The first right answer."""
+        return self.answers[0]
+
+    @property
+    def prompt(self) -> str:
+        """The text of the question."""
+        return "".join(part.get("text", "") for part in self.sample.messages[0]["content"])
+
+    def without_images(self) -> "Question":
+        """The same question in words alone."""
+        asked, answered = self.sample.messages
+        words = [part for part in asked["content"] if part["type"] == "text"]
+        bare = replace(self.sample, images=(), messages=[{**asked, "content": words}, answered])
+        return replace(self, sample=bare)
+
+
+def read_questions(entry: BenchmarkEntry, split: str) -> tuple[Question, ...]:
+    """The questions of one split of a person's own benchmark, in the order of their rows.
+
+    Raises:
+        InputError: no such data or column, an empty split, or answers that the metric can't read.
+    """
+    has_own = entry.heldout_data is not None or entry.heldout_split is not None
+    data, part = entry.data, entry.split
+    if has_own and split == "heldout":
+        data, part = entry.heldout_data or data, entry.heldout_split or (None if entry.heldout_data else part)
+    rows, folders = read_rows(data, part)
+    where = f"benchmarks: {entry.name}: {data}"
+    if entry.where:
+        rows = [row for row in rows if isinstance(row, Mapping) and _is_wanted(row, entry)]
+    if not len(rows):
+        raise InputError(f"{where}: holds no rows" + (f" where {entry.where}" if entry.where else ""))
+    groups = _image_ids(rows, entry)
+    chosen = _own_rows(groups, entry, split) if has_own else _shared_rows(groups, entry, split)
+    bad, questions = BadRows(where, len(chosen)), []
+    for index in chosen:
+        try:
+            questions.append(_question(rows[index], index, entry, folders, groups[index]))
+        except BadRow as error:
+            bad.add(f"row {index}", str(error))
+    bad.report()
+    if not questions:
+        raise InputError(f"{where}: no question is left for split {split}; it has {len(rows)} rows")
+    try:
+        METRICS[entry.metric].check(questions)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    return tuple(questions)
+
+
+def _own_rows(groups: Sequence[str], entry: BenchmarkEntry, split: str) -> list[int]:
+    """Rows of a split that has data of its own: all, or as many as asked for, by whole images."""
+    limit = entry.num_search if split == "search" else entry.num_heldout
+    return _rows_of(_first(_shuffled(groups), limit))
+
+
+def _shared_rows(groups: Sequence[str], entry: BenchmarkEntry, split: str) -> list[int]:
+    """Rows of a split where both share the data: half of them, or as many as asked for; no image is in both."""
+    images = _shuffled(groups)
+    search = _first(images, entry.num_search or len(groups) // 2)
+    return _rows_of(search if split == "search" else _first(images[len(search) :], entry.num_heldout))
+
+
+def _shuffled(groups: Sequence[str]) -> list[list[int]]:
+    """Rows by image, the images in a fixed random order."""
+    by_image: dict[str, list[int]] = {}
+    for index, name in enumerate(groups):
+        by_image.setdefault(name, []).append(index)
+    images = list(by_image.values())
+    return [images[at] for at in np.random.default_rng(_SPLIT_SEED).permutation(len(images))]
+
+
+def _first(images: Sequence[list[int]], limit: int | None) -> Sequence[list[int]]:
+    """The first images that together have at most `limit` rows, but one image at least."""
+    if limit is None:
+        return images
+    totals = np.cumsum([len(rows) for rows in images])
+    return images[: max(1, int(np.searchsorted(totals, limit, side="right")))]
+
+
+def _rows_of(images: Sequence[list[int]]) -> list[int]:
+    return sorted(index for rows in images for index in rows)
+
+
+def _is_wanted(row: Mapping[str, Any], entry: BenchmarkEntry) -> bool:
+    return all(
+        row.get(name) in (values if isinstance(values, list) else [values])
+        for name, values in entry.where.items()
+    )
+
+
+def _image_ids(rows: Sequence[Any], entry: BenchmarkEntry) -> list[str]:
+    """What each row's images are called: its column `image_id`, else their paths, else the hash of their bytes."""
+    return [_image_id(row, index, entry) for index, row in enumerate(rows)]
+
+
+def _image_id(row: Any, index: int, entry: BenchmarkEntry) -> str:
+    if not isinstance(row, Mapping):
+        return f"row {index}"
+    named = _cell(row, entry, "image_id")
+    if named is not None:
+        return str(named)
+    names = []
+    for image in _images(row, entry):
+        if isinstance(image, Mapping):
+            image = image.get("bytes") or image.get("path")
+        names.append(hashlib.sha1(image).hexdigest() if isinstance(image, bytes) else str(image))
+    return " ".join(names) or f"row {index}"
+
+
+def _question(row: Any, index: int, entry: BenchmarkEntry, folders: Sequence[Any], image_id: str) -> Question:
+    """Read one row.
+
+    Raises:
+        BadRow: no question or image, or answers that the metric can't read.
+    """
+    if not isinstance(row, Mapping):
+        raise BadRow("not an object with keys and values")
+    metric = METRICS[entry.metric]
+    try:
+        options = options_of(_cell(row, entry, "options"))
+        given = _cell(row, entry, "answers")
+        given = _cell(row, entry, "answer") if given is None else given
+        listed = given if isinstance(given, list | tuple | np.ndarray) else [given]
+        as_data = int if entry.answer_is_number else lambda value: value
+        answers = tuple(metric.read(as_data(value), options) for value in listed)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise BadRow(str(error)) from None
+    if not answers:
+        raise BadRow(f"no answer in column {entry.columns.get('answer', 'answer')!r}")
+    if entry.metric == "exact" and len(answers) > 1:
+        raise BadRow("several answers, and exact takes one; choose metric normalised")
+    text, images = _placed(_prompt(row, options, entry), _images(row, entry))
+    name = str(_cell(row, entry, "id") or index)
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": answers[0]}]
+    sample = sample_from_row({"id": name, "messages": turns, "images": images}, index, folders, True)
+    return Question(name, image_id, sample, answers, options, str(_cell(row, entry, "category") or ""))
+
+
+def _prompt(row: Mapping[str, Any], options: Sequence[str], entry: BenchmarkEntry) -> str:
+    question = _cell(row, entry, "question")
+    if question is None:
+        raise BadRow(f"no column {entry.columns.get('question', 'question')!r}; name it under columns")
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+    values = {**row, "question": str(question), "options": listed}
+    template = entry.prompt or METRICS[entry.metric].prompt
+    if not options:
+        template = template.replace("\n{options}", "")
+    try:
+        return template.format(**values)
+    except (KeyError, IndexError, ValueError) as error:
+        raise BadRow(f"prompt {template!r} can't be filled in ({error})") from None
+
+
+def _placed(text: str, images: list[Any]) -> tuple[str, list[Any]]:
+    """The prompt with a placeholder per image: as it has them, as `<image 2>` says (MMMU), else in front."""
+    numbers = [int(number) for number in _NUMBERED.findall(text)]
+    if numbers:
+        if max(numbers) > len(images) or min(numbers) < 1:
+            raise BadRow(f"<image {max(numbers)}> in the question, and the row has {len(images)} images")
+        return _NUMBERED.sub("<image>", text), [images[number - 1] for number in numbers]
+    if "<image>" not in text:
+        text = "<image>" * len(images) + text
+    return text, images
+
+
+def _images(row: Mapping[str, Any], entry: BenchmarkEntry) -> list[Any]:
+    """The row's images: of column `images`, `image`, or `image_1`, `image_2` and so on."""
+    for field in ("images", "image"):
+        found = _cell(row, entry, field)
+        if found is not None:
+            return list(found) if isinstance(found, list | tuple) else [found]
+    numbered = sorted((int(name[6:]), name) for name in row if re.fullmatch(r"image_\d+", str(name)))
+    return [row[name] for _, name in numbered if row[name] is not None]
+
+
+def _cell(row: Mapping[str, Any], entry: BenchmarkEntry, field: str) -> Any:
+    """A field's value; `id` is also looked for as `question_id`."""
+    name = entry.columns.get(field, field)
+    if field == "id" and name not in row:
+        name = "question_id"
+    return row.get(name)

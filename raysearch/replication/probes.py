@@ -1,0 +1,118 @@
+"""What the paper measured beside its recipes, on models that are pruned and not recovered: how many samples
+importance takes (Figure 7), what is lost in words alone (Table 4), and how long an answer takes (Table 3)."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysearch.files import write_json
+from raysearch.recipe import Recipe
+from raysearch.replication.table import SCORES, Cell, cell_of
+from raysearch.retention import Results, Retention, load_results, save_results
+from raysearch.space import SearchSpace
+
+PROBES = "probes"
+CALIBRATION_SIZES = (1, 2, 5, 10, 20, 50)
+NUM_TIMED, NUM_WARM = 30, 3
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What was measured.
+
+    Attributes:
+        search_dense: the dense model's results on the search split; None if they weren't measured.
+        calibration: by calibration samples and cell, results on the search split.
+        text_dense: the dense model's held-out results with the images withheld; None if they weren't measured.
+        text: the same by cell.
+        seconds: of the first token of an answer, mean and standard error, by cell; None for the dense model.
+    """
+
+    search_dense: Results | None
+    calibration: Mapping[tuple[int, Cell], Results]
+    text_dense: Results | None
+    text: Mapping[Cell, Results]
+    seconds: Mapping[Cell | None, Retention]
+
+    @classmethod
+    def load(cls, folder: Path, recipes: Sequence[Recipe]) -> "Probes":
+        """As far as the study in `folder` has them."""
+        cells = {_name(recipe): cell_of(recipe) for recipe in recipes if recipe.trained == "nothing"}
+        stored = {path.stem: load_results(path) for path in sorted((folder / PROBES).glob("*.npz"))}
+        timed = json.loads(path.read_text()) if (path := folder / PROBES / "seconds.json").exists() else {}
+        calibration = {
+            (num, cell): stored[f"calibration-{num}-{name}"]
+            for num in CALIBRATION_SIZES
+            for name, cell in cells.items()
+            if f"calibration-{num}-{name}" in stored
+        }
+        text = {cell: stored[f"text-{name}"] for name, cell in cells.items() if f"text-{name}" in stored}
+        seconds = {cells.get(name): Retention(*values) for name, values in timed.items()}
+        return cls(stored.get("search-dense"), calibration, stored.get("text-dense"), text, seconds)
+
+
+def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None:
+    """Measure what the study in `folder` lacks, in this process."""
+    untrained = [recipe for recipe in recipes if recipe.trained == "nothing" and recipe.ratio > 0]
+    wanted = {f"text-{_name(recipe)}" for recipe in untrained} | {"search-dense", "text-dense", "seconds"}
+    wanted |= {f"calibration-{num}-{_name(recipe)}" for num in CALIBRATION_SIZES for recipe in untrained}
+    if not untrained or wanted <= {path.stem for path in (folder / PROBES).glob("*")}:
+        return
+    from raysearch.trial import Prepared, Workbench
+
+    dense = load_results(folder / SCORES / "dense.npz")
+    bench = Workbench(space, Prepared(dense, dense, {}))
+    words = [replace(b, questions=tuple(q.without_images() for q in b.questions)) for b in bench.heldout]
+    _keep(folder, "search-dense", lambda: bench.evaluate(bench.model, bench.questions))
+    _keep(folder, "text-dense", lambda: bench.evaluate(bench.model, words))
+    timed = {"dense": _seconds(bench, bench.model)}
+    for recipe, model in _pruned(bench, untrained, space.calibration.num_samples):
+        _keep(folder, f"text-{_name(recipe)}", lambda model=model: bench.evaluate(model, words))
+        timed[_name(recipe)] = _seconds(bench, model)
+    write_json(folder / PROBES / "seconds.json", timed)
+    for num in CALIBRATION_SIZES:
+        left = [r for r in untrained if not _path(folder, f"calibration-{num}-{_name(r)}").exists()]
+        for recipe, model in _pruned(bench, left, num):
+            save_results(
+                _path(folder, f"calibration-{num}-{_name(recipe)}"), bench.evaluate(model, bench.questions)
+            )
+
+
+def _pruned(bench: Any, recipes: Sequence[Recipe], num_samples: int) -> Iterator[tuple[Recipe, Any]]:
+    """Each recipe's model, pruned by importance on so many samples."""
+    names = {name for recipe in recipes for name in recipe.criteria if name}
+    importances = {name: bench.importance(name, num_samples) for name in sorted(names)}
+    for recipe in recipes:
+        yield recipe, bench.prune(recipe, importances)
+
+
+def _seconds(bench: Any, model: Any) -> tuple[float, float]:
+    """Mean time of one token's answer to one held-out question, and its standard error."""
+    from raysearch.evaluate import generate_answers
+
+    question = bench.heldout[0].questions[:1]
+    taken = []
+    for _ in range(NUM_WARM + NUM_TIMED):
+        start = time.perf_counter()
+        generate_answers(model, bench.encoder, question, 1)
+        taken.append(time.perf_counter() - start)
+    timed = np.array(taken[NUM_WARM:])
+    return float(timed.mean()), float(timed.std(ddof=1) / np.sqrt(len(timed)))
+
+
+def _keep(folder: Path, name: str, evaluate: Callable[[], Results]) -> None:
+    if not _path(folder, name).exists():
+        save_results(_path(folder, name), evaluate())
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / PROBES / f"{name}.npz"
+
+
+def _name(recipe: Recipe) -> str:
+    return f"{recipe.mode}-{recipe.ratio:g}"

@@ -1,0 +1,156 @@
+"""What a grid has measured, by cell of the paper's design; every number with its interval.
+
+Comparisons are paired: both models answer the same questions. A standard error joins two sources: questions (the
+linearised ratio, clustered by image, on scores averaged over seeds) and seeds (the spread of the per-seed values).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raysearch.recipe import Recipe
+from raysearch.retention import Results, Retention, difference, load_results, retention
+from raysearch.score import TrialRecord
+from raysearch.size import Size
+
+SCORES = "scores"
+_REGIMES = {"nothing": "none", "projector": "projector"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the paper's tables.
+
+    Attributes:
+        regime: what is trained: none, projector, or joint (the decoder too, with LoRA or whole).
+        losses: of sft, kl, rkl and l2, those with a weight, in this order, joined by `+`.
+        fraction: share of the recovery data; 1 where nothing is trained.
+    """
+
+    mode: str
+    ratio: float
+    regime: str = "none"
+    losses: str = ""
+    fraction: float = 1.0
+
+
+def cell_of(recipe: Recipe) -> Cell:
+    """The cell that a recipe belongs to; seeds share it."""
+    logits = "rkl" if recipe.kl == "reverse" else "kl"
+    weights = {"sft": recipe.sft, logits: recipe.logits_kd, "l2": recipe.hidden_kd}
+    losses = "+".join(name for name, weight in weights.items() if weight)
+    return Cell(
+        recipe.mode,
+        recipe.ratio,
+        _REGIMES.get(recipe.trained, "joint"),
+        losses,
+        1.0 if recipe.data_fraction is None else recipe.data_fraction,
+    )
+
+
+class Table:
+    """Results by cell, a list over seeds each; the first recipe of a cell counts where a grid has several."""
+
+    def __init__(
+        self,
+        dense: Results,
+        results: Mapping[Cell, Sequence[Results]],
+        sizes: Mapping[Cell, Size] | None = None,
+    ) -> None:
+        self.dense, self._results, self.sizes = dense, dict(results), dict(sizes or {})
+
+    @classmethod
+    def load(cls, folder: Path, records: Iterable[TrialRecord]) -> "Table":
+        """The finished trials of a study that kept its scores."""
+        first: dict[Cell, str] = {}
+        results: dict[Cell, list[Results]] = {}
+        sizes: dict[Cell, Size] = {}
+        for record in records:
+            path = folder / SCORES / f"{record.key}.npz"
+            if record.end != "finished" or not path.exists():
+                continue
+            cell, unseeded = cell_of(record.recipe), record.recipe.model_copy(update={"seed": 0}).key
+            if first.setdefault(cell, unseeded) == unseeded:
+                results.setdefault(cell, []).append(load_results(path))
+                sizes[cell] = Size(record.num_params, record.size_bytes)
+        return cls(load_results(folder / SCORES / "dense.npz"), results, sizes)
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell in self._results
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All that was measured."""
+        return list(self._results)
+
+    @property
+    def ratios(self) -> list[float]:
+        """The ratios that were measured, in ascending order."""
+        return sorted({cell.ratio for cell in self._results if cell.ratio})
+
+    def scores(self, cell: Cell) -> dict[str, float]:
+        """Mean score per benchmark, averaged over seeds."""
+        return _mean(self._results[cell]).means()
+
+    def kept(self, cell: Cell) -> Retention:
+        """Retention relative to the dense model."""
+        return kept_over_seeds(self._results[cell], self.dense)
+
+    def gap(self, first: Cell, second: Cell, benchmarks: Sequence[str] | None = None) -> Retention:
+        """Retention of `first` minus that of `second`, on all benchmarks or some of them."""
+        dense = _only(self.dense, benchmarks)
+        ours, theirs = ([_only(run, benchmarks) for run in self._results[cell]] for cell in (first, second))
+        return gap_over_seeds(ours, theirs, dense)
+
+    def relative(self, first: Cell, second: Cell) -> Retention:
+        """What `first` keeps of what `second` has."""
+        ours, theirs = self._results[first], self._results[second]
+        overall = retention(_mean(ours), _mean(theirs))
+        each = [retention(a, b).value for a, b in zip(*_paired(ours, theirs), strict=True)]
+        return Retention(overall.value, float(np.hypot(overall.se, _seed_error(each))))
+
+
+def kept_over_seeds(runs: Sequence[Results], dense: Results) -> Retention:
+    """Retention of one recipe under several seeds."""
+    overall = retention(_mean(runs), dense)
+    each = [retention(run, dense).value for run in runs]
+    return Retention(overall.value, float(np.hypot(overall.se, _seed_error(each))))
+
+
+def gap_over_seeds(first: Sequence[Results], second: Sequence[Results], dense: Results) -> Retention:
+    """Retention of one recipe minus that of another, paired by question and seed."""
+    overall = difference(_mean(first), _mean(second), dense)
+    each = [difference(a, b, dense).value for a, b in zip(*_paired(first, second), strict=True)]
+    return Retention(overall.value, float(np.hypot(overall.se, _seed_error(each))))
+
+
+def percent(value: Retention, signed: bool = False) -> str:
+    """A retention, or a difference of two in points, with its 95% interval."""
+    low, high = value.interval
+    sign = "+" if signed else ""
+    return f"{100 * value.value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def _mean(runs: Sequence[Results]) -> Results:
+    first = runs[0]
+    means = {name: np.mean([run.scores[name] for run in runs], axis=0) for name in first.scores}
+    return Results(means, first.images, first.chance)
+
+
+def _paired(first: Sequence[Results], second: Sequence[Results]) -> tuple[list[Results], list[Results]]:
+    """Runs side by side; the side with one run, where nothing is drawn, is repeated."""
+    num = max(len(first), len(second)) if 1 in (len(first), len(second)) else min(len(first), len(second))
+    return (list(first) * num)[:num], (list(second) * num)[:num]
+
+
+def _only(results: Results, benchmarks: Sequence[str] | None) -> Results:
+    if benchmarks is None:
+        return results
+    scores = {name: results.scores[name] for name in benchmarks}
+    return Results(scores, results.images, results.chance)
+
+
+def _seed_error(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
