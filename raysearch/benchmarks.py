@@ -51,12 +51,21 @@ def load_benchmarks(names: str | Sequence[str], split: str) -> list[Benchmark]:
     Raises:
         InputError: an unknown name.
     """
+    return [_embedded(name, split) for name in check_benchmarks(names)]
+
+
+def check_benchmarks(names: str | Sequence[str]) -> list[str]:
+    """The benchmarks that `names` stands for; no question is read.
+
+    Raises:
+        InputError: an unknown name.
+    """
     wanted = pocket.BENCHMARKS if names == "pocket" else [names] if isinstance(names, str) else names
     for name in wanted:
         if name not in pocket.BENCHMARKS:
             known = ", ".join(("pocket", *pocket.BENCHMARKS))
             raise InputError(f"benchmarks: {name!r} is not known; known are {known}")
-    return [_embedded(name, split) for name in wanted]
+    return list(wanted)
 
 
 def _embedded(name: str, split: str) -> Benchmark:

@@ -40,6 +40,7 @@ class _Board:
         self._preparing: str | None = None
         self._prepared: bytes | None = None
         self._dense_scores: dict[str, float] | None = None
+        self._layer_importance: dict[str, list[float]] = {}
         self._front: list[tuple[float, float]] = []
 
     async def send(self, slot: str, command: dict[str, Any]) -> None:
@@ -73,14 +74,21 @@ class _Board:
                 self._preparing = slot
             return self._prepared
 
-    async def publish(self, prepared: bytes, dense_scores: dict[str, float]) -> None:
+    async def publish(
+        self, prepared: bytes, dense_scores: dict[str, float], layer_importance: dict[str, list[float]]
+    ) -> None:
         async with self._changed:
             self._prepared, self._dense_scores = prepared, dense_scores
+            self._layer_importance = layer_importance
             self._changed.notify_all()
 
     async def dense_scores(self) -> dict[str, float] | None:
         """Mean score per benchmark of the dense model on the search split, once it has been measured."""
         return self._dense_scores
+
+    async def layer_importance(self) -> dict[str, list[float]]:
+        """What each decoder layer is worth, by criterion."""
+        return self._layer_importance
 
     async def forget(self, slot: str) -> None:
         """The slot is gone; if it was preparing, another one may."""
@@ -264,7 +272,8 @@ class _Worker:
         if rank == 0 and known is None:
             self._bench = Workbench(space)
             found = self._bench.prepared
-            ray.get(board.publish.remote(pickle.dumps(found), found.search.means()))
+            layers = {name: scores.per_layer().tolist() for name, scores in found.importances.items()}
+            ray.get(board.publish.remote(pickle.dumps(found), found.search.means(), layers))
         else:
             known = known or ray.get(board.prepared.remote(slot))
             self._bench = Workbench(space, pickle.loads(known))
