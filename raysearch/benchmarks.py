@@ -36,6 +36,34 @@ def load_benchmarks(wanted: str | Sequence[str | BenchmarkEntry], split: str) ->
     Raises:
         InputError: an unknown or repeated name, or questions that can't be used.
     """
+    entries = _entries(wanted)
+    return [_embedded(entry, split) if isinstance(entry, str) else _own(entry, split) for entry in entries]
+
+
+def check_benchmarks(wanted: str | Sequence[str | BenchmarkEntry]) -> None:
+    """Read both splits of a person's own benchmarks, and see that no question is in both.
+
+    Raises:
+        InputError: as `load_benchmarks`; or a question to search on is among the held-out ones.
+    """
+    for entry in _entries(wanted):
+        if isinstance(entry, BenchmarkEntry):
+            search, heldout = (_own(entry, split).questions for split in ("search", "heldout"))
+            known = {(question.image_id, question.prompt) for question in search}
+            shared = next((q for q in heldout if (q.image_id, q.prompt) in known), None)
+            if shared:
+                raise InputError(
+                    f"benchmarks: {entry.name}: question {shared.id} is in both splits; "
+                    "remove it from one, or leave heldout_data and heldout_split out to divide the rows"
+                )
+
+
+def _entries(wanted: str | Sequence[str | BenchmarkEntry]) -> list[str | BenchmarkEntry]:
+    """The embedded ones by name, and a person's own.
+
+    Raises:
+        InputError: an unknown or repeated name.
+    """
     listed = [wanted] if isinstance(wanted, str) else wanted
     entries = [name for entry in listed for name in (pocket.BENCHMARKS if entry == "pocket" else [entry])]
     names = [entry if isinstance(entry, str) else entry.name for entry in entries]
@@ -48,26 +76,7 @@ def load_benchmarks(wanted: str | Sequence[str | BenchmarkEntry], split: str) ->
             raise InputError(
                 f"benchmarks: {entry!r} is not known; known are {known}, and entries with name, data and metric"
             )
-    return [_embedded(entry, split) if isinstance(entry, str) else _own(entry, split) for entry in entries]
-
-
-def check_benchmarks(wanted: str | Sequence[str | BenchmarkEntry]) -> None:
-    """Read both splits of a person's own benchmarks, and see that no question is in both.
-
-    Raises:
-        InputError: as `load_benchmarks`; or a question to search on is among the held-out ones.
-    """
-    load_benchmarks(wanted, "search")
-    for entry in [] if isinstance(wanted, str) else wanted:
-        if isinstance(entry, BenchmarkEntry):
-            search, heldout = (_own(entry, split).questions for split in ("search", "heldout"))
-            known = {(question.image_id, question.prompt) for question in search}
-            shared = next((q for q in heldout if (q.image_id, q.prompt) in known), None)
-            if shared:
-                raise InputError(
-                    f"benchmarks: {entry.name}: question {shared.id} is in both splits; "
-                    "remove it from one, or leave heldout_data and heldout_split out to divide the rows"
-                )
+    return entries
 
 
 def _embedded(name: str, split: str) -> Benchmark:

@@ -1,4 +1,4 @@
-"""The command line: `raysearch search | best | export | prune | report | estimate | study | sync`.
+"""The command line: `raysearch search | best | export | measure | prune | report | estimate | study | sync`.
 
 Every command imports what it needs when it runs: `--help`, `best` and mistakes answer without torch, ray or MLflow.
 """
@@ -22,7 +22,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 @app.command()
-def best(folder: Folder, budget: BudgetText, as_json: AsJson = False) -> None:
+def best(
+    budget: BudgetText,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Folder of a study: the --out of a search.")
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="EXPERIMENT", help="Read the newest front of it in MLflow instead.")
+    ] = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow's server, if not MLFLOW_TRACKING_URI.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """The best recipe that fits a size budget.
 
     Of the front's points no larger than the budget, the one with the highest
@@ -34,11 +44,24 @@ def best(folder: Folder, budget: BudgetText, as_json: AsJson = False) -> None:
       raysearch best runs/mine --budget 60%
 
       raysearch best runs/mine --budget 3.2GB --json
-    """
-    from raysearch.report.summary import front_table, not_told_apart, print_rich, retention_text
 
-    front, point = _picked(folder, budget)
-    fitting = [other for other in front.points if _budget(budget).admits(other.size, front.baseline.size)]
+      raysearch best --mlflow mine --budget 60% --uri http://127.0.0.1:5000
+    """
+    from raysearch.front import Front, retention_text
+    from raysearch.report.summary import front_table, not_told_apart, print_rich, speed_text
+
+    wanted = _budget(budget)
+    if (folder is None) == (mlflow is None):
+        raise InputError("best: needs DIR, the folder of a study, or --mlflow EXPERIMENT; give one of them")
+    if mlflow:
+        from raysearch.tracking.lookup import front_of_experiment
+
+        front, folder = front_of_experiment(mlflow, uri)
+    else:
+        assert folder is not None, mlflow
+        front = Front.load(folder)
+    point = _picked(front, wanted, str(folder))
+    fitting = [other for other in front.points if wanted.admits(other.size, front.baseline.size)]
     similar = not_told_apart(point, fitting)
     if as_json:
         checkpoint = str(folder / point.checkpoint) if point.checkpoint else None
@@ -50,6 +73,8 @@ def best(folder: Folder, budget: BudgetText, as_json: AsJson = False) -> None:
     print(f"Size        {point.num_params:,} parameters, {point.size_bytes:,} bytes")
     print(f"Recipe      {json.dumps(point.recipe.as_dict())}")
     print(f"Checkpoint  {folder / point.checkpoint if point.checkpoint else 'none kept'}")
+    if point.measured:
+        print(f"Measured    {speed_text(point.measured)}")
     for other in similar:
         print(
             f"Not told apart statistically: {other.key}, {other.recipe.describe()}, "
@@ -62,25 +87,75 @@ def export(
     folder: Folder,
     budget: BudgetText,
     to: Annotated[Path, typer.Option(help="New or empty folder for the checkpoint.")],
+    polish: Annotated[
+        bool,
+        typer.Option("--polish", help="First train it further, on all of the data; the better one goes."),
+    ] = False,
+    epochs: Annotated[
+        float, typer.Option(min=0.001, help="With --polish: passes over the data.", show_default=True)
+    ] = 1.0,
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Make it a version of this registered model in MLflow.")
+    ] = None,
 ) -> None:
-    """Copy the best checkpoint for a budget, and prove that it loads.
+    """Hand over the best checkpoint for a budget, and prove that it loads.
 
     The folder is a stock Hugging Face checkpoint. A fresh process that has
-    transformers alone loads it and generates before it is handed over.
+    transformers alone loads it, generates, and measures its speed before it is
+    handed over. The model card says what it is, how good, how fast and how made.
 
     Examples:
 
       raysearch export runs/mine --budget 60% --to small-model
-    """
-    from raysearch.export.delivery import deliver
-    from raysearch.report.summary import retention_text, size_text
 
-    _, point = _picked(folder, budget)
-    text = deliver(folder, point, to)
+      raysearch export runs/mine --budget 60% --to small-model --polish --register small-llava
+    """
+    wanted = _budget(budget)
+    from raysearch.export.delivery import check_free, deliver
+    from raysearch.front import Front, retention_text
+    from raysearch.report.summary import speed_text
+    from raysearch.size import size_text
+
+    front, note = Front.load(folder), ""
+    point = _picked(front, wanted, str(folder))
+    check_free(to)
+    if polish:
+        from raysearch.polish import polish as go_on
+
+        polished = go_on(folder, point, epochs)
+        point, note = polished.point, polished.describe()
+        print(note)
+    point = deliver(folder, point, to, front, note)
     print(
         f"{to}: {size_text(point.size_bytes)}, retention {retention_text(point)}, {point.recipe.describe()}"
     )
-    print(f"Loaded by transformers in a fresh process; it answers {text!r}")
+    assert point.measured is not None, point.key
+    print(f"Loaded by transformers in a fresh process: {speed_text(point.measured)}")
+    if register:
+        from raysearch.tracking.lookup import register as make_version
+
+        print(f"Registered in MLflow: {register}, version {make_version(folder, point, to, register)}")
+
+
+@app.command()
+def measure(folder: Folder) -> None:
+    """Measure speed and memory of every recipe on the front, on this machine.
+
+    Prefill, decoding, peak memory, files and KV cache of the dense model and of
+    each checkpoint, one after another, each in a process of its own. They go to
+    front.json, to MLflow, to the report and to the model cards.
+
+    Examples:
+
+      raysearch measure runs/mine
+    """
+    from raysearch.export.delivery import measure_front
+    from raysearch.report.summary import print_rich, speed_table
+    from raysearch.tracking.tracker import tell_speeds
+
+    front = measure_front(folder)
+    tell_speeds(folder, front)
+    print_rich(speed_table(front))
 
 
 @app.command()
@@ -120,7 +195,7 @@ def prune(
         )
     parsed = _budget(budget) if budget is not None else None
     from raysearch.prune import prune_checkpoint
-    from raysearch.report.summary import size_text
+    from raysearch.size import size_text
 
     data = calibration or ("pocket" if model == "pocket" else None)
     options = {"ratio": ratio, "budget": parsed, "criterion": criterion, "calibration": data}
@@ -149,16 +224,27 @@ def report(folder: Folder) -> None:
 @app.command()
 def estimate(
     space: Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="Search space.")],
+    like: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Earlier study whose trials give the pace.")
+    ] = None,
 ) -> None:
     """What a search would take, before anything starts.
 
-    The same as raysearch search SPACE.yaml --dry-run.
+    Work, memory, disk and hours; the hours from the trials of an earlier
+    study of the same model, data and machines, or else by arithmetic.
 
     Examples:
 
       raysearch estimate search_spaces/pocket.yaml
+
+      raysearch estimate search_spaces/pocket.yaml --like runs/first
     """
-    pareto.search(space=space, dry_run=True)
+    from raysearch.estimate import estimate_lines
+    from raysearch.plan import plan
+    from raysearch.space import SearchSpace
+
+    planned = plan(SearchSpace.load(space))
+    print("\n".join([*planned.describe(), *estimate_lines(planned, like)]))
 
 
 @app.command()
@@ -229,29 +315,24 @@ def sync(
     print(f"{folder}: {num_sent} events sent, {num_left} left")
 
 
-def _picked(folder: Path, budget: str) -> Any:
-    """The front of a study and its answer to a budget.
+def _picked(front: Any, budget: Any, where: str) -> Any:
+    """A front's answer to a budget.
 
     Raises:
-        InputError: the budget is no size, the folder no study, or nothing on the front is small enough.
+        InputError: nothing on the front is small enough, or nothing is there at all.
     """
-    parsed = _budget(budget)
-    from raysearch.front import Front
-    from raysearch.report.summary import size_text
+    from raysearch.size import size_text
 
-    front = Front.load(folder)
     if not front.points:
-        raise InputError(
-            f"{folder}: no recipe has finished yet; go on with raysearch search --resume {folder}"
-        )
-    point = front.pick(parsed)
+        raise InputError(f"{where}: no recipe has finished yet; go on with raysearch search --resume {where}")
+    point = front.pick(budget)
     if point is None:
         least = front.points[0]
         raise InputError(
-            f"--budget {budget}: the smallest recipe on the front takes {size_text(least.size_bytes)} "
-            f"({least.size_ratio:.1%} of the dense model); raise the budget, or search with --budget {budget}"
+            f"--budget {budget.text}: the smallest recipe on the front takes {size_text(least.size_bytes)} "
+            f"({least.size_ratio:.1%} of the dense model); raise the budget, or search with --budget {budget.text}"
         )
-    return front, point
+    return point
 
 
 def _budget(text: str) -> Any:

@@ -1,5 +1,6 @@
 """Files are replaced whole, never edited in place: a reader sees the old one or the new one."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,7 +10,11 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`; after a crash at any instant the old content or the new one is there."""
+    """Replace `path` by `text`; after a crash at any instant the old content or the new one is there.
+
+    Raises:
+        OSError: it could not be written; the error names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, sibling = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -19,9 +24,10 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(stream.fileno())
         os.chmod(sibling, 0o644)
         os.replace(sibling, path)
-    except BaseException:
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
         Path(sibling).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -30,10 +36,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_json(path: Path, row: Any) -> None:
-    """Append one line of JSON, whole and flushed to the disk."""
+    """Append one line of JSON, whole and flushed to the disk; or nothing, when the disk is full.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    line = (json.dumps(row) + "\n").encode()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, (json.dumps(row) + "\n").encode())
+        before = os.fstat(handle).st_size
+        if os.write(handle, line) < len(line):
+            os.ftruncate(handle, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(handle)
     finally:
         os.close(handle)

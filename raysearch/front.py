@@ -99,6 +99,34 @@ class Measured(BaseModel):
     retention: float
     retention_ci: tuple[float, float]
     scores: dict[str, float]
+    scores_ci: dict[str, tuple[float, float]] = {}
+    """95% interval of each mean score, where it was worked out."""
+
+
+def retention_text(measured: Measured) -> str:
+    """Retention with its 95% interval, in percent of the dense model."""
+    low, high = measured.retention_ci
+    return f"{measured.retention:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+class Speed(BaseModel):
+    """Speed and memory of one checkpoint on one machine, for one row of a picture and a short question."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str
+    dtype: str
+    num_prompt_tokens: int
+    """Image tokens included."""
+    prefill_seconds: float
+    """Median time from the encoded prompt to the first token's logits."""
+    decode_tokens_per_second: float
+    """Greedy, after the prompt."""
+    peak_memory_bytes: int
+    """Of the GPU, or of the whole process on a CPU."""
+    checkpoint_bytes: int
+    """Of the files with weights."""
+    kv_cache_bytes_per_1000_tokens: int
 
 
 class FrontPoint(Measured):
@@ -115,6 +143,8 @@ class FrontPoint(Measured):
     mlflow_run_id: str | None = None
     heldout: Measured | None = None
     """The same checkpoint on questions that the search never saw."""
+    measured: Speed | None = None
+    """Its speed and memory, once `raysearch measure` has run."""
 
     @property
     def size(self) -> Size:
@@ -130,6 +160,7 @@ class Baseline(BaseModel):
     num_params: int
     size_bytes: int
     scores: dict[str, float]
+    measured: Speed | None = None
 
     @property
     def size(self) -> Size:

@@ -5,6 +5,7 @@ python -m raysearch.pareto my-space.yaml --budget 3.2GB --out runs/mine
 ray job submit --working-dir . -- python -m raysearch.pareto search_spaces/pocket.yaml
 """
 
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +33,7 @@ def search(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of sampler and data order.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the study in this folder.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count; run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; run nothing.")] = False,
 ) -> None:
     """Search for the best recipes: a Pareto front of model size against quality kept.
 
@@ -50,7 +51,9 @@ def search(
 
     planned = plan(study_space)
     if dry_run:
-        print("\n".join(planned.describe()))
+        from raysearch.estimate import estimate_lines
+
+        print("\n".join([*planned.describe(), *estimate_lines(planned)]))
         return
     run(planned, folder)
 
@@ -66,19 +69,19 @@ def run(planned: "Plan", folder: Path) -> None:
     from raysearch.report.summary import print_result
     from raysearch.study import Study
     from raysearch.tracking.tracker import Tracker
+    from raysearch.tuner import num_slots
     from raysearch.tuner import search as run_search
 
+    num_slots(planned.space)  # a cluster too small for a trial is found before anything is written
     study = Study(folder, planned.space)
     study.create()
-    tracker = Tracker(study, dense=planned.dense)
-    with LiveView(planned, study) as view:
+    with closing(Tracker(study, dense=planned.dense)) as tracker, LiveView(planned, study) as view:
         try:
             front = run_search(planned, study, [tracker, view])
         finally:
             if study.front:
                 write_pictures(study.folder, study.front, study.records)
-            tracker.close()
-    print_result(front, _shown(folder))
+    print_result(front, folder)
 
 
 def study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple[SearchSpace, Path]:
@@ -120,11 +123,6 @@ def with_options(
     if slots:
         changes["slots"] = space.slots.model_copy(update={"num": slots})
     return space.model_copy(update=changes)
-
-
-def _shown(folder: Path) -> str:
-    """The folder as a person would type it."""
-    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
 app = Door()

@@ -3,15 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from raysearch import families
 from raysearch.benchmarks import check_benchmarks
-from raysearch.data.reading import load_samples
+from raysearch.counting import counts_of_model
+from raysearch.data.reading import num_rows
 from raysearch.errors import InputError
-from raysearch.prune.shape import Shape, shape_of, size_of, smallest_shape, solve
 from raysearch.recipe import Recipe
+from raysearch.shape import Counts, Shape, shape_for, smallest_shape, solve
 from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
-from raysearch.trial import size_for
 
 
 @dataclass(frozen=True)
@@ -19,22 +18,33 @@ class Plan:
     """What a search needs to know beforehand.
 
     Attributes:
+        counts: of the dense model; sizes of all others follow from them.
         dense: size of the dense model.
         num_samples: rows of recovery data that make 100%.
         max_samples: samples seen by the longest trial.
     """
 
     space: SearchSpace
-    config: Any = field(repr=False)
+    counts: Counts = field(repr=False)
     dense: Size
     num_samples: int
     max_samples: int
     budgets: tuple[Budget, ...]
 
+    @property
+    def first_rung(self) -> int:
+        """Samples seen at the first verdict; the longest trial's end without early stopping."""
+        settings = self.space.search
+        return (
+            max(1, round(settings.first_rung * self.max_samples))
+            if settings.early_stopping
+            else self.max_samples
+        )
+
     def size_of(self, recipe: Recipe) -> Size | None:
         """The exact size of what a recipe makes; None when the family has no such model."""
         try:
-            return size_for(self.config, recipe)
+            return self.counts.size(shape_for(self.counts, recipe))
         except InputError:
             return None
 
@@ -42,8 +52,8 @@ class Plan:
         """The size of the smallest model that the space can reach."""
         modes = self.space.values_of("mode")
         ratio = max(map(float, self.space.values_of("ratio")))
-        shapes = [_smallest_shape(self.config, mode, ratio) for mode in modes]
-        return min((size_of(self.config, shape) for shape in shapes), key=lambda size: size.size_bytes)
+        shapes = [_smallest_shape(self.counts, mode, ratio) for mode in modes]
+        return min(map(self.counts.size, shapes), key=lambda size: size.size_bytes)
 
     def describe(self) -> list[str]:
         """What will be done, one fact a line."""
@@ -64,15 +74,15 @@ def plan(space: SearchSpace) -> Plan:
     Raises:
         InputError: the model, the data, a benchmark or a budget can't be used.
     """
-    config = families.load_config(space.model)
-    dense = size_of(config, shape_of(config))
+    counts = counts_of_model(space.model)
+    dense = counts.size(counts.dense)
     check_benchmarks(space.benchmarks)
-    num_rows = len(load_samples(space.data))
-    if space.num_samples and space.num_samples > num_rows:
-        raise InputError(f"num_samples: {space.num_samples}, but {space.data} has {num_rows} rows; lower it")
-    num_samples = space.num_samples or num_rows
+    rows = num_rows(space.data)
+    if space.num_samples and space.num_samples > rows:
+        raise InputError(f"num_samples: {space.num_samples}, but {space.data} has {rows} rows; lower it")
+    num_samples = space.num_samples or rows
     budgets = tuple(Budget.parse(text) for text in space.budgets)
-    planned = Plan(space, config, dense, num_samples, space.largest_recovery(num_samples), budgets)
+    planned = Plan(space, counts, dense, num_samples, space.largest_recovery(num_samples), budgets)
     smallest = planned.smallest()
     if budgets and not any(budget.admits(smallest, dense) for budget in budgets):
         raise InputError(
@@ -83,8 +93,8 @@ def plan(space: SearchSpace) -> Plan:
     return planned
 
 
-def _smallest_shape(config: Any, mode: Any, ratio: float) -> Shape:
+def _smallest_shape(counts: Counts, mode: Any, ratio: float) -> Shape:
     try:
-        return solve(config, mode, ratio)
+        return solve(counts, mode, ratio)
     except InputError:  # more than can be removed
-        return smallest_shape(config, mode)
+        return smallest_shape(counts, mode)

@@ -89,6 +89,15 @@ def retention(pruned: Results, dense: Results, form: str = "ratio_of_averages") 
     return Retention(value, _standard_error(influences, dense))
 
 
+def score_intervals(results: Results) -> dict[str, tuple[float, float]]:
+    """The 95% interval of each benchmark's mean score, within 0 to 1, over questions clustered by image."""
+    intervals = {}
+    for name, values in results.scores.items():
+        mean, reach = float(np.mean(values)), _Z95 * _clustered_se(values, results.images[name])
+        intervals[name] = max(0.0, mean - reach), min(1.0, mean + reach)
+    return intervals
+
+
 def difference(first: Results, second: Results, dense: Results, form: str = "ratio_of_averages") -> Retention:
     """How much more `first` keeps than `second`, with the paired standard error of that difference.
 

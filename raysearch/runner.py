@@ -41,6 +41,7 @@ class _Board:
         self._preparing: str | None = None
         self._prepared: bytes | None = None
         self._dense_scores: dict[str, float] | None = None
+        self._layer_importance: dict[str, list[float]] = {}
         self._front: list[tuple[float, float]] = []
 
     async def send(self, slot: str, command: dict[str, Any]) -> None:
@@ -74,14 +75,24 @@ class _Board:
                 self._preparing = slot
             return self._prepared
 
-    async def publish(self, prepared: bytes, dense_scores: dict[str, float] | None) -> None:
+    async def publish(
+        self,
+        prepared: bytes,
+        dense_scores: dict[str, float] | None,
+        layer_importance: dict[str, list[float]],
+    ) -> None:
         async with self._changed:
             self._prepared, self._dense_scores = prepared, dense_scores
+            self._layer_importance = layer_importance
             self._changed.notify_all()
 
     async def dense_scores(self) -> dict[str, float] | None:
         """Mean score per benchmark of the dense model on the search split, once it has been measured."""
         return self._dense_scores
+
+    async def layer_importance(self) -> dict[str, list[float]]:
+        """What each decoder layer is worth, by criterion."""
+        return self._layer_importance
 
     async def forget(self, slot: str) -> None:
         """The slot is gone; if it was preparing, another one may."""
@@ -268,8 +279,12 @@ class _Worker:
         board, slot = config["board"], config["slot"]
         known = ray.get(board.prepared.remote(slot)) if rank == 0 else None
         if rank == 0 and known is None:
-            found, scores = self._measure(space)
-            ray.get(board.publish.remote(pickle.dumps(found), scores))
+            found = self._measure(space)
+            scores, layers = None, {}
+            if not isinstance(found, InputError):
+                scores = found.search.means()
+                layers = {name: units.per_layer().tolist() for name, units in found.importances.items()}
+            ray.get(board.publish.remote(pickle.dumps(found), scores, layers))
         else:
             found = pickle.loads(known or ray.get(board.prepared.remote(slot)))
             if isinstance(found, InputError):
@@ -277,16 +292,16 @@ class _Worker:
             else:
                 self._bench = Workbench(space, found)
 
-    def _measure(self, space: SearchSpace) -> tuple[Any, dict[str, float] | None]:
-        """What all slots share, and the dense scores; or the mistake that stands in the way of every trial."""
+    def _measure(self, space: SearchSpace) -> Any:
+        """What all slots share; or the mistake that stands in the way of every trial."""
         from raysearch.trial import Workbench
 
         try:
             self._bench = Workbench(space)
         except InputError as error:
             self._refusal = error
-            return error, None
-        return self._bench.prepared, self._bench.prepared.search.means()
+            return error
+        return self._bench.prepared
 
     def obey(self, command: dict[str, Any]) -> dict[str, Any]:
         """Do as told; what goes wrong with one recipe is a reply, not the end of the slot."""

@@ -84,3 +84,19 @@ class Budget:
     def size_ratio(self, dense: Size) -> float:
         """The bound as a share of the dense model's bytes."""
         return self.bound_bytes(dense) / dense.size_bytes
+
+
+def size_text(size_bytes: int) -> str:
+    """Bytes as people read them, e.g. `3.2 GB`."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.3g} {unit}"
+    return f"{size_bytes} B"
+
+
+def params_text(num_params: int) -> str:
+    """A count of parameters as people read it, e.g. `2.9B`."""
+    for unit, factor in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if num_params >= factor:
+            return f"{num_params / factor:.3g}{unit}"
+    return str(num_params)

@@ -180,7 +180,9 @@ class RecoverySettings(_Strict):
     warmup: float = Field(0.03, ge=0, lt=1)
     """Share of a trial's samples spent warming up."""
     grad_clip: float = Field(1.0, gt=0)
+    """Largest norm of a step's gradient."""
     gradient_checkpointing: bool = False
+    """Always recompute activations; left out, only where memory is short."""
     weight_average: bool = False
     """Evaluate rungs on an exponential average of the weights."""
 
@@ -193,14 +195,18 @@ class Slots(_Strict):
     workers: int = Field(1, ge=1)
     """Ray Train workers per trial."""
     cpus_per_worker: float = Field(1, gt=0)
+    """CPU cores that Ray sets aside for each; also its threads."""
     gpus_per_worker: float = Field(0, ge=0)
+    """GPUs for each: 1, or 0 on machines without."""
 
 
 class Calibration(_Strict):
     """The samples on which importance is measured."""
 
     num_samples: int = Field(64, ge=1)
+    """How many, from the front of the data's order."""
     batch_size: int = Field(8, ge=1)
+    """Samples per pass."""
 
 
 class SearchSpace(_Strict):
@@ -224,9 +230,13 @@ class SearchSpace(_Strict):
     """The dimensions, by field of a recipe: a value, a list of values, {low, high, log, step}, or a list of
     these with `when`."""
     search: SearchSettings = SearchSettings()
+    """Settings of the search."""
     calibration: Calibration = Calibration()
+    """Settings of importance scores."""
     recovery: RecoverySettings = RecoverySettings()
+    """Settings of recovery training."""
     slots: Slots = Slots()
+    """Workers and their resources."""
 
     @field_validator("benchmarks", mode="before")
     @classmethod

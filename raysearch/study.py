@@ -1,8 +1,9 @@
 """The files of a study: what has ended, the front so far, and the checkpoints that the front needs."""
 
+import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from raysearch.score import Score, TrialRecord
 from raysearch.size import Budget
 from raysearch.space import SearchSpace
 
-TRIALS, STARTED, SPACE = "trials.jsonl", "started.jsonl", "space.json"
+TRIALS, STARTED, SPACE, LAYERS = "trials.jsonl", "started.jsonl", "space.json", "layer-importance.json"
 
 
 class Study:
@@ -115,6 +116,10 @@ class Study:
         self.front.save(self.folder)
         return self.front
 
+    def write_layer_importance(self, by_criterion: Mapping[str, Sequence[float]]) -> None:
+        """Keep what each decoder layer of the dense model is worth, by criterion, for the report."""
+        write_json(self.folder / LAYERS, by_criterion)
+
     def _build(self, baseline: Baseline, points: Iterable[FrontPoint]) -> Front:
         return Front.build(self.space.name, self.space.model, baseline, points, self.budgets)
 
@@ -137,6 +142,12 @@ def read_trials(folder: Path) -> list[TrialRecord]:
         return [TrialRecord.model_validate(row) for row in read_json_lines(path)]
     except ValidationError as error:
         raise InputError(f"{path}: not trials of this version ({str(error).splitlines()[0]})") from None
+
+
+def read_layer_importance(folder: Path) -> dict[str, list[float]]:
+    """Scores of the dense model's decoder layers by criterion; empty if the study has none."""
+    path = folder / LAYERS
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def read_space(folder: Path) -> SearchSpace:

@@ -5,19 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from raysearch import export, families
+from raysearch import export, families, shape
 from raysearch.benchmarks import Benchmark, load_benchmarks
-from raysearch.data.reading import Encoder, fraction_order, load_samples
+from raysearch.data.encoding import Encoder
+from raysearch.data.reading import fraction_order, load_samples
 from raysearch.errors import InputError
 from raysearch.evaluate import evaluate
 from raysearch.front import Measured
 from raysearch.importance import Importance, importance
 from raysearch.prune import prune
-from raysearch.prune.shape import Shape, shape_of, size_of, solve
+from raysearch.prune.count import counts_of
+from raysearch.prune.shape import Shape, shape_of, size_of
 from raysearch.recipe import Recipe
 from raysearch.recovery.loop import Recovery
 from raysearch.recovery.teacher import Teacher
-from raysearch.retention import Results, at_chance, retention
+from raysearch.retention import Results, at_chance, retention, score_intervals
 from raysearch.score import Score
 from raysearch.size import Size
 from raysearch.space import SearchSpace
@@ -107,10 +109,10 @@ class Workbench:
 class Trial:
     """One recipe on a workbench. Iterate `scores()`; between two of them the trial may be exported or closed."""
 
-    def __init__(self, recipe: Recipe, bench: Workbench) -> None:
-        """Prune; nothing is trained yet."""
+    def __init__(self, recipe: Recipe, bench: Workbench, model: object = None) -> None:
+        """Prune, or take `model`, which was made by the same recipe before; nothing is trained yet."""
         self.recipe, self.bench = recipe, bench
-        self.model = bench.prune(recipe)
+        self.model = bench.prune(recipe) if model is None else model
         self.size = size_for(bench.model.config, recipe)
         self.end = recipe.samples_to_see(len(bench.samples))
         self._recovery: Recovery | None = None
@@ -162,8 +164,7 @@ class Trial:
         """Score the model on held-out questions, and write it as a stock checkpoint."""
         bench = self.bench
         results = self.heldout_results()
-        kept = retention(results, bench.prepared.heldout, bench.space.retention)
-        heldout = Measured(retention=kept.value, retention_ci=kept.interval, scores=results.means())
+        heldout = quality_of(results, bench.prepared.heldout, bench.space.retention)
         scores = {"search": self._latest and self._latest.model_dump(), "heldout": heldout.model_dump()}
         card = {
             "base_model": bench.space.model,
@@ -203,15 +204,22 @@ def _refuse_at_chance(search: Results, heldout: Results) -> None:
         )
 
 
+def quality_of(results: Results, dense: Results, form: str) -> Measured:
+    """Retention and scores with their intervals, given what the dense model scored on the same questions."""
+    kept = retention(results, dense, form)
+    intervals = score_intervals(results)
+    return Measured(
+        retention=kept.value, retention_ci=kept.interval, scores=results.means(), scores_ci=intervals
+    )
+
+
 def shape_for(config: object, recipe: Recipe) -> Shape:
     """The shape that a recipe gives a dense model of `config`.
 
     Raises:
         InputError: no model of this family can be that small.
     """
-    if recipe.ratio == 0:
-        return shape_of(config)
-    return solve(config, recipe.mode, recipe.ratio, depth_share=recipe.depth_share)
+    return shape.shape_for(counts_of(config), recipe)
 
 
 def size_for(config: object, recipe: Recipe) -> Size:

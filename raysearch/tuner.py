@@ -56,13 +56,12 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Fron
         InputError: the cluster lacks what a trial asks for, the dense model can't be measured, or no recipe of the
             space can be run.
     """
-    _join_cluster()
-    num_slots = _num_slots(plan.space)
+    slots = num_slots(plan.space)
     proposals = _proposals(plan, study)
     recorder = Recorder(plan, study, proposals, start_board(), observers)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     try:
-        _tuner(plan, study, proposals, recorder, num_slots).fit()
+        _tuner(plan, study, proposals, recorder, slots).fit()
     finally:
         front = recorder.conclude()
         ray.shutdown()
@@ -76,9 +75,7 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Fron
     return front
 
 
-def _tuner(
-    plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorder", num_slots: int
-) -> tune.Tuner:
+def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorder", slots: int) -> tune.Tuner:
     scheduler = proposals.scheduler
     assert scheduler is not None, proposals
     trainable = tune.with_parameters(
@@ -96,7 +93,7 @@ def _tuner(
             search_alg=proposals,
             scheduler=scheduler,
             num_samples=plan.space.search.trials - len(study.records),
-            max_concurrent_trials=num_slots,
+            max_concurrent_trials=slots,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -111,10 +108,9 @@ def _tuner(
 
 def _proposals(plan: Plan, study: Study) -> RecipeSearch:
     settings = plan.space.search
-    first_rung = max(1, round(settings.first_rung * plan.max_samples))
     scheduler = ParetoASHA(
         max_t=plan.max_samples,
-        grace_period=first_rung if settings.early_stopping else plan.max_samples,
+        grace_period=plan.first_rung,
         reduction_factor=settings.reduction_factor,
         budgets=[budget.size_ratio(plan.dense) for budget in plan.budgets],
         retention_se="retention_se",
@@ -154,12 +150,13 @@ def _join_cluster() -> None:
             )
 
 
-def _num_slots(space: SearchSpace) -> int:
-    """Trials at a time: what the space says, or as many as the cluster has room for.
+def num_slots(space: SearchSpace) -> int:
+    """Join the cluster; trials at a time: what the space says, or as many as there is room for.
 
     Raises:
-        InputError: the cluster has not even room for one.
+        InputError: there is no room for even one.
     """
+    _join_cluster()
     slots, found = space.slots, ray.cluster_resources()
     asked = {"CPU": slots.workers * slots.cpus_per_worker, "GPU": slots.workers * slots.gpus_per_worker}
     room = min(int(found.get(kind, 0) // amount) for kind, amount in asked.items() if amount)
@@ -259,4 +256,5 @@ class Recorder(tune.Callback):
         dense = self._plan.dense
         if scores is None:
             return None
+        self._study.write_layer_importance(ray.get(self.board.layer_importance.remote()))
         return Baseline(num_params=dense.num_params, size_bytes=dense.size_bytes, scores=scores)

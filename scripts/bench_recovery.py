@@ -23,7 +23,8 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from raysearch import families
-from raysearch.data.reading import Encoder, Sample, load_samples
+from raysearch.data.encoding import Encoder
+from raysearch.data.reading import Sample, load_samples
 from raysearch.recipe import Recipe
 from raysearch.recovery.engine import ADAM_BETAS, compute_dtype, deepspeed_config, start_distributed
 from raysearch.recovery.loop import Recovery

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig, SiglipVisionConfig
 
-from raysearch.data.reading import Encoder, Sample, load_samples
+from raysearch.data.encoding import Encoder
+from raysearch.data.reading import Sample, load_samples
 from raysearch.families import Family, family_for
 from raysearch.pocket.model import PATCH_SIZE, make_processor, make_tokenizer
 from raysearch.recipe import Recipe

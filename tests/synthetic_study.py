@@ -89,6 +89,7 @@ def run(study, rungs, trial, recipe, noise):
         retention=score.retention - 0.01,
         retention_ci=(score.retention - 0.04, score.retention + 0.02),
         scores=score.scores,
+        scores_ci={name: (value - 0.02, value + 0.02) for name, value in score.scores.items()},
     )
     study.offer(record, BASELINE, f"checkpoints/{recipe.key}", heldout)
 

@@ -10,6 +10,7 @@ import pytest
 import synthetic_study
 
 from raysearch.cli import app
+from raysearch.errors import InputError
 from raysearch.front import Front
 from raysearch.size import Budget
 
@@ -44,12 +45,19 @@ def alone(*args, code="from raysearch.cli import app; app()"):
     return done.returncode, heavy, seconds, done
 
 
+SPACE = synthetic_study.POCKET
 COMMANDS = {
     "help": ["--help"],
+    "help of the search": ["search", "--help"],
     "help of a command": ["best", "--help"],
     "best": ["best", "STUDY", "--budget", "60%"],
     "best as JSON": ["best", "STUDY", "--budget", "60%", "--json"],
+    "dry run": ["search", "--dry-run"],
+    "dry run of a space": ["search", SPACE, "--budget", "60%", "--trials", "9", "--dry-run"],
+    "estimate": ["estimate", SPACE],
+    "estimate by an earlier study": ["estimate", SPACE, "--like", "STUDY"],
     "wrong budget": ["best", "STUDY", "--budget", "60"],
+    "wrong budget of a search": ["search", "--budget", "60"],
     "no study": ["best", "NOWHERE", "--budget", "60%"],
     "no space": ["search", "nowhere.yaml"],
     "prune without a size": ["prune", "pocket", "--to", "NOWHERE"],
@@ -61,7 +69,7 @@ def test_answers_come_light_and_fast(name, study, tmp_path):
     args = [{"STUDY": study, "NOWHERE": tmp_path / "no"}.get(arg, arg) for arg in COMMANDS[name]]
     status, heavy, seconds, _ = alone(*args)
     assert heavy == []
-    assert status == (0 if "help" in name or name.startswith("best") else 2)
+    assert status == (0 if name.startswith(("help", "best", "dry run", "estimate")) else 2)
     assert seconds < 1, "CPU time, so that a busy machine does not matter"
 
 
@@ -72,6 +80,11 @@ def test_answers_come_light_and_fast(name, study, tmp_path):
         (["best", "STUDY", "--budget", "1%"], "raise the budget"),
         (["best", "NOWHERE", "--budget", "60%"], "no front.json"),
         (["best", "--budget", "60%"], "DIR"),
+        (["best", "STUDY", "--mlflow", "synthetic", "--budget", "60%"], "give one of them"),
+        (["best", "STUDY"], "--budget"),
+        (["measure", "NOWHERE"], "no front.json"),
+        (["estimate", SPACE, "--like", "NOWHERE"], "no trials.jsonl"),
+        (["export", "STUDY", "--budget", "60%", "--to", "NOWHERE", "--polish", "--epochs", "0"], "--epochs"),
         (["bets", "STUDY"], "best"),
         (["best", "STUDY", "--bugdet", "60%"], "--budget"),
         (["export", "STUDY", "--budget", "60%", "--to", "STUDY"], "not an empty folder"),
@@ -147,7 +160,67 @@ def test_best_names_who_cannot_be_told_apart(study, capsys):
         assert table.count("Not told apart") == len(near)
 
 
-@pytest.mark.parametrize("command", ["search", "best", "export", "prune", "report", "estimate", "sync"])
+def test_a_budget_without_a_unit_is_told_the_forms(study, capsys):
+    _, _, err = call(capsys, "best", study, "--budget", "60")
+    for form in ("60%", "3.2GB", "900MiB", "3B"):
+        assert form in err
+
+
+def pretend_search(monkeypatch, tmp_path, fail_at):
+    """`search` with a cluster that is not there, to see in which order it opens and closes what it uses."""
+    from raysearch.report import plots
+    from raysearch.tracking import tracker as tracking
+
+    told = []
+
+    def run(planned, study, observers):
+        study.front = Front.build("x", "pocket", synthetic_study.BASELINE, [])
+        return study.front
+
+    def draw(folder, front, records):
+        if fail_at == "pictures":
+            raise OSError(28, "No space left on device", str(folder))
+
+    class Told:
+        def __init__(self, study, dense):
+            told.append("opened")
+
+        def close(self):
+            told.append("closed")
+
+    def slots(space):
+        if fail_at == "cluster":
+            raise InputError("slots: too few")
+        return 1
+
+    import raysearch.tuner as tuner
+
+    monkeypatch.setattr(tuner, "num_slots", slots)
+    monkeypatch.setattr(tuner, "search", run)
+    monkeypatch.setattr(plots, "write_pictures", draw)
+    monkeypatch.setattr(tracking, "Tracker", Told)
+    return told
+
+
+def test_a_picture_that_fails_does_not_keep_mlflow_open(monkeypatch, tmp_path, capsys):
+    told = pretend_search(monkeypatch, tmp_path, "pictures")
+    status, _, err = call(capsys, "search", "--out", tmp_path / "run")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "No space left on device; make room" in err
+    assert told == ["opened", "closed"]
+
+
+def test_a_cluster_that_is_too_small_leaves_no_folder(monkeypatch, tmp_path, capsys):
+    told = pretend_search(monkeypatch, tmp_path, "cluster")
+    status, _, err = call(capsys, "search", "--out", tmp_path / "run")
+    assert (status, err) == (2, "raysearch: slots: too few\n")
+    assert told == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command", ["search", "best", "export", "measure", "prune", "report", "estimate", "sync"]
+)
 def test_every_help_has_examples(command, capsys):
     status, out, _ = call(capsys, command, "--help")
     assert status == 0

@@ -13,8 +13,8 @@ from PIL import Image
 from recovery_setup import processor, samples, tiny_encoder, tiny_family
 from transformers import PreTrainedTokenizerFast
 
-from raysearch.data.encoding import IGNORED, aligned, collate
-from raysearch.data.reading import BadRow, Encoder, Sample, fraction_order, load_samples
+from raysearch.data.encoding import IGNORED, Encoder, aligned, collate
+from raysearch.data.reading import BadRow, Sample, fraction_order, load_samples
 from raysearch.errors import InputError
 
 ANSWERS = ("yes", "red", "left")

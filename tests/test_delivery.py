@@ -10,8 +10,9 @@ from raysearch import pocket
 from raysearch.cli import app
 from raysearch.errors import InputError
 from raysearch.export.delivery import deliver
-from raysearch.front import Front
-from raysearch.size import Budget
+from raysearch.front import Front, retention_text
+from raysearch.report.page import write_report
+from raysearch.size import Budget, size_text
 
 
 def num_stored(folder):
@@ -58,9 +59,53 @@ def test_export_copies_and_proves(study, tmp_path, capsys):
     assert ended.value.code == 0
     assert "Loaded by transformers in a fresh process" in said
     source = study / answer(study).checkpoint
-    assert {path.name for path in to.iterdir()} == {path.name for path in source.iterdir()}
+    assert {path.name for path in to.iterdir()} == {path.name for path in source.iterdir()} | {"README.md"}
     assert (to / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    card = (to / "README.md").read_text()
+    point = answer(study)
+    assert f"| bytes | {point.size_bytes:,} of 10,000,000" in card
+    assert retention_text(point) in card
+    assert retention_text(point.heldout) in card
+    for name, score in point.heldout.scores.items():
+        assert f"| {name} | {score:.3f} [" in card
+    # Keys and values of 7 layers, 6 heads of 16, two bytes each, for 1,000 tokens.
+    assert size_text(1000 * 2 * 7 * 6 * 16 * 2) in card
+    assert "tokens/s" in card
+    assert "AutoModelForImageTextToText" in card
+    assert f"criterion: {point.recipe.criterion}" in card
     assert [path.name for path in tmp_path.iterdir()] == ["small"], "nothing else is left"
+
+
+def test_a_front_is_measured_where_it_lies(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody is there
+    folder = tmp_path / "run"
+    front = Front.load(study)
+    alone = front.model_copy(update={"points": [answer(study)]})
+    shutil.copytree(study, folder)
+    alone.save(folder)
+    with pytest.raises(SystemExit) as ended:
+        app(["measure", str(folder)])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0
+    assert err.count("raysearch sync") == 1, "MLflow is away: one warning"
+    measured = Front.load(folder)
+    (point,), dense = measured.points, measured.baseline.measured
+    assert point.measured.kv_cache_bytes_per_1000_tokens == 1000 * 2 * 7 * 6 * 16 * 2
+    assert point.measured.checkpoint_bytes == (folder / point.checkpoint / "model.safetensors").stat().st_size
+    assert point.measured.device == dense.device
+    assert point.measured.prefill_seconds > 0
+    assert point.measured.decode_tokens_per_second > 1
+    assert point.measured.peak_memory_bytes > point.size_bytes
+    assert f"{point.measured.decode_tokens_per_second:.3g} tokens/s" in out
+    assert measured.model_copy(update={"points": [answer(study)], "baseline": front.baseline}) == alone
+    waiting = [json.loads(line) for line in (folder / "mlflow-unsent.jsonl").read_text().splitlines()]
+    assert waiting[0]["metrics"]["speed.prefill_seconds"] == point.measured.prefill_seconds
+    page = write_report(folder).read_text()
+    assert "<h2>Speed and memory</h2>" in page
+    assert f"<td>{1000 * point.measured.prefill_seconds:.3g} ms</td>" in page
+    with pytest.raises(SystemExit):
+        app(["best", str(folder), "--budget", "60%"])
+    assert "Measured" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_size_is_refused(study, tmp_path):

@@ -1,29 +1,24 @@
 """A study as MLflow's own pages show it, in a real browser: `pytest -m slow tests/test_mlflow_ui.py`."""
 
 import importlib.util
-import json
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.parse
-import urllib.request
+from pathlib import Path
 
 import pytest
 import synthetic_study
+import take_screenshots as screen
 from mlflow import MlflowClient
 
 from raysearch.report.plots import write_pictures
 from raysearch.tracking.tracker import Tracker, tracking_uri
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PATIENCE = 240_000  # ms; MLflow's pages are heavy
+ROOT = Path(__file__).parents[1]
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium"),
+    pytest.mark.skipif(screen.CHROMIUM is None, reason="no chromium"),
     pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright"),
 ]
 
@@ -40,80 +35,57 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(study):
     """The address of `mlflow ui` over the study's store."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(study.folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        address = f"http://127.0.0.1:{port}"
-        wait_for(f"{address}/health")
+    with screen.mlflow_server(tracking_uri(study.folder)) as address:
         yield address
-        process.terminate()
-
-
-def wait_for(url, seconds=300):
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=10).close()
-            return
-        except OSError:
-            assert time.monotonic() < until, url
-            time.sleep(1)
 
 
 @pytest.fixture
 def page():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=PATIENCE)
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.set_default_timeout(PATIENCE)
-        complaints = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        # MLflow's own page asks who is logged in and gets a 404 when nobody can log in.
-        page.on(
-            "response",
-            lambda got: (
-                complaints.append(got.url) if got.status >= 400 and "/users/current" not in got.url else None
-            ),
-        )
+    """A page that must be left without a complaint."""
+    complaints = []
+    with screen.browser_page(complaints) as page:
         yield page
-        browser.close()
-        assert complaints == []
+    assert complaints == []
 
 
-def test_compare_page_plots_size_against_retention(study, server, page, tmp_path):
-    client = MlflowClient(tracking_uri(study.folder))
-    experiment = client.get_experiment_by_name(study.space.name).experiment_id
-    scored = client.search_runs([experiment], "metrics.retention > 0", max_results=200)
-    runs = urllib.parse.quote(json.dumps([run.info.run_id for run in scored]))
-    where = urllib.parse.quote(json.dumps([experiment]))
-    page.goto(f"{server}/#/compare-runs?runs={runs}&experiments={where}", timeout=PATIENCE)
-    page.get_by_text("Scatter Plot").first.click()
-    for axis, name in enumerate(("size_ratio", "retention")):
-        page.get_by_role("combobox").nth(axis).click()
-        page.get_by_role("option", name=name, exact=True).first.click()
-    # MLflow draws the points by WebGL, so they are asked for where plotly keeps them.
-    drawn = (
-        "[...document.querySelectorAll('.js-plotly-plot')].some(plot => JSON.stringify(plot.layout).includes("
-        "'size_ratio') && plot.data.some(trace => trace.y && trace.y.length == COUNT))"
+def test_compare_page_plots_size_against_retention(study, server, page):
+    experiment, _, children = screen.runs_of(study.folder)
+    screen.open_comparison(page, server, experiment, children)
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => plot.data.flatMap("
+        "trace => trace.y ? trace.x.map((x, i) => [Number(x), Number(trace.y[i])]) : []))"
     )
-    page.wait_for_function(drawn.replace("COUNT", str(len(scored))), timeout=PATIENCE)
-    page.screenshot(path=tmp_path / "compare.png")
+    scored = [record for record in study.records if record.rungs]
+    expected = [
+        (record.size_bytes / synthetic_study.BASELINE.size_bytes, record.rungs[-1].retention)
+        for record in scored
+    ]
+    assert len(drawn) == len(expected) == len(children)
+    for got, wanted in zip(sorted(map(tuple, drawn)), sorted(expected), strict=True):
+        assert got == pytest.approx(wanted, abs=1e-4)
 
 
-def test_parent_run_holds_the_front(study, server, page, tmp_path):
-    client = MlflowClient(tracking_uri(study.folder))
-    experiment = client.get_experiment_by_name(study.space.name).experiment_id
-    parent = next(
-        run
-        for run in client.search_runs([experiment], max_results=200)
-        if "mlflow.parentRunId" not in run.data.tags
-    )
-    page.goto(f"{server}/#/experiments/{experiment}/runs/{parent.info.run_id}/artifacts", timeout=PATIENCE)
-    for name in ("front.html", "front.json", "front.png", "space.json", "trials.jsonl"):
-        page.get_by_text(name, exact=True).first.wait_for()
-    page.screenshot(path=tmp_path / "parent.png")
+def test_parent_run_holds_the_front(study, server, page):
+    experiment, parent, _ = screen.runs_of(study.folder)
+    screen.open_artifacts(page, server, experiment, parent)
+    files = {file.path for file in MlflowClient(tracking_uri(study.folder)).list_artifacts(parent)}
+    assert files == {"front.html", "front.json", "front.png", "space.json", "trials.jsonl"}
+    for name in files:
+        assert page.get_by_text(name, exact=True).count() >= 1, name
+    sizes = page.evaluate("[...document.querySelectorAll('img')].map(i => [i.naturalWidth, i.naturalHeight])")
+    assert [1440, 896] in sizes, "the picture of the front itself"
+
+
+def test_the_script_opens_it(study):
+    """`scripts/mlflow_ui` finds the store beside the study's folder, and says so when there is none."""
+    command = ["bash", str(ROOT / "scripts" / "mlflow_ui")]
+    nowhere = subprocess.run([*command, "/nonexistent"], capture_output=True, text=True)
+    assert nowhere.returncode == 2
+    assert "no mlflow.db in or beside /nonexistent" in nowhere.stderr
+    port = screen.free_port()
+    arguments = [str(study.folder), "--port", str(port), "--workers", "1"]
+    with subprocess.Popen([*command, *arguments], stdout=sys.stderr, stderr=subprocess.DEVNULL) as process:
+        try:
+            screen.wait_for(f"http://127.0.0.1:{port}/health")
+        finally:
+            process.terminate()

@@ -61,6 +61,14 @@ def test_the_page_says_what_the_study_holds(study, page_text):
         assert re.search(rf"<td>{budget}</td>.*?{key}", body)
 
 
+def test_layers_are_shown_where_they_were_scored(study):
+    assert "<h2>Layers</h2>" not in report_html(study.front, study.records)
+    page = body_of(report_html(study.front, study.records, {"taylor": [4.0, 1.0, 2.0], "random": [0.0, 0.0]}))
+    assert "<h2>Layers</h2>" in page
+    assert '"y":[1.0,0.25,0.5]' in page
+    assert '"y":[0.0,0.0]' in page
+
+
 def test_names_and_reasons_are_text_and_secrets_masked(study):
     nasty = "<img src=x onerror=alert(1)>"
     front = study.front.model_copy(update={"study": nasty, "model": "https://me:pw@host/m"})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raysearch.retention import Results, Retention, difference, retention
+from raysearch.retention import Results, Retention, difference, retention, score_intervals
 
 
 def results(scores, images=None, chance=None):
@@ -26,6 +26,47 @@ PRUNED = results({"a": [1, 0, 1, 0], "b": [1, 0, 0, 0, 0, 0, 0, 0]})
 )
 def test_forms_by_hand(form, expected):
     assert retention(PRUNED, DENSE, form).value == pytest.approx(expected)
+
+
+# arXiv 2604.24380, Table 2, LLaVA-1.5-7B: MMMU, SQA, MathVista, AI2D, MME-C, MME-P, POPE, DocVQA, GQA; AVG, AVG-%.
+PUBLISHED_NAMES = ("MMMU", "SQA", "MathV", "AI2D", "MME-C", "MME-P", "POPE", "DocVQA", "GQA")
+PUBLISHED = {
+    "dense": ((35.10, 68.67, 26.70, 54.80, 363.21, 1511.33, 86.99, 28.10, 61.98), 53.70, 100.0),
+    "width 30": ((31.00, 54.29, 15.80, 37.80, 253.21, 1174.93, 86.29, 17.90, 52.59), 42.90, 79.88),
+    "layer 15": ((32.70, 59.64, 14.80, 32.10, 210.71, 921.88, 78.69, 16.50, 42.18), 38.78, 72.22),
+}
+
+
+def published(row):
+    """Scores as shares of a perfect one: 100, and for MME 800 and 2000 (which the paper divides by 8 and by 20)."""
+    perfect = {"MME-C": 800, "MME-P": 2000}
+    values = zip(PUBLISHED_NAMES, PUBLISHED[row][0], strict=True)
+    return results({name: [value / perfect.get(name, 100)] * 2 for name, value in values})
+
+
+@pytest.mark.parametrize("row", PUBLISHED)
+def test_the_published_ratio_of_averages_is_ours(row):
+    model, (_, average, ratio) = published(row), PUBLISHED[row]
+    assert 100 * np.mean(list(model.means().values())) == pytest.approx(average, abs=0.006)
+    assert 100 * retention(model, published("dense")).value == pytest.approx(ratio, abs=0.015)
+
+
+def test_a_mean_of_ratios_is_another_number():
+    """Table 2's layers at 15%: mean over the benchmarks of their own ratios, by hand from the rounded table."""
+    dense, pruned = PUBLISHED["dense"][0], PUBLISHED["layer 15"][0]
+    by_hand = sum(kept / had for kept, had in zip(pruned, dense, strict=True)) / 9
+    found = retention(published("layer 15"), published("dense"), "mean_of_ratios").value
+    assert found == pytest.approx(by_hand)
+    assert by_hand == pytest.approx(0.7003, abs=0.0001)
+
+
+def test_score_intervals_by_hand():
+    # Images 0 and 1, two questions each, answered alike: sums about the mean are +-1, so se = sqrt(2/1 * 2) / 4 = .5.
+    both = results({"a": [1, 1, 0, 0]}, {"a": np.array([0, 0, 1, 1])})
+    assert score_intervals(both)["a"] == (0.0, 1.0), "within what a score can be"
+    many = results({"a": [1.0, 0.0] * 200})  # se = sqrt(400/399 * 100) / 400
+    low, high = score_intervals(many)["a"]
+    assert (low, high) == pytest.approx((0.5 - 1.95996 * 0.0250313, 0.5 + 1.95996 * 0.0250313), abs=1e-5)
 
 
 @pytest.mark.parametrize("form", ["ratio_of_averages", "mean_of_ratios", "chance_corrected"])

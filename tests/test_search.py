@@ -96,6 +96,13 @@ def test_the_front_is_written_and_its_checkpoints_are_there(study):
     assert "plotly" in (folder / "front.html").read_text()
 
 
+def test_what_layers_are_worth_is_kept(study):
+    folder, _ = study
+    layers = json.loads((folder / "layer-importance.json").read_text())
+    assert set(layers) == {"deepest", "magnitude"}
+    assert all(len(scores) == 7 for scores in layers.values())
+
+
 def test_sizes_are_those_of_the_files(study):
     from safetensors import safe_open
 

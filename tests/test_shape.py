@@ -31,9 +31,9 @@ def llava_7b() -> LlavaConfig:
 
 
 def test_llava_7b_is_counted_in_under_a_second(llava_7b: LlavaConfig) -> None:
-    started = time.perf_counter()
+    started = time.process_time()  # so that a busy machine does not matter
     size = size_of(llava_7b)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert size.num_params == 7_063_427_072
     assert size.size_bytes == 2 * size.num_params
     layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096  # 202.4M, paper_facts 1.1

@@ -8,15 +8,18 @@ import pytest
 import synthetic_study
 from mlflow import MlflowClient
 
-from raysearch.front import Front
+from raysearch.cli import app
+from raysearch.errors import InputError
+from raysearch.front import Front, Speed
 from raysearch.recipe import Recipe
 from raysearch.score import Score
 from raysearch.size import Size
 from raysearch.study import Study
 from raysearch.tracking.events import event_of, parent_event, rung_event
+from raysearch.tracking.lookup import front_of_experiment, register
 from raysearch.tracking.masking import mask
 from raysearch.tracking.sender import UNSENT, read_unsent
-from raysearch.tracking.tracker import Tracker, sync_unsent, tracking_uri
+from raysearch.tracking.tracker import Tracker, sync_unsent, tell_speeds, tracking_uri
 
 PATIENCE = 300  # seconds; the machine may be busy
 CLOSED_PORT = "http://127.0.0.1:9"
@@ -267,6 +270,83 @@ def test_what_the_server_refuses_does_not_block_the_rest(store, client, replay, 
     parent, _ = runs_of(client, replay.study)
     assert parent.data.metrics["hypervolume"] == 0.25
     assert parent.data.params["model"] == "pocket"
+
+
+def test_best_answers_from_mlflow(store, client, replay, capsys, monkeypatch):
+    tracker = Tracker(replay.study, store, dense=DENSE)
+    replay.play(tracker)
+    tracker.close(PATIENCE)
+    name = replay.study.space.name
+    front, folder = front_of_experiment(name, store)
+    assert folder == replay.study.folder
+    assert [p.key for p in front.points] == [p.key for p in replay.final_front.points]
+    answers = []
+    for where in ([str(folder)], ["--mlflow", name, "--uri", store]):
+        with pytest.raises(SystemExit) as ended:
+            app(["best", *where, "--budget", "75%", "--json"])
+        assert ended.value.code == 0
+        answers.append(json.loads(capsys.readouterr().out))
+        answers[-1].pop("mlflow_run_id")  # filled in at the end, after the front was sent
+    assert answers[0] == answers[1]
+    with pytest.raises(InputError, match=f"no such experiment at .*there are .*{name}"):
+        front_of_experiment("another", store)
+    with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:9: .*name another with --uri"):
+        front_of_experiment(name, CLOSED_PORT)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError, match=r"no mlflow\.db in runs/ or here"):
+        front_of_experiment(name)
+
+
+def test_an_experiment_without_a_front_says_so(store, client):
+    client.create_experiment("empty")
+    with pytest.raises(InputError, match="no study there has a front yet"):
+        front_of_experiment("empty", store)
+
+
+def test_a_chosen_model_becomes_a_version(store, client, replay, tmp_path):
+    tracker = Tracker(replay.study, store, dense=DENSE)
+    replay.play(tracker)
+    tracker.close(PATIENCE)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    point = Front.load(replay.study.folder).points[0]
+    name = replay.study.space.name
+    assert register(replay.study.folder, point, model, name, store) == 1
+    assert register(replay.study.folder, point, model, name, store) == 2
+    version = client.get_model_version(name, "2")
+    assert version.run_id == point.mlflow_run_id
+    assert version.tags["raysearch.key"] == point.key
+    assert version.description == point.recipe.describe()
+    assert [file.path for file in client.list_artifacts(point.mlflow_run_id, "model")] == [
+        "model/config.json"
+    ]
+    lost = point.model_copy(update={"key": "0123456789"})
+    with pytest.raises(InputError, match="raysearch sync"):
+        register(replay.study.folder, lost, model, name, store)
+    with pytest.raises(InputError, match="is exported, but MLflow"):
+        register(replay.study.folder, point, tmp_path / "gone", name, store)
+
+
+def test_what_was_measured_is_told(store, client, replay, monkeypatch):
+    tracker = Tracker(replay.study, store, dense=DENSE)
+    replay.play(tracker)
+    tracker.close(PATIENCE)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    front = Front.load(replay.study.folder)
+    speed = Speed(
+        device="a card", dtype="bfloat16", num_prompt_tokens=45, prefill_seconds=0.0125, decode_tokens_per_second=80,
+        peak_memory_bytes=3, checkpoint_bytes=2, kv_cache_bytes_per_1000_tokens=1000,
+    )  # fmt: skip
+    points = [front.points[0].model_copy(update={"measured": speed}), *front.points[1:]]
+    tell_speeds(replay.study.folder, front.model_copy(update={"points": points}), PATIENCE)
+    _, children = runs_of(client, replay.study)
+    told = children[points[0].key].data
+    assert told.metrics["speed.prefill_seconds"] == 0.0125
+    assert told.metrics["speed.kv_cache_bytes_per_1000_tokens"] == 1000
+    assert told.tags["speed.device"] == "a card"
+    assert "speed.prefill_seconds" not in children[points[1].key].data.metrics
 
 
 def test_numbers_that_are_none_and_odd_names():

@@ -9,11 +9,10 @@ from typing import Any, overload
 
 import numpy as np
 
-from raysearch.data.encoding import Encoder, collate
 from raysearch.data.samples import BAD_ROWS_ALLOWED, BadRow, BadRows, Sample, sample_from_row
 from raysearch.errors import InputError
 
-__all__ = ["BadRow", "BadRows", "Encoder", "Sample", "collate", "fraction_order", "load_samples", "read_rows"]
+__all__ = ["BadRow", "BadRows", "Sample", "fraction_order", "load_samples", "num_rows", "read_rows"]
 
 FORMATS = (
     "'pocket', a LLaVA-style .json or .jsonl file, a .parquet file, a folder of the datasets library or of Parquet "
@@ -91,6 +90,19 @@ def fraction_order(num_samples: int, seed: int, sources: Sequence[str] | None = 
         own = np.flatnonzero(names == name)
         place[own] = (np.arange(len(own)) + random.random()) / len(own)
     return order[np.argsort(place, kind="stable")]
+
+
+def num_rows(data: str | Path) -> int:
+    """How many samples `load_samples` gives; the embedded ones are not drawn for it.
+
+    Raises:
+        InputError: as `load_samples`.
+    """
+    if str(data) == "pocket":
+        from raysearch.pocket import NUM_CONVERSATIONS
+
+        return NUM_CONVERSATIONS
+    return len(load_samples(data))
 
 
 def _samples(rows: Sequence[Any], data: str, folders: Sequence[Path], allowed: float) -> list[Sample]:

@@ -11,6 +11,7 @@ import yaml
 from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
+from raysearch.export.card import flat, model_card
 from raysearch.families import ProcessorLike, family_for, quiet
 from raysearch.files import replace_folder
 from raysearch.recipe import Recipe
@@ -53,43 +54,15 @@ def save(
             (built / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
         if scores is not None:
             (built / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-        (built / "README.md").write_text(model_card(model, recipe, scores, card or {}))
+        measured = flat({name: part for name, part in (scores or {}).items() if name != "pruning"})
+        multimodal = family_for(model).is_multimodal
+        (built / "README.md").write_text(model_card(multimodal, recipe, {"Scores": measured}, card or {}))
         os.chmod(built, 0o755)
         for path in built.rglob("*"):
             os.chmod(path, 0o755 if path.is_dir() else 0o644)  # safetensors writes 0600
         replace_folder(built, folder)
     finally:
         shutil.rmtree(built, ignore_errors=True)
-
-
-def model_card(
-    model: PreTrainedModel, recipe: Recipe | None, scores: dict[str, Any] | None, card: dict[str, Any]
-) -> str:
-    """The text of README.md, with the metadata block that the Hugging Face hub reads."""
-    multimodal = family_for(model).is_multimodal
-    auto = "AutoModelForImageTextToText" if multimodal else "AutoModelForCausalLM"
-    processor = "AutoProcessor" if multimodal else "AutoTokenizer"
-    metadata: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "image-text-to-text" if multimodal else "text-generation",
-        "tags": ["pruning", "raysearch"],
-    }
-    base = str(card.get("base_model", ""))
-    if "/" in base and not Path(base).exists():  # a hub id
-        metadata["base_model"] = base
-    measured = _flat({name: part for name, part in (scores or {}).items() if name != "pruning"})
-    facts = {name: value for name, value in card.items() if name not in ("base_model", "title")}
-    parts = [
-        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
-        f"# {card.get('title') or 'Pruned model'}",
-        f"Made by raysearch from {Path(str(card['base_model'])).name}." if card.get("base_model") else "",
-        _table(("", ""), facts),
-        f"## Recipe\n\n```yaml\n{yaml.safe_dump(recipe.as_dict(), sort_keys=False)}```" if recipe else "",
-        "## Scores\n\n" + _table(("", ""), measured) if measured else "",
-        f"## Use\n\n```python\nfrom transformers import {auto}, {processor}\n\n"
-        f'model = {auto}.from_pretrained("FOLDER")\nprocessor = {processor}.from_pretrained("FOLDER")\n```',
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def check_target(folder: Path) -> None:
@@ -102,24 +75,3 @@ def check_target(folder: Path) -> None:
         raise InputError(f"{folder}: is a file; name a folder to write to")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise InputError(f"{folder}: holds files that are no checkpoint; name a new or empty folder")
-
-
-def _table(head: tuple[str, str], rows: dict[str, Any]) -> str:
-    if not rows:
-        return ""
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {_shown(value)} |" for name, value in rows.items())])
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Hand over the checkpoint of a front point: copied, then proven in a process that has transformers alone."""
+"""Hand over the checkpoint of a front point: copied, proven and measured in a process that has transformers alone."""
 
 import json
 import os
@@ -6,66 +6,112 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from raysearch.errors import InputError
+from raysearch.export.card import front_card
 from raysearch.files import replace_folder
-from raysearch.front import FrontPoint
+from raysearch.front import Front, FrontPoint, Speed
+from raysearch.model_folder import model_folder
 
 CHECK = Path(__file__).parent / "stock_check.py"
 
 
-def deliver(study: Path, point: FrontPoint, to: Path) -> str:
-    """Copy a point's checkpoint to `to`, whole or not at all.
+@dataclass(frozen=True)
+class Loaded:
+    """What a fresh process found in a checkpoint: its size, what it generated, and its speed if that was asked for."""
+
+    num_params: int
+    text: str
+    speed: Speed | None
+
+
+def deliver(
+    study: Path, point: FrontPoint, to: Path, front: Front | None = None, note: str = ""
+) -> FrontPoint:
+    """Copy a point's checkpoint to `to`, whole or not at all, and prove that it loads and answers there.
+
+    Args:
+        front: the study's, for a model card with everything known; None leaves the checkpoint's own card.
+        note: goes into that card.
 
     Returns:
-        What the model generated when it was loaded from there by transformers alone.
+        The point with its speed on this machine.
 
     Raises:
         InputError: the point has no checkpoint, `to` is taken, or the checkpoint does not load as what it should be.
     """
     checkpoint = _checkpoint_of(study, point)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise InputError(f"--to {to}: exists and is not an empty folder; choose another")
+    check_free(to)
     to = to.resolve()
     to.parent.mkdir(parents=True, exist_ok=True)
     copy = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
     try:
         shutil.copytree(checkpoint, copy, dirs_exist_ok=True)
         copy.chmod(0o755)
-        num_params, text = load_alone(copy)
-        if num_params != point.num_params:
+        loaded = load_alone(copy, speed=True)
+        if loaded.num_params != point.num_params:
             raise InputError(
-                f"{checkpoint}: has {num_params} parameters, front.json says {point.num_params}; "
+                f"{checkpoint}: has {loaded.num_params} parameters, front.json says {point.num_params}; "
                 "the study's files don't belong together"
             )
+        point = point.model_copy(update={"measured": loaded.speed})
+        if front:
+            multimodal = "vision_config" in json.loads((copy / "config.json").read_text())
+            (copy / "README.md").write_text(front_card(front, point, multimodal, note))
         replace_folder(copy, to)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
-    return text
+    return point
 
 
-def load_alone(folder: Path) -> tuple[int, str]:
+def check_free(to: Path) -> None:
+    """Check that a checkpoint may be handed over to `to`.
+
+    Raises:
+        InputError: it exists and is not an empty folder.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError(f"--to {to}: exists and is not an empty folder; choose another")
+
+
+def measure_front(study: Path) -> Front:
+    """Measure the dense model and every checkpoint of a front on this machine, one after another, into `front.json`.
+
+    Raises:
+        InputError: the folder is no study, or a checkpoint is gone or does not load.
+    """
+    front = Front.load(study)
+    dense = model_folder(front.model)
+    speed = load_alone(dense if dense.is_dir() else front.model, speed=True).speed
+    front = front.model_copy(update={"baseline": front.baseline.model_copy(update={"measured": speed})})
+    points = list(front.points)
+    for number, point in enumerate(points):
+        if point.checkpoint:
+            speed = load_alone(_checkpoint_of(study, point), speed=True).speed
+            points[number] = point.model_copy(update={"measured": speed})
+            front = front.model_copy(update={"points": list(points)})
+            front.save(study)
+    return front
+
+
+def load_alone(model: Path | str, speed: bool = False) -> Loaded:
     """Load a checkpoint in a fresh process that knows transformers and not raysearch, and let it generate.
-
-    Returns:
-        Its number of parameters, and what it generated.
 
     Raises:
         InputError: it does not load or does not generate.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    done = subprocess.run(
-        [sys.executable, "-I", str(CHECK), str(folder)], capture_output=True, text=True, env=environment
-    )
+    command = [sys.executable, "-I", str(CHECK), str(model), *(["--speed"] if speed else [])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise InputError(
-            f"{folder}: transformers can't use this checkpoint ({reason}); choose another budget"
-        )
+        raise InputError(f"{model}: transformers can't use this checkpoint ({reason}); choose another budget")
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    return found["num_params"], found["text"]
+    measured = Speed(**found["speed"]) if speed else None
+    return Loaded(found["num_params"], found["text"], measured)
 
 
 def _checkpoint_of(study: Path, point: FrontPoint) -> Path:

@@ -1,29 +1,46 @@
 """Run alone, in a process that never imports raysearch: does a folder load with transformers, and does it answer?
 
-    python -I raysearch/export/stock_check.py FOLDER
+    python -I raysearch/export/stock_check.py FOLDER [--speed]
 
-Prints one JSON line: the number of parameters and the text generated for a grey picture.
+Prints one JSON line: the number of parameters, the text generated for a grey picture, and with --speed the speed and
+memory of that.
 """
 
 import json
+import platform
+import resource
+import statistics
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 PROMPT = "What is in the picture?"
+NUM_DECODED = 32
+LEAST_RUNS, MOST_RUNS, SECONDS_TO_MEASURE = 3, 20, 5.0
 
 
-def main(folder: str) -> None:
+def main(folder: str, speed: bool = False) -> None:
     """Load, generate, report."""
     import torch
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
+    if speed and torch.cuda.is_available():
+        model.to("cuda")
     processor = load_processor(folder)
     with torch.inference_mode():
         inputs = encode(processor).to(model.device)
         answer = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-    text = processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    print(json.dumps({"num_params": model.num_parameters(), "text": text}))
+        text = processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        found = {"num_params": model.num_parameters(), "text": text}
+        if speed:
+            found["speed"] = measure(model, inputs)
+            files = Path(folder).glob("*.safetensors")
+            found["speed"]["checkpoint_bytes"] = sum(path.stat().st_size for path in files)
+    print(json.dumps(found))
 
 
 def load_processor(folder: str) -> Any:
@@ -52,5 +69,64 @@ def encode(processor: Any) -> Any:
     return processor(images=picture, text=text, return_tensors="pt")
 
 
+def measure(model: Any, inputs: Any) -> dict[str, Any]:
+    """Prefill, decoding and memory of one row; medians over as many runs as a few seconds hold."""
+    cache = model(**inputs, use_cache=True).past_key_values
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    num_tokens = int(inputs["input_ids"].shape[1])
+    prefill = median_seconds(lambda: model(**inputs, use_cache=True))
+    generate = partial(model.generate, **inputs, do_sample=False)
+    decoded = [
+        median_seconds(partial(generate, min_new_tokens=num, max_new_tokens=num))
+        for num in (1, 1 + NUM_DECODED)
+    ]
+    return {
+        "device": device_name(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "num_prompt_tokens": num_tokens,
+        "prefill_seconds": prefill,
+        "decode_tokens_per_second": NUM_DECODED / (decoded[1] - decoded[0]),
+        "peak_memory_bytes": peak_bytes(model),
+        "kv_cache_bytes_per_1000_tokens": round(1000 * kept / num_tokens),
+    }
+
+
+def median_seconds(run: Callable[[], Any]) -> float:
+    """Of several runs, after one that warms up."""
+    import torch
+
+    run()
+    seconds: list[float] = []
+    while len(seconds) < LEAST_RUNS or (len(seconds) < MOST_RUNS and sum(seconds) < SECONDS_TO_MEASURE):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def device_name(model: Any) -> str:
+    """The GPU, or the processor and how many threads were used."""
+    import torch
+
+    if model.device.type == "cuda":
+        return torch.cuda.get_device_name(model.device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peak_bytes(model: Any) -> int:
+    """Most memory taken so far: of the GPU, or of this whole process."""
+    import torch
+
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], "--speed" in sys.argv[2:])

@@ -3,9 +3,10 @@
 from raysearch.families.family import Family, family_for
 from raysearch.families.known import KNOWN
 from raysearch.families.layout import Kind, Layout, Units, layout_of
-from raysearch.families.loading import ProcessorLike, check_folder, load, load_config
+from raysearch.families.loading import ProcessorLike, load, load_config
 from raysearch.families.quiet import quiet
 from raysearch.families.stock import empty_model, model_class
+from raysearch.model_folder import check_folder
 
 __all__ = [
     "KNOWN",

@@ -1,7 +1,5 @@
-"""Load a model and its processor from a folder, after checking that the folder is whole."""
+"""Load a model and its processor from a folder that has been checked to be whole."""
 
-import json
-import struct
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 from raysearch.errors import InputError
 from raysearch.families.bunny import bunny_config, is_bunny, load_bunny
 from raysearch.families.quiet import quiet
+from raysearch.model_folder import check_folder, model_folder
 
 ProcessorLike = Any
 """A transformers processor, or a tokenizer for a plain language model; None when the folder has neither."""
@@ -42,7 +41,7 @@ def load(
     Raises:
         InputError: no such model, files missing or truncated, or a configuration that contradicts its weights.
     """
-    source = _source(model)
+    source = model_folder(model)
     if is_bunny(source):
         check_folder(source)
         return load_bunny(source, dtype), _processor(source, trust_remote_code)
@@ -64,7 +63,7 @@ def load_config(model: str | Path, trust_remote_code: bool = False) -> Pretraine
         InputError: no such model, a folder whose weights are missing or truncated, or no configuration that
             transformers knows.
     """
-    source = _source(model)
+    source = model_folder(model)
     if source.is_dir():
         check_folder(source)
     if is_bunny(source):
@@ -80,54 +79,6 @@ def load_config(model: str | Path, trust_remote_code: bool = False) -> Pretraine
         raise InputError(
             f"{source}/config.json: can't be read by transformers ({_first_line(error)})"
         ) from None
-
-
-def check_folder(folder: Path) -> None:
-    """Check that a checkpoint folder has a configuration and every safetensors shard in full length.
-
-    Raises:
-        InputError: what is missing or truncated.
-    """
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json, so this is no Hugging Face model folder")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise InputError(f"{index}: not an index of shards; download the folder again") from None
-    else:
-        shards = [path.name for path in folder.glob("*.safetensors")] or ["model.safetensors"]
-    for shard in shards:
-        _check_shard(folder / shard)
-
-
-def _check_shard(path: Path) -> None:
-    """A safetensors file is 8 bytes of header length, the header in JSON, then the tensors."""
-    if not path.is_file():
-        raise InputError(f"{path}: missing; download or copy the folder again")
-    with path.open("rb") as stream:
-        try:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-            end = max(
-                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
-                default=0,
-            )
-        except (struct.error, ValueError, KeyError, TypeError, MemoryError, OverflowError):
-            raise InputError(f"{path}: truncated or no safetensors file; download it again") from None
-    if path.stat().st_size != 8 + length + end:
-        raise InputError(
-            f"{path}: truncated, {path.stat().st_size} bytes of {8 + length + end}; download or copy it again"
-        )
-
-
-def _source(model: str | Path) -> Path:
-    if str(model) == "pocket":
-        from raysearch.pocket import weights_folder
-
-        return Path(weights_folder())
-    return Path(model)
 
 
 def _weights(

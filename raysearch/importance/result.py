@@ -30,3 +30,10 @@ class Importance:
     ffn_channels: np.ndarray | None = None
     attention_means: np.ndarray | None = None
     ffn_means: np.ndarray | None = None
+
+    def per_layer(self) -> np.ndarray:
+        """(L,) what a layer is worth: its own score, or by a width criterion the mean of its FFN channels'."""
+        if self.layers is not None:
+            return self.layers
+        assert self.ffn_channels is not None, self.criterion
+        return self.ffn_channels.mean(axis=1)

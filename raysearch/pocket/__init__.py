@@ -11,6 +11,7 @@ from typing import Any
 BENCHMARKS: tuple[str, ...] = ("easy-vqa", "digits", "scenes", "lists", "descriptions")
 SPLITS: tuple[str, ...] = ("search", "heldout")
 
+NUM_CONVERSATIONS = 2000
 _IMAGE_PLACEHOLDER = "<image>\n"
 
 
@@ -35,7 +36,7 @@ def _conversations(num: int) -> tuple[dict[str, Any], ...]:
     return tuple(rows)
 
 
-def conversations(num: int = 2000) -> list[dict[str, Any]]:
+def conversations(num: int = NUM_CONVERSATIONS) -> list[dict[str, Any]]:
     """What trials train on: conversations of four turns about one picture each, as LLaVA writes them.
 
     Returns:

@@ -123,7 +123,8 @@ class Calibration:
     seed: int
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        from raysearch.data.reading import BadRow, Encoder, fraction_order, load_samples
+        from raysearch.data.encoding import Encoder
+        from raysearch.data.reading import BadRow, fraction_order, load_samples
 
         assert self.data is not None
         samples = load_samples(self.data, self.image_folder)

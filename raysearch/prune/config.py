@@ -2,27 +2,11 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import MistralConfig, PretrainedConfig
 
-
-@dataclass(frozen=True, order=True)
-class Shape:
-    """The prunable extents of a decoder, the same in every layer.
-
-    Attributes:
-        num_layers: decoder layers.
-        num_kv_heads: key and value heads per layer.
-        num_heads: query heads per layer, a multiple of `num_kv_heads`.
-        num_ffn_channels: intermediate FFN channels per layer.
-    """
-
-    num_layers: int
-    num_kv_heads: int
-    num_heads: int
-    num_ffn_channels: int
+from raysearch.shape import Shape
 
 
 def shape_of(config: PretrainedConfig) -> Shape:

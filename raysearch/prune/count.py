@@ -1,9 +1,8 @@
-"""Exact sizes of pruned models, counted on the meta device once per configuration and linear from then on."""
+"""Count a model on the meta device, once per configuration; sizes of pruned models follow by arithmetic."""
 
 import copy
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,85 +12,29 @@ from transformers import AutoModel, PretrainedConfig
 
 from raysearch.errors import InputError
 from raysearch.families import Kind, Layout, empty_model, family_for, layout_of
-from raysearch.prune.config import Shape, pruned_text_config, shape_of
-from raysearch.size import Size
+from raysearch.prune.config import head_dim_of, pruned_text_config, shape_of
+from raysearch.shape import Counts, Shape
 
 
-@dataclass
-class Counts:
-    """Parameters of one dense model by where they are; a pruned model's count follows by multiplication.
-
-    Attributes:
-        num_outside: parameters outside the decoder (vision tower, projector).
-        num_decoder_rest: embeddings, language head (once if tied) and final norm.
-        per_layer: a layer's parameters that no prunable unit owns (norms, output biases).
-        per_kv_head, per_head, per_channel: parameters of one unit in one layer.
-        num_buffer_values, buffer_bytes: saved buffers that are floating point (in values), and the others.
-    """
+@dataclass(frozen=True)
+class _Decoder:
+    """A dense decoder, to try on the meta device which head counts its stock class holds."""
 
     dense: Shape
-    num_outside: int
-    num_decoder_rest: int
-    per_layer: int
-    per_kv_head: int
-    per_head: int
-    per_channel: int
-    num_buffer_values: int
-    buffer_bytes: int
-    num_leading_layers_kept: int
     layout: Layout
     text_config: PretrainedConfig
     layer_shapes: dict[str, torch.Size]
     decoder_class: type
-    _held: dict[tuple[int, int], bool] = field(default_factory=dict)
 
-    def layer(self, shape: Shape) -> int:
-        """Parameters of one decoder layer of `shape`."""
-        return (
-            self.per_layer
-            + shape.num_kv_heads * self.per_kv_head
-            + shape.num_heads * self.per_head
-            + shape.num_ffn_channels * self.per_channel
-        )
-
-    def decoder(self, shape: Shape) -> int:
-        """Parameters of the language model: embeddings, layers, final norm and head."""
-        return self.num_decoder_rest + shape.num_layers * self.layer(shape)
-
-    def total(self, shape: Shape) -> int:
-        """Parameters of the whole model."""
-        return self.num_outside + self.decoder(shape)
-
-    def size(self, shape: Shape, bytes_per_param: int) -> Size:
-        """Size of the whole model as its tensors are saved."""
-        num_params = self.total(shape)
-        return Size(num_params, (num_params + self.num_buffer_values) * bytes_per_param + self.buffer_bytes)
-
-    @cached_property
-    def smallest(self) -> Shape:
-        """The smallest shape that the stock class holds."""
-        kv, heads = min(self.attention_choices, key=self.attention)
-        return Shape(max(1, self.num_leading_layers_kept), kv, heads, 1)
-
-    @cached_property
     def attention_choices(self) -> list[tuple[int, int]]:
-        """All (KV heads, query heads) that leave an equal number of query heads per group and that the stock class
-        holds, in the order of falling size."""
+        """(KV heads, query heads), with an equal number of query heads per group."""
         per_group = range(1, self.layout.heads_per_group + 1)
         pairs = [(kv, kv * q) for kv in range(1, self.dense.num_kv_heads + 1) for q in per_group]
-        return sorted(filter(self.holds, pairs), key=self.attention, reverse=True)
+        return [pair for pair in pairs if self._holds(pair)]
 
-    def attention(self, pair: tuple[int, int]) -> int:
-        """Parameters of one layer's heads, given (KV heads, query heads)."""
-        return pair[0] * self.per_kv_head + pair[1] * self.per_head
-
-    def holds(self, pair: tuple[int, int]) -> bool:
-        """Whether a stock decoder can be built with so many heads of the dense size: tried on the meta device."""
-        if pair not in self._held:
-            self._held[pair] = pair == (self.dense.num_kv_heads, self.dense.num_heads) or self._try(pair)
-        return self._held[pair]
-
-    def _try(self, pair: tuple[int, int]) -> bool:
+    def _holds(self, pair: tuple[int, int]) -> bool:
+        if pair == (self.dense.num_kv_heads, self.dense.num_heads):
+            return True
         shape = Shape(1, *pair, self.dense.num_ffn_channels)
         num: dict[Kind, int] = {
             "kv_groups": pair[0],
@@ -156,9 +99,12 @@ def _count(config: PretrainedConfig) -> Counts:
     in_decoder = sum(p.numel() for p in model.parameters() if id(p) in decoder_ids)
     in_layers = sum(p.numel() for p in decoder.layers.parameters())
     buffers = [b for name, b in model.named_buffers() if name in model.state_dict()]
+    held = _Decoder(dense, layout, text_config, shapes, type(decoder)).attention_choices()
+    held.sort(key=lambda pair: pair[0] * per_unit["kv_groups"] + pair[1] * per_unit["heads"], reverse=True)
     return Counts(
         dense=dense,
         num_outside=total - in_decoder,
+        num_projector=sum(p.numel() for module in family.projector(model) for p in module.parameters()),
         num_decoder_rest=in_decoder - in_layers,
         per_layer=per_layer,
         per_kv_head=per_unit["kv_groups"],
@@ -167,10 +113,10 @@ def _count(config: PretrainedConfig) -> Counts:
         num_buffer_values=sum(b.numel() for b in buffers if b.is_floating_point()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in buffers if not b.is_floating_point()),
         num_leading_layers_kept=family.num_leading_layers_kept(config),
-        layout=layout,
-        text_config=text_config,
-        layer_shapes=shapes,
-        decoder_class=type(decoder),
+        hidden_size=int(text_config.hidden_size),
+        head_dim=head_dim_of(text_config),
+        vocab_size=int(text_config.vocab_size),
+        attention_choices=tuple(held),
     )
 
 

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from raysearch.recipe import LOSS_FIELDS, Recipe
+from raysearch.recovery.planner import LOGITS_AT_A_TIME
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 """From hidden states (n, d) to logits (n, v): a language head."""
-LOGITS_AT_A_TIME = 2**25
-"""Logits held at once by `LossTerms.sums`, per model; 128 MiB of fp32."""
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

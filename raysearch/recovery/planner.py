@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from raysearch.errors import InputError
-from raysearch.families import Family
-from raysearch.recovery.losses import LOGITS_AT_A_TIME
 from raysearch.space import RecoverySettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from raysearch.families import Family
+
+LOGITS_AT_A_TIME = 2**25
+"""Logits held at once by `losses.LossTerms.sums`, per model; 128 MiB of fp32."""
 
 USABLE = 0.85
 """Share of the free memory that is planned for; the rest is fragmentation and what libraries take."""
@@ -121,10 +125,10 @@ def plan_memory(needs: Needs, settings: RecoverySettings, free_bytes: int, num_w
 
 
 def needs_of(
-    model: PreTrainedModel,
-    family: Family,
-    trained: Mapping[str, nn.Parameter],
-    dtype: torch.dtype,
+    model: "PreTrainedModel",
+    family: "Family",
+    trained: "Mapping[str, nn.Parameter]",
+    dtype: "torch.dtype",
     need_logits: bool,
     online_bytes: int = 0,
 ) -> Needs:
@@ -133,23 +137,31 @@ def needs_of(
     heads = text.num_attention_heads * (
         getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     )
-    # Kept per token: both norms' inputs and outputs, residuals, queries, keys, values (twice, for the rotation),
-    # attention's output, and gate, up, their product and its activation.
-    layer_width = 8 * text.hidden_size + 7 * heads + 4 * text.intermediate_size
     return Needs(
         num_params=sum(param.numel() for param in model.parameters()),
         num_trained=sum(param.numel() for param in trained.values()),
         bytes_per_param=dtype.itemsize,
         num_layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        layer_width=layer_width,
+        layer_width=layer_width(text.hidden_size, heads, text.intermediate_size),
         vocabulary=text.vocab_size if need_logits else 0,
         online_bytes=online_bytes,
     )
 
 
+def layer_width(hidden: int, heads: int, ffn: int) -> int:
+    """Numbers that a decoder layer keeps per token for its backward pass, given the widths of its parts.
+
+    They are both norms' inputs and outputs, residuals, queries, keys, values (twice, for the rotation), attention's
+    output, and gate, up, their product and its activation.
+    """
+    return 8 * hidden + 7 * heads + 4 * ffn
+
+
 def free_bytes() -> int:
     """Memory left on this worker's device: the GPU's, or what the machine has available."""
+    import torch
+
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     import psutil

@@ -1,7 +1,7 @@
 """The charts of a report, as plotly figures and as parts of a page."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raysearch.front import Front, hypervolume
@@ -91,6 +91,18 @@ def importance_bars(title: str, found: Sequence[Importance]) -> Any:
     figure.update_layout(margin={"l": 120})
     figure.update_xaxes(tickformat=".0%", rangemode="tozero")
     figure.update_yaxes(tickformat=None)
+    return figure
+
+
+def layer_lines(by_criterion: Mapping[str, Sequence[float]]) -> Any:
+    """A line per criterion over the decoder layers, each as a share of its highest score."""
+    figure = _new_figure("decoder layer, from the input", "share of the highest score")
+    for name, scores in by_criterion.items():
+        highest = max(map(abs, scores)) or 1.0
+        layers, shares = list(range(len(scores))), [score / highest for score in scores]
+        figure.add_scatter(x=layers, y=shares, mode="lines+markers", name=name)
+    figure.update_layout(height=330)
+    figure.update_xaxes(dtick=1 if all(len(scores) <= 16 for scores in by_criterion.values()) else None)
     return figure
 
 

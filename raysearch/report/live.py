@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raysearch.front import Front
 from raysearch.recipe import Recipe
 from raysearch.report.marks import staircase
-from raysearch.report.summary import budget_lines, front_table, print_rich, seconds_text
+from raysearch.report.summary import budget_lines, front_table, own_command, print_rich, seconds_text, typed
 from raysearch.score import Score, TrialRecord
 from raysearch.size import Size
 from raysearch.study import Study
@@ -103,7 +103,7 @@ class LiveView:
         print(f"\nInterrupted; {kept}, the front has {len(front.points) if front else 0} points.")
         if front and front.points:
             print_rich(front_table(front.points))
-        print(f"Go on with: raysearch search --resume {folder}", flush=True)
+        print(f"Go on with: {own_command()} search --resume {typed(folder)}", flush=True)
 
     def _clock(self) -> str:
         return seconds_text(time.monotonic() - self._started)

@@ -149,6 +149,9 @@ def _front_mark(point: FrontPoint) -> Mark:
     ]
     if point.heldout:
         facts.append(("held out", f"{point.heldout.retention:.1%}"))
+    if point.measured:
+        facts.append(("prefill", f"{1000 * point.measured.prefill_seconds:.3g} ms"))
+        facts.append(("decoding", f"{point.measured.decode_tokens_per_second:.3g} tokens/s"))
     facts += [(f"score {name}", f"{score:.3f}") for name, score in point.scores.items()]
     facts += [*recipe_facts(point.recipe), ("samples seen", f"{point.samples_seen:,}")]
     return Mark(

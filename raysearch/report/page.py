@@ -1,22 +1,30 @@
 """One self-contained page about a study: front, curves, benchmarks, what mattered, cost, and findings in words."""
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from raysearch.errors import InputError
 from raysearch.files import write_text
-from raysearch.front import Baseline, Front, FrontPoint
+from raysearch.front import Baseline, Front, FrontPoint, retention_text
 from raysearch.report import dimensions
-from raysearch.report.charts import benchmark_lines, curves, figure_part, importance_bars, progress
+from raysearch.report.charts import (
+    benchmark_lines,
+    curves,
+    figure_part,
+    importance_bars,
+    layer_lines,
+    progress,
+)
 from raysearch.report.findings import Finding, findings
 from raysearch.report.marks import front_info, trial_marks
 from raysearch.report.plots import front_figure
-from raysearch.report.summary import losses_text, params_text, retention_text, seconds_text, size_text
+from raysearch.report.summary import SPEED_HEAD, losses_text, seconds_text, speed_cells
 from raysearch.score import TrialRecord
-from raysearch.study import is_study, read_trials
+from raysearch.size import params_text, size_text
+from raysearch.study import is_study, read_layer_importance, read_trials
 from raysearch.tracking.masking import mask
 
 STYLE = """
@@ -25,11 +33,12 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 0 auto; max-width: 1180px; padding: 24px; }
 h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 19px; margin: 40px 0 8px; }
 p.note { color: var(--faint); max-width: 80ch; margin: 4px 0 10px; }
-.cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 18px 0; }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 16px; min-width: 130px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 18px 0; }
+.card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 16px; }
 .card b { display: block; font-size: 21px; } .card span { color: var(--faint); font-size: 13px; }
 .wide { overflow-x: auto; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 12px; }
+.pair > div { min-width: 0; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 th, td { text-align: left; padding: 5px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--faint); font-weight: 600; }
@@ -55,12 +64,18 @@ def write_report(folder: Path) -> Path:
     if not is_study(folder):
         raise InputError(f"{folder}: no study; give the --out folder of a search")
     front, records = Front.load(folder), read_trials(folder)
-    write_text(folder / "report.html", report_html(front, records))
+    write_text(folder / "report.html", report_html(front, records, read_layer_importance(folder)))
     return folder / "report.html"
 
 
-def report_html(front: Front, records: Sequence[TrialRecord]) -> str:
-    """The page; plotly is part of it, so that it needs no network."""
+def report_html(
+    front: Front, records: Sequence[TrialRecord], layers: Mapping[str, Sequence[float]] | None = None
+) -> str:
+    """The page; plotly is part of it, so that it needs no network.
+
+    Args:
+        layers: scores of the dense model's decoder layers, by criterion.
+    """
     from plotly.offline import get_plotlyjs
 
     marks = trial_marks(records, front.baseline)
@@ -69,9 +84,11 @@ def report_html(front: Front, records: Sequence[TrialRecord]) -> str:
         _section("Front", figure_part(front_figure(front_info(front), marks), "front")),
         _section("Answers", _answers(front)),
         _section("Findings", _findings(findings(front, records))),
+        *_speeds(front),
         _section("How each trial learned", figure_part(curves(records), "curves"), _CURVES_NOTE),
         _section("Benchmarks", figure_part(benchmark_lines(front), "benchmarks"), _BENCHMARKS_NOTE),
         _section("What mattered", _what_mattered(records, front.baseline)),
+        *([_section("Layers", figure_part(layer_lines(layers), "layers"), _LAYERS_NOTE)] if layers else []),
         _section("Progress", figure_part(progress(front, records), "progress"), _PROGRESS_NOTE),
         _section("Cost", _cost(records)),
         _section("Stopped and failed trials", _unfinished(records, front.baseline)),
@@ -90,6 +107,10 @@ _CURVES_NOTE = (
     "legend to hide it, double-click to see it alone."
 )
 _BENCHMARKS_NOTE = "Score of each front point as a share of the dense model's score on the same questions."
+_LAYERS_NOTE = (
+    "What each decoder layer of the dense model is worth, by each criterion, as a share of that criterion's highest; "
+    "of a width criterion, the mean over the layer's FFN channels."
+)
 _PROGRESS_NOTE = (
     "Hypervolume of the front, and therefore the mean retention over all budgets, as trials ended."
 )
@@ -123,6 +144,16 @@ def _answers(front: Front) -> str:
     every = _table(["", *_POINT_HEAD], [["", *_point_cells(point)] for point in front.points])
     answers = _table(["budget", *_POINT_HEAD], rows) if rows else ""
     return f"{answers}<details><summary>The whole front</summary>{every}</details>"
+
+
+def _speeds(front: Front) -> list[str]:
+    """The section on speed and memory; none before they are measured."""
+    rows = speed_cells(front)
+    if not rows:
+        return []
+    machines = sorted({f"{p.measured.device}, {p.measured.dtype}" for p in front.points if p.measured})
+    note = f"One row of a picture and a short question on {'; '.join(machines)}. The KV cache is of 1,000 tokens."
+    return [_section("Speed and memory", _table(SPEED_HEAD, rows), _text(note))]
 
 
 _POINT_HEAD = ["size", "of dense", "retention [95%]", "held out", "mode", "trained", "losses", "data", "key"]

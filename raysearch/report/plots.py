@@ -127,7 +127,8 @@ def front_figure(info: FrontInfo, trials: Sequence[Mark] = ()) -> Any:
 
 
 def _title(info: FrontInfo) -> str:
-    return f"{info.study}: size against quality kept of {info.model}, hypervolume {info.hypervolume:.3f}"
+    of_model = "" if info.model == info.study else f" of {info.model}"
+    return f"{info.study}: size against quality kept{of_model}, hypervolume {info.hypervolume:.3f}"
 
 
 def _draw_trials(axes: Any, trials: Sequence[Mark]) -> None:

@@ -1,11 +1,15 @@
 """The front in words and tables, for a terminal: what was found, and the answer to a budget."""
 
 import math
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from raysearch.front import Front, FrontPoint
+from raysearch.front import Front, FrontPoint, Speed, retention_text
 from raysearch.recipe import LOSS_FIELDS, Recipe
+from raysearch.size import size_text
 
 _Z95 = 1.959964
 FILE_COLUMNS = 150  # one line per row where no terminal tells its width
@@ -37,22 +41,6 @@ def better_than_dense(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     return [point for point in points if point.retention_ci[0] > 1]
 
 
-def size_text(size_bytes: int) -> str:
-    """Bytes as people read them, e.g. `3.2 GB`."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.3g} {unit}"
-    return f"{size_bytes} B"
-
-
-def params_text(num_params: int) -> str:
-    """A count of parameters as people read it, e.g. `2.9B`."""
-    for unit, factor in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if num_params >= factor:
-            return f"{num_params / factor:.3g}{unit}"
-    return str(num_params)
-
-
 def seconds_text(seconds: float) -> str:
     """A duration as people read it, e.g. `2 h 05 min`."""
     if seconds < 100:
@@ -67,10 +55,49 @@ def losses_text(recipe: Recipe) -> str:
     return ", ".join(f"{_SHORT[name]} {weight:.3g}" for name, weight in weights if weight) or "none"
 
 
-def retention_text(point: FrontPoint) -> str:
-    """Retention with its 95% interval, in percent of the dense model."""
-    low, high = point.retention_ci
-    return f"{point.retention:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+def speed_text(speed: Speed) -> str:
+    """A measurement in one line."""
+    return (
+        f"prefill {1000 * speed.prefill_seconds:.3g} ms for {speed.num_prompt_tokens} tokens, "
+        f"{speed.decode_tokens_per_second:.3g} tokens/s, peak {size_text(speed.peak_memory_bytes)}, "
+        f"KV cache {size_text(speed.kv_cache_bytes_per_1000_tokens)} per 1,000 tokens; {speed.device}, {speed.dtype}"
+    )
+
+
+SPEED_HEAD = ("key", "of dense", "retention [95%]", "prefill", "decoding", "peak memory", "files", "KV cache")
+
+
+def speed_cells(front: Front) -> list[list[str]]:
+    """Rows under `SPEED_HEAD`: the dense model and each point that was measured; the KV cache is of 1,000 tokens."""
+    dense = [("dense model", 1.0, "", front.baseline.measured)]
+    points = [(p.key, p.size_ratio, retention_text(p), p.measured) for p in front.points]
+    return [
+        [
+            name,
+            f"{ratio:.1%}",
+            retention,
+            f"{1000 * speed.prefill_seconds:.3g} ms",
+            f"{speed.decode_tokens_per_second:.3g} tokens/s",
+            size_text(speed.peak_memory_bytes),
+            size_text(speed.checkpoint_bytes),
+            size_text(speed.kv_cache_bytes_per_1000_tokens),
+        ]
+        for name, ratio, retention, speed in [*dense, *points]
+        if speed
+    ]
+
+
+def speed_table(front: Front) -> Any:
+    """A rich table of what was measured."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    machines = {p.measured.device: p.measured.dtype for p in front.points if p.measured}
+    title = "; ".join(f"{device}, {dtype}" for device, dtype in machines.items())
+    table = Table(*SPEED_HEAD, title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for cells in speed_cells(front):
+        table.add_row(*cells)
+    return table
 
 
 def front_table(points: Sequence[FrontPoint], title: str | None = None) -> Any:
@@ -115,7 +142,7 @@ def budget_lines(front: Front) -> list[str]:
     return lines
 
 
-def print_result(front: Front, folder: str) -> None:
+def print_result(front: Front, folder: Path) -> None:
     """What a search says when it is done: the front, the answer to every budget, and what to do next."""
     print_rich(front_table(front.points, f"Front of {front.study}: hypervolume {front.hypervolume:.3f}"))
     for line in budget_lines(front):
@@ -127,9 +154,21 @@ def print_result(front: Front, folder: str) -> None:
             "with published ones, and mend the chat template or the benchmarks' prompt."
         )
     budget = next((text for text, key in front.budgets.items() if key), "60%")
-    print(f"\nFront      {folder}/front.json, front.png, front.html")
-    print(f"Report     raysearch report {folder}")
-    print(f"Checkpoint raysearch export {folder} --budget {budget} --to FOLDER")
+    where, command = typed(folder), own_command()
+    print(f"\nFront      {where}/front.json, front.png, front.html")
+    print(f"Report     {command} report {where}")
+    print(f"Checkpoint {command} export {where} --budget {budget} --to FOLDER")
+
+
+def own_command() -> str:
+    """The command line as whoever started this can type it."""
+    beside = Path(sys.executable).with_name("raysearch")
+    return "raysearch" if shutil.which("raysearch") or not beside.exists() else typed(beside)
+
+
+def typed(path: Path) -> str:
+    """A path as a person would type it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def print_rich(renderable: Any) -> None:

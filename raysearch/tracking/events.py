@@ -8,7 +8,7 @@ import time
 from importlib import metadata
 from typing import Any
 
-from raysearch.front import Front
+from raysearch.front import Front, Speed
 from raysearch.recipe import Recipe
 from raysearch.score import Score, TrialRecord
 from raysearch.size import Size
@@ -93,6 +93,14 @@ def front_event(front: Front, num_ended: int) -> Event:
         if key is not None:
             metrics[f"retention_at.{_name(budget.replace('%', 'pct'))}"] = points[key].retention
     return event_of(None, metrics=metrics, step=num_ended, files=["front.json"])
+
+
+def speed_event(key: str, speed: Speed) -> Event:
+    """What was measured of a front point's checkpoint; numbers as metrics, the machine as a tag."""
+    numbers = {
+        f"speed.{name}": value for name, value in speed.model_dump(exclude={"device", "dtype"}).items()
+    }
+    return event_of(key, metrics=numbers, tags={"speed.device": speed.device, "speed.dtype": speed.dtype})
 
 
 def event_of(run: str | None, **content: Any) -> Event:

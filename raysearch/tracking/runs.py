@@ -40,14 +40,7 @@ class MlflowRuns:
         Raises:
             Exception: whatever MLflow raises when its server can't be reached.
         """
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        for logger in ("alembic", "mlflow"):
-            logging.getLogger(logger).setLevel(logging.WARNING)
-
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client = connect(uri)
         self._folder = folder
         self._state = read_state(folder, uri)
         self._experiment_id = self._find_experiment(experiment, uri)
@@ -155,6 +148,17 @@ class MlflowRuns:
         # The view of MLflow's pages; without it they open for traces of language models.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return self._client.create_experiment(name, artifact_location=artifacts, tags=kind)
+
+
+def connect(uri: str) -> Any:
+    """MLflow's client, quiet, and soon done with a server that is away."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for logger in ("alembic", "mlflow"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def read_state(folder: Path, uri: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from raysearch.tracking.events import (
     parent_event,
     record_events,
     rung_event,
+    speed_event,
     start_event,
 )
 from raysearch.tracking.masking import mask
@@ -144,6 +145,14 @@ def sync_unsent(folder: Path, uri: str | None = None) -> tuple[int, int]:
     (folder / UNSENT).unlink(missing_ok=True)
     fill_run_ids(folder, runs.ids)
     return len(events), len(refused)
+
+
+def tell_speeds(folder: Path, front: Front, seconds: float = 60) -> None:
+    """Send what was measured of a front's points; what can't be sent waits for `raysearch sync`."""
+    sender = Sender(folder, tracking_uri(folder), front.study)
+    sender.put(*(speed_event(point.key, point.measured) for point in front.points if point.measured))
+    sender.put(event_of(None, files=["front.json"]))
+    sender.close(seconds)
 
 
 def fill_run_ids(folder: Path, ids: dict[str, str]) -> None:

@@ -1,0 +1,100 @@
+"""The counts of a model by its name, without torch wherever they are known already.
+
+Counting takes the seconds in which torch and transformers are imported. So the counts of a configuration are kept: the
+embedded LVLM's ship with the package, all others lie in the user's cache folder. `python -m raysearch.counting` renews
+the shipped ones, which new weights or another transformers make necessary.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from raysearch.errors import InputError
+from raysearch.files import write_json
+from raysearch.model_folder import check_folder, model_folder
+from raysearch.shape import Counts, Shape
+
+SHIPPED = Path(__file__).parent / "pocket" / "counts.json"
+
+
+def counts_of_model(model: str) -> Counts:
+    """The counts of a folder, of a hub id, or of the embedded LVLM (`pocket`).
+
+    Raises:
+        InputError: no such model, a folder whose weights are missing or truncated, or a model that can't be pruned.
+    """
+    path = _config_file(model)
+    if path is None:
+        return _counted(model)
+    key = _key(path.read_bytes())
+    own = _cache_folder() / f"{key}.json"
+    known = _read(SHIPPED, key) or _read(own, key)
+    if known is None:
+        print(f"raysearch: counting the parameters of {model}, once", file=sys.stderr, flush=True)
+        known = _counted(model)
+        _keep(own, key, known)
+    return known
+
+
+def _counted(model: str) -> Counts:
+    from raysearch.families import load_config
+    from raysearch.prune.count import counts_of
+
+    return counts_of(load_config(model))
+
+
+def _config_file(model: str) -> Path | None:
+    """The model's config.json, if it is on this machine."""
+    folder = model_folder(model)
+    if folder.is_dir():
+        check_folder(folder)
+        return folder / "config.json"
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except ValueError:  # no hub id
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _key(config: bytes) -> str:
+    """Names a configuration, what is counted of it, and the transformers whose classes were tried."""
+    fields = ",".join(field.name for field in dataclasses.fields(Counts))
+    facts = f"{metadata.version('transformers')} {fields}".encode()
+    return hashlib.sha256(config + facts).hexdigest()[:20]
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysearch" / "counts"
+
+
+def _read(path: Path, key: str) -> Counts | None:
+    """Kept counts; None if there are none of this key, or none that can be read."""
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if kept.pop("key") != key:
+            return None
+        kept["dense"] = Shape(**kept["dense"])
+        kept["attention_choices"] = tuple((kv, heads) for kv, heads in kept["attention_choices"])
+        return Counts(**kept)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _keep(path: Path, key: str, counts: Counts) -> None:
+    with contextlib.suppress(OSError):  # a home that can't be written to costs the same seconds next time
+        write_json(path, {"key": key, **dataclasses.asdict(counts)})
+
+
+if __name__ == "__main__":
+    config = _config_file("pocket")
+    if config is None:
+        raise InputError("pocket: no config.json")
+    _keep(SHIPPED, _key(config.read_bytes()), _counted("pocket"))

@@ -1,0 +1,100 @@
+"""Go on with the recovery of a front point: the same recipe on all of the data, from its checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysearch import families
+from raysearch.errors import InputError
+from raysearch.front import FrontPoint, Measured
+from raysearch.retention import Retention, difference
+from raysearch.space import Choices, SearchSpace
+from raysearch.study import read_space
+from raysearch.trial import Trial, Workbench, quality_of
+
+
+@dataclass(frozen=True)
+class Polished:
+    """What further recovery came to.
+
+    Attributes:
+        point: the better of the two by the search's questions, scored on the held-out ones; it names its checkpoint.
+        gain: retention on the search's questions, after less before, paired.
+        before, after: on the held-out questions, which took no part in the choice.
+        num_samples: how many further samples were seen.
+    """
+
+    point: FrontPoint
+    gain: Retention
+    before: Measured
+    after: Measured
+    num_samples: int
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the polished model is the one chosen."""
+        return self.gain.value > 0
+
+    def describe(self) -> str:
+        """One sentence."""
+        verdict = "The polished model was taken" if self.is_better else "The model was left as it was"
+        low, high = self.gain.interval
+        return (
+            f"{verdict}: {self.num_samples:,} further samples changed its retention on the search's questions by "
+            f"{100 * self.gain.value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], on held-out questions from "
+            f"{self.before.retention:.1%} to {self.after.retention:.1%}."
+        )
+
+
+def polish(study: Path, point: FrontPoint, epochs: float = 1.0) -> Polished:
+    """Train a front point's checkpoint further and keep what is better, beside it in the study's folder.
+
+    One worker does it, in this process.
+
+    Args:
+        epochs: passes over all of the study's recovery data.
+
+    Raises:
+        InputError: the point has no checkpoint or no recovery, or the study's model or data are gone.
+    """
+    if point.recipe.trained == "nothing":
+        raise InputError(f"--polish: recipe {point.key} has no recovery to go on with; choose another budget")
+    if point.checkpoint is None:
+        raise InputError(
+            f"{study}: recipe {point.key} has no checkpoint in front.json; choose another budget"
+        )
+    bench = Workbench(_pinned(read_space(study), point))
+    model, _ = families.load(study / point.checkpoint)
+    before, before_heldout = (bench.evaluate(model, asked) for asked in (bench.questions, bench.heldout))
+    longer = {**point.recipe.as_dict(), "data_fraction": 1.0, "epochs": epochs}
+    trial = Trial(point.recipe.model_validate(longer), bench, model)
+    try:
+        (score,) = trial.scores([])
+        assert trial.latest_results is not None, trial.recipe
+        form, dense = bench.space.retention, bench.prepared
+        gain = difference(trial.latest_results, before, dense.search, form)
+        before_quality = quality_of(before_heldout, dense.heldout, form)
+        folder = Path(f"{point.checkpoint}-polished")
+        after = trial.finish(study / folder)
+    finally:
+        trial.close()
+    if gain.value > 0:
+        changes = {
+            "retention": score.retention,
+            "retention_ci": Retention(score.retention, score.retention_se).interval,
+            "scores": score.scores,
+            "samples_seen": point.samples_seen + score.samples_seen,
+            "checkpoint": str(folder),
+            "heldout": after,
+            "measured": None,
+        }
+        return Polished(point.model_copy(update=changes), gain, before_quality, after, score.samples_seen)
+    return Polished(point, gain, before_quality, after, score.samples_seen)
+
+
+def _pinned(space: SearchSpace, point: FrontPoint) -> SearchSpace:
+    """The study's space with this recipe's losses alone; nothing is pruned again, so no importance is measured."""
+    values = {**point.recipe.as_dict(), "mode": "layerwise", "criterion": "deepest"}
+    values.pop("depth_share", None)
+    return space.model_copy(
+        update={"recipe": {name: [Choices(choices=[value])] for name, value in values.items()}}
+    )

@@ -1,0 +1,278 @@
+"""Shapes of a decoder and the exact sizes that they have; from a ratio or a budget to a shape.
+
+A model's parameters are counted once (`prune.count`); what is here is arithmetic on those counts and needs no torch.
+Symbols: T target number of parameters, L layers. Every solver returns the shape whose count is nearest to T (for a
+ratio) or the largest one within T (for a budget), to within one unit: one layer, or one step of FFN channels.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from raysearch.errors import InputError
+from raysearch.recipe import Mode, Recipe
+from raysearch.size import Budget, Size
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """The prunable extents of a decoder, the same in every layer.
+
+    Attributes:
+        num_layers: decoder layers.
+        num_kv_heads: key and value heads per layer.
+        num_heads: query heads per layer, a multiple of `num_kv_heads`.
+        num_ffn_channels: intermediate FFN channels per layer.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    num_heads: int
+    num_ffn_channels: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of one dense model by where they are; a pruned model's count follows by multiplication.
+
+    Attributes:
+        num_outside: parameters outside the decoder (vision tower, projector); of them `num_projector` the projector's.
+        num_decoder_rest: embeddings, language head (once if tied) and final norm.
+        per_layer: a layer's parameters that no prunable unit owns (norms, output biases).
+        per_kv_head, per_head, per_channel: parameters of one unit in one layer.
+        num_buffer_values, buffer_bytes: saved buffers that are floating point (in values), and the others.
+        hidden_size, head_dim, vocab_size: of the decoder; pruning leaves them alone.
+        attention_choices: all (KV heads, query heads) that leave an equal number of query heads per group and that the
+            stock class holds, in the order of falling size.
+    """
+
+    dense: Shape
+    num_outside: int
+    num_projector: int
+    num_decoder_rest: int
+    per_layer: int
+    per_kv_head: int
+    per_head: int
+    per_channel: int
+    num_buffer_values: int
+    buffer_bytes: int
+    num_leading_layers_kept: int
+    hidden_size: int
+    head_dim: int
+    vocab_size: int
+    attention_choices: tuple[tuple[int, int], ...]
+
+    def layer(self, shape: Shape) -> int:
+        """Parameters of one decoder layer of `shape`."""
+        return (
+            self.per_layer
+            + shape.num_kv_heads * self.per_kv_head
+            + shape.num_heads * self.per_head
+            + shape.num_ffn_channels * self.per_channel
+        )
+
+    def decoder(self, shape: Shape) -> int:
+        """Parameters of the language model: embeddings, layers, final norm and head."""
+        return self.num_decoder_rest + shape.num_layers * self.layer(shape)
+
+    def total(self, shape: Shape) -> int:
+        """Parameters of the whole model."""
+        return self.num_outside + self.decoder(shape)
+
+    def size(self, shape: Shape, bytes_per_param: int = 2) -> Size:
+        """Size of the whole model as its tensors are saved: tied weights once, without the kilobytes of headers."""
+        num_params = self.total(shape)
+        return Size(num_params, (num_params + self.num_buffer_values) * bytes_per_param + self.buffer_bytes)
+
+    def kv_cache_bytes(self, shape: Shape, num_tokens: int, bytes_per_value: int = 2) -> int:
+        """Keys and values of `num_tokens` tokens of one row, in every layer; sliding windows would take less."""
+        return 2 * shape.num_layers * shape.num_kv_heads * self.head_dim * num_tokens * bytes_per_value
+
+    def attention(self, pair: tuple[int, int]) -> int:
+        """Parameters of one layer's heads, given (KV heads, query heads)."""
+        return pair[0] * self.per_kv_head + pair[1] * self.per_head
+
+    @cached_property
+    def smallest(self) -> Shape:
+        """The smallest shape that the stock class holds."""
+        kv, heads = min(self.attention_choices, key=self.attention)
+        return Shape(max(1, self.num_leading_layers_kept), kv, heads, 1)
+
+
+def shape_for(counts: Counts, recipe: Recipe) -> Shape:
+    """The shape that a recipe gives a dense model of `counts`.
+
+    Raises:
+        InputError: no model of this family can be that small.
+    """
+    if recipe.ratio == 0:
+        return counts.dense
+    return solve(counts, recipe.mode, recipe.ratio, depth_share=recipe.depth_share)
+
+
+def default_multiple(counts: Counts) -> int:
+    """Rounding step of FFN channels: 64 from 4096 channels on, which tensor cores want; else 1."""
+    return 64 if counts.dense.num_ffn_channels >= 4096 else 1
+
+
+def smallest_shape(counts: Counts, mode: Mode, multiple: int | None = None) -> Shape:
+    """The smallest decoder that `mode` can reach."""
+    return _smallest(counts, mode, _step(counts, multiple))
+
+
+def solve(
+    counts: Counts,
+    mode: Mode,
+    ratio: float,
+    depth_share: float | None = None,
+    multiple: int | None = None,
+) -> Shape:
+    """The shape that removes nearest to `ratio` of the decoder's parameters.
+
+    Args:
+        counts: of the dense model.
+        mode: what may shrink.
+        ratio: share of the language model's parameters to remove: embeddings, layers, norm and head
+            (arXiv 2604.24380, Table 5).
+        depth_share: for mode `both`, the share of the removal done by dropping layers; 0.5 if None.
+        multiple: FFN channels come in multiples of this; None chooses `default_multiple`.
+
+    Raises:
+        InputError: `ratio` outside [0, 1), or more than can be removed.
+    """
+    if not 0 <= ratio < 1:
+        raise InputError(
+            f"ratio {ratio}: outside [0, 1); give the share of the decoder's parameters to remove"
+        )
+    dense = counts.decoder(counts.dense)
+    step = _step(counts, multiple)
+    target = dense * (1 - ratio) + counts.num_outside
+    least = counts.total(_smallest(counts, mode, step))
+    unit = (
+        counts.layer(counts.dense)
+        if mode == "layerwise"
+        else counts.dense.num_layers * step * counts.per_channel
+    )
+    if target < least - unit / 2:
+        most = 1 - (least - counts.num_outside) / dense
+        raise InputError(
+            f"ratio {ratio}: {mode} can remove at most {most:.4f} of this decoder's parameters; lower the ratio"
+        )
+    return _solve(counts, mode, target, depth_share, step, within=False)
+
+
+def solve_budget(
+    counts: Counts,
+    mode: Mode,
+    budget: Budget,
+    depth_share: float | None = None,
+    multiple: int | None = None,
+    bytes_per_param: int = 2,
+) -> Shape:
+    """The largest shape whose whole model is within `budget`; a share is of the dense model's bytes.
+
+    Raises:
+        InputError: even the smallest model that `mode` can reach is larger; the message says how large that is.
+    """
+    dense = counts.size(counts.dense, bytes_per_param)
+    if budget.admits(dense, dense):
+        return counts.dense
+    step = _step(counts, multiple)
+    smallest = counts.size(_smallest(counts, mode, step), bytes_per_param)
+    if not budget.admits(smallest, dense):
+        raise InputError(
+            f"budget {budget.text}: below the smallest model that {mode} can reach, {smallest.num_params} "
+            f"parameters in {smallest.size_bytes} bytes ({smallest.size_bytes / dense.size_bytes:.1%}); raise it"
+        )
+    if budget.num_params is not None:
+        target = float(budget.num_params)
+    else:
+        target = (
+            budget.bound_bytes(dense) - counts.buffer_bytes
+        ) / bytes_per_param - counts.num_buffer_values
+    return _solve(counts, mode, target, depth_share, step, within=True)
+
+
+def _step(counts: Counts, multiple: int | None) -> int:
+    step = default_multiple(counts) if multiple is None else multiple
+    if not 1 <= step <= counts.dense.num_ffn_channels:
+        raise InputError(
+            f"multiple {step}: outside 1 to {counts.dense.num_ffn_channels}, this decoder's FFN channels"
+        )
+    return step
+
+
+def _smallest(counts: Counts, mode: Mode, step: int) -> Shape:
+    dense, least = counts.dense, counts.smallest
+    if mode == "layerwise":
+        return Shape(least.num_layers, dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels)
+    num_layers = dense.num_layers if mode == "widthwise" else least.num_layers
+    return Shape(num_layers, least.num_kv_heads, least.num_heads, step)
+
+
+def _solve(
+    counts: Counts, mode: Mode, target: float, depth_share: float | None, step: int, within: bool
+) -> Shape:
+    if mode == "layerwise":
+        return _drop_layers(counts, target, within)
+    if mode == "widthwise":
+        return _narrow(counts, counts.dense.num_layers, target, step, within)
+    dense = counts.total(counts.dense)
+    share = 0.5 if depth_share is None else depth_share
+    num_layers = _drop_layers(counts, dense - share * (dense - target), within=False).num_layers
+    narrowest = _smallest(counts, "widthwise", step)
+    while num_layers > counts.smallest.num_layers:
+        least = Shape(num_layers, narrowest.num_kv_heads, narrowest.num_heads, narrowest.num_ffn_channels)
+        if counts.total(least) <= target:
+            break
+        num_layers -= 1
+    return _narrow(counts, num_layers, target, step, within)
+
+
+def _drop_layers(counts: Counts, target: float, within: bool) -> Shape:
+    dense = counts.dense
+    candidates = (
+        Shape(n, dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels)
+        for n in range(counts.smallest.num_layers, dense.num_layers + 1)
+    )
+    return _nearest(counts, candidates, target, within)
+
+
+def _narrow(counts: Counts, num_layers: int, target: float, step: int, within: bool) -> Shape:
+    """Heads shrink by the same share as FFN channels, as near as whole heads allow; channels take the rest."""
+    dense = counts.dense
+    fixed = counts.total(Shape(num_layers, 0, 0, 0))
+    prunable = num_layers * (counts.layer(dense) - counts.per_layer)
+    share = min(max((target - fixed) / prunable, 0.0), 1.0)
+    wanted = share * counts.attention((dense.num_kv_heads, dense.num_heads))
+    choices = sorted(counts.attention_choices, key=lambda pair: (abs(counts.attention(pair) - wanted), pair))
+    unit = num_layers * step * counts.per_channel
+    best: Shape | None = None
+    for kv_heads, heads in choices:
+        shape = _fill_with_channels(counts, Shape(num_layers, kv_heads, heads, 0), target, step, within)
+        if within and counts.total(shape) > target:
+            continue
+        if _error(counts, shape, target) <= unit:
+            return shape
+        if best is None or _error(counts, shape, target) < _error(counts, best, target):
+            best = shape
+    return best or _smallest(counts, "widthwise", step)
+
+
+def _fill_with_channels(counts: Counts, shape: Shape, target: float, step: int, within: bool) -> Shape:
+    """`shape` with the number of channels, a multiple of `step` or all of them, that comes nearest to `target`."""
+    most = counts.dense.num_ffn_channels
+    wanted = (target - counts.total(shape)) / (shape.num_layers * counts.per_channel)
+    below = min(max(int(wanted // step) * step, step), most // step * step)
+    sizes = {below, min(below + step, most), most if wanted >= most else below}
+    return _nearest(counts, [replace(shape, num_ffn_channels=num) for num in sorted(sizes)], target, within)
+
+
+def _nearest(counts: Counts, candidates: Iterable[Shape], target: float, within: bool) -> Shape:
+    shapes = list(candidates)
+    fitting = [shape for shape in shapes if not within or counts.total(shape) <= target]
+    return min(fitting or shapes[:1], key=lambda shape: _error(counts, shape, target))
+
+
+def _error(counts: Counts, shape: Shape, target: float) -> float:
+    return abs(counts.total(shape) - target)

@@ -1,0 +1,105 @@
+"""Read from MLflow what a search has told it, and register a chosen model there."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from raysearch.errors import InputError
+from raysearch.front import Front, FrontPoint
+from raysearch.tracking.masking import mask
+from raysearch.tracking.runs import connect, read_state
+from raysearch.tracking.sender import first_line
+from raysearch.tracking.tracker import tracking_uri
+
+
+def front_of_experiment(name: str, uri: str | None = None) -> tuple[Front, Path]:
+    """The front of the newest study in an experiment, and the folder that the study had.
+
+    Args:
+        name: of the experiment, which is the study's `name`.
+        uri: tracking server; left out, MLFLOW_TRACKING_URI, or the `mlflow.db` in runs/ or here.
+
+    Raises:
+        InputError: there is no such server, experiment or front.
+    """
+    server = uri or os.environ.get("MLFLOW_TRACKING_URI") or _store_here()
+    try:
+        client = connect(server)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            known = ", ".join(sorted(found.name for found in client.search_experiments())) or "none"
+            raise InputError(f"--mlflow {name}: no such experiment at {mask(server)}; there are {known}")
+        # Only the run of a study itself carries this tag.
+        studies = client.search_runs(
+            [experiment.experiment_id], "tags.`raysearch.study` != ''", order_by=["start_time DESC"]
+        )
+        for run in studies:
+            if any(file.path == "front.json" for file in client.list_artifacts(run.info.run_id)):
+                return _front_of(client, run), Path(run.data.tags["raysearch.folder"])
+    except InputError:
+        raise
+    except Exception as error:  # whatever MLflow raises
+        raise InputError(
+            f"MLflow at {mask(server)}: {mask(first_line(error))}; start the server, or name another with --uri"
+        ) from None
+    raise InputError(f"--mlflow {name}: no study there has a front yet; give the folder of a study instead")
+
+
+def register(study: Path, point: FrontPoint, model: Path, name: str, uri: str | None = None) -> int:
+    """Copy an exported model to its run in MLflow, and make it the newest version of a registered model.
+
+    Returns:
+        The version.
+
+    Raises:
+        InputError: the server can't be reached or refuses, or the study was never there.
+    """
+    server = uri or tracking_uri(study)
+    run_id = read_state(study, server)["runs"].get(point.key)
+    if run_id is None:
+        raise InputError(
+            f"--register {name}: recipe {point.key} has no run at {mask(server)}; raysearch sync {study} makes one"
+        )
+    try:
+        client = connect(server)
+        client.log_artifacts(run_id, str(model), "model")
+        _create_model(client, name)
+        made = client.create_model_version(
+            name,
+            source=f"{client.get_run(run_id).info.artifact_uri}/model",
+            run_id=run_id,
+            tags={"raysearch.key": point.key, "size_ratio": f"{point.size_ratio:.4f}"},
+            description=point.recipe.describe(),
+        )
+    except Exception as error:  # whatever MLflow raises
+        raise InputError(
+            f"{model} is exported, but MLflow at {mask(server)} did not register it ({mask(first_line(error))}); "
+            "start the server and export again"
+        ) from None
+    return int(made.version)
+
+
+def _create_model(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _front_of(client: Any, run: Any) -> Front:
+    with tempfile.TemporaryDirectory() as folder:
+        client.download_artifacts(run.info.run_id, "front.json", folder)
+        return Front.load(Path(folder))
+
+
+def _store_here() -> str:
+    for store in (Path("runs/mlflow.db"), Path("mlflow.db")):
+        if store.exists():
+            return f"sqlite:///{store.resolve()}"
+    raise InputError(
+        "--mlflow: no mlflow.db in runs/ or here; name the server with --uri or MLFLOW_TRACKING_URI"
+    )
