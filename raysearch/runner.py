@@ -130,6 +130,7 @@ class Slot:
             "slot": self.name,
             "space": space.model_dump(mode="json"),
             "rungs": list(rungs),
+            "teacher_folder": str(Path(folder) / "teacher"),
         }
         trainer = TorchTrainer(
             _serve,
@@ -259,15 +260,15 @@ class _Worker:
         space = SearchSpace.model_validate(config["space"])
         torch.set_num_threads(max(1, int(space.slots.cpus_per_worker)))
         start_distributed()
-        board, slot = config["board"], config["slot"]
+        board, slot, teacher_folder = config["board"], config["slot"], Path(config["teacher_folder"])
         known = ray.get(board.prepared.remote(slot)) if rank == 0 else None
         if rank == 0 and known is None:
-            self._bench = Workbench(space)
+            self._bench = Workbench(space, teacher_folder=teacher_folder)
             found = self._bench.prepared
             ray.get(board.publish.remote(pickle.dumps(found), found.search.means()))
         else:
             known = known or ray.get(board.prepared.remote(slot))
-            self._bench = Workbench(space, pickle.loads(known))
+            self._bench = Workbench(space, pickle.loads(known), teacher_folder)
         self._trial: Any = None
         self._scores: Any = None
 

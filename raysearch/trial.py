@@ -1,21 +1,26 @@
 """One trial, without ray: prune by a recipe, recover rung by rung, score every rung."""
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from transformers import PreTrainedModel
+
 from raysearch import export, families
 from raysearch.benchmarks import Benchmark, load_benchmarks
-from raysearch.data.reading import Encoder, fraction_order, load_samples
+from raysearch.data.reading import Encoder, fraction_order, in_order, load_samples
 from raysearch.evaluate import evaluate
 from raysearch.front import Measured
 from raysearch.importance import Importance, importance
 from raysearch.prune import prune
 from raysearch.prune.shape import Shape, shape_of, size_of, solve
 from raysearch.recipe import Recipe
+from raysearch.recovery.engine import current_device, moved
 from raysearch.recovery.loop import Recovery
 from raysearch.recovery.teacher import Teacher
+from raysearch.recovery.teacher_cache import CachedTeacher
 from raysearch.retention import Results, retention
 from raysearch.score import Score
 from raysearch.size import Size
@@ -37,8 +42,14 @@ class Prepared:
 class Workbench:
     """What every trial of a worker shares: the dense model, its data, its questions and its importance scores."""
 
-    def __init__(self, space: SearchSpace, prepared: Prepared | None = None) -> None:
+    def __init__(
+        self, space: SearchSpace, prepared: Prepared | None = None, teacher_folder: Path | None = None
+    ) -> None:
         """Load the model and the data; measure what `prepared` would hold if it isn't given.
+
+        Args:
+            teacher_folder: where the dense model's states are kept, shared by all workers of a study; left out, a
+                folder of this workbench's own.
 
         Raises:
             InputError: the model, the data or the benchmarks can't be used.
@@ -49,26 +60,35 @@ class Workbench:
         self.dense_size = size_of(self.model.config, shape_of(self.model.config))
         self.encoder = Encoder(self.processor, self.family, space.recovery.max_length)
         rows = load_samples(space.data)
-        order = fraction_order(len(rows), space.search.seed)[: space.num_samples]
-        self.samples = [rows[index] for index in order]
-        self.teacher = Teacher(self.model, self.family)
+        sources = [row.source for row in rows] if space.stratify else None
+        order = fraction_order(len(rows), space.search.seed, sources)[: space.num_samples]
+        self.samples = in_order(rows, order)
+        self.teacher = self._teacher(teacher_folder)
         self.questions = load_benchmarks(space.benchmarks, "search")
         self.heldout = load_benchmarks(space.benchmarks, "heldout")
         self.prepared = prepared or self.prepare()
 
     def prepare(self) -> Prepared:
-        """Score the dense model and the importance of its units by every criterion that the space names."""
-        return Prepared(
-            search=self.evaluate(self.model, self.questions),
-            heldout=self.evaluate(self.model, self.heldout),
-            importances={name: self._importance(name) for name in self.space.criteria()},
-        )
+        """Score the dense model and the importance of its units by every criterion that the space names.
 
-    def evaluate(self, model: object, benchmarks: Iterable[Benchmark]) -> Results:
+        Raises:
+            InputError: the teacher's states would not fit on the disk.
+        """
+        if self.space.uses_teacher():
+            self.teacher.prepare(1, current_device())
+        with moved(self.model, current_device()):
+            return Prepared(
+                search=self.evaluate(self.model, self.questions),
+                heldout=self.evaluate(self.model, self.heldout),
+                importances={name: self._importance(name) for name in self.space.criteria()},
+            )
+
+    def evaluate(self, model: PreTrainedModel, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of `model` on `benchmarks`."""
-        return evaluate(model, self.family, self.encoder, benchmarks)
+        with moved(model, current_device()):
+            return evaluate(model, self.family, self.encoder, benchmarks)
 
-    def prune(self, recipe: Recipe) -> object:
+    def prune(self, recipe: Recipe) -> PreTrainedModel:
         """A new model without what the recipe removes; the dense one stays as it is."""
         scores: dict[Literal["depth", "width"], Importance] = {}
         layer_criterion, width_criterion = recipe.criteria
@@ -77,6 +97,23 @@ class Workbench:
         if width_criterion:
             scores["width"] = self.prepared.importances[width_criterion]
         return prune(self.model, shape_for(self.model.config, recipe), scores)
+
+    def _teacher(self, folder: Path | None) -> Teacher:
+        settings = self.space.recovery
+        if settings.teacher == "online":
+            return Teacher(self.model, self.family)
+        if folder is None:
+            self._own_folder = tempfile.TemporaryDirectory(prefix="raysearch-teacher-")
+            folder = Path(self._own_folder.name)
+        return CachedTeacher(
+            self.model,
+            self.family,
+            self.encoder,
+            self.samples,
+            folder,
+            settings.teacher_quota_gb,
+            max(map(float, self.space.values_of("data_fraction")), default=1.0),
+        )
 
     def _importance(self, criterion: str) -> Importance:
         settings = self.space.calibration

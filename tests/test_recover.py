@@ -1,7 +1,6 @@
 """Recovery on a tiny LLaVA, through DeepSpeed: what is trained, that nothing but the samples seen matters, and ends."""
 
 import gc
-import itertools
 import math
 import weakref
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from recovery_setup import recipe, samples, tiny_encoder, tiny_family, tiny_model
+from recovery_setup import recipe, samples, shared_teacher, tiny_encoder, tiny_family, tiny_model
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
@@ -27,9 +26,8 @@ from raysearch.space import RecoverySettings
 
 PARTS = ("projector", "projector+lora", "projector+decoder", "decoder")
 ENCODER = tiny_encoder()
-TEACHER = Teacher(tiny_model(), tiny_family())
-NUMBERS = itertools.count()
-FORGETFUL = Teacher(tiny_model(), tiny_family(), cache_bytes=0)
+TEACHER = shared_teacher()
+ONLINE = Teacher(tiny_model(), tiny_family())
 
 
 def start(more: dict[str, Any] | None = None, teacher: Teacher | None = TEACHER, **values: Any) -> Recovery:
@@ -90,7 +88,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_distil() -> None:
     model = tiny_model()
     chosen = RecoverySettings(batch_size=8, precision="fp32", zero_stage=1)
     same = recipe(sft=0, lr=1e-9)
-    recovery = Recovery(model, tiny_family(), same, samples(), ENCODER, TEACHER, chosen)
+    recovery = Recovery(model, tiny_family(), same, samples(), ENCODER, ONLINE, chosen)
     found = recovery.train_until(8)
     assert max(found.values()) < 1e-6
     recovery.close()
@@ -155,7 +153,7 @@ def test_a_projector_alone_among_rows_without_images() -> None:
     ]
     chosen = RecoverySettings(batch_size=1, precision="fp32", zero_stage=1)
     rows, alone = [*texts, samples()[0]], recipe(trained="projector")
-    recovery = Recovery(tiny_model(1), tiny_family(), alone, rows, ENCODER, TEACHER, chosen)
+    recovery = Recovery(tiny_model(1), tiny_family(), alone, rows, ENCODER, ONLINE, chosen)
     assert recovery.train_until(10)["sft"] > 0
     recovery.close()
 
@@ -298,8 +296,8 @@ def test_any_mask_any_lengths_any_answers(data: st.DataObject, part: str) -> Non
     model.set_attn_implementation(data.draw(st.sampled_from(["eager", "sdpa"])))
     trained = choose_trained(model, tiny_family(), recipe(trained=part))
     terms = LossTerms.of(recipe(trained=part))
-    targets = FORGETFUL.targets(batch, [f"drawn-{next(NUMBERS)}" for _ in range(num_rows)])
-    sums = _Student(model, tiny_family(), terms, FORGETFUL)(batch, targets)
+    targets = ONLINE.targets(batch, range(num_rows))
+    sums = _Student(model, tiny_family(), terms, ONLINE)(batch, targets)
     terms.weighted(sums).backward()
     assert all(value.isfinite() for value in sums.values())
     for name, param in model.named_parameters():
