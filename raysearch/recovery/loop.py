@@ -178,6 +178,7 @@ class Recovery:
             end = min(samples_seen, self.samples_seen + self.settings.batch_size)
             for name, value in self._step(end).items():
                 totals[name] += value
+        self._passes.bad.report()
         num_tokens = totals.pop("tokens")
         return {name: total / num_tokens for name, total in totals.items()} if num_tokens else {}
 

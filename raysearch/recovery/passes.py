@@ -41,7 +41,7 @@ class Passes:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        self._bad = BadRows("recovery data", len(self.samples))
+        self.bad = BadRows("recovery data", len(self.samples))
 
     def of_step(self, start: int, end: int) -> tuple[list[Pass], int]:
         """This worker's passes over the samples from `start` to `end`, as many as every other worker's.
@@ -71,7 +71,7 @@ class Passes:
         try:
             return index, self.encoder.encode(sample)
         except BadRow as error:
-            self._bad.add(f"row {sample.id}", str(error))
+            self.bad.add(f"row {sample.id}", str(error))
             return None
 
     def _batch(self, rows: Sequence[tuple[int, Encoded]]) -> Pass:
