@@ -5,8 +5,13 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def write_text(path: Path, text: str) -> None:
@@ -15,13 +20,34 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it could not be written; the error names `path`.
     """
+    with _replaced(path) as sibling, open(sibling, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Replace `path` by a safetensors file of contiguous tensors, with texts in its header.
+
+    Raises:
+        OSError: it could not be written; the error names `path`.
+    """
+    from safetensors.torch import save_file
+
+    with _replaced(path) as sibling:
+        save_file(dict(tensors), sibling, dict(metadata or {}))
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[str]:
+    """A file beside `path`, of this writer alone, that takes its place when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, sibling = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield sibling
         os.chmod(sibling, 0o644)
         os.replace(sibling, path)
     except OSError as error:

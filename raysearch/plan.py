@@ -81,6 +81,11 @@ def plan(space: SearchSpace) -> Plan:
     if space.num_samples and space.num_samples > rows:
         raise InputError(f"num_samples: {space.num_samples}, but {space.data} has {rows} rows; lower it")
     num_samples = space.num_samples or rows
+    smallest_fraction = min(map(float, space.values_of("data_fraction")), default=1.0)
+    if not round(smallest_fraction * num_samples):
+        raise InputError(
+            f"recipe.data_fraction: {smallest_fraction:g} of {num_samples} samples is none; raise it or num_samples"
+        )
     budgets = tuple(Budget.parse(text) for text in space.budgets)
     planned = Plan(space, counts, dense, num_samples, space.largest_recovery(num_samples), budgets)
     smallest = planned.smallest()

@@ -142,6 +142,7 @@ class Slot:
             "slot": self.name,
             "space": space.model_dump(mode="json"),
             "rungs": list(rungs),
+            "teacher_folder": str(Path(folder) / "teacher"),
         }
         trainer = TorchTrainer(
             _serve,
@@ -276,10 +277,10 @@ class _Worker:
         self._refusal: InputError | None = None
         self._trial: Any = None
         self._scores: Any = None
-        board, slot = config["board"], config["slot"]
+        board, slot, teacher_folder = config["board"], config["slot"], Path(config["teacher_folder"])
         known = ray.get(board.prepared.remote(slot)) if rank == 0 else None
         if rank == 0 and known is None:
-            found = self._measure(space)
+            found = self._measure(space, teacher_folder)
             scores, layers = None, {}
             if not isinstance(found, InputError):
                 scores = found.search.means()
@@ -290,14 +291,14 @@ class _Worker:
             if isinstance(found, InputError):
                 self._refusal = found
             else:
-                self._bench = Workbench(space, found)
+                self._bench = Workbench(space, found, teacher_folder)
 
-    def _measure(self, space: SearchSpace) -> Any:
+    def _measure(self, space: SearchSpace, teacher_folder: Path) -> Any:
         """What all slots share; or the mistake that stands in the way of every trial."""
         from raysearch.trial import Workbench
 
         try:
-            self._bench = Workbench(space)
+            self._bench = Workbench(space, teacher_folder=teacher_folder)
         except InputError as error:
             self._refusal = error
             return error

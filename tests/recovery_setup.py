@@ -1,6 +1,8 @@
 """A tiny LLaVA, its processor and a few samples, for tests of recovery."""
 
 import functools
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from raysearch.data.reading import Sample, load_samples
 from raysearch.families import Family, family_for
 from raysearch.pocket.model import PATCH_SIZE, make_processor, make_tokenizer
 from raysearch.recipe import Recipe
+from raysearch.recovery.teacher_cache import CachedTeacher
 
 
 @functools.cache
@@ -73,3 +76,15 @@ def recipe(**values: Any) -> Recipe:
     """Recovery by all three losses, unless told otherwise."""
     defaults = {"logits_kd": 0.5, "hidden_kd": 0.5, "lr": 3e-3}
     return Recipe(mode="layerwise", ratio=0.15, criterion="block_influence", **(defaults | values))
+
+
+def cached_teacher(folder: Path, rows: list[Sample] | None = None, **more: Any) -> CachedTeacher:
+    """The tiny model's states of `samples()` in `folder`; `more` are arguments of `CachedTeacher`."""
+    given = {"model": tiny_model(), "encoder": tiny_encoder(), "quota_gb": 1.0} | more
+    return CachedTeacher(family=tiny_family(), samples=rows or samples(), folder=folder, **given)
+
+
+@functools.cache
+def shared_teacher() -> CachedTeacher:
+    """One for a whole run of tests."""
+    return cached_teacher(Path(tempfile.mkdtemp(prefix="teacher-")))

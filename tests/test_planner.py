@@ -64,6 +64,25 @@ def test_what_is_named_is_kept() -> None:
     assert (plan.zero_stage, plan.checkpointing) == (3, True)
 
 
+def test_offloading_comes_last_and_only_into_memory_that_is_there() -> None:
+    """One 80 GiB GPU can't hold 7B in full (12 bytes a parameter of optimizer state); 16 bytes go to the machine."""
+    settings = RecoverySettings(batch_size=16, max_length=1024)
+    plan = plan_memory(LLAVA, settings, 80 * GIB, 1, host_bytes=200 * GIB)
+    assert plan.offload
+    assert "machine's memory" in plan.describe()
+    with pytest.raises(InputError):
+        plan_memory(LLAVA, settings, 80 * GIB, 1, host_bytes=100 * GIB)
+    assert not plan_memory(LLAVA, settings, 400 * GIB, 1, host_bytes=200 * GIB).offload
+    named = RecoverySettings(batch_size=16, max_length=1024, offload="cpu")
+    assert plan_memory(LLAVA, named, 400 * GIB, 1, host_bytes=200 * GIB).offload
+
+
+def test_named_tokens_per_pass_are_kept() -> None:
+    assert _plan(2000, 1, tokens_per_pass=2048).tokens_per_pass == 2048
+    assert _plan(2000, 1, tokens_per_pass=2048).zero_stage == 2, "which adds gradients up in fp32"
+    assert _plan(2000, 1, tokens_per_pass=10**6).tokens_per_pass is None
+
+
 def test_needs_of_a_model() -> None:
     model = tiny_model()
     trained = choose_trained(model, tiny_family(), recipe(trained="projector"))

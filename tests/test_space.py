@@ -130,6 +130,33 @@ def test_files_that_hold_no_space(tmp_path, text):
         SearchSpace.load(path)
 
 
+def test_a_deepspeed_configuration_may_be_a_file_of_its_own(tmp_path):
+    content = yaml.safe_load(POCKET.read_text())
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
+    content["recovery"]["deepspeed"] = str(tmp_path / "ds.json")
+    space = SearchSpace.model_validate(content)
+    assert space.recovery.deepspeed == {"zero_optimization": {"stage": 2}}
+    (tmp_path / "ds.json").write_text("{")
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=r"recovery.deepspeed: .*ds\.json: no JSON file that can be read"):
+        SearchSpace.load(tmp_path / "space.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "uses"),
+    [
+        ({}, True),
+        ({"logits_kd": [0.0], "hidden_kd": [0.0]}, False),
+        ({"logits_kd": [0.0], "hidden_kd": {"low": 0.0, "high": 1.0}}, True),
+        ({"trained": ["nothing"]}, False),
+    ],
+)
+def test_whether_a_teacher_is_needed(change, uses):
+    content = yaml.safe_load(POCKET.read_text())
+    content["recipe"] |= change
+    assert SearchSpace.model_validate(content).uses_teacher() == uses
+
+
 def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         SearchSpace.load(tmp_path / "none.yaml")

@@ -1,4 +1,4 @@
-"""The dense model's states: right places, right head, kept by sample."""
+"""The dense model's states: right places, right head."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tiny_models import FAMILIES
 
 from raysearch.data.encoding import IGNORED
 from raysearch.families import family_for
-from raysearch.recovery.teacher import Teacher, answer_labels, answer_states, language_head, num_answer_labels
+from raysearch.recovery.teacher import Teacher, answer_labels, answer_states, language_head
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -45,39 +45,10 @@ def test_what_models_do_behind_their_head(config: type[hf.PretrainedConfig], mor
         torch.testing.assert_close(ours, model(input_ids=batch["input_ids"]).logits[0, :-1])
 
 
-def test_states_are_kept_by_sample() -> None:
-    encoder = tiny_encoder()
-    rows, names = (
-        [encoder.encode(sample) for sample in samples()[:4]],
-        [sample.id for sample in samples()[:4]],
-    )
-    teacher = Teacher(tiny_model(), tiny_family())
-    first = teacher.targets(encoder.collate(rows), names)
-    assert first.shape == (sum(map(num_answer_labels, rows)), 32)
-    teacher.model.forward = None  # whatever comes now comes from memory
-    teacher.model.base_model.forward = None
-    counts = [num_answer_labels(row) for row in rows]
-    backwards = teacher.targets(encoder.collate(rows[::-1]), names[::-1])
-    assert torch.equal(torch.cat(backwards.split(counts[::-1])[::-1]), first)
-    torch.testing.assert_close(teacher.logits(first), teacher.model.lm_head(first))
-
-
-def test_no_memory_means_computed_anew() -> None:
-    encoder = tiny_encoder()
-    batch, names = encoder.collate([encoder.encode(samples()[0])]), [samples()[0].id]
-    kept, forgetful = (
-        Teacher(tiny_model(), tiny_family()),
-        Teacher(tiny_model(), tiny_family(), cache_bytes=0),
-    )
-    assert torch.equal(forgetful.targets(batch, names), kept.targets(batch, names))
-    assert torch.equal(forgetful.targets(batch, names), kept.targets(batch, names))
-    assert not forgetful._kept
-
-
 def test_eval_mode_and_no_gradient() -> None:
     model = tiny_model().train()
     encoder = tiny_encoder()
     teacher = Teacher(model, tiny_family())
     assert not model.training
-    targets = teacher.targets(encoder.collate([encoder.encode(samples()[0])]), [samples()[0].id])
+    targets = teacher.targets(encoder.collate([encoder.encode(samples()[0])]), [0])
     assert not targets.requires_grad

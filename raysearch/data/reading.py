@@ -6,13 +6,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from raysearch.data.samples import BAD_ROWS_ALLOWED, BadRow, BadRows, Sample, sample_from_row
 from raysearch.errors import InputError
 
-__all__ = ["BadRow", "BadRows", "Sample", "fraction_order", "load_samples", "num_rows", "read_rows"]
+__all__ = [
+    "BadRow",
+    "BadRows",
+    "Sample",
+    "fraction_order",
+    "in_order",
+    "load_samples",
+    "num_rows",
+    "read_rows",
+]
 
 FORMATS = (
     "'pocket', a LLaVA-style .json or .jsonl file, a .parquet file, a folder of the datasets library or of Parquet "
@@ -92,6 +102,13 @@ def fraction_order(num_samples: int, seed: int, sources: Sequence[str] | None = 
     return order[np.argsort(place, kind="stable")]
 
 
+def in_order(samples: Sequence[Sample], order: np.ndarray) -> Sequence[Sample]:
+    """The samples at the indices `order`; what is read from disk when asked for stays there."""
+    if isinstance(samples, _Rows):
+        return samples.at(order)
+    return [samples[index] for index in order]
+
+
 def num_rows(data: str | Path) -> int:
     """How many samples `load_samples` gives; the embedded ones are not drawn for it.
 
@@ -161,10 +178,15 @@ def _parsed(line: str) -> Any:
 
 
 class _Rows(Sequence[Sample]):
-    """Rows of a `datasets.Dataset`, read when asked for."""
+    """Rows of a `datasets.Dataset`, read when asked for; a sample that somebody still holds is not read again."""
 
     def __init__(self, dataset: Any, indices: np.ndarray) -> None:
         self._dataset, self._indices = dataset, indices
+        self._held: WeakValueDictionary[int, Sample] = WeakValueDictionary()
+
+    def at(self, places: np.ndarray | slice) -> "_Rows":
+        """The rows at these places."""
+        return _Rows(self._dataset, self._indices[places])
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -175,9 +197,13 @@ class _Rows(Sequence[Sample]):
     def __getitem__(self, index: slice) -> Sequence[Sample]: ...
     def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
         if isinstance(index, slice):
-            return _Rows(self._dataset, self._indices[index])
+            return self.at(index)
         row = int(self._indices[index])
-        return dataclasses.replace(sample_from_row(self._dataset[row], row), id=str(row))
+        sample = self._held.get(row)
+        if sample is None:
+            sample = dataclasses.replace(sample_from_row(self._dataset[row], row), id=str(row))
+            self._held[row] = sample
+        return sample
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))

@@ -53,6 +53,7 @@ class BadRows:
     num_rows: int
     limit: float = BAD_ROWS_ALLOWED
     found: dict[str, str] = field(default_factory=dict)
+    _num_reported: int = field(default=0, init=False)
 
     def add(self, row: str, reason: str) -> None:
         """Note a row.
@@ -74,8 +75,9 @@ class BadRows:
         return "; ".join(f"{row}: {reason}" for row, reason in first) + (f"; {more} more" if more > 0 else "")
 
     def report(self) -> None:
-        """Say once what was left out."""
-        if self.found:
+        """Say what was left out, if it is more than was said before."""
+        if len(self.found) > self._num_reported:
+            self._num_reported = len(self.found)
             logger.warning(
                 "%s: left out %d of %d rows (%s)", self.data, len(self.found), self.num_rows, self.named()
             )

@@ -1,7 +1,6 @@
 """Checkpoints of a running recovery: what is trained and its optimizer state, in safetensors and JSON."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from raysearch.errors import InputError
-from raysearch.files import write_json
+from raysearch.files import write_json, write_tensors
 
 POSITION, WEIGHTS = "position.json", "weights.safetensors"
 
@@ -40,12 +39,10 @@ def save(folder: Path, rank: int, saved: Saved, position: Mapping[str, Any]) -> 
         state[f"{index}.master"] = master
         state |= {f"{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     state |= {f"average.{index}": value for index, value in enumerate(saved.average)}
-    _write(
-        {key: value.detach().contiguous().cpu().clone() for key, value in state.items()},
-        folder / _own_file(rank),
-    )
+    own = {key: value.detach().contiguous().cpu().clone() for key, value in state.items()}
+    write_tensors(folder / _own_file(rank), own)
     if rank == 0:
-        _write(saved.weights, folder / WEIGHTS)
+        write_tensors(folder / WEIGHTS, saved.weights)
         write_json(folder / POSITION, dict(position))
 
 
@@ -80,10 +77,3 @@ def restore(folder: Path, rank: int, into: Saved, identity: Mapping[str, Any]) -
 
 def _own_file(rank: int) -> str:
     return f"worker-{rank}.safetensors"
-
-
-def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """A safetensors file, whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    save_file(dict(tensors), unfinished)
-    os.replace(unfinished, path)

@@ -60,6 +60,24 @@ def _silent_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
+def current_device() -> torch.device:
+    """Where this process computes: its GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+@contextmanager
+def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """A model on `device` for a while."""
+    home = next(model.parameters()).device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
+
+
 def compute_dtype(precision: Literal["auto", "bf16", "fp32"]) -> torch.dtype:
     """What the forward and backward pass compute in; auto is bf16 where the hardware multiplies it fast."""
     if precision == "auto":
@@ -71,7 +89,9 @@ def compute_dtype(precision: Literal["auto", "bf16", "fp32"]) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
-def deepspeed_config(settings: RecoverySettings, dtype: torch.dtype, stage: int) -> dict[str, Any]:
+def deepspeed_config(
+    settings: RecoverySettings, dtype: torch.dtype, stage: int, offload: bool = False
+) -> dict[str, Any]:
     """What raysearch asks of DeepSpeed, with the person's own configuration merged over it.
 
     The loop sets the accumulation boundary itself, since the number of passes per step varies. Stage 0 in bf16 runs as
@@ -91,6 +111,12 @@ def deepspeed_config(settings: RecoverySettings, dtype: torch.dtype, stage: int)
         config["zero_optimization"]["stage"] = max(1, stage)
         if stage in (2, 3):
             config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if offload:
+        config["zero_optimization"] |= {
+            "stage": max(1, stage),
+            "offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()},
+        }
+        config["zero_force_ds_cpu_optimizer"] = False  # theirs is compiled at first use
     return _merged(config, settings.deepspeed or {})
 
 

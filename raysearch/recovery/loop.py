@@ -2,7 +2,8 @@
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from raysearch.recipe import Recipe
 from raysearch.recovery import checkpoint, trained
 from raysearch.recovery.engine import (
     compute_dtype,
+    current_device,
     deepspeed_config,
     local,
     master_states,
@@ -28,7 +30,7 @@ from raysearch.recovery.engine import (
 )
 from raysearch.recovery.losses import LossTerms
 from raysearch.recovery.passes import Passes
-from raysearch.recovery.planner import MemoryPlan, free_bytes, needs_of, plan_memory
+from raysearch.recovery.planner import MemoryPlan, free_bytes, host_bytes, needs_of, plan_memory
 from raysearch.recovery.schedule import SampleOrder, average_decay, lr_factor
 from raysearch.recovery.teacher import Teacher, answer_labels, answer_states, language_head
 from raysearch.space import RecoverySettings
@@ -82,7 +84,8 @@ class Recovery:
             teacher: the dense model; may be None when the recipe weighs no distillation loss.
 
         Raises:
-            InputError: the recipe trains nothing of this model, or its fraction holds no sample.
+            InputError: the recipe trains nothing of this model, its fraction holds no sample, or the teacher is
+                missing or speaks of other tokens.
         """
         assert recipe.trained != "nothing", recipe
         assert recipe.data_fraction is not None, recipe
@@ -92,28 +95,37 @@ class Recovery:
         if self._terms.need_teacher and teacher is None:
             raise InputError("logits_kd, hidden_kd: need the dense model as teacher; set both to 0")
         self._teacher = teacher if self._terms.need_teacher else None
-        num_samples = max(1, round(recipe.data_fraction * len(samples)))
-        if not len(samples):
-            raise InputError("data: no samples to train on")
+        vocabulary = family.text_config(model.config).vocab_size
+        if self._teacher and self._teacher.vocabulary != vocabulary:
+            raise InputError(
+                f"teacher: knows {self._teacher.vocabulary} tokens and the model {vocabulary}; their tokenizers "
+                "differ, so set logits_kd and hidden_kd to 0, or take the model that this one was pruned from"
+            )
+        num_samples = round(recipe.data_fraction * len(samples))
+        if not num_samples:
+            raise InputError(
+                f"recipe.data_fraction: {recipe.data_fraction:g} of {len(samples)} samples is none; raise it"
+            )
         order = SampleOrder(num_samples, recipe.seed)
         self.samples_seen, self.samples_to_see = 0, recipe.samples_to_see(len(samples))
 
         start_distributed()
         self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self._device = quiet_deepspeed().accelerator.get_accelerator().current_device_name()
+        self._device = current_device()
         self._model, self._family = model, family
         self._adapters = "lora" in recipe.trained
         self._lr = recipe.lr
         self._attention, self._stored_dtype = model.config._attn_implementation, model.dtype
+        if self._teacher:
+            self._teacher.prepare(num_samples, self._device)
         self._prepare_model()
         plan = self._plan()
         image_in_every_pass = self._world > 1 or recipe.trained == "projector"
         shared = (self._rank, self._world, self._device, image_in_every_pass, plan.tokens_per_pass)
         self._passes = Passes(order, samples, encoder, *shared)
-        config = deepspeed_config(settings, self._dtype, plan.zero_stage)
-        self._stage = int(config["zero_optimization"]["stage"])
-        student = _Student(model, family, self._terms, self._teacher)
-        self._engine: Any = start_engine(student, list(self._trained.values()), config, recipe.lr)
+        self._config = deepspeed_config(settings, self._dtype, plan.zero_stage, plan.offload)
+        self._stage = int(self._config["zero_optimization"]["stage"])
+        self._engine: Any = self._started_engine()
         self._average = (
             [value.float().clone() for value in self._locals()] if settings.weight_average else None
         )
@@ -123,22 +135,29 @@ class Recovery:
         self._dtype = compute_dtype(self.settings.precision)
         self._trained = trained.choose_trained(self._model, self._family, self.recipe)
         self._model.to(device=self._device, dtype=self._dtype)
-        if self._device == "cpu":
+        if self._device.type == "cpu":
             self._model.set_attn_implementation("eager")
 
     def _plan(self) -> MemoryPlan:
         """Fit the trial into the memory that is free on the fullest worker."""
-        free = torch.tensor(float(free_bytes()), device=self._device)
+        if self._teacher and "logits_kd" in self._terms.weights:
+            self._teacher.head_on(self._device)
+        free = torch.tensor([free_bytes(), host_bytes()], dtype=torch.float64, device=self._device)
         if self._world > 1:
             torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)
-        already = 0 if self._device == "cpu" else sum(param.nbytes for param in self._model.parameters())
+        already = 0 if self._device.type == "cpu" else sum(param.nbytes for param in self._model.parameters())
         needs = needs_of(self._model, self._family, self._trained, self._dtype, self._terms.need_logits)
-        plan = plan_memory(needs, self.settings, int(free) + already, self._world)
+        device_bytes, machine_bytes = map(int, free.tolist())
+        plan = plan_memory(needs, self.settings, device_bytes + already, self._world, machine_bytes)
         logger.info("%s: %s", self.recipe.key, plan.describe())
         self._checkpointing = plan.checkpointing
         if plan.checkpointing:
             self._model.gradient_checkpointing_enable({"use_reentrant": False})
         return plan
+
+    def _started_engine(self) -> Any:
+        student = _Student(self._model, self._family, self._terms, self._teacher)
+        return start_engine(student, list(self._trained.values()), self._config, self._lr)
 
     def train_until(self, samples_seen: int) -> dict[str, float]:
         """Train until that many samples have been seen in all.
@@ -159,25 +178,16 @@ class Recovery:
             end = min(samples_seen, self.samples_seen + self.settings.batch_size)
             for name, value in self._step(end).items():
                 totals[name] += value
+        self._passes.bad.report()
         num_tokens = totals.pop("tokens")
         return {name: total / num_tokens for name, total in totals.items()} if num_tokens else {}
 
     def _step(self, end: int) -> dict[str, float]:
         """One optimizer step over the samples from `samples_seen` to `end`; sums of the terms, and of tokens."""
-        torch.manual_seed(hash((self.recipe.seed, self.samples_seen, self._rank)) % 2**63)
-        middle = (self.samples_seen + end) / 2 / max(end, self.samples_to_see)
-        factor = lr_factor(self.settings.schedule, middle, self.settings.warmup)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = self._lr * factor
-        passes, num_tokens = self._passes.of_step(self.samples_seen, end)
-        sums = torch.zeros(len(self._terms.weights), dtype=torch.float64, device=self._device)
-        for index, (batch, names) in enumerate(passes):
-            sums += self._pass(batch, names, num_tokens, is_last=index == len(passes) - 1)
-        if self._world > 1:
-            torch.distributed.all_reduce(sums)
-        found = dict(zip(self._terms.weights, sums.tolist(), strict=True))
+        while (found := self._gradients_if_they_fit(end)) is None:
+            self._halve_passes()
         for name, value in found.items():
-            if not torch.isfinite(torch.tensor(value)):
+            if not math.isfinite(value):
                 raise FloatingPointError(
                     f"{name} is {value} in the step from sample {self.samples_seen} to {end}; lower lr"
                 )
@@ -185,11 +195,57 @@ class Recovery:
         size = end - self.samples_seen
         self.samples_seen = end
         self._join_average(size)
-        return {**found, "tokens": num_tokens}
+        return found
 
-    def _pass(self, batch: Batch, names: Sequence[str], num_tokens: int, is_last: bool) -> torch.Tensor:
+    def _gradients_if_they_fit(self, end: int) -> dict[str, float] | None:
+        """None if memory ran out and smaller passes may help; the tensors that the error held are free again."""
+        try:
+            return self._gradients(end)
+        except torch.OutOfMemoryError:
+            if not self._can_halve_passes():
+                raise
+        return None
+
+    def _gradients(self, end: int) -> dict[str, float]:
+        """Of the step to `end`; weights and optimizer stay as they are. Returns as `_step`."""
+        torch.manual_seed(hash((self.recipe.seed, self.samples_seen, self._rank)) % 2**63)
+        middle = (self.samples_seen + end) / 2 / max(end, self.samples_to_see)
+        factor = lr_factor(self.settings.schedule, middle, self.settings.warmup)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self._lr * factor
+        passes, num_tokens = self._passes.of_step(self.samples_seen, end)
+        self._largest_pass = max((batch["input_ids"] for batch, _ in passes), key=torch.numel).shape
+        sums = torch.zeros(len(self._terms.weights), dtype=torch.float64, device=self._device)
+        for index, (batch, places) in enumerate(passes):
+            sums += self._pass(batch, places, num_tokens, is_last=index == len(passes) - 1)
+        if self._world > 1:
+            torch.distributed.all_reduce(sums)
+        return {**dict(zip(self._terms.weights, sums.tolist(), strict=True)), "tokens": num_tokens}
+
+    def _can_halve_passes(self) -> bool:
+        """Whether smaller passes are possible here. Other workers would wait for this one in the middle of a pass."""
+        return self._world == 1 and self._stage < 3 and self._largest_pass[0] > 1
+
+    def _halve_passes(self) -> None:
+        """Start the engine anew, as it was after the last step, with passes of half as many tokens."""
+        rows, length = self._largest_pass
+        self._passes.max_tokens = rows * length // 2
+        logger.warning(
+            "%s: out of memory with %d tokens in a pass; goes on with %d",
+            self.recipe.key,
+            rows * length,
+            self._passes.max_tokens,
+        )
+        kept = [(master.cpu(), _on(moments, "cpu")) for master, moments in master_states(self._engine)]
+        self._free_engine()
+        self._engine = self._started_engine()
+        for (master, moments), (value, others) in zip(master_states(self._engine), kept, strict=True):
+            master.data.copy_(value)
+            moments.update(_on(others, master.device))
+
+    def _pass(self, batch: Batch, places: Sequence[int], num_tokens: int, is_last: bool) -> torch.Tensor:
         self._engine.set_gradient_accumulation_boundary(is_last)
-        targets = self._teacher.targets(batch, names) if self._teacher else None
+        targets = self._teacher.targets(batch, places) if self._teacher else None
         sums = self._engine(batch, targets)
         # Gradients are averaged over workers, and every worker's share counts by its tokens.
         self._engine.backward(self._terms.weighted(sums) * (self._world / max(1, num_tokens)))
@@ -274,6 +330,8 @@ class Recovery:
             for param in self._model.parameters():
                 param.__dict__.clear()  # the engine's notes on its parameters would keep its buffers alive
             gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _locals(self) -> list[torch.Tensor]:
         return [local(param) for param in self._trained.values()]
@@ -328,3 +386,8 @@ class Recovery:
 def _copy_all(source: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> None:
     for old, new in zip(source, target, strict=True):
         new.copy_(old)
+
+
+def _on(moments: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """An optimizer's tensors on `device`; its count of steps, a scalar, stays on the CPU."""
+    return {name: value.to(device) if value.ndim else value for name, value in moments.items()}

@@ -13,8 +13,9 @@ from raysearch.recovery.schedule import SampleOrder, micro_batches
 from raysearch.recovery.teacher import num_answer_labels
 
 LENGTH_MULTIPLE = 8
-Pass = tuple[Batch, list[str]]
-"""A batch, and the ids of its rows' samples."""
+NO_SAMPLE = -1
+Pass = tuple[Batch, list[int]]
+"""A batch, and its rows' places in the data; `NO_SAMPLE` for a row without answers."""
 
 
 @dataclass
@@ -35,12 +36,12 @@ class Passes:
     encoder: Encoder
     rank: int
     num_workers: int
-    device: str
+    device: torch.device
     image_in_every_pass: bool
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        self._bad = BadRows("recovery data", len(self.samples))
+        self.bad = BadRows("recovery data", len(self.samples))
 
     def of_step(self, start: int, end: int) -> tuple[list[Pass], int]:
         """This worker's passes over the samples from `start` to `end`, as many as every other worker's.
@@ -64,30 +65,30 @@ class Passes:
             num_passes = int(max(count[1] for count in gathered))
         return passes + [self._batch(self._unlabelled)] * (num_passes - len(passes)), num_tokens
 
-    def _encoded(self, index: int) -> tuple[str, Encoded] | None:
-        """A sample's id and tensors; None, and a note, for one that can't be used."""
+    def _encoded(self, index: int) -> tuple[int, Encoded] | None:
+        """A sample's place and tensors; None, and a note, for one that can't be used."""
         sample = self.samples[index]
         try:
-            return sample.id, self.encoder.encode(sample)
+            return index, self.encoder.encode(sample)
         except BadRow as error:
-            self._bad.add(f"row {sample.id}", str(error))
+            self.bad.add(f"row {sample.id}", str(error))
             return None
 
-    def _batch(self, rows: Sequence[tuple[str, Encoded]]) -> Pass:
+    def _batch(self, rows: Sequence[tuple[int, Encoded]]) -> Pass:
         """Rows as a pass. Where it matters, a pass without an image gets one that nothing is learnt from: workers'
         collectives only match if all go through the same modules, and a projector alone must be in the loss."""
         if self.image_in_every_pass and not any(_has_image(row) for _, row in rows):
             rows = [*rows, *self._unlabelled]
         batch = self.encoder.collate([row for _, row in rows], multiple=LENGTH_MULTIPLE)
-        return {key: value.to(self.device) for key, value in batch.items()}, [name for name, _ in rows]
+        return {key: value.to(self.device) for key, value in batch.items()}, [place for place, _ in rows]
 
     @functools.cached_property
-    def _unlabelled(self) -> list[tuple[str, Encoded]]:
+    def _unlabelled(self) -> list[tuple[int, Encoded]]:
         """The first row with an image, or else the first row, without its answers."""
         usable = (pair for index in range(self.order.num_samples) if (pair := self._encoded(index)))
         first = next(usable)
         _, row = next((pair for pair in itertools.chain([first], usable) if _has_image(pair[1])), first)
-        return [("", {**row, "labels": torch.full_like(row["labels"], IGNORED)})]
+        return [(NO_SAMPLE, {**row, "labels": torch.full_like(row["labels"], IGNORED)})]
 
 
 def _has_image(row: Encoded) -> bool:

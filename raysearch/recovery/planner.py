@@ -1,5 +1,7 @@
-"""Fits recovery into memory: ZeRO stage, tokens per forward pass, and gradient checkpointing, by estimate."""
+"""Fits recovery into memory: ZeRO stage, tokens per pass, gradient checkpointing and offloading, by estimate."""
 
+import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,11 +48,12 @@ class Needs:
     vocabulary: int
     online_bytes: int = 0
 
-    def state_bytes(self, stage: int, num_workers: int) -> int:
-        """Weights, gradients, fp32 weights and Adam's two moments on one worker under ZeRO (arXiv 1910.02054)."""
+    def state_bytes(self, stage: int, num_workers: int, offload: bool = False) -> int:
+        """What one worker's device holds under ZeRO (arXiv 1910.02054): weights, gradients and, unless they are
+        offloaded, fp32 weights and Adam's two moments."""
         weights = self.bytes_per_param * self.num_params
         gradients = self.bytes_per_param * self.num_trained + (4 * self.num_trained if stage >= 2 else 0)
-        optimizer = 12 * self.num_trained
+        optimizer = 0 if offload else 12 * self.num_trained
         if stage >= 1:
             optimizer //= num_workers
         if stage >= 2:
@@ -59,6 +62,10 @@ class Needs:
             layer = self.bytes_per_param * self.num_params // max(1, self.num_layers)
             weights = weights // num_workers + 2 * layer  # the layer at work, and the next
         return weights + gradients + optimizer + self.online_bytes
+
+    def offloaded_bytes(self, num_workers: int) -> int:
+        """What offloading puts into the machine's memory per worker: fp32 weights, moments, and gradients in fp32."""
+        return 16 * self.num_trained // num_workers
 
     def bytes_per_token(self, checkpointing: bool) -> int:
         """What a token of a forward pass keeps until its backward pass."""
@@ -81,46 +88,59 @@ class MemoryPlan:
     tokens_per_pass: int | None
     checkpointing: bool
     estimated_bytes: int
+    offload: bool = False
 
     def describe(self) -> str:
         """One line that says what and how much."""
         passes = f"{self.tokens_per_pass} tokens a pass" if self.tokens_per_pass else "one pass a step"
         recomputed = ", activations recomputed" if self.checkpointing else ""
-        return f"ZeRO {self.zero_stage}, {passes}{recomputed}: about {self.estimated_bytes / GIB:.1f} GiB a worker"
+        offloaded = ", optimizer state in the machine's memory" if self.offload else ""
+        return (
+            f"ZeRO {self.zero_stage}, {passes}{recomputed}{offloaded}: "
+            f"about {self.estimated_bytes / GIB:.1f} GiB a worker"
+        )
 
 
-def plan_memory(needs: Needs, settings: RecoverySettings, free_bytes: int, num_workers: int) -> MemoryPlan:
-    """The quickest way that fits: the lowest stage, then no recomputation, then the largest passes.
+def plan_memory(
+    needs: Needs, settings: RecoverySettings, free_bytes: int, num_workers: int, host_bytes: int = 0
+) -> MemoryPlan:
+    """The quickest way that fits: no offloading, the lowest stage, then no recomputation, then the largest passes.
 
     What the settings name is kept to. Several passes per step take stage 2 at least, which adds gradients up in fp32.
 
     Args:
         free_bytes: of one worker's device, before anything of the trial is on it.
         num_workers: workers of one trial.
+        host_bytes: of the machine's memory, for one worker to offload to; 0 where the device is the machine itself.
 
     Raises:
         InputError: nothing fits.
     """
     usable = int(USABLE * free_bytes)
     share = -(-settings.batch_size // num_workers) * settings.max_length  # tokens, if all rows were longest
+    wanted = min(share, settings.tokens_per_pass or share)
     stages = (
         [settings.zero_stage] if settings.zero_stage is not None else [1, 2, 3] if num_workers > 1 else [1, 2]
     )
-    for stage in stages:
+    room_to_offload = host_bytes > 0 and needs.offloaded_bytes(num_workers) <= USABLE * host_bytes
+    offloads = [settings.offload == "cpu"] if settings.offload else [False, True][: 1 + room_to_offload]
+    for offload, stage in itertools.product(offloads, stages):
         for checkpointing in [True] if settings.gradient_checkpointing else [False, True]:
-            fixed = needs.state_bytes(stage, num_workers) + needs.logit_bytes
+            fixed = needs.state_bytes(stage, num_workers, offload and host_bytes > 0) + needs.logit_bytes
             per_token = needs.bytes_per_token(checkpointing)
             fitting = (usable - fixed) // per_token
-            if fitting >= share:
-                return MemoryPlan(stage, None, checkpointing, fixed + share * per_token)
+            if fitting >= share == wanted:
+                return MemoryPlan(stage, None, checkpointing, fixed + share * per_token, offload)
             if fitting >= settings.max_length and (stage >= 2 or settings.zero_stage is not None):
-                return MemoryPlan(stage, fitting, checkpointing, fixed + fitting * per_token)
-    least = needs.state_bytes(stages[-1], num_workers) + needs.logit_bytes
+                tokens = min(fitting, wanted)
+                estimate = fixed + max(tokens, settings.max_length) * per_token
+                return MemoryPlan(stage, tokens, checkpointing, estimate, offload)
+    least = needs.state_bytes(stages[-1], num_workers, offloads[-1]) + needs.logit_bytes
     least += settings.max_length * needs.bytes_per_token(checkpointing=True)
     raise InputError(
         f"recovery: a row of {settings.max_length} tokens needs about {least / USABLE / GIB:.1f} GiB a worker and "
-        f"{free_bytes / GIB:.1f} GiB are free; give slots.workers more, recovery.max_length less, or a "
-        "recovery.deepspeed with offload"
+        f"{free_bytes / GIB:.1f} GiB are free; give slots.workers more, recovery.max_length less, or a smaller "
+        "part in recipe.trained"
     )
 
 
@@ -158,12 +178,22 @@ def layer_width(hidden: int, heads: int, ffn: int) -> int:
     return 8 * hidden + 7 * heads + 4 * ffn
 
 
+def host_bytes() -> int:
+    """Memory of the machine that this worker may offload to: its share of what is available; 0 without a GPU."""
+    import psutil
+    import torch
+
+    workers_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(psutil.virtual_memory().available) // workers_here if torch.cuda.is_available() else 0
+
+
 def free_bytes() -> int:
     """Memory left on this worker's device: the GPU's, or what the machine has available."""
     import torch
 
     if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # by this process, for reuse
+        return int(torch.cuda.mem_get_info()[0]) + unused
     import psutil
 
     return int(psutil.virtual_memory().available)

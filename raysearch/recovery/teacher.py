@@ -1,7 +1,8 @@
-"""The dense model as teacher: its last normalised states of answer tokens, computed once and kept.
+"""The dense model as teacher: its last normalised states of answer tokens.
 
 Logits are `head(states)` exactly, so one small tensor per sample serves both distillation losses. The teacher sees
-images through its own tower and projector, and is in eval mode.
+images through its own tower and projector, and is in eval mode. `teacher_cache.CachedTeacher` computes each state once
+per study.
 """
 
 import copy
@@ -13,8 +14,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch.data.encoding import IGNORED
 from raysearch.families import Family
-
-CACHE_BYTES = 4 * 2**30
 
 
 def answer_states(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -66,51 +65,52 @@ def language_head(model: PreTrainedModel, family: Family) -> Callable[[torch.Ten
 
 
 class Teacher:
-    """States of the dense model, by sample. Beyond `cache_bytes` they are computed anew each time."""
+    """The dense model at work: its states are computed whenever they are asked for."""
 
-    def __init__(self, model: PreTrainedModel, family: Family, cache_bytes: int = CACHE_BYTES) -> None:
-        """`model` is the dense one; it is put into eval mode and never changed."""
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+        """`model` is the dense one; it is put into eval mode and its weights never change."""
         self.model = model.eval()
         self._family = family
-        self._kept: dict[str, torch.Tensor] = {}
-        self._free_bytes = cache_bytes
         self._heads: dict[torch.device, Callable[[torch.Tensor], torch.Tensor]] = {}
 
-    @torch.no_grad()
-    def targets(self, batch: Mapping[str, torch.Tensor], sample_ids: Sequence[str]) -> torch.Tensor:
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that it knows."""
+        return int(self._family.text_config(self.model.config).vocab_size)
+
+    @property
+    def hidden(self) -> int:
+        """Width of its states."""
+        return int(self._family.text_config(self.model.config).hidden_size)
+
+    def prepare(self, num_samples: int, device: torch.device) -> None:
+        """Get ready for `targets` on `device`: the model goes there, and stays.
+
+        Args:
+            num_samples: only the first so many samples of the data will be asked for.
+        """
+        self.model.to(device)
+
+    def targets(self, batch: Mapping[str, torch.Tensor], places: Sequence[int]) -> torch.Tensor:
         """States of a batch's answer tokens, (n, hidden), as `answer_states` orders them.
 
         Args:
             batch: of `Encoder.collate`.
-            sample_ids: of the batch's rows; a sample's id must always stand for the same tokens.
+            places: of the batch's rows in the data; negative for a row without answers.
         """
-        device = batch["labels"].device
-        if all(name in self._kept for name in sample_ids):
-            return torch.cat([self._kept[name] for name in sample_ids]).to(device)
         inputs = {key: value.to(self.model.device) for key, value in batch.items()}
-        states = answer_states(self.model, inputs)
-        counts = (batch["labels"][:, 1:] != IGNORED).sum(1).tolist()
-        for name, own in zip(sample_ids, states.cpu().split(counts), strict=True):
-            self._keep(name, own)
-        return states.to(device)
-
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """The dense model's logits, (n, vocabulary), of `targets`."""
-        return self.head_on(states.device)(states)
+        with torch.no_grad():
+            return answer_states(self.model, inputs).to(batch["labels"].device)
 
     def head_on(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The dense model's language head on `device`; copied there once if the model is elsewhere."""
+        """From `targets` on `device` to logits, (n, hidden) to (n, vocabulary): the dense model's language head,
+        copied there once if the model is elsewhere."""
         if device not in self._heads:
             copied = self.model
             if device != self.model.device:
                 copied = _HeadAlone(self.model.config, self._family.lm_head(self.model), device)
             self._heads[device] = language_head(copied, self._family)
         return self._heads[device]
-
-    def _keep(self, name: str, states: torch.Tensor) -> None:
-        if name not in self._kept and states.nbytes <= self._free_bytes:
-            self._kept[name] = states.clone()
-            self._free_bytes -= states.nbytes
 
 
 class _HeadAlone:

@@ -1,0 +1,230 @@
+"""The dense model's states on disk: computed once per study, by whichever worker needs them first, read by all.
+
+Shard i holds the states of the answer tokens of `SHARD_SAMPLES` consecutive samples, in bf16. It carries the digest of
+all that its states depend on, and a checksum; a shard that is cut short, damaged or of something else is made again.
+Files are replaced whole, so any number of processes and machines may read and write one folder. Writers take missing
+shards in an order of their own and look again before each; if two still make the same one, the later replaces its like.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import random
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from raysearch.data.encoding import IGNORED, Encoded, Encoder
+from raysearch.data.samples import BadRow, Picture, Sample
+from raysearch.errors import InputError
+from raysearch.families import Family
+from raysearch.files import write_tensors
+from raysearch.recovery.engine import moved
+from raysearch.recovery.schedule import micro_batches
+from raysearch.recovery.teacher import Teacher, answer_states, num_answer_labels
+
+SHARD_SAMPLES = 128
+TOKENS_PER_PASS = 8192
+GB = 10**9
+_LAYOUT = "last normalised states, bf16, 1"
+_VALUES_PER_TENSOR = 1024
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    states: torch.Tensor
+    """(tokens of all samples, hidden), bf16; mapped from the file, so that processes of a machine share it."""
+    ends: list[int]
+    """Where each sample's states end."""
+
+    def of(self, place: int) -> torch.Tensor:
+        """States of the shard's sample number `place`, (n, hidden)."""
+        return self.states[self.ends[place - 1] if place else 0 : self.ends[place]]
+
+
+class CachedTeacher(Teacher):
+    """A teacher whose states come from files, so that a trial needs no dense model on its device."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        encoder: Encoder,
+        samples: Sequence[Sample],
+        folder: Path,
+        quota_gb: float,
+        largest_fraction: float = 1.0,
+    ) -> None:
+        """A cache in `folder`; nothing is computed yet.
+
+        Args:
+            samples: the whole data set, in the order in which fractions take it.
+            quota_gb: the most that the states of the largest fraction may take, in 10^9 bytes.
+            largest_fraction: of the samples, that any trial will ask for.
+        """
+        super().__init__(model, family)
+        self._encoder, self._samples = encoder, samples
+        self._folder, self._quota_bytes = folder, quota_gb * GB
+        self._num_shards = _num_shards(max(1, round(largest_fraction * len(samples))))
+        self._shards: dict[int, _Shard] = {}
+
+    def prepare(self, num_samples: int, device: torch.device) -> None:
+        """See to it that the states of the first `num_samples` samples are there; what isn't is computed on `device`.
+
+        Raises:
+            InputError: the states would take more than the quota, or than the disk has left.
+        """
+        missing = [i for i in range(_num_shards(num_samples)) if not self._open(i)]
+        if not missing:
+            return
+        random.SystemRandom().shuffle(missing)  # in an order of this process's own
+        with moved(self.model, device):
+            for index in missing:
+                if not self._open(index):
+                    self._make(index)
+
+    def targets(self, batch: Mapping[str, torch.Tensor], places: Sequence[int]) -> torch.Tensor:
+        """As `Teacher.targets`, in the dense model's precision; the samples must have been prepared."""
+        labels = batch["labels"]
+        found = [torch.empty(0, self.hidden, dtype=torch.bfloat16)]
+        found += [self._states_of(place) for place in places if place >= 0]
+        states = torch.cat(found)
+        assert len(states) == int((labels[:, 1:] != IGNORED).sum()), (len(states), places)
+        return states.to(labels.device, self.model.dtype)
+
+    def _states_of(self, sample: int) -> torch.Tensor:
+        shard, place = divmod(sample, SHARD_SAMPLES)
+        return self._shards[shard].of(place)
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"states-{index:05}.safetensors"
+
+    def _open(self, index: int) -> bool:
+        """Whether the shard is there and right; it is then open."""
+        if index in self._shards:
+            return True
+        path = self._path(index)
+        if not path.exists():
+            return False
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                states, ends = file.get_tensor("states"), file.get_tensor("ends")
+            wrong = "damaged, or of another model or data"
+        except (OSError, SafetensorError) as error:
+            header, wrong = {}, f"can't be read ({str(error).splitlines()[0]})"
+        if not header or header != {"key": self._key(index), "checksum": _checksum(states, ends)}:
+            logger.warning("%s: %s; made again", path, wrong)
+            path.unlink(missing_ok=True)  # it may have been made again just now, and is then made once more
+            return False
+        self._shards[index] = _Shard(states, ends.tolist())
+        return True
+
+    def _make(self, index: int) -> None:
+        rows = [self._encoded(sample) for sample in self._samples_of(index)]
+        parts = self._computed(rows)
+        states = torch.cat([torch.empty(0, self.hidden, dtype=torch.bfloat16), *parts])
+        ends = torch.tensor(list(itertools.accumulate(map(len, parts))))
+        self._check_room(states.nbytes)
+        header = {"key": self._key(index), "checksum": _checksum(states, ends)}
+        write_tensors(self._path(index), {"states": states, "ends": ends}, header)
+        assert self._open(index), self._path(index)
+
+    def _encoded(self, sample: Sample) -> Encoded | None:
+        """None for a sample that can't be used; it has no states, and training leaves it out."""
+        try:
+            return self._encoder.encode(sample)
+        except BadRow:
+            return None
+
+    @torch.no_grad()
+    def _computed(self, rows: Sequence[Encoded | None]) -> list[torch.Tensor]:
+        """States of every row, (n, hidden) each; none for a missing one."""
+        parts = [torch.empty(0, self.hidden, dtype=torch.bfloat16) for _ in rows]
+        usable = [(place, row) for place, row in enumerate(rows) if row is not None]
+        for group in micro_batches([len(row["input_ids"]) for _, row in usable], TOKENS_PER_PASS):
+            chosen = [usable[index] for index in group]
+            batch = self._encoder.collate([row for _, row in chosen])
+            batch = {key: value.to(self.model.device) for key, value in batch.items()}
+            states = answer_states(self.model, batch).to("cpu", torch.bfloat16)
+            counts = [num_answer_labels(row) for _, row in chosen]
+            for (place, _), own in zip(chosen, states.split(counts), strict=True):
+                parts[place] = own
+        return parts
+
+    def _check_room(self, num_bytes: int) -> None:
+        """Judge the whole cache by the shards there are and the one of `num_bytes` to come."""
+        sizes = [path.stat().st_size for path in self._folder.glob("states-*.safetensors")]
+        needed = (sum(sizes) + num_bytes) / (len(sizes) + 1) * max(self._num_shards, len(sizes) + 1)
+        free = sum(sizes) + shutil.disk_usage(_existing(self._folder)).free
+        if needed > min(self._quota_bytes, free):
+            raise InputError(
+                f"{self._folder}: the teacher's states take about {needed / GB:.3g} GB; recovery.teacher_quota_gb "
+                f"allows {self._quota_bytes / GB:.3g} and the disk {free / GB:.3g}; raise it, lower "
+                "recipe.data_fraction, or set recovery.teacher: online"
+            )
+
+    def _samples_of(self, index: int) -> Iterator[Sample]:
+        start = index * SHARD_SAMPLES
+        return (self._samples[i] for i in range(start, min(start + SHARD_SAMPLES, len(self._samples))))
+
+    def _key(self, index: int) -> str:
+        """Digest of what a shard's states depend on: the model, the template, and the rows."""
+        digest = hashlib.blake2b(self._common_key, digest_size=16)
+        for sample in self._samples_of(index):
+            digest.update(json.dumps([sample.id, sample.messages]).encode())
+            for image in sample.images:
+                digest.update(_mark(image))
+        return digest.hexdigest()
+
+    @cached_property
+    def _common_key(self) -> bytes:
+        """Digest of the model: its configuration and some values of every tensor; and of what makes its inputs."""
+        digest = hashlib.blake2b(_LAYOUT.encode())
+        digest.update(self.model.config.to_json_string().encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            values = tensor.detach().flatten()[:: max(1, tensor.numel() // _VALUES_PER_TENSOR)]
+            digest.update(values.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        processor = self._encoder.processor
+        image_processor = getattr(processor, "image_processor", None)
+        made = [str(processor.chat_template), self._encoder.max_length, self._encoder.tokenizer.get_vocab()]
+        digest.update(json.dumps(made, sort_keys=True).encode())
+        digest.update(image_processor.to_json_string().encode() if image_processor else b"")
+        return digest.digest()
+
+
+def _num_shards(num_samples: int) -> int:
+    return -(-num_samples // SHARD_SAMPLES)
+
+
+def _mark(image: Picture) -> bytes:
+    """What tells a picture from another: its pixels or bytes, or a file's name and length."""
+    if isinstance(image, Image.Image):
+        return str(image.size).encode() + image.tobytes()
+    if isinstance(image, bytes):
+        return image
+    return f"{image.name} {image.stat().st_size if image.exists() else 'missing'}".encode()
+
+
+def _checksum(states: torch.Tensor, ends: torch.Tensor) -> str:
+    return f"{zlib.crc32(_bytes_of(states), zlib.crc32(_bytes_of(ends))):08x}"
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
