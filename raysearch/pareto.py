@@ -28,6 +28,12 @@ def search(
     out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME-TIME if left out.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of sampler and data order.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Start from an earlier study: its folder, or an MLflow experiment; may be repeated."
+        ),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the study in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count; run nothing.")] = False,
 ) -> None:
@@ -42,6 +48,7 @@ def search(
       raysearch search --resume runs/mine --trials 60
     """
     study_space, folder = _study_of(space, resume, out)
+    earlier = _earlier(warm_start or [], resume, folder)
     study_space = _with_options(study_space, budget, trials, seed, slots)
     from raysearch.plan import plan
 
@@ -61,7 +68,7 @@ def search(
     tracker = Tracker(study, dense=planned.dense)
     with LiveView(planned, study) as view:
         try:
-            front = run_search(planned, study, [tracker, view])
+            front = run_search(planned, study, [tracker, view], earlier)
         finally:
             if study.front:
                 write_pictures(study.folder, study.front, study.records)
@@ -88,6 +95,18 @@ def _study_of(space: Path | None, resume: Path | None, out: Path | None) -> tupl
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--out {folder}: exists and is not an empty folder; choose another")
     return loaded, folder.resolve()
+
+
+def _earlier(sources: list[str], resume: Path | None, folder: Path) -> list[Any]:
+    """The finished trials of the studies to start from."""
+    if not sources:
+        return []
+    if resume is not None:
+        raise InputError("--warm-start: a study starts only once; leave it out with --resume")
+    from raysearch.earlier import read_earlier
+    from raysearch.tracking.tracker import tracking_uri
+
+    return [trial for source in sources for trial in read_earlier(source, tracking_uri(folder))]
 
 
 def _default_folder(name: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import ray
 from ray import tune
 
+from raysearch.earlier import EarlierTrial
 from raysearch.errors import InputError
 from raysearch.front import Baseline, Front, Measured
 from raysearch.plan import Plan
@@ -45,8 +46,12 @@ class Observer(Protocol):
     def front_changed(self, front: Front) -> None: ...
 
 
-def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Front:
+def search(
+    plan: Plan, study: Study, observers: Sequence[Observer] = (), earlier: Sequence[EarlierTrial] = ()
+) -> Front:
     """Run the trials that a study still lacks, and return its front.
+
+    A study that starts takes up `earlier`: what was on the front there is run first, the rest informs the proposals.
 
     Ctrl-C and SIGTERM end it early: what has finished is kept and the front is written before the
     KeyboardInterrupt goes on.
@@ -54,9 +59,9 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Fron
     Raises:
         InputError: the cluster lacks what a trial asks for, or no recipe of the space can be run.
     """
+    proposals = _proposals(plan, study, earlier)
     _join_cluster()
     num_slots = _num_slots(plan.space)
-    proposals = _proposals(plan, study)
     recorder = Recorder(plan, study, proposals, start_board(), observers)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     try:
@@ -105,7 +110,7 @@ def _tuner(
     )
 
 
-def _proposals(plan: Plan, study: Study) -> RecipeSearch:
+def _proposals(plan: Plan, study: Study, earlier: Sequence[EarlierTrial]) -> RecipeSearch:
     settings = plan.space.search
     first_rung = max(1, round(settings.first_rung * plan.max_samples))
     scheduler = ParetoASHA(
@@ -125,14 +130,16 @@ def _proposals(plan: Plan, study: Study) -> RecipeSearch:
         sampler=settings.sampler,
         seed=settings.seed,
     )
-    searcher.enqueue_published()
     proposals = RecipeSearch(searcher, scheduler)
     if (study.folder / STATE).exists():
         proposals.restore(str(study.folder / STATE))
         for lost in searcher.take_back_running():
             scheduler.rungs.fail(lost)
     else:
+        searcher.learn_from((trial.recipe, trial.retention) for trial in earlier)
+        searcher.enqueue(trial.recipe for trial in earlier if trial.on_front)
         searcher.enqueue_published()
+        proposals.save(str(study.folder / STATE))
     return proposals
 
 

@@ -160,6 +160,71 @@ def test_published_recipes_meet_the_budgets_in_the_mode_published_for_them():
     assert make().enqueue_published() == 5  # 15, 30, 45, 60%, and the mild one
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random", "ehvi"])
+def test_two_ratios_that_give_one_shape_are_one_recipe(sampler):
+    space = SearchSpace.model_validate(
+        {
+            "name": "layers",
+            "model": "pocket",
+            "recipe": {
+                "mode": "layerwise",
+                "ratio": {"low": 0.0625, "high": 0.8},
+                "criterion": ["deepest", "random"],
+                "trained": "nothing",
+            },
+        }
+    )
+    searcher = Searcher(space, size_of, DENSE, sampler=sampler)
+    found = [searcher.suggest(str(number)) for number in range(20)]
+    shapes = [(size_of(recipe), recipe.criterion) for recipe in found if recipe]
+    assert len(shapes) == len(set(shapes)) >= 10  # of 12: six numbers of layers, two criteria
+    assert found[-1] is None
+    again = Recipe(mode="layerwise", ratio=0.26, criterion="deepest", trained="nothing")
+    assert searcher.enqueue([again, again]) <= 1  # not at all, if that shape was found above
+
+
+def test_proposals_that_aim_at_a_budget_do_not_pile_up_on_one_number_of_layers():
+    recipes = run(make(budgets=[Budget.parse("80%")], sampler="random"), map(str, range(40)))
+    sizes = [size_of(recipe).num_params for recipe in recipes if recipe.mode == "layerwise"]
+    assert max(map(sizes.count, set(sizes))) <= 40 / 8 + 4
+    assert all(size <= 800 for size in sizes)
+
+
+def test_trials_of_earlier_studies_inform_the_first_proposals_and_are_forgotten():
+    recipe = Recipe(mode="widthwise", ratio=0.3, criterion="taylor", trained="projector+decoder", logits_kd=1)
+    other = [recipe.model_copy(update={"ratio": ratio}) for ratio in (0.1, 0.2, 0.4, 0.5)]
+    searcher = make(sampler="tpe")
+    assert searcher.learn_from([(r, retention_of(r, 90)) for r in other]) == 4
+    assert searcher.learn_from([(recipe.model_copy(update={"ratio": 0.95}), 0.1)]) == 1  # as the nearest, 0.8
+    assert searcher.enqueue([recipe]) == 1
+
+    def trials():
+        return searcher._study._study.get_trials()
+
+    assert [trial.user_attrs for trial in trials()] == [{"prior": True}] * 5
+    assert run(searcher, ["1"])[0].ratio == 0.3
+    assert searcher.proposals["1"].number == 0
+    copy = make(sampler="tpe")
+    copy.set_state(json.loads(json.dumps(searcher.state())))
+    first = run(searcher, map(str, range(2, 25)))
+    assert run(copy, map(str, range(2, 25))) == first
+    assert not any("prior" in trial.user_attrs for trial in trials())
+    told = [trial.values[1] for trial in trials() if trial.values]
+    assert told[0] == pytest.approx(retention_of(recipe, 90))
+    assert len(told) == 24
+
+
+def test_the_gain_model_believes_its_own_trials_over_earlier_ones():
+    """Earlier studies say that training nothing is best; here it is worst."""
+    searcher = make(sampler="ehvi")
+    draws = run(make(sampler="random"), map(str, range(30)))
+    searcher.learn_from([(recipe, 0.5 + 0.4 * (recipe.trained == "nothing")) for recipe in draws])
+    early = run(searcher, map(str, range(1, 7)), stop_every=100)
+    late = run(searcher, map(str, range(7, 41)), stop_every=100)[-16:]
+    assert sum(recipe.trained == "nothing" for recipe in early) >= 1
+    assert sum(recipe.trained == "nothing" for recipe in late) <= 4
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi"])
 def test_a_resumed_search_proposes_what_an_unbroken_one_would(sampler):
     unbroken, broken = make(sampler=sampler, seed=5), make(sampler=sampler, seed=5)

@@ -11,6 +11,12 @@ import numpy as np
 from raysearch.recipe import Recipe
 
 End = Literal["finished", "stopped", "failed"]
+Made = tuple[float, str]
+
+
+def made_by(recipe: Recipe, size_ratio: float) -> Made:
+    """What a recipe makes: two of one size that differ in nothing but the ratio make the same model."""
+    return size_ratio, recipe.key_without_ratio
 
 
 @dataclass
@@ -32,8 +38,8 @@ class History:
 
     def __init__(self) -> None:
         self.proposals: dict[str, Proposal] = {}
-        self.keys: set[str] = set()
-        """Keys of the recipes proposed."""
+        self.made: set[Made] = set()
+        """What has been proposed."""
         self._gains: dict[
             float, list[float]
         ] = {}  # of finished trials, from each number of samples seen to the end
@@ -48,12 +54,12 @@ class History:
     def add(self, trial: str, proposal: Proposal) -> None:
         """A trial begins."""
         self.proposals[trial] = proposal
-        self.keys.add(proposal.recipe.key)
+        self.made.add(made_by(proposal.recipe, proposal.size_ratio))
 
     def remove(self, trial: str) -> Proposal:
         """Forget a trial; its recipe may be proposed again."""
         proposal = self.proposals.pop(trial)
-        self.keys.discard(proposal.recipe.key)
+        self.made.discard(made_by(proposal.recipe, proposal.size_ratio))
         return proposal
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:

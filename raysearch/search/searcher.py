@@ -7,6 +7,7 @@ no conditional spaces with several objectives; so the driver holds this object, 
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from raysearch.errors import InputError
 from raysearch.front import nondomination_layers
 from raysearch.recipe import Recipe
-from raysearch.search.history import End, History, Proposal
+from raysearch.search.history import End, History, Proposal, made_by
 from raysearch.search.optuna_study import OptunaStudy
 from raysearch.search.proposing import Candidate, Candidates, GainModel, Observation, answers_of
 from raysearch.search.sampling import OptunaAsk, fit_to_space
@@ -28,6 +29,8 @@ MAX_ATTEMPTS = 200
 SAMPLER_ATTEMPTS = 5  # then at random: a sampler may insist on what has been tried
 FREE_EVERY = 4  # one proposal in this many goes its own way; the others aim at a size
 NUM_STARTUP = 10  # trials with a value before the gain model is asked
+CROWDED = 1 / 8  # largest share of the trials that proposals may aim at one size
+PRIOR_DEVIATION = 0.1  # of a retention that was measured on another model, or in another study of this one
 EXPLORE_EVERY = 8  # with the gain model, one proposal in this many is chosen for its size alone
 
 
@@ -68,6 +71,7 @@ class Searcher:
         self._study = OptunaStudy("random" if sampler == "ehvi" else sampler, seed)
         self._gain_model = GainModel()
         self._answers: dict[str, dict[str, Any]] = {}
+        self._prior: list[Observation] = []
 
     @property
     def proposals(self) -> dict[str, Proposal]:
@@ -80,18 +84,47 @@ class Searcher:
         Returns:
             How many were taken: those without a place in the space, too large or already there are passed over.
         """
-        queued = {Recipe(**values).key for values in self._queue}
         num_before = len(self._queue)
+        taken = set(self.history.made)
+        for values in self._queue:
+            queued = Recipe(**values)
+            taken.add(made_by(queued, self._size_ratio(queued) or 0.0))
         for recipe in recipes:
             values = recipe.as_dict() if isinstance(recipe, Recipe) else dict(recipe)
             try:
                 fitted, _ = fit_to_space(self.space, values)
             except ValidationError:
                 continue
-            if fitted.key not in self.history.keys | queued and self._size_ratio(fitted) is not None:
-                queued.add(fitted.key)
+            ratio = self._size_ratio(fitted)
+            if ratio is not None and made_by(fitted, ratio) not in taken:
+                taken.add(made_by(fitted, ratio))
                 self._queue.append(fitted.as_dict())
         return len(self._queue) - num_before
+
+    def learn_from(self, earlier: Iterable[tuple[Recipe, float]]) -> int:
+        """Let finished trials of earlier studies inform the first proposals; call it before the first of them.
+
+        Sizes are those that their recipes have here; what this search finds overrides them: Optuna's samplers forget
+        them after `PRIOR_UNTIL` trials, the gain model takes them for less certain by `PRIOR_DEVIATION`.
+
+        Args:
+            earlier: recipes and their final retention, of whatever model and space.
+
+        Returns:
+            How many have a place in the space.
+        """
+        num_before = len(self._prior)
+        for recipe, retention in earlier:
+            try:
+                fitted, ask = fit_to_space(self.space, recipe.as_dict())
+            except ValidationError:
+                continue
+            ratio = self._size_ratio(fitted)
+            if ratio is not None:
+                answers = answers_of(ask.params, ask.distributions, ratio)
+                self._prior.append(Observation(answers, ratio, retention, PRIOR_DEVIATION))
+                self._study.add_prior(ask.params, ask.distributions, ratio, retention)
+        return len(self._prior) - num_before
 
     def enqueue_published(self) -> int:
         """Put first in line what was published as best at the budgets, or at its own sizes where none are named.
@@ -164,6 +197,7 @@ class Searcher:
             "queue": self._queue,
             "smallest": None if math.isinf(self._smallest) else self._smallest,
             "exhausted": self.exhausted,
+            "prior": [asdict(observation) for observation in self._prior],
             "gain_model": vars(self._gain_model),
             "study": self._study.state(),
             "history": self.history.state(),
@@ -174,6 +208,7 @@ class Searcher:
         self._queue = [dict(values) for values in state["queue"]]
         self._smallest = math.inf if state["smallest"] is None else state["smallest"]
         self.exhausted = state["exhausted"]
+        self._prior = [Observation(**saved) for saved in state["prior"]]
         vars(self._gain_model).update(state["gain_model"])
         self._study.set_state(state["study"])
         self.history = History.from_state(state["history"])
@@ -184,7 +219,7 @@ class Searcher:
         while self._queue:
             recipe, ask = fit_to_space(self.space, self._queue.pop(0))
             ratio = self._size_ratio(recipe)
-            if ratio is not None and recipe.key not in self.history.keys:
+            if ratio is not None and made_by(recipe, ratio) not in self.history.made:
                 return self._register(Candidate(recipe, ask.params, ask.distributions, ratio))
         return None
 
@@ -204,9 +239,9 @@ class Searcher:
                 ratio = self._size_ratio(recipe)
             except ValidationError:
                 ratio = None
-            if ratio is not None and recipe.key not in self.history.keys:
-                return Proposal(asked.number, recipe, ratio)
-            self._study.tell_failed(asked.number)
+            if ratio is not None and made_by(recipe, ratio) not in self.history.made:
+                return Proposal(self._study.number_of(asked), recipe, ratio)
+            self._study.tell_failed(self._study.number_of(asked))
         return None
 
     def _by_gain(self) -> Proposal | None:
@@ -225,18 +260,21 @@ class Searcher:
             ]
         draw = np.random.default_rng((self.seed, len(self.history)))
         candidates = Candidates(self.space, self._size_ratio, self._limits, draw).many(
-            parents, self.history.keys
+            parents, self.history.made
         )
         if not candidates:
             return None
-        if len(measured) < NUM_STARTUP or len(self.history) % EXPLORE_EVERY == EXPLORE_EVERY - 1:
+        num_known = len(measured) + len(self._prior)
+        explores = len(self.history) % EXPLORE_EVERY == EXPLORE_EVERY - 1
+        if len(measured) < 2 or num_known < NUM_STARTUP or explores:
             return self._register(self._spread(candidates))
-        return self._register(self._gain_model.best(candidates, list(known.values()), self._limits))
+        observations = list(known.values())
+        return self._register(self._gain_model.best(candidates, observations, self._limits, self._prior))
 
     def _register(self, candidate: Candidate) -> Proposal:
         asked = self._study.ask_for(candidate.params)
         self.space.suggest(OptunaAsk(asked))
-        return Proposal(asked.number, candidate.recipe, candidate.size_ratio)
+        return Proposal(self._study.number_of(asked), candidate.recipe, candidate.size_ratio)
 
     def _spread(self, candidates: list[Candidate]) -> Candidate:
         """A candidate for its size alone: just below a budget, or where the golden ratio's sequence falls."""
@@ -269,18 +307,30 @@ class Searcher:
                 return low + (high - low) * target
             # Where the space has one mode only, it is never asked for.
             mode = str(values.get("mode") or self.space.recipe["mode"][0].choices[0])  # type: ignore[union-attr]
-            return self._solve(mode, target, low, high) + margin
+            ratio = self._solve(mode, target, low, high)
+            size = self._size_ratio(self._bare(mode, ratio))
+            if size is not None and self._is_crowded(size):
+                ratio = self._solve(mode, size - 1e-9, low, high)
+            return ratio + margin
 
         return solve
+
+    def _is_crowded(self, size_ratio: float) -> bool:
+        """Whether many trials have this very size: layers come in few sizes, and there is more to learn one below."""
+        num = sum(proposal.size_ratio == size_ratio for proposal in self.proposals.values())
+        return num >= 2 and num > CROWDED * len(self.history)
 
     def _solve(self, mode: str, target: float, low: float = 0.0, high: float = 0.99) -> float:
         """The smallest ratio between `low` and `high` whose model is within `target`; `high` if there is none."""
         for _ in range(12):
             middle = (low + high) / 2
-            size = self.size_of(Recipe(mode=mode, ratio=middle, criterion=_ANY_CRITERION[mode]))
+            size = self.size_of(self._bare(mode, middle))
             fits = size is not None and size.size_bytes <= target * self.dense.size_bytes
             low, high = (low, middle) if fits else (middle, high)
         return high
+
+    def _bare(self, mode: Any, ratio: float) -> Recipe:
+        return Recipe(mode=mode, ratio=ratio, criterion=_ANY_CRITERION[mode])
 
     def _size_ratio(self, recipe: Recipe) -> float | None:
         """Share of the dense model's bytes, or None if there is no such shape or it fits no budget."""
