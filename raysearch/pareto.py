@@ -59,20 +59,21 @@ def search(
     from raysearch.report.live import LiveView
     from raysearch.report.plots import write_pictures
     from raysearch.report.summary import print_result
-    from raysearch.study import Study
+    from raysearch.study import Study, locked
     from raysearch.tracking.tracker import Tracker
     from raysearch.tuner import search as run_search
 
-    study = Study(folder, study_space)
-    study.create()
-    tracker = Tracker(study, dense=planned.dense)
-    with LiveView(planned, study) as view:
-        try:
-            front = run_search(planned, study, [tracker, view], earlier)
-        finally:
-            if study.front:
-                write_pictures(study.folder, study.front, study.records)
-            tracker.close()
+    with locked(folder):
+        study = Study(folder, study_space)
+        study.create()
+        tracker = Tracker(study, dense=planned.dense)
+        with LiveView(planned, study) as view:
+            try:
+                front = run_search(planned, study, [tracker, view], earlier)
+            finally:
+                if study.front:
+                    write_pictures(study.folder, study.front, study.records)
+                tracker.close()
     print_result(front, _shown(folder))
 
 

@@ -129,6 +129,17 @@ class Slots(_Strict):
     """Ray Train workers per trial."""
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
+    autoscaling: bool = False
+    """The cluster adds nodes when asked: ask for `num` slots, whether there is room for them yet or not."""
+    timeout_s: float | None = Field(None, gt=0)
+    """Seconds without a sign of life after which a slot is replaced; left out, half an hour, or ten times its longest
+    step so far if that is more."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Slots":
+        if self.autoscaling and self.num is None:
+            raise ValueError("autoscaling needs num: the slots to ask for at most")
+        return self
 
 
 class Calibration(_Strict):

@@ -5,6 +5,7 @@ import pytest
 from raysearch.errors import InputError
 from raysearch.recipe import Recipe
 from raysearch.search.recipe_search import RecipeSearch
+from raysearch.search.scheduler import ParetoASHA
 from raysearch.search.searcher import Searcher
 from raysearch.search.warmstart import published_recipes
 from raysearch.size import Budget, Size
@@ -239,7 +240,7 @@ def test_a_resumed_search_proposes_what_an_unbroken_one_would(sampler):
 
 
 def test_ray_sees_a_flat_configuration_and_the_end():
-    search = RecipeSearch(make(num_trials=1), config={"study": "joint"})
+    search = RecipeSearch(make(num_trials=1), ParetoASHA(), config={"study": "joint"})
     config = search.suggest("t")
     assert config["study"] == "joint"
     assert Recipe(**config["recipe"]).key == search.recipes.proposals["t"].recipe.key

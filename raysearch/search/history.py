@@ -56,11 +56,9 @@ class History:
         self.proposals[trial] = proposal
         self.made.add(made_by(proposal.recipe, proposal.size_ratio))
 
-    def remove(self, trial: str) -> Proposal:
-        """Forget a trial; its recipe may be proposed again."""
-        proposal = self.proposals.pop(trial)
-        self.made.discard(made_by(proposal.recipe, proposal.size_ratio))
-        return proposal
+    def rename(self, trial: str, name: str) -> None:
+        """Go on with a trial under another name; its place in the order stays."""
+        self.proposals = {name if key == trial else key: value for key, value in self.proposals.items()}
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
         """A value on the way; one that is no number, or comes again, is passed over."""

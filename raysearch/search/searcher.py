@@ -158,6 +158,19 @@ class Searcher:
         self._note_answers(trial)
         return proposal.recipe
 
+    def take_in(self, trial: str, recipe: Recipe) -> bool:
+        """Take up a recipe that runs, or has run, as if it had been suggested; False if it has no place here."""
+        ratio = self._size_ratio(recipe)
+        try:
+            _, ask = fit_to_space(self.space, recipe.as_dict())
+        except ValidationError:
+            return False
+        if ratio is None or made_by(recipe, ratio) in self.history.made:
+            return False
+        self.history.add(trial, self._register(Candidate(recipe, ask.params, ask.distributions, ratio)))
+        self._note_answers(trial)
+        return True
+
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
         """Note a value on the way."""
         self.history.report(trial, samples_seen, retention)
@@ -174,21 +187,14 @@ class Searcher:
         """The trial failed: the sampler learns nothing from it."""
         self._tell(trial, "failed")
 
-    def take_back_running(self) -> list[str]:
-        """Put the recipes of trials that have not ended first in line, as if never proposed; after a crash.
+    def running(self) -> list[str]:
+        """The trials that have not ended, in the order of their proposals."""
+        return [name for name, proposal in self.history if proposal.end is None]
 
-        Returns:
-            The names of those trials.
-        """
-        running = [name for name, proposal in self.history if proposal.end is None]
-        recipes = []
-        for name in running:
-            proposal = self.history.remove(name)
-            self._answers.pop(name)
-            self._study.tell_failed(proposal.number)
-            recipes.append(proposal.recipe.as_dict())
-        self._queue[:0] = recipes
-        return running
+    def rename(self, trial: str, name: str) -> None:
+        """Go on with a trial under another name."""
+        self.history.rename(trial, name)
+        self._answers[name] = self._answers.pop(trial)
 
     def state(self) -> dict[str, Any]:
         """All that later proposals depend on, as plain JSON values."""
