@@ -150,7 +150,7 @@ class ParetoASHA(FIFOScheduler):
     def apply(self, event: str, trial_id: str, *facts: Any) -> Any:
         """Hand an event to the rungs, and log what they decide."""
         answer = getattr(self.rungs, event)(trial_id, *facts)
-        if isinstance(answer, Decision) and (answer.rung is not None or not answer.go_on):
+        if isinstance(answer, Decision) and (answer.rung is not None or not math.isfinite(answer.retention)):
             self._write(answer)
         return answer
 
