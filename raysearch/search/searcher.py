@@ -4,6 +4,7 @@ Ray's own OptunaSearch tells the sampler that a stopped trial completed with the
 no conditional spaces with several objectives; so the driver holds this object, and Ray sees a thin `RecipeSearch`.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 200
 SAMPLER_ATTEMPTS = 5  # then at random: a sampler may insist on what has been tried
 FREE_EVERY = 4  # one proposal in this many goes its own way; the others aim at a size
+NUM_NEWEST = 400  # trials that the gain model and its parents are chosen from, beside the front
 NUM_STARTUP = 10  # trials with a value before the gain model is asked
 CROWDED = 1 / 8  # largest share of the trials that proposals may aim at one size
 PRIOR_DEVIATION = 0.1  # of a retention that was measured on another model, or in another study of this one
@@ -70,7 +72,6 @@ class Searcher:
         self._smallest = math.inf  # smallest size ratio met among the rejected
         self._study = OptunaStudy("random" if sampler == "ehvi" else sampler, seed)
         self._gain_model = GainModel()
-        self._answers: dict[str, dict[str, Any]] = {}
         self._prior: list[Observation] = []
 
     @property
@@ -155,7 +156,6 @@ class Searcher:
             self._give_up()
             return None
         self.history.add(trial, proposal)
-        self._note_answers(trial)
         return proposal.recipe
 
     def take_in(self, trial: str, recipe: Recipe) -> bool:
@@ -168,7 +168,6 @@ class Searcher:
         if ratio is None or made_by(recipe, ratio) in self.history.made:
             return False
         self.history.add(trial, self._register(Candidate(recipe, ask.params, ask.distributions, ratio)))
-        self._note_answers(trial)
         return True
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
@@ -189,12 +188,11 @@ class Searcher:
 
     def running(self) -> list[str]:
         """The trials that have not ended, in the order of their proposals."""
-        return [name for name, proposal in self.history if proposal.end is None]
+        return list(self.history.running)
 
     def rename(self, trial: str, name: str) -> None:
         """Go on with a trial under another name."""
         self.history.rename(trial, name)
-        self._answers[name] = self._answers.pop(trial)
 
     def state(self) -> dict[str, Any]:
         """All that later proposals depend on, as plain JSON values."""
@@ -218,8 +216,6 @@ class Searcher:
         vars(self._gain_model).update(state["gain_model"])
         self._study.set_state(state["study"])
         self.history = History.from_state(state["history"])
-        for name, _ in self.history:
-            self._note_answers(name)
 
     def _next_in_line(self) -> Proposal | None:
         while self._queue:
@@ -235,7 +231,7 @@ class Searcher:
         for attempt in range(MAX_ATTEMPTS):
             steered = target if attempt < MAX_ATTEMPTS // 2 else None
             limit = steered if steered is not None else max(self._limits, default=None)
-            asked = self._study.ask(
+            number, asked = self._study.ask(
                 None if limit is None else self._solver(limit, attempt),
                 at_least=steered is None,
                 at_random=attempt >= SAMPLER_ATTEMPTS,
@@ -246,8 +242,9 @@ class Searcher:
             except ValidationError:
                 ratio = None
             if ratio is not None and made_by(recipe, ratio) not in self.history.made:
-                return Proposal(self._study.number_of(asked), recipe, ratio)
-            self._study.tell_failed(self._study.number_of(asked))
+                answers = answers_of(asked.params, asked.distributions, ratio)
+                return Proposal(number, recipe, ratio, asked.params, answers)
+            self._study.tell_failed(number)
         return None
 
     def _by_gain(self) -> Proposal | None:
@@ -260,9 +257,8 @@ class Searcher:
                 [(known[name].size_ratio, -(known[name].retention or 0.0)) for name in measured]
             )
             good = nondomination_layers(points) < 2
-            numbers = [self.proposals[name].number for name in measured]
             parents = [
-                self._study.answers(at)[0] for at, is_good in zip(numbers, good, strict=True) if is_good
+                self.proposals[name].params for name, is_good in zip(measured, good, strict=True) if is_good
             ]
         draw = np.random.default_rng((self.seed, len(self.history)))
         candidates = Candidates(self.space, self._size_ratio, self._limits, draw).many(
@@ -278,9 +274,10 @@ class Searcher:
         return self._register(self._gain_model.best(candidates, observations, self._limits, self._prior))
 
     def _register(self, candidate: Candidate) -> Proposal:
-        asked = self._study.ask_for(candidate.params)
+        number, asked = self._study.ask_for(candidate.params)
         self.space.suggest(OptunaAsk(asked))
-        return Proposal(self._study.number_of(asked), candidate.recipe, candidate.size_ratio)
+        answers = answers_of(candidate.params, candidate.distributions, candidate.size_ratio)
+        return Proposal(number, candidate.recipe, candidate.size_ratio, candidate.params, answers)
 
     def _spread(self, candidates: list[Candidate]) -> Candidate:
         """A candidate for its size alone: just below a budget, or where the golden ratio's sequence falls."""
@@ -350,16 +347,16 @@ class Searcher:
         return ratio
 
     def _observations(self) -> dict[str, Observation]:
+        """The newest trials, those that run, and the front."""
         known = {}
-        for name, proposal in self.history:
+        newest = itertools.islice(reversed(self.proposals.items()), NUM_NEWEST)
+        front = {name: self.proposals[name] for name in self.history.front}
+        named = dict(newest) | self.history.running | front
+        for name, proposal in sorted(named.items(), key=lambda item: item[1].number):
             if proposal.end != "failed":
                 retention, deviation = self.history.final(name) or (None, 0.0)
-                known[name] = Observation(self._answers[name], proposal.size_ratio, retention, deviation)
+                known[name] = Observation(proposal.answers, proposal.size_ratio, retention, deviation)
         return known
-
-    def _note_answers(self, trial: str) -> None:
-        proposal = self.proposals[trial]
-        self._answers[trial] = answers_of(*self._study.answers(proposal.number), proposal.size_ratio)
 
     def _give_up(self) -> None:
         if len(self.history):
