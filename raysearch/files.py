@@ -61,22 +61,35 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def append_json(path: Path, row: Any) -> None:
-    """Append one line of JSON, whole and flushed to the disk; or nothing, when the disk is full.
+def append_json(path: Path, row: Any, flush: bool = True) -> None:
+    """Append one line of JSON, whole, or nothing; what a crash has left of a line before it is cut off first.
+
+    Args:
+        flush: wait until the disk has it. A line that isn't flushed outlives the process, though not the machine.
 
     Raises:
         OSError: it could not be written.
     """
     line = (json.dumps(row) + "\n").encode()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        _cut_half_line(handle)
         before = os.fstat(handle).st_size
         if os.write(handle, line) < len(line):
             os.ftruncate(handle, before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        os.fsync(handle)
+        if flush:
+            os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _cut_half_line(handle: int) -> None:
+    end = size = os.fstat(handle).st_size
+    while end and os.pread(handle, 1, end - 1) != b"\n":
+        end -= 1
+    if end != size:
+        os.ftruncate(handle, end)
 
 
 def read_json_lines(path: Path) -> list[Any]:

@@ -5,6 +5,7 @@ python -m raysearch.pareto my-space.yaml --budget 3.2GB --out runs/mine
 ray job submit --working-dir . -- python -m raysearch.pareto search_spaces/pocket.yaml
 """
 
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from raysearch.size import Budget
 from raysearch.space import SearchSpace
 
 if TYPE_CHECKING:
+    from raysearch.earlier import EarlierTrial
     from raysearch.plan import Plan
 
 EMBEDDED_SPACE = Path(__file__).parent / "pocket" / "space.yaml"
@@ -32,6 +34,12 @@ def search(
     out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME-TIME if left out.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of sampler and data order.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Start from an earlier study: its folder, or an MLflow experiment; may be repeated."
+        ),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the study in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; run nothing.")] = False,
 ) -> None:
@@ -46,6 +54,7 @@ def search(
       raysearch search --resume runs/mine --trials 60
     """
     study_space, folder = study_of(space, resume, out)
+    earlier = _earlier(warm_start or [], resume, folder)
     study_space = with_options(study_space, budget, trials, seed, slots)
     from raysearch.plan import plan
 
@@ -55,11 +64,14 @@ def search(
 
         print("\n".join([*planned.describe(), *estimate_lines(planned)]))
         return
-    run(planned, folder)
+    run(planned, folder, earlier)
 
 
-def run(planned: "Plan", folder: Path) -> None:
+def run(planned: "Plan", folder: Path, earlier: Sequence["EarlierTrial"] = ()) -> None:
     """Run the trials that a study lacks, in view of the person, and print what came of them.
+
+    Args:
+        earlier: finished trials of other studies to start from.
 
     Raises:
         InputError: as `tuner.search`.
@@ -67,20 +79,21 @@ def run(planned: "Plan", folder: Path) -> None:
     from raysearch.report.live import LiveView
     from raysearch.report.plots import write_pictures
     from raysearch.report.summary import print_result
-    from raysearch.study import Study
+    from raysearch.study import Study, locked
     from raysearch.tracking.tracker import Tracker
-    from raysearch.tuner import num_slots
+    from raysearch.tuner import join_cluster
     from raysearch.tuner import search as run_search
 
-    num_slots(planned.space)  # a cluster too small for a trial is found before anything is written
-    study = Study(folder, planned.space)
-    study.create()
-    with closing(Tracker(study, dense=planned.dense)) as tracker, LiveView(planned, study) as view:
-        try:
-            front = run_search(planned, study, [tracker, view])
-        finally:
-            if study.front:
-                write_pictures(study.folder, study.front, study.records)
+    join_cluster(planned.space.slots)  # one too small for a trial is found before anything is written
+    with locked(folder):
+        study = Study(folder, planned.space)
+        study.create()
+        with closing(Tracker(study, dense=planned.dense)) as tracker, LiveView(planned, study) as view:
+            try:
+                front = run_search(planned, study, [tracker, view], earlier)
+            finally:
+                if study.front:
+                    write_pictures(study.folder, study.front, study.records)
     print_result(front, folder)
 
 
@@ -103,6 +116,18 @@ def study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--out {folder}: exists and is not an empty folder; choose another")
     return loaded, folder.resolve()
+
+
+def _earlier(sources: list[str], resume: Path | None, folder: Path) -> list["EarlierTrial"]:
+    """The finished trials of the studies to start from."""
+    if not sources:
+        return []
+    if resume is not None:
+        raise InputError("--warm-start: a study starts only once; leave it out with --resume")
+    from raysearch.earlier import read_earlier
+    from raysearch.tracking.tracker import tracking_uri
+
+    return [trial for source in sources for trial in read_earlier(source, tracking_uri(folder))]
 
 
 def _default_folder(name: str) -> Path:

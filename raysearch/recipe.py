@@ -141,8 +141,12 @@ class Recipe(BaseModel):
     @property
     def key(self) -> str:
         """Ten hexadecimal digits that name the recipe: equal recipes have equal keys."""
-        canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+        return _digits(self.as_dict())
+
+    @property
+    def key_without_ratio(self) -> str:
+        """Like `key`, of all fields but the ratio: with equal ones, two ratios that give one shape give one model."""
+        return _digits({name: value for name, value in self.as_dict().items() if name != "ratio"})
 
     def as_dict(self) -> dict[str, object]:
         """The fields that apply; floats to nine significant digits, so that a text round trip keeps the key."""
@@ -169,3 +173,8 @@ class Recipe(BaseModel):
                 f"{self.trained} by {losses}, lr {self.lr:.1e}, {self.data_fraction:.0%} of the data"
             )
         return ", ".join(parts)
+
+
+def _digits(fields: Mapping[str, object]) -> str:
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]

@@ -219,6 +219,17 @@ class Slots(_Strict):
     """CPU cores that Ray sets aside for each; also its threads."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs for each: 1, or 0 on machines without."""
+    autoscaling: bool = False
+    """The cluster adds nodes when asked: ask for `num` slots, whether there is room for them yet or not."""
+    timeout_s: float | None = Field(None, gt=0)
+    """Seconds without a sign of life after which a slot is replaced; left out, half an hour, or ten times its longest
+    step so far if that is more."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Slots":
+        if self.autoscaling and self.num is None:
+            raise ValueError("autoscaling needs num: the slots to ask for at most")
+        return self
 
 
 class Calibration(_Strict):

@@ -3,10 +3,12 @@
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from raysearch.errors import InputError
@@ -18,7 +20,8 @@ from raysearch.score import Score, TrialRecord
 from raysearch.size import Budget
 from raysearch.space import SearchSpace
 
-TRIALS, STARTED, SPACE, LAYERS = "trials.jsonl", "started.jsonl", "space.json", "layer-importance.json"
+TRIALS, SPACE, LAYERS = "trials.jsonl", "space.json", "layer-importance.json"
+CHECKPOINTS, RUNNING = "checkpoints", "running"
 
 
 class Study:
@@ -27,27 +30,35 @@ class Study:
     def __init__(self, folder: Path, space: SearchSpace) -> None:
         """A new study in `folder`, or the one that is there."""
         self.folder, self.space = folder, space
+        self.earlier_space = read_space(folder) if (folder / SPACE).exists() else None
+        """The space of the last start of this study; None for a new one."""
         self.budgets = [Budget.parse(budget) for budget in space.budgets]
         self.records = read_trials(folder) if (folder / TRIALS).exists() else []
         self.front: Front | None = Front.load(folder) if (folder / "front.json").exists() else None
         self._open: dict[str, tuple[Recipe, list[Score], float]] = {}
 
     def create(self) -> None:
-        """Make the folder and write the space into it."""
+        """Write the space into the folder, and clear away what a crash has left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SPACE, self.space.model_dump(mode="json"))
+        self._sweep()
 
-    def unfinished(self) -> list[Recipe]:
-        """Recipes that were started and have not ended, in the order of their start."""
+    def _sweep(self) -> None:
+        """Delete files that were being written, and folders of trials that have ended or have left the front."""
         ended = {record.key for record in self.records}
-        started = read_json_lines(self.folder / STARTED)
-        recipes = {row["key"]: Recipe(**row["recipe"]) for row in started if row["key"] not in ended}
-        return list(recipes.values())
+        on_front = {point.key for point in self.front.points} if self.front else set()
+        for path in self.folder.glob(".*.*"):
+            path.unlink()
+        for path in self.folder.glob(f"{CHECKPOINTS}/*"):
+            if path.name not in on_front:
+                shutil.rmtree(path)
+        for path in self.folder.glob(f"{RUNNING}/*"):
+            if path.name in ended:
+                shutil.rmtree(path)
 
     def trial_started(self, trial: str, recipe: Recipe) -> None:
-        """Note that a trial runs, so that a resumed study takes its recipe up again."""
+        """Note that a trial runs."""
         self._open[trial] = (recipe, [], time.monotonic())
-        append_json(self.folder / STARTED, {"trial": trial, "key": recipe.key, "recipe": recipe.as_dict()})
 
     def rung(self, trial: str, score: Score) -> bool:
         """Note a running trial's score; False if that rung was seen already (the trial is being replayed)."""
@@ -57,10 +68,10 @@ class Study:
         scores.append(score)
         return True
 
-    def trial_ended(self, trial: str, end: str, result: dict[str, Any], reason: str = "") -> TrialRecord:
-        """Write the trial's line."""
+    def ending(self, trial: str, end: str, result: dict[str, Any], reason: str = "") -> TrialRecord:
+        """What there will be to record of a trial that ends now."""
         recipe, scores, started = self._open.pop(trial)
-        record = TrialRecord(
+        return TrialRecord(
             trial=trial,
             key=recipe.key,
             recipe=recipe,
@@ -71,9 +82,12 @@ class Study:
             reason=reason,
             seconds=time.monotonic() - started,
         )
+
+    def record(self, record: TrialRecord) -> None:
+        """Write the trial's line; from now on it has ended, and what it kept at its rungs goes."""
         append_json(self.folder / TRIALS, record.model_dump(mode="json", exclude_none=True))
         self.records.append(record)
-        return record
+        shutil.rmtree(self.folder / RUNNING / record.key, ignore_errors=True)
 
     def offer(
         self,
@@ -83,7 +97,8 @@ class Study:
         heldout: Measured | None,
         mlflow_run_id: str | None = None,
     ) -> bool:
-        """Let a finished trial onto the front if nothing there dominates it; delete what it pushes off.
+        """Let a finished trial onto the front if nothing there dominates it, write that front, and delete the
+        checkpoints that it pushes off; to be called before `record`, so that no crash can cost the front a point.
 
         Returns:
             Whether the front has changed.
@@ -103,9 +118,11 @@ class Study:
             mlflow_run_id=mlflow_run_id,
             heldout=heldout,
         )
-        before = self.front.points if self.front else []
+        before = [old for old in (self.front.points if self.front else []) if old.key != point.key]
         self.front = self._build(baseline, [*before, point])
         keys = {kept.key for kept in self.front.points}
+        if point.key in keys:
+            self.front.save(self.folder)
         for gone in [old for old in [*before, point] if old.key not in keys and old.checkpoint]:
             shutil.rmtree(self.folder / str(gone.checkpoint), ignore_errors=True)
         return point.key in keys
@@ -122,6 +139,23 @@ class Study:
 
     def _build(self, baseline: Baseline, points: Iterable[FrontPoint]) -> Front:
         return Front.build(self.space.name, self.space.model, baseline, points, self.budgets)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a study's folder for this process alone; the lock ends with the process, however it ends.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(
+            f"{folder}: a search is at work on this study; wait for its end, or choose another --out"
+        ) from None
 
 
 def is_study(folder: Path) -> bool:

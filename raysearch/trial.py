@@ -19,6 +19,7 @@ from raysearch.prune import prune
 from raysearch.prune.count import counts_of
 from raysearch.prune.shape import Shape, shape_of, size_of
 from raysearch.recipe import Recipe
+from raysearch.recovery import kept
 from raysearch.recovery.engine import current_device, moved
 from raysearch.recovery.loop import Recovery
 from raysearch.retention import Results, at_chance, retention, score_intervals
@@ -114,6 +115,23 @@ class Workbench:
         batches = (self.encoder.collate(chosen[start : start + size]) for start in starts)
         return importance(self.model, batches, criterion, seed=self.space.search.seed)
 
+    def _teacher(self, folder: Path | None) -> Teacher:
+        settings = self.space.recovery
+        if settings.teacher == "online":
+            return Teacher(self.model, self.family)
+        if folder is None:
+            self._own_folder = tempfile.TemporaryDirectory(prefix="raysearch-teacher-")
+            folder = Path(self._own_folder.name)
+        return CachedTeacher(
+            self.model,
+            self.family,
+            self.encoder,
+            self.samples,
+            folder,
+            settings.teacher_quota_gb,
+            max(map(float, self.space.values_of("data_fraction")), default=1.0),
+        )
+
 
 class Trial:
     """One recipe on a workbench. Iterate `scores()`; between two of them the trial may be exported or closed."""
@@ -130,12 +148,14 @@ class Trial:
         self.latest_results: Results | None = None
         """Scores per question behind the newest of `scores()`."""
 
-    def scores(self, rungs: Iterable[int]) -> Iterator[Score]:
+    def scores(self, rungs: Iterable[int], keep_in: Path | None = None) -> Iterator[Score]:
         """Recover up to each rung and score it there; the last score is at the recipe's own end.
 
         Args:
             rungs: samples seen at which other trials are compared too; those at or beyond the recipe's end are
                 left out.
+            keep_in: folder that takes the state at every rung. If one is there already, its scores come again and
+                the trial goes on from there; they are those of an unbroken trial.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -143,18 +163,44 @@ class Trial:
         if self.recipe.trained == "nothing":
             yield self._score(0, {})
             return
-        self._recovery = Recovery(
-            self.model,
-            self.bench.family,
-            self.recipe,
-            self.bench.samples,
-            self.bench.encoder,
-            self.bench.teacher,
-            self.bench.space.recovery,
-        )
+        self._recovery = self._start_recovery()
+        known = self._restore(keep_in) if keep_in else []
+        for score in known:
+            self._latest = score
+            yield score
         for rung in [*(rung for rung in sorted(rungs) if rung < self.end), self.end]:
-            losses = self._recovery.train_until(rung)
-            yield self._score(rung, losses)
+            if rung > self._recovery.samples_seen:
+                known.append(self._score(rung, self._recovery.train_until(rung)))
+                if keep_in:
+                    kept.keep(self._recovery, known, keep_in)
+                yield known[-1]
+
+    @property
+    def samples_seen(self) -> int:
+        """Samples seen by recovery so far."""
+        return self._recovery.samples_seen if self._recovery else 0
+
+    def _start_recovery(self) -> Recovery:
+        bench = self.bench
+        return Recovery(
+            self.model,
+            bench.family,
+            self.recipe,
+            bench.samples,
+            bench.encoder,
+            bench.teacher,
+            bench.space.recovery,
+        )
+
+    def _restore(self, folder: Path) -> list[Score]:
+        """Bring back what was kept; the scores so far. Nothing, if it can't be used on every worker."""
+        assert self._recovery is not None
+        known = kept.restore(self._recovery, folder)
+        if known is None:
+            self._recovery.close()
+            self.model = self.bench.prune(self.recipe)
+            self._recovery = self._start_recovery()
+        return known or []
 
     def evaluate(self, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of the model as it stands."""

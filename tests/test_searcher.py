@@ -5,6 +5,7 @@ import pytest
 from raysearch.errors import InputError
 from raysearch.recipe import Recipe
 from raysearch.search.recipe_search import RecipeSearch
+from raysearch.search.scheduler import ParetoASHA
 from raysearch.search.searcher import Searcher
 from raysearch.search.warmstart import published_recipes
 from raysearch.size import Budget, Size
@@ -128,10 +129,14 @@ def test_a_stopped_trial_is_told_an_extrapolated_value_and_marked():
             searcher.report(name, 90, end)
             searcher.finish(name)
     searcher.stop("c")
-    told = searcher._study._study.get_trials()[searcher.proposals["c"].number]
+    told = next(
+        trial
+        for trial in searcher._study._study.get_trials()
+        if trial.params == searcher.proposals["c"].params
+    )
     assert told.values[1] == pytest.approx(0.5 + (0.4 + 0.3) / 2)
     assert told.user_attrs == {"extrapolated_from": 10}
-    finished = searcher._study._study.get_trials()[searcher.proposals["a"].number]
+    finished = searcher._study._study.get_trials()[0]
     assert finished.values == [searcher.proposals["a"].size_ratio, 0.9]
     assert finished.user_attrs == {}
 
@@ -160,6 +165,70 @@ def test_published_recipes_meet_the_budgets_in_the_mode_published_for_them():
     assert make().enqueue_published() == 5  # 15, 30, 45, 60%, and the mild one
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random", "ehvi"])
+def test_two_ratios_that_give_one_shape_are_one_recipe(sampler):
+    space = SearchSpace.model_validate(
+        {
+            "name": "layers",
+            "model": "pocket",
+            "recipe": {
+                "mode": "layerwise",
+                "ratio": {"low": 0.0625, "high": 0.8},
+                "criterion": ["deepest", "random"],
+                "trained": "nothing",
+            },
+        }
+    )
+    searcher = Searcher(space, size_of, DENSE, sampler=sampler)
+    found = [searcher.suggest(str(number)) for number in range(20)]
+    shapes = [(size_of(recipe), recipe.criterion) for recipe in found if recipe]
+    assert len(shapes) == len(set(shapes)) >= 10  # of 12: six numbers of layers, two criteria
+    assert found[-1] is None
+    again = Recipe(mode="layerwise", ratio=0.26, criterion="deepest", trained="nothing")
+    assert searcher.enqueue([again, again]) <= 1  # not at all, if that shape was found above
+
+
+def test_proposals_that_aim_at_a_budget_do_not_pile_up_on_one_number_of_layers():
+    recipes = run(make(budgets=[Budget.parse("80%")], sampler="random"), map(str, range(40)))
+    sizes = [size_of(recipe).num_params for recipe in recipes if recipe.mode == "layerwise"]
+    assert max(map(sizes.count, set(sizes))) <= 40 / 8 + 4
+    assert all(size <= 800 for size in sizes)
+
+
+def test_trials_of_earlier_studies_inform_the_first_proposals_and_are_forgotten():
+    recipe = Recipe(mode="widthwise", ratio=0.3, criterion="taylor", trained="projector+decoder", logits_kd=1)
+    other = [recipe.model_copy(update={"ratio": ratio}) for ratio in (0.1, 0.2, 0.4, 0.5)]
+    searcher = make(sampler="tpe")
+    assert searcher.learn_from([(r, retention_of(r, 90)) for r in other]) == 4
+    assert searcher.learn_from([(recipe.model_copy(update={"ratio": 0.95}), 0.1)]) == 1  # as the nearest, 0.8
+    assert searcher.enqueue([recipe]) == 1
+
+    def trials():
+        return searcher._study._study.get_trials()
+
+    assert [trial.user_attrs for trial in trials()] == [{"prior": True}] * 5
+    assert run(searcher, ["1"])[0].ratio == 0.3
+    copy = make(sampler="tpe")
+    copy.set_state(json.loads(json.dumps(searcher.state())))
+    first = run(searcher, map(str, range(2, 25)))
+    assert run(copy, map(str, range(2, 25))) == first
+    assert not any("prior" in trial.user_attrs for trial in trials())
+    told = [trial.values[1] for trial in trials() if trial.values]
+    assert told[0] == pytest.approx(retention_of(recipe, 90))
+    assert len(told) == 24
+
+
+def test_the_gain_model_believes_its_own_trials_over_earlier_ones():
+    """Earlier studies say that training nothing is best; here it is worst."""
+    searcher = make(sampler="ehvi")
+    draws = run(make(sampler="random"), map(str, range(30)))
+    searcher.learn_from([(recipe, 0.5 + 0.4 * (recipe.trained == "nothing")) for recipe in draws])
+    early = run(searcher, map(str, range(1, 7)), stop_every=100)
+    late = run(searcher, map(str, range(7, 41)), stop_every=100)[-16:]
+    assert sum(recipe.trained == "nothing" for recipe in early) >= 1
+    assert sum(recipe.trained == "nothing" for recipe in late) <= 4
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi"])
 def test_a_resumed_search_proposes_what_an_unbroken_one_would(sampler):
     unbroken, broken = make(sampler=sampler, seed=5), make(sampler=sampler, seed=5)
@@ -174,7 +243,7 @@ def test_a_resumed_search_proposes_what_an_unbroken_one_would(sampler):
 
 
 def test_ray_sees_a_flat_configuration_and_the_end():
-    search = RecipeSearch(make(num_trials=1), config={"study": "joint"})
+    search = RecipeSearch(make(num_trials=1), ParetoASHA(), config={"study": "joint"})
     config = search.suggest("t")
     assert config["study"] == "joint"
     assert Recipe(**config["recipe"]).key == search.recipes.proposals["t"].recipe.key

@@ -8,9 +8,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from raysearch.front import nondomination_layers
 from raysearch.recipe import Recipe
 
 End = Literal["finished", "stopped", "failed"]
+Made = tuple[float, str]
+
+
+def made_by(recipe: Recipe, size_ratio: float) -> Made:
+    """What a recipe makes: two of one size that differ in nothing but the ratio make the same model."""
+    return size_ratio, recipe.key_without_ratio
 
 
 @dataclass
@@ -21,6 +28,10 @@ class Proposal:
     """Its number in the Optuna study."""
     recipe: Recipe
     size_ratio: float
+    params: dict[str, Any]
+    """What the sampler was asked and answered."""
+    answers: dict[str, Any]
+    """The same as the gain model reads it."""
     curve: list[tuple[float, float]] = field(default_factory=list)
     """(samples seen, retention), rising in the first."""
     end: End | None = None
@@ -32,12 +43,15 @@ class History:
 
     def __init__(self) -> None:
         self.proposals: dict[str, Proposal] = {}
-        self.keys: set[str] = set()
-        """Keys of the recipes proposed."""
+        self.made: set[Made] = set()
+        """What has been proposed."""
+        self.running: dict[str, Proposal] = {}
+        """The trials that have not ended, in the order of their proposals."""
+        self.front: list[str] = []
+        """Finished trials that none of them dominates."""
         self._gains: dict[
             float, list[float]
         ] = {}  # of finished trials, from each number of samples seen to the end
-        self._usual: dict[float, tuple[float, float, int]] = {}
 
     def __len__(self) -> int:
         return len(self.proposals)
@@ -48,13 +62,14 @@ class History:
     def add(self, trial: str, proposal: Proposal) -> None:
         """A trial begins."""
         self.proposals[trial] = proposal
-        self.keys.add(proposal.recipe.key)
+        if proposal.end is None:
+            self.running[trial] = proposal
+        self.made.add(made_by(proposal.recipe, proposal.size_ratio))
 
-    def remove(self, trial: str) -> Proposal:
-        """Forget a trial; its recipe may be proposed again."""
-        proposal = self.proposals.pop(trial)
-        self.keys.discard(proposal.recipe.key)
-        return proposal
+    def rename(self, trial: str, name: str) -> None:
+        """Go on with a trial under another name; its place in the order stays."""
+        self.proposals = {name if key == trial else key: value for key, value in self.proposals.items()}
+        self.running = {name if key == trial else key: value for key, value in self.running.items()}
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
         """A value on the way; one that is no number, or comes again, is passed over."""
@@ -66,8 +81,9 @@ class History:
         """A trial ends; one without any value has failed."""
         proposal = self.proposals[trial]
         proposal.end = end if proposal.curve else "failed"
+        self.running.pop(trial, None)
         if proposal.end == "finished":
-            self._note_gains(proposal)
+            self._note_finished(trial)
 
     def final(self, trial: str) -> tuple[float, float] | None:
         """The final retention and its uncertainty, in standard deviations.
@@ -91,7 +107,7 @@ class History:
     def state(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
         return {
-            name: [p.number, p.recipe.as_dict(), p.size_ratio, p.curve, p.end]
+            name: [p.number, p.recipe.as_dict(), p.size_ratio, p.params, p.answers, p.curve, p.end]
             for name, p in self.proposals.items()
         }
 
@@ -99,15 +115,19 @@ class History:
     def from_state(cls, state: Mapping[str, Any]) -> "History":
         """The history that `state` was taken from."""
         history = cls()
-        for name, (number, recipe, ratio, curve, end) in state.items():
+        for name, (number, recipe, ratio, params, answers, curve, end) in state.items():
             points = [(seen, value) for seen, value in curve]
-            history.add(name, Proposal(number, Recipe(**recipe), ratio, points, end))
-        for proposal in history.proposals.values():
+            history.add(name, Proposal(number, Recipe(**recipe), ratio, params, answers, points, end))
+        for name, proposal in history:
             if proposal.end == "finished":
-                history._note_gains(proposal)
+                history._note_finished(name)
         return history
 
-    def _note_gains(self, proposal: Proposal) -> None:
-        self._usual.clear()
+    def _note_finished(self, trial: str) -> None:
+        proposal = self.proposals[trial]
+        named = [*self.front, trial]
+        points = np.array([(self.proposals[n].size_ratio, -self.proposals[n].curve[-1][1]) for n in named])
+        layers = nondomination_layers(points)
+        self.front = [name for name, layer in zip(named, layers, strict=True) if layer == 0]
         for seen, value in proposal.curve[:-1]:
             bisect.insort(self._gains.setdefault(seen, []), proposal.curve[-1][1] - value)

@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from pydantic import ValidationError
 
 from raysearch.recipe import Recipe
+from raysearch.search.history import Made, made_by
 from raysearch.search.surrogate import MAX_POINTS, Encoding, RetentionModel, expected_gain
 from raysearch.space import Scalar, SearchSpace
 
@@ -109,9 +110,9 @@ class Candidates:
     ) -> None:
         self._space, self._size_ratio, self._limits, self._draw = space, size_ratio, limits, draw
 
-    def many(self, parents: Sequence[Mapping[str, Any]], taken: Container[str]) -> list[Candidate]:
+    def many(self, parents: Sequence[Mapping[str, Any]], taken: Container[Made]) -> list[Candidate]:
         """New recipes, about half of them children of `parents`; every other one just below a limit, if there are."""
-        found: dict[str, Candidate] = {}
+        found: dict[Made, Candidate] = {}
         for attempt in range(4 * NUM_CANDIDATES):
             parent = parents[int(self._draw.integers(len(parents)))] if parents and attempt % 2 else None
             ask = DrawAsk(self._draw, parent)
@@ -119,8 +120,10 @@ class Candidates:
             if self._limits and ask.params and (candidate is None or attempt % 4 < 2):
                 limit = self._limits[int(self._draw.integers(len(self._limits)))]
                 candidate = self._just_below(ask.params, limit) or candidate
-            if candidate is not None and candidate.recipe.key not in taken:
-                found.setdefault(candidate.recipe.key, candidate)
+            if candidate is not None:
+                made = made_by(candidate.recipe, candidate.size_ratio)
+                if made not in taken:
+                    found.setdefault(made, candidate)
             if len(found) == NUM_CANDIDATES:
                 break
         return list(found.values())
@@ -162,7 +165,11 @@ class GainModel:
         self.next_fit = 0
 
     def best(
-        self, candidates: Sequence[Candidate], known: Sequence[Observation], limits: Sequence[float]
+        self,
+        candidates: Sequence[Candidate],
+        known: Sequence[Observation],
+        limits: Sequence[float],
+        prior: Sequence[Observation] = (),
     ) -> Candidate:
         """The candidate with the largest expected gain, trials under way taken at their expected value.
 
@@ -170,12 +177,13 @@ class GainModel:
             candidates: at least one.
             known: trials so far, at least two of them with a retention.
             limits: size ratios that answers are wanted for.
+            prior: trials of earlier studies; they inform the model, and are on no front.
         """
         measured = [o for o in known if o.retention is not None]
         running = [o for o in known if o.retention is None]
         answers = [answers_of(c.params, c.distributions, c.size_ratio) for c in candidates]
-        encoding = Encoding([o.answers for o in known] + answers)
-        model = self._model(encoding, measured)
+        encoding = Encoding([o.answers for o in (*prior, *known)] + answers)
+        model = self._model(encoding, [*prior, *measured])
         front = [(o.size_ratio, float(o.retention or 0.0)) for o in measured]
         if running:
             expected, _ = model.predict(encoding.encode([o.answers for o in running]))

@@ -56,6 +56,13 @@ class Rung:
             self.failed ^= {trial}
             self._rebuild()
 
+    def rename(self, trial: str, name: str) -> None:
+        """Give a trial another name; its place stays."""
+        if trial in self.values:
+            self.values = {name if key == trial else key: value for key, value in self.values.items()}
+            self._column[name] = self._column.pop(trial)
+            self.failed = {name if key == trial else key for key in self.failed}
+
     def budgets_led(self, size: float, retention: float) -> list[float]:
         """The budgets within which no trial here is as good."""
         return [budget for budget, best in self._best.items() if size <= budget and retention > best]

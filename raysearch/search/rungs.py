@@ -130,7 +130,8 @@ class Rungs:
         progress = self._live.setdefault(trial, _Progress(size))
         reached = bisect.bisect_right(self.levels, samples_seen * (1 + 1e-9)) - 1
         if reached <= progress.rung:
-            return Decision(trial, not progress.stopped, "between rungs", *facts)
+            behind = progress.stopped and reached == progress.rung  # else it is being replayed
+            return Decision(trial, not behind, "between rungs", *facts)
         self.num_decisions += 1
         rung = self.rungs[reached]
         decision = self._judge(trial, rung, *facts)
@@ -175,6 +176,13 @@ class Rungs:
         for trial in self._live:
             if trial not in trials:
                 self.fail(trial)
+
+    def rename(self, trial: str, name: str) -> None:
+        """Go on with a trial under another name."""
+        if trial in self._live:
+            self._live = {name if key == trial else key: value for key, value in self._live.items()}
+            for rung in self.rungs:
+                rung.rename(trial, name)
 
     def was_stopped(self, trial: str) -> bool:
         """Whether the rule has stopped this trial."""

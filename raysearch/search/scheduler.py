@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raysearch.files import write_text
+from raysearch.files import append_json, read_json_lines, write_text
 from raysearch.search.rungs import Decision, Rule, Rungs
 
 
@@ -33,7 +33,8 @@ class ParetoASHA(FIFOScheduler):
         log: file that takes one JSON line per decision, with its reason.
 
     Ray saves no scheduler with an experiment. So this one keeps a journal of its own beside Ray's experiment state,
-    which travels and comes back with it, and `Tuner.restore` goes on as if there had been no break.
+    which travels and comes back with it, and `Tuner.restore` goes on as if there had been no break. Where `on_event` is
+    set, whoever set it keeps the journal: it is called with each event before the event is applied.
     """
 
     def __init__(
@@ -53,6 +54,9 @@ class ParetoASHA(FIFOScheduler):
         self.rungs = Rungs(max_t, grace_period, reduction_factor, budgets, rule)
         self._keys = (size, retention, retention_se, time_attr)
         self._log = Path(log) if log else None
+        if self._log:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+        self.on_event: Callable[..., None] | None = None
         self._journal: Path | None = None
         self._resumed = False
 
@@ -71,7 +75,7 @@ class ParetoASHA(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """A new trial, one that is tried again after a failure, or one of a restored experiment."""
-        if self._journal is None:
+        if self._journal is None and self.on_event is None:
             self._open_journal(trial)
         self._apply("revive", trial.trial_id)
 
@@ -87,8 +91,6 @@ class ParetoASHA(FIFOScheduler):
             self._apply("finish", trial.trial_id, *facts)
             return TrialScheduler.STOP
         decision = self._apply("decide", trial.trial_id, *facts)
-        if decision.rung is not None or not decision.go_on:
-            self._write(decision)
         return TrialScheduler.CONTINUE if decision.go_on else TrialScheduler.STOP
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> None:
@@ -119,12 +121,11 @@ class ParetoASHA(FIFOScheduler):
         self.set_state(json.loads(Path(checkpoint_path).read_text()))
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `rungs.state()` of an earlier scheduler."""
-        self.rungs = Rungs.from_state(state)
+        """Go on from `rungs.state()` of an earlier scheduler; the budgets are those of this one."""
+        self.rungs = Rungs.from_state({**state, "budgets": self.rungs.budgets})
         if self._log and self._log.exists():
-            lines = self._log.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["decision"] <= self.rungs.num_decisions]
-            write_text(self._log, "".join(kept))
+            rows = [row for row in read_json_lines(self._log) if row["decision"] <= self.rungs.num_decisions]
+            write_text(self._log, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _open_journal(self, trial: Trial) -> None:
         storage = getattr(trial, "storage", None)
@@ -133,17 +134,25 @@ class ParetoASHA(FIFOScheduler):
         # Lines of JSON under a name in .json, since Ray brings back no files of other names.
         self._journal = Path(storage.experiment_driver_staging_path) / "pareto-asha-events.json"
         if self._journal.exists():
-            for line in self._journal.read_text().splitlines():
-                event, name, *facts = json.loads(line)
+            for event, name, *facts in read_json_lines(self._journal):
                 getattr(self.rungs, event)(name, *(math.nan if fact is None else fact for fact in facts))
             self._resumed = True
 
     def _apply(self, event: str, trial_id: str, *facts: float) -> Any:
-        """Hand an event to the rungs, and note it; one that comes twice changes nothing."""
-        if self._journal is not None:
+        """Note an event, then hand it to the rungs; one that comes twice changes nothing."""
+        if self.on_event is not None:
+            self.on_event(event, trial_id, *facts)
+        elif self._journal is not None:
             plain = [fact if math.isfinite(fact) else None for fact in facts]
-            _append(self._journal, [event, trial_id, *plain])
-        return getattr(self.rungs, event)(trial_id, *facts)
+            append_json(self._journal, [event, trial_id, *plain], flush=False)
+        return self.apply(event, trial_id, *facts)
+
+    def apply(self, event: str, trial_id: str, *facts: Any) -> Any:
+        """Hand an event to the rungs, and log what they decide."""
+        answer = getattr(self.rungs, event)(trial_id, *facts)
+        if isinstance(answer, Decision) and (answer.rung is not None or not math.isfinite(answer.retention)):
+            self._write(answer)
+        return answer
 
     def _read(self, result: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
         size, retention, retention_se, time_attr = self._keys
@@ -163,10 +172,4 @@ class ParetoASHA(FIFOScheduler):
         line: dict[str, Any] = {"decision": self.rungs.num_decisions}
         for key, value in asdict(decision).items():
             line[key] = None if isinstance(value, float) and not math.isfinite(value) else value
-        _append(self._log, line)
-
-
-def _append(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(value) + "\n")
+        append_json(self._log, line, flush=False)

@@ -4,9 +4,11 @@ Ray's own OptunaSearch tells the sampler that a stopped trial completed with the
 no conditional spaces with several objectives; so the driver holds this object, and Ray sees a thin `RecipeSearch`.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from pydantic import ValidationError
 from raysearch.errors import InputError
 from raysearch.front import nondomination_layers
 from raysearch.recipe import Recipe
-from raysearch.search.history import End, History, Proposal
+from raysearch.search.history import End, History, Proposal, made_by
 from raysearch.search.optuna_study import OptunaStudy
 from raysearch.search.proposing import Candidate, Candidates, GainModel, Observation, answers_of
 from raysearch.search.sampling import OptunaAsk, fit_to_space
@@ -27,7 +29,10 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 200
 SAMPLER_ATTEMPTS = 5  # then at random: a sampler may insist on what has been tried
 FREE_EVERY = 4  # one proposal in this many goes its own way; the others aim at a size
+NUM_NEWEST = 400  # trials that the gain model and its parents are chosen from, beside the front
 NUM_STARTUP = 10  # trials with a value before the gain model is asked
+CROWDED = 1 / 8  # largest share of the trials that proposals may aim at one size
+PRIOR_DEVIATION = 0.1  # of a retention that was measured on another model, or in another study of this one
 EXPLORE_EVERY = 8  # with the gain model, one proposal in this many is chosen for its size alone
 
 
@@ -68,7 +73,7 @@ class Searcher:
         self._smallest = math.inf  # smallest size ratio met among the rejected
         self._study = OptunaStudy("random" if sampler in ("ehvi", "grid") else sampler, seed)
         self._gain_model = GainModel()
-        self._answers: dict[str, dict[str, Any]] = {}
+        self._prior: list[Observation] = []
 
     @property
     def proposals(self) -> dict[str, Proposal]:
@@ -81,18 +86,47 @@ class Searcher:
         Returns:
             How many were taken: those without a place in the space, too large or already there are passed over.
         """
-        queued = {Recipe(**values).key for values in self._queue}
         num_before = len(self._queue)
+        taken = set(self.history.made)
+        for values in self._queue:
+            queued = Recipe(**values)
+            taken.add(made_by(queued, self._size_ratio(queued) or 0.0))
         for recipe in recipes:
             values = recipe.as_dict() if isinstance(recipe, Recipe) else dict(recipe)
             try:
                 fitted, _ = fit_to_space(self.space, values)
             except ValidationError:
                 continue
-            if fitted.key not in self.history.keys | queued and self._size_ratio(fitted) is not None:
-                queued.add(fitted.key)
+            ratio = self._size_ratio(fitted)
+            if ratio is not None and made_by(fitted, ratio) not in taken:
+                taken.add(made_by(fitted, ratio))
                 self._queue.append(fitted.as_dict())
         return len(self._queue) - num_before
+
+    def learn_from(self, earlier: Iterable[tuple[Recipe, float]]) -> int:
+        """Let finished trials of earlier studies inform the first proposals; call it before the first of them.
+
+        Sizes are those that their recipes have here; what this search finds overrides them: Optuna's samplers forget
+        them after `PRIOR_UNTIL` trials, the gain model takes them for less certain by `PRIOR_DEVIATION`.
+
+        Args:
+            earlier: recipes and their final retention, of whatever model and space.
+
+        Returns:
+            How many have a place in the space.
+        """
+        num_before = len(self._prior)
+        for recipe, retention in earlier:
+            try:
+                fitted, ask = fit_to_space(self.space, recipe.as_dict())
+            except ValidationError:
+                continue
+            ratio = self._size_ratio(fitted)
+            if ratio is not None:
+                answers = answers_of(ask.params, ask.distributions, ratio)
+                self._prior.append(Observation(answers, ratio, retention, PRIOR_DEVIATION))
+                self._study.add_prior(ask.params, ask.distributions, ratio, retention)
+        return len(self._prior) - num_before
 
     def enqueue_published(self) -> int:
         """Put first in line what was published as best at the budgets, or at its own sizes where none are named.
@@ -125,8 +159,19 @@ class Searcher:
             self._give_up()
             return None
         self.history.add(trial, proposal)
-        self._note_answers(trial)
         return proposal.recipe
+
+    def take_in(self, trial: str, recipe: Recipe) -> bool:
+        """Take up a recipe that runs, or has run, as if it had been suggested; False if it has no place here."""
+        ratio = self._size_ratio(recipe)
+        try:
+            _, ask = fit_to_space(self.space, recipe.as_dict())
+        except ValidationError:
+            return False
+        if ratio is None or made_by(recipe, ratio) in self.history.made:
+            return False
+        self.history.add(trial, self._register(Candidate(recipe, ask.params, ask.distributions, ratio)))
+        return True
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
         """Note a value on the way."""
@@ -144,21 +189,13 @@ class Searcher:
         """The trial failed: the sampler learns nothing from it."""
         self._tell(trial, "failed")
 
-    def take_back_running(self) -> list[str]:
-        """Put the recipes of trials that have not ended first in line, as if never proposed; after a crash.
+    def running(self) -> list[str]:
+        """The trials that have not ended, in the order of their proposals."""
+        return list(self.history.running)
 
-        Returns:
-            The names of those trials.
-        """
-        running = [name for name, proposal in self.history if proposal.end is None]
-        recipes = []
-        for name in running:
-            proposal = self.history.remove(name)
-            self._answers.pop(name)
-            self._study.tell_failed(proposal.number)
-            recipes.append(proposal.recipe.as_dict())
-        self._queue[:0] = recipes
-        return running
+    def rename(self, trial: str, name: str) -> None:
+        """Go on with a trial under another name."""
+        self.history.rename(trial, name)
 
     def state(self) -> dict[str, Any]:
         """All that later proposals depend on, as plain JSON values."""
@@ -167,6 +204,7 @@ class Searcher:
             "queue": self._queue,
             "smallest": None if math.isinf(self._smallest) else self._smallest,
             "exhausted": self.exhausted,
+            "prior": [asdict(observation) for observation in self._prior],
             "gain_model": vars(self._gain_model),
             "study": self._study.state(),
             "history": self.history.state(),
@@ -177,17 +215,16 @@ class Searcher:
         self._queue = [dict(values) for values in state["queue"]]
         self._smallest = math.inf if state["smallest"] is None else state["smallest"]
         self.exhausted = state["exhausted"]
+        self._prior = [Observation(**saved) for saved in state["prior"]]
         vars(self._gain_model).update(state["gain_model"])
         self._study.set_state(state["study"])
         self.history = History.from_state(state["history"])
-        for name, _ in self.history:
-            self._note_answers(name)
 
     def _next_in_line(self) -> Proposal | None:
         while self._queue:
             recipe, ask = fit_to_space(self.space, self._queue.pop(0))
             ratio = self._size_ratio(recipe)
-            if ratio is not None and recipe.key not in self.history.keys:
+            if ratio is not None and made_by(recipe, ratio) not in self.history.made:
                 return self._register(Candidate(recipe, ask.params, ask.distributions, ratio))
         return None
 
@@ -197,7 +234,7 @@ class Searcher:
         for attempt in range(MAX_ATTEMPTS):
             steered = target if attempt < MAX_ATTEMPTS // 2 else None
             limit = steered if steered is not None else max(self._limits, default=None)
-            asked = self._study.ask(
+            number, asked = self._study.ask(
                 None if limit is None else self._solver(limit, attempt),
                 at_least=steered is None,
                 at_random=attempt >= SAMPLER_ATTEMPTS,
@@ -207,9 +244,10 @@ class Searcher:
                 ratio = self._size_ratio(recipe)
             except ValidationError:
                 ratio = None
-            if ratio is not None and recipe.key not in self.history.keys:
-                return Proposal(asked.number, recipe, ratio)
-            self._study.tell_failed(asked.number)
+            if ratio is not None and made_by(recipe, ratio) not in self.history.made:
+                answers = answers_of(asked.params, asked.distributions, ratio)
+                return Proposal(number, recipe, ratio, asked.params, answers)
+            self._study.tell_failed(number)
         return None
 
     def _by_gain(self) -> Proposal | None:
@@ -222,24 +260,27 @@ class Searcher:
                 [(known[name].size_ratio, -(known[name].retention or 0.0)) for name in measured]
             )
             good = nondomination_layers(points) < 2
-            numbers = [self.proposals[name].number for name in measured]
             parents = [
-                self._study.answers(at)[0] for at, is_good in zip(numbers, good, strict=True) if is_good
+                self.proposals[name].params for name, is_good in zip(measured, good, strict=True) if is_good
             ]
         draw = np.random.default_rng((self.seed, len(self.history)))
         candidates = Candidates(self.space, self._size_ratio, self._limits, draw).many(
-            parents, self.history.keys
+            parents, self.history.made
         )
         if not candidates:
             return None
-        if len(measured) < NUM_STARTUP or len(self.history) % EXPLORE_EVERY == EXPLORE_EVERY - 1:
+        num_known = len(measured) + len(self._prior)
+        explores = len(self.history) % EXPLORE_EVERY == EXPLORE_EVERY - 1
+        if len(measured) < 2 or num_known < NUM_STARTUP or explores:
             return self._register(self._spread(candidates))
-        return self._register(self._gain_model.best(candidates, list(known.values()), self._limits))
+        observations = list(known.values())
+        return self._register(self._gain_model.best(candidates, observations, self._limits, self._prior))
 
     def _register(self, candidate: Candidate) -> Proposal:
-        asked = self._study.ask_for(candidate.params)
+        number, asked = self._study.ask_for(candidate.params)
         self.space.suggest(OptunaAsk(asked))
-        return Proposal(asked.number, candidate.recipe, candidate.size_ratio)
+        answers = answers_of(candidate.params, candidate.distributions, candidate.size_ratio)
+        return Proposal(number, candidate.recipe, candidate.size_ratio, candidate.params, answers)
 
     def _spread(self, candidates: list[Candidate]) -> Candidate:
         """A candidate for its size alone: just below a budget, or where the golden ratio's sequence falls."""
@@ -272,18 +313,30 @@ class Searcher:
                 return low + (high - low) * target
             # Where the space has one mode only, it is never asked for.
             mode = str(values.get("mode") or self.space.recipe["mode"][0].choices[0])  # type: ignore[union-attr]
-            return self._solve(mode, target, low, high) + margin
+            ratio = self._solve(mode, target, low, high)
+            size = self._size_ratio(self._bare(mode, ratio))
+            if size is not None and self._is_crowded(size):
+                ratio = self._solve(mode, size - 1e-9, low, high)
+            return ratio + margin
 
         return solve
+
+    def _is_crowded(self, size_ratio: float) -> bool:
+        """Whether many trials have this very size: layers come in few sizes, and there is more to learn one below."""
+        num = sum(proposal.size_ratio == size_ratio for proposal in self.proposals.values())
+        return num >= 2 and num > CROWDED * len(self.history)
 
     def _solve(self, mode: str, target: float, low: float = 0.0, high: float = 0.99) -> float:
         """The smallest ratio between `low` and `high` whose model is within `target`; `high` if there is none."""
         for _ in range(12):
             middle = (low + high) / 2
-            size = self.size_of(Recipe(mode=mode, ratio=middle, criterion=_ANY_CRITERION[mode]))
+            size = self.size_of(self._bare(mode, middle))
             fits = size is not None and size.size_bytes <= target * self.dense.size_bytes
             low, high = (low, middle) if fits else (middle, high)
         return high
+
+    def _bare(self, mode: Any, ratio: float) -> Recipe:
+        return Recipe(mode=mode, ratio=ratio, criterion=_ANY_CRITERION[mode])
 
     def _size_ratio(self, recipe: Recipe) -> float | None:
         """Share of the dense model's bytes, or None if there is no such shape or it fits no budget."""
@@ -297,16 +350,16 @@ class Searcher:
         return ratio
 
     def _observations(self) -> dict[str, Observation]:
+        """The newest trials, those that run, and the front."""
         known = {}
-        for name, proposal in self.history:
+        newest = itertools.islice(reversed(self.proposals.items()), NUM_NEWEST)
+        front = {name: self.proposals[name] for name in self.history.front}
+        named = dict(newest) | self.history.running | front
+        for name, proposal in sorted(named.items(), key=lambda item: item[1].number):
             if proposal.end != "failed":
                 retention, deviation = self.history.final(name) or (None, 0.0)
-                known[name] = Observation(self._answers[name], proposal.size_ratio, retention, deviation)
+                known[name] = Observation(proposal.answers, proposal.size_ratio, retention, deviation)
         return known
-
-    def _note_answers(self, trial: str) -> None:
-        proposal = self.proposals[trial]
-        self._answers[trial] = answers_of(*self._study.answers(proposal.number), proposal.size_ratio)
 
     def _give_up(self) -> None:
         if len(self.history):

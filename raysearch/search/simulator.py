@@ -39,6 +39,7 @@ class Result:
     samples_seen: float
     size: float
     retention: float
+    se: float
 
 
 def simulate(policy: Policy, world: World, num_slots: int, max_cost: float) -> list[Result]:
@@ -68,7 +69,7 @@ def simulate(policy: Policy, world: World, num_slots: int, max_cost: float) -> l
         cost += checkpoints[at] - (checkpoints[at - 1] if at else 0)
         trial, seen, last = str(number), checkpoints[at], at == len(checkpoints) - 1
         size, retention, se = world.measure(trial, config, seen)
-        results.append(Result(cost, trial, config, seen, size, retention))
+        results.append(Result(cost, trial, config, seen, size, retention, se))
         if not last and policy.on_result(trial, size, retention, se, seen):
             heapq.heappush(queue, (now + checkpoints[at + 1] - seen, number, at + 1))
             continue

@@ -161,6 +161,27 @@ def connect(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def find_trials(uri: str, experiment: str) -> list[tuple[dict[str, str], dict[str, float]]] | None:
+    """Parameters and last metrics of an experiment's finished trials; None if there is no such experiment.
+
+    Raises:
+        Exception: whatever MLflow raises when its server can't be reached.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return None  # MLflow would make the file
+    client = connect(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    ids, finished = [found.experiment_id], "tags.end = 'finished'"
+    page = client.search_runs(ids, finished)
+    runs = list(page)
+    while page.token:
+        page = client.search_runs(ids, finished, page_token=page.token)
+        runs += page
+    return [(run.data.params, run.data.metrics) for run in runs]
+
+
 def read_state(folder: Path, uri: str) -> dict[str, Any]:
     """Run ids and ended runs of a study on the server at `uri`; empty if it was never there."""
     path, server = folder / IDS, mask(uri)

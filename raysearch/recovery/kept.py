@@ -1,0 +1,74 @@
+"""What a running trial keeps at its rungs, so that another process can go on from the last one."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from raysearch.errors import InputError
+from raysearch.files import write_json
+from raysearch.recovery.loop import Recovery
+from raysearch.score import Score
+
+SCORES, UNFINISHED = "scores.json", "unfinished"
+logger = logging.getLogger(__name__)
+
+
+def keep(recovery: Recovery, scores: Sequence[Score], folder: Path) -> None:
+    """Write the state at a rung to FOLDER/SAMPLES_SEEN, whole or not at all, and delete the rung before.
+
+    Every worker must call it; worker 0 moves and deletes.
+
+    Args:
+        scores: of all rungs so far.
+    """
+    unfinished, whole = folder / UNFINISHED, folder / str(recovery.samples_seen)
+    recovery.save(unfinished)
+    if torch.distributed.get_rank() == 0:
+        write_json(unfinished / SCORES, [score.model_dump() for score in scores])
+        shutil.rmtree(whole, ignore_errors=True)  # of an earlier attempt that could not be restored
+        os.replace(unfinished, whole)
+        for other in _rungs(folder):
+            if other != whole:
+                shutil.rmtree(other)
+
+
+def restore(recovery: Recovery, folder: Path) -> list[Score] | None:
+    """Go on from the newest rung in a folder. Every worker must call it.
+
+    Returns:
+        The scores of all rungs up to there, none if nothing was kept; None if what was kept is broken, or of other
+        settings: then the recovery may be half overwritten.
+    """
+    if _least(bool(_rungs(folder))) == 0:
+        return []
+    newest = _rungs(folder)[-1]
+    try:
+        scores = [Score(**row) for row in json.loads((newest / SCORES).read_text())]
+        recovery.restore(newest)
+        usable = bool(scores) and scores[-1].samples_seen == recovery.samples_seen
+    except (InputError, OSError, ValueError, TypeError) as error:
+        logger.warning("%s: can't go on from it (%s); the trial starts anew", newest, error)
+        usable = False
+    return scores if _least(usable) else None
+
+
+def _rungs(folder: Path) -> list[Path]:
+    """What has been kept, whole, in the order of samples seen."""
+    found = folder.iterdir() if folder.exists() else ()
+    return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def _least(value: bool) -> int:
+    """The least value of all workers."""
+    if torch.distributed.get_world_size() == 1:
+        return int(value)
+    shared = torch.tensor(int(value))
+    if torch.distributed.get_backend() == "nccl":
+        shared = shared.cuda()
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MIN)
+    return int(shared)

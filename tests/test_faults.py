@@ -1,0 +1,157 @@
+"""The driver killed at any instant, and a study that goes on as if nothing had happened."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import stand_in
+
+from raysearch.errors import InputError
+from raysearch.files import append_json, read_json_lines
+from raysearch.search.recipe_search import EVENTS, STATE
+from raysearch.study import Study, locked
+
+
+def with_lines(path, num):
+    """A condition that comes true when a file has so many lines."""
+    return lambda: path.exists() and path.read_bytes().count(b"\n") >= num
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "study"
+    started = time.monotonic()
+    stand_in.drive(stand_in.plan(40), folder)
+    return stand_in.outcome(folder), time.monotonic() - started
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_driver_killed_again_and_again_comes_to_the_same_front(unbroken, tmp_path, seed):
+    wanted, seconds = unbroken
+    folder, draw, num_kills = tmp_path / "study", random.Random(seed), 0
+    for start in range(100):
+        more = {"name": f"{start}-", "log": tmp_path / "begun"}
+        when = stand_in.after(draw.uniform(0.05, 0.5) * seconds)
+        if not stand_in.killed(stand_in.plan(40), folder, when, **more):
+            break
+        num_kills += 1
+        assert {row["key"] for row in read_json_lines(folder / "trials.jsonl")} <= {
+            row["key"] for row in wanted["trials"]
+        }
+    assert num_kills
+    assert stand_in.outcome(folder) == wanted
+    begun = (tmp_path / "begun").read_text().split()
+    assert len(begun) == len(set(begun)) == 40  # none was begun twice
+
+
+def test_with_several_slots_no_trial_is_lost_or_run_twice_and_the_front_never_loses_a_point(tmp_path):
+    folder, draw, areas = tmp_path / "study", random.Random(5), [0.0]
+    for start in range(100):
+        more = {"name": f"{start}-", "log": tmp_path / "begun", "num_slots": 4}
+        killed = stand_in.killed(stand_in.plan(40), folder, stand_in.after(draw.uniform(0.2, 1.0)), **more)
+        if (folder / "front.json").exists():
+            areas.append(json.loads((folder / "front.json").read_text())["hypervolume"])
+        if not killed:
+            break
+    keys = [row["key"] for row in stand_in.outcome(folder)["trials"]]
+    assert len(keys) == len(set(keys)) == 40
+    assert areas == sorted(areas)
+    assert sorted((tmp_path / "begun").read_text().split()) == sorted(keys)
+
+
+def test_a_line_cut_short_does_not_join_the_next(tmp_path):
+    path = tmp_path / "lines"
+    append_json(path, {"a": 1})
+    with path.open("a") as stream:
+        stream.write('{"b": 2, "c')
+    assert read_json_lines(path) == [{"a": 1}]
+    append_json(path, {"d": 4})
+    assert read_json_lines(path) == [{"a": 1}, {"d": 4}]
+    path.write_text('{"only')
+    append_json(path, [])
+    assert path.read_text() == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["trials.jsonl", EVENTS, "decisions.jsonl"])
+def test_a_line_cut_short_by_a_crash_changes_nothing(unbroken, tmp_path, name):
+    folder = tmp_path / "study"
+    assert stand_in.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 15))
+    with (folder / name).open("a") as stream:
+        stream.write('{"trial": "t16", "key": "0123')
+    stand_in.drive(stand_in.plan(40), folder, name="again")
+    assert stand_in.outcome(folder) == unbroken[0]
+
+
+@pytest.mark.parametrize("name", [EVENTS, "decisions.jsonl"])
+def test_lines_that_a_dying_machine_never_wrote_cost_no_trial(tmp_path, name):
+    """Trials are flushed to the disk one by one; the rest may lag behind."""
+    folder = tmp_path / "study"
+    assert stand_in.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 15))
+    lines = (folder / name).read_bytes().splitlines(keepends=True)
+    (folder / name).write_bytes(b"".join(lines[: len(lines) // 2]))
+    before = read_json_lines(folder / "trials.jsonl")
+    stand_in.drive(stand_in.plan(40), folder, name="again")
+    rows = read_json_lines(folder / "trials.jsonl")
+    assert rows[: len(before)] == before
+    assert len({row["key"] for row in rows}) == len(rows) == 40
+
+
+def test_a_lost_state_costs_no_trial(tmp_path):
+    folder = tmp_path / "study"
+    stand_in.drive(stand_in.plan(12), folder)
+    before = stand_in.outcome(folder)["trials"]
+    (folder / STATE).write_text("{}")
+    with pytest.raises(InputError, match=r"search-state\.json: no state of this version.*delete it"):
+        stand_in.drive(stand_in.plan(20), folder, name="again")
+    (folder / STATE).unlink()
+    stand_in.drive(stand_in.plan(20), folder, name="again")
+    after = stand_in.outcome(folder)["trials"]
+    assert after[:12] == before
+    assert len({row["key"] for row in after}) == 20
+
+
+def test_a_killed_study_is_extended_and_gets_other_budgets(tmp_path):
+    folder = tmp_path / "study"
+    assert stand_in.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 20))
+    before = read_json_lines(folder / "trials.jsonl")
+    stand_in.drive(stand_in.plan(50, budgets=("60%", "30%")), folder, name="again")
+    found = stand_in.outcome(folder)
+    assert len(found["trials"]) == 50
+    assert read_json_lines(folder / "trials.jsonl")[: len(before)] == before
+    assert found["front"]["budgets"].keys() == {"60%", "30%"}
+    assert sum(row["size_bytes"] <= 600 for row in found["trials"]) >= 4
+
+
+def test_two_drivers_on_one_study_get_one_plain_error(tmp_path):
+    folder = tmp_path / "study"
+    with locked(folder):
+        code = f"import pathlib, raysearch.study as study\nwith study.locked(pathlib.Path({str(folder)!r})): pass"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "InputError" in done.stderr
+        assert "a search is at work on this study; wait for its end" in done.stderr
+    with locked(folder):  # the lock has ended with its holder
+        pass
+
+
+def test_a_crash_leaves_no_stale_lock(tmp_path):
+    code = f"import os, filelock; filelock.FileLock({str(tmp_path / '.lock')!r}).acquire(); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert (tmp_path / ".lock").exists()
+    with locked(tmp_path):
+        pass
+
+
+def test_what_a_crash_has_left_is_swept_away(tmp_path):
+    folder = tmp_path / "study"
+    study = stand_in.drive(stand_in.plan(8), folder)
+    (folder / ".front.json.a1b2c3").write_text("{")
+    for name in ("checkpoints/gone", f"running/{study.records[0].key}", "running/going-on"):
+        (folder / name).mkdir(parents=True)
+    Study(folder, study.space).create()
+    assert not (folder / ".front.json.a1b2c3").exists()
+    assert not (folder / "checkpoints/gone").exists()
+    assert [path.name for path in (folder / "running").iterdir()] == ["going-on"]
