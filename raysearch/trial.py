@@ -1,5 +1,6 @@
 """One trial, without ray: prune by a recipe, recover rung by rung, score every rung."""
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from raysearch.recipe import Recipe
 from raysearch.recovery import kept
 from raysearch.recovery.engine import current_device, moved
 from raysearch.recovery.loop import Recovery
+from raysearch.recovery.teacher import Teacher
+from raysearch.recovery.teacher_cache import CachedTeacher
 from raysearch.retention import Results, at_chance, retention, score_intervals
 from raysearch.score import Score
 from raysearch.size import Size
