@@ -2,15 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from raysearch import metrics, pocket
 from raysearch.data.samples import sample_from_row
 from raysearch.errors import InputError
 from raysearch.metrics import MetricName
 from raysearch.questions import Question, read_questions
-from raysearch.space import BenchmarkEntry
+from raysearch.space import BenchmarkEntry, TaskEntry
+
+if TYPE_CHECKING:
+    from raysearch.official import OfficialTask
 
 __all__ = ["Benchmark", "Question", "check_benchmarks", "load_benchmarks"]
+
+
+Entry = str | BenchmarkEntry | TaskEntry
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,11 @@ class Benchmark:
     metric: MetricName = "exact"
     max_new_tokens: int = 32
     """Longest answer that is generated; `exact` needs none."""
+    task: "OfficialTask | None" = None
+    """Scores the answers in the place of `metric`."""
 
 
-def load_benchmarks(wanted: str | Sequence[str | BenchmarkEntry], split: str) -> list[Benchmark]:
+def load_benchmarks(wanted: str | Sequence[Entry], split: str) -> list[Benchmark]:
     """The benchmarks of a study.
 
     Args:
@@ -48,10 +57,10 @@ def load_benchmarks(wanted: str | Sequence[str | BenchmarkEntry], split: str) ->
             raise InputError(
                 f"benchmarks: {entry!r} is not known; known are {known}, and entries with name, data and metric"
             )
-    return [_embedded(entry, split) if isinstance(entry, str) else _own(entry, split) for entry in entries]
+    return [_load(entry, split) for entry in entries]
 
 
-def check_benchmarks(wanted: str | Sequence[str | BenchmarkEntry]) -> None:
+def check_benchmarks(wanted: str | Sequence[Entry]) -> None:
     """Read both splits of a person's own benchmarks, and see that no question is in both.
 
     Raises:
@@ -70,6 +79,12 @@ def check_benchmarks(wanted: str | Sequence[str | BenchmarkEntry]) -> None:
                 )
 
 
+def _load(entry: Entry, split: str) -> Benchmark:
+    if isinstance(entry, TaskEntry):
+        return _official(entry, split)
+    return _embedded(entry, split) if isinstance(entry, str) else _own(entry, split)
+
+
 def _embedded(name: str, split: str) -> Benchmark:
     questions = []
     for row in pocket.questions(name, split):
@@ -84,3 +99,14 @@ def _own(entry: BenchmarkEntry, split: str) -> Benchmark:
     questions = read_questions(entry, split)
     guess = metrics.chance(entry.metric, questions) if entry.chance is None else entry.chance
     return Benchmark(entry.name, questions, guess, entry.metric, entry.max_new_tokens)
+
+
+def _official(entry: TaskEntry, split: str) -> Benchmark:
+    from raysearch.official import OfficialTask
+
+    task = OfficialTask(entry)
+    questions = task.questions(split)
+    if not questions:
+        raise InputError(f"{task.where}: no question is left for split {split}")
+    guess = task.chance(questions) if entry.chance is None else entry.chance
+    return Benchmark(entry.name, questions, guess, "normalised", task.max_new_tokens, task)
