@@ -2,15 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from raysearch import metrics, pocket
 from raysearch.data.samples import sample_from_row
 from raysearch.errors import InputError
 from raysearch.metrics import MetricName
 from raysearch.questions import Question, read_questions
-from raysearch.space import BenchmarkEntry
+from raysearch.space import BenchmarkEntry, TaskEntry
+
+if TYPE_CHECKING:
+    from raysearch.official import OfficialTask
 
 __all__ = ["Benchmark", "Question", "check_benchmarks", "load_benchmarks"]
+
+
+Entry = str | BenchmarkEntry | TaskEntry
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,11 @@ class Benchmark:
     metric: MetricName = "exact"
     max_new_tokens: int = 32
     """Longest answer that is generated; `exact` needs none."""
+    task: "OfficialTask | None" = None
+    """Scores the answers in the place of `metric`."""
 
 
-def load_benchmarks(wanted: str | Sequence[str | BenchmarkEntry], split: str) -> list[Benchmark]:
+def load_benchmarks(wanted: str | Sequence[Entry], split: str) -> list[Benchmark]:
     """The benchmarks of a study.
 
     Args:
@@ -36,18 +45,19 @@ def load_benchmarks(wanted: str | Sequence[str | BenchmarkEntry], split: str) ->
     Raises:
         InputError: an unknown or repeated name, or questions that can't be used.
     """
-    entries = _entries(wanted)
-    return [_embedded(entry, split) if isinstance(entry, str) else _own(entry, split) for entry in entries]
+    return [_load(entry, split) for entry in _entries(wanted)]
 
 
-def check_benchmarks(wanted: str | Sequence[str | BenchmarkEntry]) -> None:
+def check_benchmarks(wanted: str | Sequence[Entry]) -> None:
     """Read both splits of a person's own benchmarks, and see that no question is in both.
 
     Raises:
         InputError: as `load_benchmarks`; or a question to search on is among the held-out ones.
     """
     for entry in _entries(wanted):
-        if isinstance(entry, BenchmarkEntry):
+        if isinstance(entry, TaskEntry):
+            _official(entry, "search")
+        elif isinstance(entry, BenchmarkEntry):
             search, heldout = (_own(entry, split).questions for split in ("search", "heldout"))
             known = {(question.image_id, question.prompt) for question in search}
             shared = next((q for q in heldout if (q.image_id, q.prompt) in known), None)
@@ -58,8 +68,8 @@ def check_benchmarks(wanted: str | Sequence[str | BenchmarkEntry]) -> None:
                 )
 
 
-def _entries(wanted: str | Sequence[str | BenchmarkEntry]) -> list[str | BenchmarkEntry]:
-    """The embedded ones by name, and a person's own.
+def _entries(wanted: str | Sequence[Entry]) -> list[Entry]:
+    """The embedded ones by name, a person's own, and published tasks.
 
     Raises:
         InputError: an unknown or repeated name.
@@ -79,6 +89,12 @@ def _entries(wanted: str | Sequence[str | BenchmarkEntry]) -> list[str | Benchma
     return entries
 
 
+def _load(entry: Entry, split: str) -> Benchmark:
+    if isinstance(entry, TaskEntry):
+        return _official(entry, split)
+    return _embedded(entry, split) if isinstance(entry, str) else _own(entry, split)
+
+
 def _embedded(name: str, split: str) -> Benchmark:
     questions = []
     for row in pocket.questions(name, split):
@@ -93,3 +109,14 @@ def _own(entry: BenchmarkEntry, split: str) -> Benchmark:
     questions = read_questions(entry, split)
     guess = metrics.chance(entry.metric, questions) if entry.chance is None else entry.chance
     return Benchmark(entry.name, questions, guess, entry.metric, entry.max_new_tokens)
+
+
+def _official(entry: TaskEntry, split: str) -> Benchmark:
+    from raysearch.official import OfficialTask
+
+    task = OfficialTask(entry)
+    questions = task.questions(split)
+    if not questions:
+        raise InputError(f"{task.where}: no question is left for split {split}")
+    guess = task.chance(questions) if entry.chance is None else entry.chance
+    return Benchmark(entry.name, questions, guess, "normalised", task.max_new_tokens, task)

@@ -50,7 +50,8 @@ def evaluate(
             if benchmark.metric != "exact":
                 limit = benchmark.max_new_tokens
                 responses = generate_answers(model, encoder, benchmark.questions, limit, name=benchmark.name)
-                scores[benchmark.name] = METRICS[benchmark.metric].values(responses, benchmark.questions)
+                scorer = benchmark.task or METRICS[benchmark.metric]
+                scores[benchmark.name] = scorer.values(responses, benchmark.questions)
     return Results(
         scores={benchmark.name: scores[benchmark.name] for benchmark in benchmarks},
         images={b.name: np.array([question.image_id for question in b.questions]) for b in benchmarks},

@@ -66,7 +66,11 @@ def read_questions(entry: BenchmarkEntry, split: str) -> tuple[Question, ...]:
     if not len(rows):
         raise InputError(f"{where}: holds no rows" + (f" where {entry.where}" if entry.where else ""))
     groups = _image_ids(rows, entry)
-    chosen = _own_rows(groups, entry, split) if has_own else _shared_rows(groups, entry, split)
+    limit = entry.num_search if split == "search" else entry.num_heldout
+    if has_own:
+        chosen = _rows_of(_first(_shuffled(groups), limit))
+    else:
+        chosen = dealt(groups, split, entry.num_search, entry.num_heldout)
     bad, questions = BadRows(where, len(chosen)), []
     for index in chosen:
         try:
@@ -83,17 +87,15 @@ def read_questions(entry: BenchmarkEntry, split: str) -> tuple[Question, ...]:
     return tuple(questions)
 
 
-def _own_rows(groups: Sequence[str], entry: BenchmarkEntry, split: str) -> list[int]:
-    """Rows of a split that has data of its own: all, or as many as asked for, by whole images."""
-    limit = entry.num_search if split == "search" else entry.num_heldout
-    return _rows_of(_first(_shuffled(groups), limit))
+def dealt(groups: Sequence[str], split: str, num_search: int | None, num_heldout: int | None) -> list[int]:
+    """Rows of a split where both share them: half of them, or as many as asked for; no image is in both.
 
-
-def _shared_rows(groups: Sequence[str], entry: BenchmarkEntry, split: str) -> list[int]:
-    """Rows of a split where both share the data: half of them, or as many as asked for; no image is in both."""
+    Args:
+        groups: (num_rows,) what each row's images are called.
+    """
     images = _shuffled(groups)
-    search = _first(images, entry.num_search or len(groups) // 2)
-    return _rows_of(search if split == "search" else _first(images[len(search) :], entry.num_heldout))
+    search = _first(images, num_search or len(groups) // 2)
+    return _rows_of(search if split == "search" else _first(images[len(search) :], num_heldout))
 
 
 def _shuffled(groups: Sequence[str]) -> list[list[int]]:

@@ -127,6 +127,29 @@ class BenchmarkEntry(_Strict):
         return columns
 
 
+class TaskEntry(_Strict):
+    """A benchmark of lmms-eval: its rows, prompt and scoring."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    task: str
+    """Name of a task of lmms-eval whose score is a mean over rows."""
+    include: str | None = None
+    """A folder of tasks of your own, in the place of lmms-eval's."""
+    score: str | None = None
+    """Which of the task's numbers counts; left out, the only one."""
+    num_search: int | None = Field(None, ge=1)
+    num_heldout: int | None = Field(None, ge=1)
+    chance: float | None = Field(None, ge=0, lt=1)
+    scale: float = Field(100.0, gt=0)
+
+
+def _kind_of_benchmark(value: Any) -> str:
+    if isinstance(value, str):
+        return "name"
+    is_task = isinstance(value, TaskEntry) or (isinstance(value, dict) and "task" in value)
+    return "task" if is_task else "entry"
+
+
 _QUESTION_FIELDS = (
     "question",
     "answer",
@@ -139,8 +162,8 @@ _QUESTION_FIELDS = (
     "image_id",
 )
 OwnOrNamed = Annotated[
-    Annotated[str, Tag("name")] | Annotated[BenchmarkEntry, Tag("entry")],
-    Discriminator(lambda value: "name" if isinstance(value, str) else "entry"),
+    Annotated[str, Tag("name")] | Annotated[BenchmarkEntry, Tag("entry")] | Annotated[TaskEntry, Tag("task")],
+    Discriminator(_kind_of_benchmark),
 ]
 
 

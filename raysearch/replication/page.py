@@ -12,7 +12,7 @@ from raysearch.report.summary import size_text
 from raysearch.retention import retention
 from raysearch.search.grid import grid
 from raysearch.size import Size
-from raysearch.space import BenchmarkEntry, SearchSpace
+from raysearch.space import SearchSpace
 from raysearch.study import read_trials
 
 PAGE = "study.md"
@@ -26,7 +26,7 @@ def write_page(folder: Path, space: SearchSpace, dense: Size) -> Path:
     """Replace DIR/study.md and its picture by what the study in `folder` has measured so far."""
     table = Table.load(folder, read_trials(folder))
     probes = Probes.load(folder, grid(space))
-    own = {entry.name: entry.scale for entry in space.benchmarks if isinstance(entry, BenchmarkEntry)}
+    own = {entry.name: entry.scale for entry in space.benchmarks if not isinstance(entry, str)}
     scales = {name: own.get(name, 100.0) for name in table.dense.scores}
     write_figure(table, folder / FIGURE)
     write_text(folder / PAGE, page(space, table, probes, scales, dense))
