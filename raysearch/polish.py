@@ -6,6 +6,7 @@ from pathlib import Path
 from raysearch import families
 from raysearch.errors import InputError
 from raysearch.front import FrontPoint, Measured
+from raysearch.recipe import Recipe
 from raysearch.retention import Retention, difference
 from raysearch.space import Choices, SearchSpace
 from raysearch.study import read_space
@@ -62,11 +63,11 @@ def polish(study: Path, point: FrontPoint, epochs: float = 1.0) -> Polished:
         raise InputError(
             f"{study}: recipe {point.key} has no checkpoint in front.json; choose another budget"
         )
-    bench = Workbench(_pinned(read_space(study), point))
+    longer = Recipe(**{**point.recipe.as_dict(), "data_fraction": 1.0, "epochs": epochs})
+    bench = Workbench(_pinned(read_space(study), longer))
     model, _ = families.load(study / point.checkpoint)
     before, before_heldout = (bench.evaluate(model, asked) for asked in (bench.questions, bench.heldout))
-    longer = {**point.recipe.as_dict(), "data_fraction": 1.0, "epochs": epochs}
-    trial = Trial(point.recipe.model_validate(longer), bench, model)
+    trial = Trial(longer, bench, model)
     try:
         (score,) = trial.scores([])
         assert trial.latest_results is not None, trial.recipe
@@ -91,9 +92,9 @@ def polish(study: Path, point: FrontPoint, epochs: float = 1.0) -> Polished:
     return Polished(point, gain, before_quality, after, score.samples_seen)
 
 
-def _pinned(space: SearchSpace, point: FrontPoint) -> SearchSpace:
-    """The study's space with this recipe's losses alone; nothing is pruned again, so no importance is measured."""
-    values = {**point.recipe.as_dict(), "mode": "layerwise", "criterion": "deepest"}
+def _pinned(space: SearchSpace, recipe: Recipe) -> SearchSpace:
+    """The study's space with this recipe's recovery alone; nothing is pruned again, so no importance is measured."""
+    values = {**recipe.as_dict(), "mode": "layerwise", "criterion": "deepest"}
     values.pop("depth_share", None)
     return space.model_copy(
         update={"recipe": {name: [Choices(choices=[value])] for name, value in values.items()}}

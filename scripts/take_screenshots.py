@@ -78,6 +78,7 @@ def open_comparison(page: Any, server: str, experiment: str, runs: list[str]) ->
         f"'size_ratio') && plot.data.some(trace => trace.y && trace.y.length == {len(runs)}))"
     )
     page.wait_for_function(drawn, timeout=PATIENCE)
+    close_assistant(page)
 
 
 def open_artifacts(page: Any, server: str, experiment: str, parent: str) -> None:
@@ -87,6 +88,14 @@ def open_artifacts(page: Any, server: str, experiment: str, parent: str) -> None
     page.wait_for_function(
         "[...document.querySelectorAll('img')].some(image => image.naturalWidth > 1000)", timeout=PATIENCE
     )
+
+
+def close_assistant(page: Any) -> None:
+    """MLflow opens a chat beside its pages; it takes a quarter of the width."""
+    button = page.get_by_role("button", name="Close", exact=True)
+    if button.count():
+        button.first.click()
+        page.wait_for_timeout(2000)  # the plots are drawn anew
 
 
 @contextmanager

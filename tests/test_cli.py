@@ -8,7 +8,10 @@ import sys
 
 import pytest
 import synthetic_study
+import yaml
+from PIL import Image
 
+from raysearch import pocket
 from raysearch.cli import app
 from raysearch.errors import InputError
 from raysearch.front import Front
@@ -71,6 +74,19 @@ def test_answers_come_light_and_fast(name, study, tmp_path):
     assert heavy == []
     assert status == (0 if name.startswith(("help", "best", "dry run", "estimate")) else 2)
     assert seconds < 1, "CPU time, so that a busy machine does not matter"
+
+
+def test_a_dry_run_of_own_model_and_data_is_as_light(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "black"}]
+    rows = [{"id": str(number), "image": "0.png", "conversations": turns} for number in range(7)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    own = {"model": str(pocket.weights_folder()), "data": str(tmp_path / "data.json"), "num_samples": None}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({**yaml.safe_load(SPACE.read_text()), **own}))
+    status, heavy, seconds, done = alone("search", tmp_path / "space.yaml", "--dry-run")
+    assert (status, heavy, done.stderr.count("\n")) == (0, [], 1)
+    assert "7 samples; the longest trial sees 7" in done.stdout
+    assert seconds < 1
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_front_is_measured_where_it_lies(study, tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody is there
     folder = tmp_path / "run"
     front = Front.load(study)
-    alone = front.model_copy(update={"points": [answer(study)]})
+    alone = front.model_copy(update={"points": [answer(study)], "budgets": {"60%": answer(study).key}})
     shutil.copytree(study, folder)
     alone.save(folder)
     with pytest.raises(SystemExit) as ended:
