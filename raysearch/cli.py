@@ -12,6 +12,7 @@ import typer
 from raysearch import pareto
 from raysearch.door import Door
 from raysearch.errors import InputError
+from raysearch.recipe import check_ratio
 
 app = Door(no_args_is_help=True, help="Search for the pruning and recovery recipe that fits a size budget.")
 app.command()(pareto.search)
@@ -85,13 +86,18 @@ def export(
 
 @app.command()
 def prune(
-    model: Annotated[str, typer.Argument(help="Hugging Face folder of an LVLM, or pocket.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Hugging Face folder or hub id of a vision-language or language model, or pocket."
+        ),
+    ],
     to: Annotated[Path, typer.Option(help="New or empty folder for the pruned model.")],
     mode: Annotated[
         Literal["layerwise", "widthwise", "both"], typer.Option(help="Drop layers, slice widths, or both.")
     ] = "layerwise",
     ratio: Annotated[
-        float | None, typer.Option(min=0, max=0.99, help="Share of the decoder's parameters to remove.")
+        float | None, typer.Option(help="Share of the decoder's parameters to remove, below 1.")
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Or: largest size of the whole model: 60%, 3.2GB, 3B.")
@@ -119,7 +125,9 @@ def prune(
             "prune: needs one of --ratio and --budget; give the share to remove, or the size to reach"
         )
     parsed = _budget(budget) if budget is not None else None
-    from raysearch.prune import prune_checkpoint
+    if ratio is not None:
+        check_ratio(ratio)
+    from raysearch.pruning import prune_checkpoint
     from raysearch.report.summary import size_text
 
     data = calibration or ("pocket" if model == "pocket" else None)

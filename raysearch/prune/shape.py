@@ -13,10 +13,19 @@ from transformers import PretrainedConfig
 from raysearch.errors import InputError
 from raysearch.prune.config import Shape, shape_of
 from raysearch.prune.count import Counts, counts_of
-from raysearch.recipe import Mode
+from raysearch.recipe import Mode, check_ratio
 from raysearch.size import Budget, Size
 
-__all__ = ["Shape", "default_multiple", "shape_of", "size_of", "smallest_shape", "solve", "solve_budget"]
+__all__ = [
+    "Shape",
+    "default_multiple",
+    "removed_share",
+    "shape_of",
+    "size_of",
+    "smallest_shape",
+    "solve",
+    "solve_budget",
+]
 
 
 def size_of(
@@ -30,6 +39,12 @@ def size_of(
         bytes_per_param = bytes_per_param.itemsize
     counts = counts_of(config)
     return counts.size(shape or counts.dense, bytes_per_param)
+
+
+def removed_share(config: PretrainedConfig, shape: Shape) -> float:
+    """Share of the decoder's parameters that `shape` removes: the exact value of a recipe's ratio."""
+    counts = counts_of(config)
+    return 1 - counts.decoder(shape) / counts.decoder(counts.dense)
 
 
 def default_multiple(config: PretrainedConfig) -> int:
@@ -63,10 +78,7 @@ def solve(
     Raises:
         InputError: `ratio` outside [0, 1), or more than can be removed.
     """
-    if not 0 <= ratio < 1:
-        raise InputError(
-            f"ratio {ratio}: outside [0, 1); give the share of the decoder's parameters to remove"
-        )
+    check_ratio(ratio)
     counts = counts_of(config)
     dense = counts.decoder(counts.dense)
     step = _step(config, counts, multiple)
