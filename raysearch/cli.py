@@ -111,6 +111,9 @@ def prune(
             help="Data on which importance is measured: a JSON file, or pocket; none for weights alone."
         ),
     ] = None,
+    compensate: Annotated[
+        bool, typer.Option("--compensate", help="Let the FFNs in front of dropped layers make up for them.")
+    ] = False,
 ) -> None:
     """Prune without recovery, and write a stock checkpoint.
 
@@ -131,8 +134,9 @@ def prune(
     from raysearch.report.summary import size_text
 
     data = calibration or ("pocket" if model == "pocket" else None)
-    options = {"ratio": ratio, "budget": parsed, "criterion": criterion, "calibration": data}
-    done = prune_checkpoint(model, mode=mode, to=to, **options)
+    sizes = {"ratio": ratio, "budget": parsed}
+    chosen = {"criterion": criterion, "calibration": data, "compensate": compensate}
+    done = prune_checkpoint(model, mode=mode, to=to, **sizes, **chosen)
     print(
         f"{to}: {size_text(done['size_bytes'])}, {done['size_ratio']:.1%} of the dense model, by {done['criterion']}"
     )

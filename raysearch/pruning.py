@@ -17,7 +17,7 @@ from raysearch import export, families
 from raysearch.data.reading import BadRow, Encoder, Sample, fraction_order, load_samples
 from raysearch.errors import InputError
 from raysearch.importance import Importance, importance, needs_data
-from raysearch.prune import Shape, prune, removed_share, shape_of, size_of, solve, solve_budget
+from raysearch.prune import Shape, compensation, prune, removed_share, shape_of, size_of, solve, solve_budget
 from raysearch.prune.cut import kept_layers
 from raysearch.recipe import Mode, Recipe, check_ratio
 from raysearch.size import Budget
@@ -44,6 +44,7 @@ def prune_checkpoint(
     batch_size: int = 4,
     max_length: int = 2048,
     tokens: str | None = None,
+    compensate: bool = False,
     dtype: torch.dtype | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
@@ -65,6 +66,7 @@ def prune_checkpoint(
         num_samples, batch_size, max_length: samples to score on, per batch, and their longest length in tokens. An
             LVLM is scored on samples with images alone.
         tokens: which tokens count, see `importance`.
+        compensate: let the FFNs in front of dropped layers make up for them, fitted on the calibration data.
         dtype: of the weights in memory and on disk; None keeps the file's.
         seed: which samples are taken, and the choice of `random`.
         trust_remote_code: run code that comes with the checkpoint.
@@ -79,10 +81,15 @@ def prune_checkpoint(
         mode, ratio, Budget.parse(budget) if isinstance(budget, str) else budget, depth_share, multiple
     )
     recipe = goal.recipe(criterion or _default_criterion(mode, calibration is not None), seed)
-    wants_data = needs_data(recipe.criterion)
-    if wants_data and calibration is None:
+    if compensate and mode == "widthwise":
         raise InputError(
-            f"criterion {recipe.criterion}: needs calibration data; give --calibration, or choose magnitude or deepest"
+            "compensate: makes up for dropped layers, and widthwise drops none; choose another mode"
+        )
+    wants_data = needs_data(recipe.criterion) or compensate
+    if wants_data and calibration is None:
+        wanting = "compensate" if compensate else f"criterion {recipe.criterion}"
+        raise InputError(
+            f"{wanting}: needs calibration data; give --calibration, or go without, by magnitude or deepest"
         )
     export.check_target(Path(to))
     config = families.load_config(model, trust_remote_code)
@@ -103,11 +110,16 @@ def prune_checkpoint(
             if name is not None:
                 batches = _batches(encoder, samples, batch_size) if encoder and needs_data(name) else None
                 scores[part] = importance(dense, batches, name, seed, tokens)
+    layers = kept_layers(dense.config, shape, scores)
     with _timed(seconds, "cut"):
         pruned = prune(dense, shape, scores)
-
-    layers = kept_layers(dense.config, shape, scores)
-    summary = {**_summary(dense, shape, recipe, str(model), layers), "seconds": seconds}
+    summary = _summary(dense, shape, recipe, str(model), layers)
+    if compensate and encoder:
+        with _timed(seconds, "compensate"):
+            summary["left_by_compensation"] = compensation.compensate(
+                pruned, dense, layers, list(_batches(encoder, samples, batch_size))
+            )
+    summary["seconds"] = seconds
     reached = recipe.model_copy(update={"ratio": summary["ratio"]})
     card = {"title": f"{Path(model).name}, pruned", "base_model": str(model), **_card(summary)}
     export.save(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)

@@ -24,9 +24,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from raysearch.families import quiet
 from raysearch.files import write_json
 from raysearch.importance import Importance, importance
-from raysearch.prune import Shape, prune, shape_of
+from raysearch.prune import Shape, compensate, prune, shape_of
+from raysearch.prune.cut import kept_layers
 
-LAYER_CRITERIA = ("block_influence", "angular", "one_shot_loss", "greedy_loss", "deepest", "random")
+COMPENSATED = "block_influence, compensated"
+LAYER_CRITERIA = (
+    "block_influence",
+    COMPENSATED,
+    "angular",
+    "one_shot_loss",
+    "greedy_loss",
+    "deepest",
+    "random",
+)
 WIDTH_CRITERIA = ("magnitude", "taylor", "taylor2", "activation", "wanda", "fluctuation", "random")
 LAYERS_REMOVED = (1, 2, 4, 6, 8, 10)
 CHANNELS_REMOVED = (0.1, 0.2, 0.35, 0.5)
@@ -95,10 +105,13 @@ def measure(results: dict[str, Any], out: Path) -> None:
         if set(wanted) <= set(found):
             continue
         started = time.process_time()
-        scores = importance(model, batches, criterion, seed)
+        scores = _under(kind, importance(model, batches, criterion.partition(",")[0], seed))
         found["cpu_seconds"] = round(time.process_time() - started, 1)
         for removed, shape in wanted.items():
-            found[removed] = perplexity(prune(model, shape, _under(kind, scores)), evaluation)
+            pruned = prune(model, shape, scores)
+            if criterion == COMPENSATED:
+                compensate(pruned, model, kept_layers(model.config, shape, scores), batches)
+            found[removed] = perplexity(pruned, evaluation)
             write_json(out, results)
         print(key, found, flush=True)
 

@@ -62,7 +62,6 @@ def published(model: InternVLForConditionalGeneration, folder: Path, **changes: 
                 "short_factor": rope["short_factor"],
                 "long_factor": rope["long_factor"],
             },
-            "original_max_position_embeddings": 32,
         },
         "vision_config": {
             "hidden_size": vision.hidden_size,

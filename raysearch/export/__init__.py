@@ -83,9 +83,9 @@ def model_card(
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {card.get('title') or 'Pruned model'}",
         f"Made by raysearch from {Path(str(card['base_model'])).name}." if card.get("base_model") else "",
-        _table(("", ""), facts),
+        _table(facts),
         f"## Recipe\n\n```yaml\n{yaml.safe_dump(recipe.as_dict(), sort_keys=False)}```" if recipe else "",
-        "## Scores\n\n" + _table(("", ""), measured) if measured else "",
+        "## Scores\n\n" + _table(measured) if measured else "",
         f"## Use\n\n```python\nfrom transformers import {auto}, {processor}\n\n"
         f'model = {auto}.from_pretrained("FOLDER")\nprocessor = {processor}.from_pretrained("FOLDER")\n```',
     ]
@@ -104,11 +104,9 @@ def check_target(folder: Path) -> None:
         raise InputError(f"{folder}: holds files that are no checkpoint; name a new or empty folder")
 
 
-def _table(head: tuple[str, str], rows: dict[str, Any]) -> str:
-    if not rows:
-        return ""
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {_shown(value)} |" for name, value in rows.items())])
+def _table(rows: dict[str, Any]) -> str:
+    lines = [f"| {name} | {_shown(value)} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines]) if rows else ""
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -70,6 +70,9 @@ def stock_config(published: dict[str, Any], names: Iterable[str], folder: Path) 
         raise InputError(
             f"{folder}/config.json: its decoder {decoder} is no class of transformers (phi3, qwen2, llama are)"
         )
+    rope = text.get("rope_scaling") or {}
+    if rope.get("type") == "su":  # what longrope was called first; transformers reads it only by half
+        text["rope_scaling"] = {**rope, "type": "longrope"}
     ratio = published.get("downsample_ratio", 0.5)
     size, patch = published.get("force_image_size") or vision["image_size"], vision["patch_size"]
     return InternVLConfig(
