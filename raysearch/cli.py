@@ -133,10 +133,16 @@ def prune(
     from raysearch.pruning import prune_checkpoint
     from raysearch.report.summary import size_text
 
-    data = calibration or ("pocket" if model == "pocket" else None)
-    sizes = {"ratio": ratio, "budget": parsed}
-    chosen = {"criterion": criterion, "calibration": data, "compensate": compensate}
-    done = prune_checkpoint(model, mode=mode, to=to, **sizes, **chosen)
+    done = prune_checkpoint(
+        model,
+        mode=mode,
+        to=to,
+        ratio=ratio,
+        budget=parsed,
+        criterion=criterion,
+        calibration=calibration or ("pocket" if model == "pocket" else None),
+        compensate=compensate,
+    )
     print(
         f"{to}: {size_text(done['size_bytes'])}, {done['size_ratio']:.1%} of the dense model, by {done['criterion']}"
     )

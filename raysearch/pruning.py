@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -105,7 +105,7 @@ def prune_checkpoint(
     shape = goal.shape(dense.config, dense.dtype)
     with _timed(seconds, "score"):
         encoder = Encoder(processor, families.family_for(dense), max_length) if samples else None
-        scores: dict[Literal["depth", "width"], Importance] = {}
+        scores: dict[Any, Importance] = {}
         for part, name in zip(("depth", "width"), recipe.criteria, strict=True):
             if name is not None:
                 batches = _batches(encoder, samples, batch_size) if encoder and needs_data(name) else None
