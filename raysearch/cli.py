@@ -12,6 +12,7 @@ import typer
 from raysearch import pareto
 from raysearch.door import Door
 from raysearch.errors import InputError
+from raysearch.recipe import check_ratio
 
 app = Door(no_args_is_help=True, help="Search for the pruning and recovery recipe that fits a size budget.")
 app.command()(pareto.search)
@@ -160,13 +161,18 @@ def measure(folder: Folder) -> None:
 
 @app.command()
 def prune(
-    model: Annotated[str, typer.Argument(help="Hugging Face folder of an LVLM, or pocket.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Hugging Face folder or hub id of a vision-language or language model, or pocket."
+        ),
+    ],
     to: Annotated[Path, typer.Option(help="New or empty folder for the pruned model.")],
     mode: Annotated[
         Literal["layerwise", "widthwise", "both"], typer.Option(help="Drop layers, slice widths, or both.")
     ] = "layerwise",
     ratio: Annotated[
-        float | None, typer.Option(min=0, max=0.99, help="Share of the decoder's parameters to remove.")
+        float | None, typer.Option(help="Share of the decoder's parameters to remove, below 1.")
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Or: largest size of the whole model: 60%, 3.2GB, 3B.")
@@ -180,6 +186,9 @@ def prune(
             help="Data on which importance is measured: a JSON file, or pocket; none for weights alone."
         ),
     ] = None,
+    compensate: Annotated[
+        bool, typer.Option("--compensate", help="Let the FFNs in front of dropped layers make up for them.")
+    ] = False,
 ) -> None:
     """Prune without recovery, and write a stock checkpoint.
 
@@ -194,12 +203,21 @@ def prune(
             "prune: needs one of --ratio and --budget; give the share to remove, or the size to reach"
         )
     parsed = _budget(budget) if budget is not None else None
-    from raysearch.prune import prune_checkpoint
+    if ratio is not None:
+        check_ratio(ratio)
+    from raysearch.pruning import prune_checkpoint
     from raysearch.size import size_text
 
-    data = calibration or ("pocket" if model == "pocket" else None)
-    options = {"ratio": ratio, "budget": parsed, "criterion": criterion, "calibration": data}
-    done = prune_checkpoint(model, mode=mode, to=to, **options)
+    done = prune_checkpoint(
+        model,
+        mode=mode,
+        to=to,
+        ratio=ratio,
+        budget=parsed,
+        criterion=criterion,
+        calibration=calibration or ("pocket" if model == "pocket" else None),
+        compensate=compensate,
+    )
     print(
         f"{to}: {size_text(done['size_bytes'])}, {done['size_ratio']:.1%} of the dense model, by {done['criterion']}"
     )

@@ -31,8 +31,12 @@ def check_folder(folder: Path) -> None:
         except (ValueError, KeyError, AttributeError):
             raise InputError(f"{index}: not an index of shards; download the folder again") from None
     else:
-        shards = [path.name for path in folder.glob("*.safetensors")] or ["model.safetensors"]
-    for shard in shards:
+        shards = [path.name for path in folder.glob("*.safetensors")]
+    if not shards and list(folder.glob("*.bin")):
+        raise InputError(
+            f"{folder}: its weights are pickled .bin files, which are not read; save it as safetensors"
+        )
+    for shard in shards or ["model.safetensors"]:
         _check_shard(folder / shard)
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from raysearch.errors import InputError
+
 Mode = Literal["layerwise", "widthwise", "both"]
 Trained = Literal["nothing", "projector", "projector+lora", "projector+decoder", "decoder"]
 
@@ -48,6 +50,18 @@ _DEFAULTS: dict[str, object] = {
     "kl": "forward",
     "hidden_match": "mse",
 }
+
+
+def check_ratio(ratio: float) -> None:
+    """Check the share of the decoder's parameters to remove.
+
+    Raises:
+        InputError: it is outside [0, 1), or no number.
+    """
+    if not 0 <= ratio < 1:
+        raise InputError(
+            f"ratio {ratio}: outside [0, 1); give the share of the decoder's parameters to remove"
+        )
 
 
 def applies(field: str, values: Mapping[str, Any]) -> bool:

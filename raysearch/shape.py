@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from raysearch.errors import InputError
-from raysearch.recipe import Mode, Recipe
+from raysearch.recipe import Mode, Recipe, check_ratio
 from raysearch.size import Budget, Size
 
 
@@ -140,10 +140,7 @@ def solve(
     Raises:
         InputError: `ratio` outside [0, 1), or more than can be removed.
     """
-    if not 0 <= ratio < 1:
-        raise InputError(
-            f"ratio {ratio}: outside [0, 1); give the share of the decoder's parameters to remove"
-        )
+    check_ratio(ratio)
     dense = counts.decoder(counts.dense)
     step = _step(counts, multiple)
     target = dense * (1 - ratio) + counts.num_outside

@@ -3,21 +3,20 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tiny_models import FAMILIES, dense
+from tiny_models import dense
 from transformers import PreTrainedTokenizerFast
 
 from raysearch import export
 from raysearch.errors import InputError
 from raysearch.families import family_for, load
 from raysearch.importance import importance
-from raysearch.prune import prune, prune_checkpoint, shape_of, size_of, solve
+from raysearch.prune import prune, shape_of, size_of, solve
+from raysearch.pruning import prune_checkpoint
 from raysearch.recipe import Recipe
 
 RECIPE = Recipe(mode="both", ratio=0.3, criterion="deepest+magnitude", trained="nothing")
@@ -65,28 +64,6 @@ def test_everything_is_in_the_folder(tmp_path: Path) -> None:
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
-def test_a_process_without_raysearch_loads_it(tmp_path: Path) -> None:
-    model, batch = dense("mini_internvl"), FAMILIES["mini_internvl"].batch(padded=False)
-    scores = importance(model, None, "random")
-    pruned = prune(model, solve(model.config, "both", 0.4), {"depth": scores, "width": scores})
-    export.save(pruned, None, tmp_path / "out")
-    torch.save({key: value for key, value in batch.items() if key != "labels"}, tmp_path / "batch.pt")
-    script = """
-import sys, torch
-sys.modules["raysearch"] = None
-from transformers import AutoModelForImageTextToText
-model = AutoModelForImageTextToText.from_pretrained(sys.argv[1] + "/out", dtype="auto").eval()
-with torch.inference_mode():
-    torch.save(model(**torch.load(sys.argv[1] + "/batch.pt")).logits, sys.argv[1] + "/logits.pt")
-"""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    subprocess.run(
-        [sys.executable, "-I", "-c", script, str(tmp_path)], check=True, env=env, capture_output=True
-    )
-    with torch.inference_mode():
-        assert torch.equal(torch.load(tmp_path / "logits.pt"), pruned(**{**batch, "labels": None}).logits)
-
-
 def test_an_interrupted_save_leaves_the_older_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export.save(dense("llama"), None, tmp_path / "out", card={"title": "first"})
     monkeypatch.setattr(export, "model_card", lambda *_: 1 / 0)
@@ -132,6 +109,7 @@ def test_wrong_uses_write_nothing(folder: Path, tmp_path: Path) -> None:
     wrong = {
         "needs one of ratio and budget": {"mode": "layerwise"},
         "outside [0, 1)": {"mode": "layerwise", "ratio": 1.0},
+        "ratio nan: outside [0, 1)": {"mode": "both", "ratio": float("nan")},
         "below the smallest model": {"mode": "layerwise", "budget": "1KB"},
         "needs calibration data": {"mode": "widthwise", "ratio": 0.2, "criterion": "taylor"},
         "names no layer criterion": {"mode": "layerwise", "ratio": 0.2, "criterion": "magnitude"},
@@ -144,6 +122,28 @@ def test_wrong_uses_write_nothing(folder: Path, tmp_path: Path) -> None:
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+
+
+def test_calibration_without_a_usable_image_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "why"}, {"from": "gpt", "value": "because"}]
+    (tmp_path / "text.json").write_text(json.dumps([{"conversations": turns}] * 3))
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    (tmp_path / "torn.json").write_text(json.dumps([{"image": "torn.png", "conversations": turns}] * 3))
+    for model, data, message in (
+        (
+            folder,
+            "text.json",
+            "text.json: none of its 3 samples has an image, and llava is a vision-language",
+        ),
+        ("pocket", "torn.json", "none of 3 samples can be used .*torn.png: can't be read"),
+        (folder, "gone.json", "gone.json: no such file"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            prune_checkpoint(
+                model, mode="layerwise", ratio=0.3, to=tmp_path / "out", calibration=tmp_path / data
+            )
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def broken(folder: Path, how: str) -> None:
@@ -162,13 +162,18 @@ def broken(folder: Path, how: str) -> None:
         config["text_config"]["intermediate_size"] = 80
     elif how == "more layers":
         config["text_config"]["num_hidden_layers"] = 6
+    elif how == "fewer layers":
+        config["text_config"]["num_hidden_layers"] = 3
+    elif how == "pickled":
+        for path in folder.glob("*.safetensors*"):
+            path.rename(path.with_suffix(".bin"))
     elif how == "no config":
         (folder / "config.json").unlink()
     elif how == "unknown type":
         config["model_type"] = "perceptron"
     elif how == "bad index":
         (folder / "model.safetensors.index.json").write_text("{")
-    if how in ("other widths", "more layers", "unknown type"):
+    if how in ("other widths", "more layers", "fewer layers", "unknown type"):
         (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -179,8 +184,13 @@ def broken(folder: Path, how: str) -> None:
         ("truncated", r"model-00002-of-\d+.safetensors: truncated, \d+ bytes of \d+"),
         ("empty", "truncated or no safetensors file"),
         ("pointer", "truncated or no safetensors file"),
-        ("other widths", "config.json and the weights don't fit"),
+        (
+            "other widths",
+            r"mlp.down_proj.weight is \(64, 96\) in the files and \(64, 80\) by the configuration",
+        ),
         ("more layers", "asks for 18 tensors that the files lack"),
+        ("fewer layers", "hold 9 tensors that the configuration lacks, the first is .*layers.3"),
+        ("pickled", "pickled .bin files"),
         ("no config", "no config.json"),
         ("unknown type", "can't be read by transformers"),
         ("bad index", "not an index of shards"),
@@ -201,7 +211,7 @@ def test_no_such_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_in_half_precision_stay_so(folder: Path, tmp_path: Path) -> None:
-    prune_checkpoint(folder, mode="widthwise", ratio=0.2, to=tmp_path / "out", dtype="bfloat16")
+    prune_checkpoint(folder, mode="widthwise", ratio=0.2, to=tmp_path / "out", dtype=torch.bfloat16)
     loaded, _ = load(tmp_path / "out")
     assert loaded.dtype == torch.bfloat16
     assert load(tmp_path / "out", dtype=torch.float32)[0].dtype == torch.float32

@@ -1,11 +1,14 @@
 """The contract: what pruning promises, for every family x mode x criterion, on tiny models with random weights."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, IMAGE, NUM_LAYERS, dense
+from tiny_models import FAMILIES, NUM_LAYERS, SEQUENCE, dense
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -175,12 +178,16 @@ def test_layers_are_ranked_and_an_idle_layer_is_seen(name: str, criterion: str) 
         torch.testing.assert_close(logits(pruned, batch), logits(model, batch), atol=1e-5, rtol=1e-5)
 
 
-@every_family
-def test_round_trip_through_a_folder_and_generation(name: str, tmp_path) -> None:
-    model = dense(name)
+def smaller(model: PreTrainedModel) -> PreTrainedModel:
+    """One layer less, and narrower."""
     scores = importance(model, None, "random", seed=6)
-    shape = narrower(model)
-    pruned = prune(model, Shape(NUM_LAYERS - 1, *_widths(shape)), {"depth": scores, "width": scores})
+    shape = Shape(NUM_LAYERS - 1, *_widths(narrower(model)))
+    return prune(model, shape, {"depth": scores, "width": scores})
+
+
+@every_family
+def test_round_trip_through_a_folder(name: str, tmp_path) -> None:
+    pruned = smaller(dense(name))
     export.save(pruned, None, tmp_path / "out", card={"base_model": name})
     loaded, processor = load(tmp_path / "out")
     batch = FAMILIES[name].batch(padded=False)
@@ -188,11 +195,40 @@ def test_round_trip_through_a_folder_and_generation(name: str, tmp_path) -> None
     assert type(loaded) is type(pruned)
     assert torch.equal(logits(loaded, batch), logits(pruned, batch))
 
-    prompt = {key: value for key, value in batch.items() if key != "labels"}
-    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
-    settings["suppress_tokens"] = [IMAGE, IMAGE + 1]
-    cached = loaded.generate(**prompt, **settings)
-    assert torch.equal(cached, loaded.generate(**prompt, **settings, use_cache=False))
+
+WITHOUT_RAYSEARCH = """
+import sys, pathlib, torch, transformers
+sys.modules["raysearch"] = None
+for folder in pathlib.Path(sys.argv[1]).iterdir():
+    inputs = torch.load(folder / "inputs.pt")
+    auto = getattr(transformers, "AutoModelFor" + ("CausalLM" if len(inputs) == 2 else "ImageTextToText"))
+    model = auto.from_pretrained(folder, dtype="auto").eval()
+    settings = dict(min_new_tokens=4, max_new_tokens=4, do_sample=False, pad_token_id=0, suppress_tokens=[90, 91])
+    with torch.inference_mode():
+        found = {"logits": model(**inputs).logits}
+        for cache in (True, False):
+            found[f"cache {cache}"] = model.generate(**inputs, **settings, use_cache=cache)
+    torch.save(found, folder / "found.pt")
+"""
+
+
+def test_a_process_without_raysearch_loads_and_generates(tmp_path) -> None:
+    """Every family in one process; equal logits, and the same tokens with the cache and without."""
+    expected = {}
+    for name, family in FAMILIES.items():
+        pruned, batch = smaller(dense(name)), family.batch(padded=False)
+        export.save(pruned, None, tmp_path / name)
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        torch.save(inputs, tmp_path / name / "inputs.pt")
+        expected[name] = logits(pruned, batch)
+    command = [sys.executable, "-I", "-c", WITHOUT_RAYSEARCH, str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in FAMILIES:
+        found = torch.load(tmp_path / name / "found.pt")
+        assert torch.equal(found["logits"], expected[name]), name
+        assert found["cache True"].shape == (2, SEQUENCE + 4), name
+        assert torch.equal(found["cache True"], found["cache False"]), name
 
 
 def _widths(shape: Shape) -> tuple[int, int, int]:

@@ -51,11 +51,20 @@ def test_llava_7b_is_counted_in_under_a_second(llava_7b: LlavaConfig) -> None:
 def test_llava_7b_drops_the_published_layers(
     llava_7b: LlavaConfig, ratio: float, dropped: int, billions: float
 ) -> None:
-    """arXiv 2604.24380 drops 5, 10, 15 and 21 layers. 21 are 63.1% of the language model, called 60% there;
-    the nearest to 60% are 20."""
+    """arXiv 2604.24380 drops 5, 10, 15 and 21 layers; 21 are 63.1% of the language model, called 60% there."""
     shape = solve(llava_7b, "layerwise", ratio)
     assert shape.num_layers == 32 - dropped
     assert size_of(llava_7b, shape).num_params / 1e9 == pytest.approx(billions, abs=0.005)
+
+
+def test_no_part_of_llava_7b_makes_the_published_counts_shares(llava_7b: LlavaConfig) -> None:
+    """Layers nearest to 15, 30, 45 and 60% of the layers, of the language model, and of the whole model."""
+    counts, dense = counts_of(llava_7b), shape_of(llava_7b)
+    layer = counts.layer(dense)
+    wholes = (32 * layer, counts.decoder(dense), counts.total(dense))
+    nearest = [[round(share * whole / layer) for share in (0.15, 0.3, 0.45, 0.6)] for whole in wholes]
+    assert nearest == [[5, 10, 14, 19], [5, 10, 15, 20], [5, 10, 16, 21]]
+    assert 21 * layer / counts.decoder(dense) == pytest.approx(0.631, abs=5e-4)
 
 
 @pytest.mark.parametrize(("ratio", "billions"), [(0.15, 6.0), (0.30, 5.0), (0.45, 4.0), (0.60, 3.0)])

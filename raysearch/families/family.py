@@ -6,7 +6,6 @@ conventions: `get_decoder()`, `get_output_embeddings()`, and one of the usual na
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -49,7 +48,7 @@ class Family:
             InputError: no such part.
         """
         if self.decoder_path:
-            return self._part(model, "decoder", [self.decoder_path])
+            return self._part(model, "decoder", self.decoder_path)
         found = model.get_decoder()
         if not isinstance(getattr(found, "layers", None), nn.ModuleList):
             raise self._not_found(model, "decoder", "get_decoder().layers")
@@ -65,11 +64,11 @@ class Family:
 
     def vision(self, model: PreTrainedModel) -> list[nn.Module]:
         """The vision tower's modules; empty for a plain language model."""
-        return [self._part(model, "vision tower", [path]) for path in self.vision_paths]
+        return [self._part(model, "vision tower", path) for path in self.vision_paths]
 
     def projector(self, model: PreTrainedModel) -> list[nn.Module]:
         """The projector's modules; empty for a plain language model."""
-        return [self._part(model, "projector", [path]) for path in self.projector_paths]
+        return [self._part(model, "projector", path) for path in self.projector_paths]
 
     def lm_head(self, model: PreTrainedModel) -> nn.Module:
         """The output embedding, from the normalised hidden state to logits."""
@@ -96,14 +95,11 @@ class Family:
         wanted = self.decoder(model).layers
         return next(name for name, module in model.named_modules() if module is wanted)
 
-    def _part(self, model: nn.Module, what: str, paths: Sequence[str]) -> nn.Module:
-        for path in paths:
-            found: Any = model
-            for name in path.split("."):
-                found = getattr(found, name, None)
-            if isinstance(found, nn.Module):
-                return found
-        raise self._not_found(model, what, ", ".join(paths))
+    def _part(self, model: nn.Module, what: str, path: str) -> nn.Module:
+        try:
+            return model.get_submodule(path)
+        except AttributeError:
+            raise self._not_found(model, what, path) from None
 
     def _not_found(self, model: nn.Module, what: str, looked_for: str) -> InputError:
         known = ", ".join(sorted(KNOWN))

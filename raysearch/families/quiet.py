@@ -1,8 +1,10 @@
 """Keep transformers from talking while a checkpoint is read or written."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from transformers.utils import logging
 
 
@@ -12,6 +14,10 @@ def quiet() -> Iterator[None]:
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if (
+        not torch.cuda.is_available()
+    ):  # else DeepSpeed, which accelerate imports to save, announces the CPU on stdout
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         yield
     finally:

@@ -4,7 +4,8 @@ Symbols: L layers, G KV groups, H query heads, F FFN channels. Higher is more im
 fp64 whatever the model's dtype; what comes back is a few kilobytes of numpy.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -97,21 +98,16 @@ def _random(model: PreTrainedModel, seed: int) -> Importance:
     )
 
 
-class _left_as_it_was:
-    """Eval mode inside; outside, every module's mode and every parameter's `requires_grad` as before."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.training = [(module, module.training) for module in model.modules()]
-        self.grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        model.eval()
-        for parameter, _ in self.grads:
-            parameter.requires_grad_(False)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        for module, mode in self.training:
+@contextmanager
+def _left_as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode without gradients inside; every module's mode and every `requires_grad` as before outside."""
+    training = [(module, module.training) for module in model.modules()]
+    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in training:
             module.training = mode
-        for parameter, wanted in self.grads:
+        for parameter, wanted in grads:
             parameter.requires_grad_(wanted)

@@ -1,7 +1,6 @@
 """Layer criteria: how much a decoder layer changes the hidden state, or the loss without it."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -107,20 +106,14 @@ def _layer_states(
         chosen = mask.to(before.device)
         states.append((before[chosen].float(), after[chosen].float()))
 
-    with hooked(family_for(model).decoder(model).layers, note):
-        forward_only(model, batch)
-    return states
-
-
-@contextmanager
-def hooked(layers: Iterable[torch.nn.Module], note: Any) -> Iterator[None]:
-    """Call `note(module, args, kwargs, output)` after each layer."""
+    layers = family_for(model).decoder(model).layers
     handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
     try:
-        yield
+        forward_only(model, batch)
     finally:
         for handle in handles:
             handle.remove()
+    return states
 
 
 def forward_only(model: PreTrainedModel, batch: Batch) -> None:

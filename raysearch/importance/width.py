@@ -6,6 +6,7 @@ that of its query heads plus, where weights are scored, that of its own key and 
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -134,9 +135,7 @@ def fluctuation(model: PreTrainedModel, batches: Iterable[Batch], tokens: str | 
         means.append(mean.numpy().astype(np.float32))
     heads, channels = _split(scores, layout)
     result = _of_heads("fluctuation", layout, heads.mean(-1), channels)
-    return Importance(
-        **{**vars(result), "attention_means": np.stack(means[0::2]), "ffn_means": np.stack(means[1::2])}
-    )
+    return replace(result, attention_means=np.stack(means[0::2]), ffn_means=np.stack(means[1::2]))
 
 
 class _UnitSums:
@@ -195,28 +194,23 @@ def _moments(
 ) -> tuple[Layout, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]]:
     """For each output layer (attention and FFN of layer 0, then 1, ...): its weight in fp32, the sum and the sum of
     squares of its inputs, both fp64 (features,), and the number of tokens."""
-    layout, num_layers = layout_and_depth(model)
+    layout, _ = layout_and_depth(model)
     outputs = list(_output_layers(model, layout))
-    sums = [
-        [torch.zeros(module.in_features, dtype=torch.float64) for module in pair for _ in range(2)]
-        for pair in zip(outputs[0::2], outputs[1::2], strict=True)
-    ]
+    sums = [torch.zeros(2, module.in_features, dtype=torch.float64) for module in outputs]
     num_tokens = 0
     for batch in batches:
         mask = token_mask(model, batch, tokens or "all")
         num_tokens += int(mask.sum())
 
         def add(i: int, is_ffn: bool, inputs: torch.Tensor, mask: torch.Tensor = mask) -> None:
-            rows = inputs[mask.to(inputs.device)].float()
-            sums[i][2 * is_ffn] += rows.double().sum(0).cpu()
-            sums[i][2 * is_ffn + 1] += rows.square().double().sum(0).cpu()
+            rows = inputs[mask.to(inputs.device)].double()
+            sums[2 * i + is_ffn] += torch.stack([rows.sum(0), rows.square().sum(0)]).cpu()
 
         with torch.inference_mode(), _watching_inputs(model, layout, add):
             forward_only(model, batch)
-    flat = [(sums[i][2 * j], sums[i][2 * j + 1]) for i in range(num_layers) for j in range(2)]
     return layout, [
         (module.weight.detach().float(), first, second, max(num_tokens, 1))
-        for module, (first, second) in zip(outputs, flat, strict=True)
+        for module, (first, second) in zip(outputs, sums, strict=True)
     ]
 
 

@@ -10,7 +10,16 @@ from raysearch.recipe import Mode
 from raysearch.shape import Shape
 from raysearch.size import Budget, Size
 
-__all__ = ["Shape", "default_multiple", "shape_of", "size_of", "smallest_shape", "solve", "solve_budget"]
+__all__ = [
+    "Shape",
+    "default_multiple",
+    "removed_share",
+    "shape_of",
+    "size_of",
+    "smallest_shape",
+    "solve",
+    "solve_budget",
+]
 
 
 def size_of(
@@ -19,6 +28,12 @@ def size_of(
     """Exact size of the whole model with a decoder of `shape` (None: as it is); milliseconds after the first call."""
     counts = counts_of(config)
     return counts.size(shape or counts.dense, _num_bytes(bytes_per_param))
+
+
+def removed_share(config: PretrainedConfig, shape: Shape) -> float:
+    """Share of the decoder's parameters that `shape` removes: the exact value of a recipe's ratio."""
+    counts = counts_of(config)
+    return 1 - counts.decoder(shape) / counts.decoder(counts.dense)
 
 
 def default_multiple(config: PretrainedConfig) -> int:

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
-from raysearch.families import Layout, Units, family_for
+from raysearch.families import Kind, Layout, Units, family_for
 from raysearch.importance import Importance
 from raysearch.prune.config import Shape
 
@@ -43,18 +43,18 @@ def bias_shifts(
 
     Empty for criteria that know no mean inputs, and for layers without an output bias.
     """
-    shifts = {}
-    for kind, name, means in (
-        ("heads", layout.attention_out, importance.attention_means),
-        ("ffn_channels", layout.ffn_out, importance.ffn_means),
-    ):
+    parts: tuple[tuple[Kind, str, int, np.ndarray | None], ...] = (
+        ("heads", layout.attention_out, layout.head_dim, importance.attention_means),
+        ("ffn_channels", layout.ffn_out, 1, importance.ffn_means),
+    )
+    layers, shifts = family_for(model).decoder(model).layers, {}
+    for kind, name, size, means in parts:
         for i, kept in units.items():
-            module = family_for(model).decoder(model).layers[i].get_submodule(name)
+            module = layers[i].get_submodule(name)
             if means is None or module.bias is None:
                 continue
             missing = torch.tensor(means[i], device=module.weight.device)
-            size = layout.head_dim if kind == "heads" else 1
-            missing.view(-1, size)[torch.as_tensor(kept.of(kind))] = 0  # type: ignore[arg-type]
+            missing.view(-1, size)[torch.as_tensor(kept.of(kind))] = 0
             shifts[f"{i}.{name}.bias"] = module.weight.float() @ missing
     return shifts
 

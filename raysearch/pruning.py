@@ -1,0 +1,250 @@
+"""Prune a checkpoint from folder to folder, without a search: what `raysearch prune` does."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from transformers import PretrainedConfig, PreTrainedModel
+
+from raysearch import export, families
+from raysearch.data.encoding import Encoder
+from raysearch.data.reading import BadRow, Sample, fraction_order, load_samples
+from raysearch.errors import InputError
+from raysearch.importance import Importance, importance, needs_data
+from raysearch.prune import Shape, compensation, prune, removed_share, shape_of, size_of, solve, solve_budget
+from raysearch.prune.cut import kept_layers
+from raysearch.recipe import Mode, Recipe, check_ratio
+from raysearch.size import Budget
+
+DATA_CRITERIA = ("block_influence", "taylor")
+"""Used for layers and widths when a person names no criterion and gives calibration data."""
+BLIND_CRITERIA = ("deepest", "magnitude")
+"""The same without data."""
+
+
+def prune_checkpoint(
+    model: str | Path,
+    *,
+    mode: Mode,
+    to: str | Path,
+    ratio: float | None = None,
+    budget: str | Budget | None = None,
+    criterion: str | None = None,
+    calibration: str | Path | None = None,
+    image_folder: str | Path | None = None,
+    depth_share: float | None = None,
+    multiple: int | None = None,
+    num_samples: int = 64,
+    batch_size: int = 4,
+    max_length: int = 2048,
+    tokens: str | None = None,
+    compensate: bool = False,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Load, score, cut, and write a folder that transformers alone can load.
+
+    Args:
+        model: a folder, a hub id, or `pocket`.
+        mode: layerwise, widthwise or both.
+        to: the folder to write; nothing is written unless everything worked.
+        ratio: share of the decoder's parameters to remove; this or `budget`.
+        budget: largest size of the whole model, e.g. `60%`, `3.2GB`, `3B`.
+        criterion: a layer or a width criterion, LAYER+WIDTH for mode both. None chooses block_influence and taylor
+            with calibration data, deepest and magnitude without.
+        calibration: data to score on, see `data.load_samples`; not read by criteria that need none.
+        image_folder: where its image paths begin, if not beside it.
+        depth_share: for mode both, the share of the removal done by dropping layers.
+        multiple: FFN channels come in multiples of this.
+        num_samples, batch_size, max_length: samples to score on, per batch, and their longest length in tokens. An
+            LVLM is scored on samples with images alone.
+        tokens: which tokens count, see `importance`.
+        compensate: let the FFNs in front of dropped layers make up for them, fitted on the calibration data.
+        dtype: of the weights in memory and on disk; None keeps the file's.
+        seed: which samples are taken, and the choice of `random`.
+        trust_remote_code: run code that comes with the checkpoint.
+
+    Returns:
+        What was done: shapes, sizes, the layers kept, the criterion and seconds, all plain values.
+
+    Raises:
+        InputError: wrong use, an unreadable model or data, or a size that can't be reached.
+    """
+    goal = _Goal(
+        mode, ratio, Budget.parse(budget) if isinstance(budget, str) else budget, depth_share, multiple
+    )
+    recipe = goal.recipe(criterion or _default_criterion(mode, calibration is not None), seed)
+    if compensate and mode == "widthwise":
+        raise InputError(
+            "compensate: makes up for dropped layers, and widthwise drops none; choose another mode"
+        )
+    wants_data = needs_data(recipe.criterion) or compensate
+    if wants_data and calibration is None:
+        wanting = "compensate" if compensate else f"criterion {recipe.criterion}"
+        raise InputError(
+            f"{wanting}: needs calibration data; give --calibration, or go without, by magnitude or deepest"
+        )
+    export.check_target(Path(to))
+    config = families.load_config(model, trust_remote_code)
+    if (known := dtype or config.dtype) is not None:
+        goal.shape(config, known)  # refuses before anything heavy is read
+    samples = (
+        _samples(calibration, image_folder, config, num_samples, seed) if calibration and wants_data else []
+    )
+
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "load"):
+        dense, processor = families.load(model, dtype, trust_remote_code)
+    shape = goal.shape(dense.config, dense.dtype)
+    with _timed(seconds, "score"):
+        encoder = Encoder(processor, families.family_for(dense), max_length) if samples else None
+        scores: dict[Any, Importance] = {}
+        for part, name in zip(("depth", "width"), recipe.criteria, strict=True):
+            if name is not None:
+                batches = _batches(encoder, samples, batch_size) if encoder and needs_data(name) else None
+                scores[part] = importance(dense, batches, name, seed, tokens)
+    layers = kept_layers(dense.config, shape, scores)
+    with _timed(seconds, "cut"):
+        pruned = prune(dense, shape, scores)
+    summary = _summary(dense, shape, recipe, str(model), layers)
+    if compensate and encoder:
+        with _timed(seconds, "compensate"):
+            summary["left_by_compensation"] = compensation.compensate(
+                pruned, dense, layers, list(_batches(encoder, samples, batch_size))
+            )
+    summary["seconds"] = seconds
+    reached = recipe.model_copy(update={"ratio": summary["ratio"]})
+    card = {"title": f"{Path(model).name}, pruned", "base_model": str(model), **_card(summary)}
+    export.save(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)
+    return {**summary, "to": str(to)}
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """The size to reach, and how."""
+
+    mode: Mode
+    ratio: float | None
+    budget: Budget | None
+    depth_share: float | None
+    multiple: int | None
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.budget is None):
+            raise InputError(
+                "prune: needs one of ratio and budget; give the share to remove, or the size to reach"
+            )
+        if self.ratio is not None:
+            check_ratio(self.ratio)
+
+    def shape(self, config: PretrainedConfig, dtype: torch.dtype) -> Shape:
+        if self.ratio is not None:
+            return solve(config, self.mode, self.ratio, self.depth_share, self.multiple)
+        assert self.budget is not None
+        return solve_budget(config, self.mode, self.budget, self.depth_share, self.multiple, dtype)
+
+    def recipe(self, criterion: str, seed: int) -> Recipe:
+        fields: dict[str, Any] = {"mode": self.mode, "ratio": self.ratio or 0.0, "criterion": criterion}
+        if self.mode == "both":
+            fields["depth_share"] = self.depth_share
+        try:
+            return Recipe(**fields, seed=seed, trained="nothing")
+        except ValidationError as error:
+            raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def _samples(
+    calibration: str | Path,
+    image_folder: str | Path | None,
+    config: PretrainedConfig,
+    num_samples: int,
+    seed: int,
+) -> list[Sample]:
+    """The samples to score on; of an LVLM's data, those with images alone.
+
+    Raises:
+        InputError: no such data, or an LVLM's data without images.
+    """
+    rows = load_samples(calibration, image_folder)
+    ordered = (rows[int(index)] for index in fraction_order(len(rows), seed))
+    multimodal = families.family_for(config).is_multimodal
+    found = list(islice((row for row in ordered if row.images or not multimodal), num_samples))
+    if not found:
+        raise InputError(
+            f"{calibration}: none of its {len(rows)} samples has an image, and {config.model_type} is a "
+            "vision-language model; calibrate on samples with images"
+        )
+    return found
+
+
+def _batches(
+    encoder: Encoder, samples: Sequence[Sample], batch_size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Calibration batches; samples that can't be encoded are left out.
+
+    Raises:
+        InputError: none can be.
+    """
+    rows: list[Any] = []
+    reasons: list[str] = []
+    for sample in samples:
+        try:
+            rows.append(encoder.encode(sample))
+        except BadRow as error:
+            reasons.append(str(error))
+        if len(rows) == batch_size:
+            yield encoder.collate(rows)
+            rows = []
+    if rows:
+        yield encoder.collate(rows)
+    if len(reasons) == len(samples):
+        raise InputError(f"calibration: none of {len(samples)} samples can be used ({reasons[0]}); mend them")
+
+
+def _default_criterion(mode: Mode, has_data: bool) -> str:
+    layer, width = DATA_CRITERIA if has_data else BLIND_CRITERIA
+    return {"layerwise": layer, "widthwise": width}.get(mode, f"{layer}+{width}")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[what] = round(time.perf_counter() - started, 3)
+
+
+def _summary(
+    dense: PreTrainedModel, shape: Shape, recipe: Recipe, model: str, layers: list[int]
+) -> dict[str, Any]:
+    before, after = size_of(dense.config, None, dense.dtype), size_of(dense.config, shape, dense.dtype)
+    return {
+        "model": model,
+        "mode": recipe.mode,
+        "criterion": recipe.criterion,
+        "ratio": removed_share(dense.config, shape),
+        "num_params": after.num_params,
+        "size_bytes": after.size_bytes,
+        "size_ratio": after.size_bytes / before.size_bytes,
+        "dense_num_params": before.num_params,
+        "dense_size_bytes": before.size_bytes,
+        "shape": dataclasses.asdict(shape),
+        "dense_shape": dataclasses.asdict(shape_of(dense.config)),
+        "layers_kept": layers,
+    }
+
+
+def _card(summary: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "parameters": f"{summary['num_params']:,} of {summary['dense_num_params']:,}",
+        "bytes": f"{summary['size_bytes']:,} of {summary['dense_size_bytes']:,}",
+        "decoder parameters removed": f"{summary['ratio']:.2%}",
+        "layers kept": ", ".join(map(str, summary["layers_kept"])),
+    }
