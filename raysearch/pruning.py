@@ -17,7 +17,7 @@ from raysearch import export, families
 from raysearch.data.encoding import Encoder
 from raysearch.data.reading import BadRow, Sample, fraction_order, load_samples
 from raysearch.errors import InputError
-from raysearch.importance import Importance, importance, needs_data
+from raysearch.importance import importance, needs_data
 from raysearch.prune import Shape, compensation, prune, removed_share, shape_of, size_of, solve, solve_budget
 from raysearch.prune.cut import kept_layers
 from raysearch.recipe import Mode, Recipe, check_ratio
@@ -78,53 +78,36 @@ def prune_checkpoint(
     Raises:
         InputError: wrong use, an unreadable model or data, or a size that can't be reached.
     """
-    goal = _Goal(
-        mode, ratio, Budget.parse(budget) if isinstance(budget, str) else budget, depth_share, multiple
-    )
+    bound = Budget.parse(budget) if isinstance(budget, str) else budget
+    goal = _Goal(mode, ratio, bound, depth_share, multiple)
     recipe = goal.recipe(criterion or _default_criterion(mode, calibration is not None), seed)
-    if compensate and mode == "widthwise":
-        raise InputError(
-            "compensate: makes up for dropped layers, and widthwise drops none; choose another mode"
-        )
-    wants_data = needs_data(recipe.criterion) or compensate
-    if wants_data and calibration is None:
-        wanting = "compensate" if compensate else f"criterion {recipe.criterion}"
-        raise InputError(
-            f"{wanting}: needs calibration data; give --calibration, or go without, by magnitude or deepest"
-        )
+    _check_use(recipe, calibration is not None, compensate)
     export.check_target(Path(to))
     config = families.load_config(model, trust_remote_code)
     if (known := dtype or config.dtype) is not None:
         goal.shape(config, known)  # refuses before anything heavy is read
-    samples = (
-        _samples(calibration, image_folder, config, num_samples, seed) if calibration and wants_data else []
-    )
+    samples: list[Sample] = []
+    if calibration is not None and (compensate or needs_data(recipe.criterion)):
+        samples = _samples(calibration, image_folder, config, num_samples, seed)
 
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         dense, processor = families.load(model, dtype, trust_remote_code)
     shape = goal.shape(dense.config, dense.dtype)
+    encoder = Encoder(processor, families.family_for(dense), max_length) if samples else None
+    data = _Calibration(encoder, samples, batch_size) if encoder else None
     with _timed(seconds, "score"):
-        encoder = Encoder(processor, families.family_for(dense), max_length) if samples else None
-        scores: dict[Any, Importance] = {}
-        for part, name in zip(("depth", "width"), recipe.criteria, strict=True):
-            if name is not None:
-                batches = _batches(encoder, samples, batch_size) if encoder and needs_data(name) else None
-                scores[part] = importance(dense, batches, name, seed, tokens)
+        parts = zip(("depth", "width"), recipe.criteria, strict=True)
+        scores: Any = {part: importance(dense, data, name, seed, tokens) for part, name in parts if name}
     layers = kept_layers(dense.config, shape, scores)
     with _timed(seconds, "cut"):
         pruned = prune(dense, shape, scores)
     summary = _summary(dense, shape, recipe, str(model), layers)
-    if compensate and encoder:
+    if compensate and data:
         with _timed(seconds, "compensate"):
-            summary["left_by_compensation"] = compensation.compensate(
-                pruned, dense, layers, list(_batches(encoder, samples, batch_size))
-            )
-    summary["seconds"] = seconds
-    reached = recipe.model_copy(update={"ratio": summary["ratio"]})
-    card = {"title": f"{Path(model).name}, pruned", "base_model": str(model), **_card(summary)}
-    export.save(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)
-    return {**summary, "to": str(to)}
+            summary["left_by_compensation"] = compensation.compensate(pruned, dense, layers, data)
+    _save(pruned, processor, to, recipe, summary | {"seconds": seconds})
+    return {**summary, "seconds": seconds, "to": str(to)}
 
 
 @dataclass(frozen=True)
@@ -185,28 +168,43 @@ def _samples(
     return found
 
 
-def _batches(
-    encoder: Encoder, samples: Sequence[Sample], batch_size: int
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Calibration batches; samples that can't be encoded are left out.
+@dataclass(frozen=True)
+class _Calibration:
+    """Calibration batches; samples that can't be encoded are left out."""
 
-    Raises:
-        InputError: none can be.
-    """
-    rows: list[Any] = []
-    reasons: list[str] = []
-    for sample in samples:
-        try:
-            rows.append(encoder.encode(sample))
-        except BadRow as error:
-            reasons.append(str(error))
-        if len(rows) == batch_size:
-            yield encoder.collate(rows)
-            rows = []
-    if rows:
-        yield encoder.collate(rows)
-    if len(reasons) == len(samples):
-        raise InputError(f"calibration: none of {len(samples)} samples can be used ({reasons[0]}); mend them")
+    encoder: Encoder
+    samples: Sequence[Sample]
+    batch_size: int
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        rows: list[Any] = []
+        reasons: list[str] = []
+        for sample in self.samples:
+            try:
+                rows.append(self.encoder.encode(sample))
+            except BadRow as error:
+                reasons.append(str(error))
+            if len(rows) == self.batch_size:
+                yield self.encoder.collate(rows)
+                rows = []
+        if rows:
+            yield self.encoder.collate(rows)
+        if len(reasons) == len(self.samples):
+            raise InputError(
+                f"calibration: none of {len(self.samples)} samples can be used ({reasons[0]}); mend them"
+            )
+
+
+def _check_use(recipe: Recipe, has_data: bool, compensate: bool) -> None:
+    if compensate and recipe.mode == "widthwise":
+        raise InputError(
+            "compensate: makes up for dropped layers, and widthwise drops none; choose another mode"
+        )
+    if not has_data and (compensate or needs_data(recipe.criterion)):
+        wanting = "compensate" if compensate else f"criterion {recipe.criterion}"
+        raise InputError(
+            f"{wanting}: needs calibration data; give --calibration, or go without, by magnitude or deepest"
+        )
 
 
 def _default_criterion(mode: Mode, has_data: bool) -> str:
@@ -241,10 +239,18 @@ def _summary(
     }
 
 
-def _card(summary: dict[str, Any]) -> dict[str, Any]:
-    return {
+def _save(
+    pruned: PreTrainedModel, processor: Any, to: str | Path, recipe: Recipe, summary: dict[str, Any]
+) -> None:
+    """Write the folder; its recipe has the ratio that was reached."""
+    base = summary["model"]
+    card = {
+        "title": f"{Path(base).name}, pruned",
+        "base_model": base,
         "parameters": f"{summary['num_params']:,} of {summary['dense_num_params']:,}",
         "bytes": f"{summary['size_bytes']:,} of {summary['dense_size_bytes']:,}",
         "decoder parameters removed": f"{summary['ratio']:.2%}",
         "layers kept": ", ".join(map(str, summary["layers_kept"])),
     }
+    reached = recipe.model_copy(update={"ratio": summary["ratio"]})
+    export.save(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)

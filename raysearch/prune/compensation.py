@@ -4,7 +4,7 @@ the FFN's output weights. The pruned model stays a stock model of the same shape
 Short-LVLM puts a linear map behind a dropped layer; no stock class has a place for that, but the layer before has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ RIDGE = 0.01
 
 @torch.inference_mode()
 def compensate(
-    pruned: PreTrainedModel, dense: PreTrainedModel, layers: Sequence[int], batches: Sequence[Batch]
+    pruned: PreTrainedModel, dense: PreTrainedModel, layers: Sequence[int], batches: Iterable[Batch]
 ) -> list[float]:
     """Refit FFN output weights of `pruned`, in place, so that its hidden states come near those of `dense`.
 
@@ -34,7 +34,7 @@ def compensate(
     Args:
         pruned: made from `dense` by `prune`.
         layers: the dense layers that it keeps, see `kept_layers`.
-        batches: calibration batches; each is run once per place by both models.
+        batches: calibration batches; held in memory; each is run once per place by both models.
 
     Returns:
         Per place, the share of `sum |r_t|^2` that is left.
