@@ -1,0 +1,98 @@
+"""A trial that another process takes up at its last rung is the unbroken trial."""
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from recovery_setup import recipe, samples, tiny_encoder, tiny_family, tiny_model
+
+from raysearch.recovery.teacher import Teacher
+from raysearch.retention import Results
+from raysearch.space import RecoverySettings
+from raysearch.trial import Trial
+
+RUNGS = [8, 24]
+
+
+class Bench(SimpleNamespace):
+    """A workbench over a tiny model whose score is read off its weights."""
+
+    def prune(self, chosen):
+        return tiny_model(seed=1)
+
+    def evaluate(self, model, benchmarks):
+        kept = float(sum(param.double().abs().mean() for param in model.parameters()))
+        return Results(
+            {"weights": np.array([kept % 1, 0.5])}, {"weights": np.array(["a", "b"])}, {"weights": 0.0}
+        )
+
+
+def bench(**settings):
+    made = Bench(
+        model=tiny_model(),
+        family=tiny_family(),
+        samples=samples(),
+        encoder=tiny_encoder(),
+        teacher=Teacher(tiny_model(), tiny_family()),
+        questions=(),
+        space=SimpleNamespace(
+            recovery=RecoverySettings(batch_size=8, precision="fp32", zero_stage=1, **settings),
+            retention="ratio_of_averages",
+        ),
+    )
+    made.prepared = SimpleNamespace(search=made.evaluate(made.model, ()))
+    return made
+
+
+CHOSEN = recipe(trained="projector+decoder").model_copy(update={"ratio": 0.0})
+
+
+def scores(made, keep_in, stop_after=None, chosen=CHOSEN):
+    trial, found = Trial(chosen, made), []
+    for score in trial.scores(RUNGS, keep_in):
+        found.append(score)
+        if len(found) == stop_after:
+            break
+    assert trial.samples_seen == found[-1].samples_seen
+    trial.close()
+    return found
+
+
+@pytest.mark.parametrize("settings", [{}, {"weight_average": True}])
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_trial_goes_on_from_its_last_rung(tmp_path, settings, stop_after):
+    made = bench(**settings)
+    unbroken = scores(made, None)
+    assert [score.samples_seen for score in unbroken] == [8, 24, 40]
+    assert scores(made, tmp_path, stop_after) == unbroken[:stop_after]
+    assert [path.name for path in tmp_path.iterdir()] == [str(unbroken[stop_after - 1].samples_seen)]
+    assert scores(made, tmp_path) == unbroken
+
+
+def test_what_was_kept_last_is_what_counts_and_half_written_states_are_passed_over(tmp_path):
+    made = bench()
+    unbroken = scores(made, tmp_path, 1)
+    shutil.copytree(tmp_path / "8", tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "weights.safetensors").write_bytes(b"half")
+    assert scores(made, tmp_path)[0] == unbroken[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["40"]
+
+
+@pytest.mark.parametrize(
+    "broken", ["weights.safetensors", "worker-0.safetensors", "position.json", "scores.json"]
+)
+def test_a_broken_state_starts_the_trial_anew(tmp_path, broken):
+    made = bench()
+    unbroken = scores(made, tmp_path, 2)
+    path = tmp_path / "24" / broken
+    path.write_bytes(path.read_bytes()[:-40])
+    assert scores(made, tmp_path)[:2] == unbroken
+    assert [path.name for path in tmp_path.iterdir()] == ["40"]
+
+
+def test_another_recipes_state_is_not_taken(tmp_path):
+    made = bench()
+    scores(made, tmp_path, 2)
+    other = recipe(trained="projector").model_copy(update={"ratio": 0.0})
+    assert scores(made, tmp_path, chosen=other) == scores(made, None, chosen=other)
