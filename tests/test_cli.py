@@ -79,13 +79,13 @@ def test_answers_come_light_and_fast(name, study, tmp_path):
 def test_a_dry_run_of_own_model_and_data_is_as_light(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "black"}]
-    rows = [{"id": str(number), "image": "0.png", "conversations": turns} for number in range(7)]
+    rows = [{"id": str(number), "image": "0.png", "conversations": turns} for number in range(40)]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     own = {"model": str(pocket.weights_folder()), "data": str(tmp_path / "data.json"), "num_samples": None}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({**yaml.safe_load(SPACE.read_text()), **own}))
     status, heavy, seconds, done = alone("search", tmp_path / "space.yaml", "--dry-run")
     assert (status, heavy, done.stderr.count("\n")) == (0, [], 1)
-    assert "7 samples; the longest trial sees 7" in done.stdout
+    assert "40 samples; the longest trial sees 40" in done.stdout
     assert seconds < 1
 
 
@@ -192,7 +192,7 @@ def pretend_search(monkeypatch, tmp_path, fail_at):
 
     told = []
 
-    def run(planned, study, observers):
+    def run(planned, study, observers, earlier):
         study.front = Front.build("x", "pocket", synthetic_study.BASELINE, [])
         return study.front
 
@@ -207,14 +207,13 @@ def pretend_search(monkeypatch, tmp_path, fail_at):
         def close(self):
             told.append("closed")
 
-    def slots(space):
+    def join(slots):
         if fail_at == "cluster":
             raise InputError("slots: too few")
-        return 1
 
     import raysearch.tuner as tuner
 
-    monkeypatch.setattr(tuner, "num_slots", slots)
+    monkeypatch.setattr(tuner, "join_cluster", join)
     monkeypatch.setattr(tuner, "search", run)
     monkeypatch.setattr(plots, "write_pictures", draw)
     monkeypatch.setattr(tracking, "Tracker", Told)
