@@ -125,7 +125,7 @@ def perplexity(model: PreTrainedModel, rows: torch.Tensor) -> float:
 
 def markdown(results: dict[str, Any]) -> str:
     """Two tables of perplexities."""
-    parts = [f"Dense: {results['dense']:.2f}; {results['tokens']}"]
+    parts = [f"Dense: {results['dense']:.2f}"]
     for kind, criteria, removed in (
         ("depth", LAYER_CRITERIA, list(LAYERS_REMOVED)),
         ("ffn", WIDTH_CRITERIA, list(CHANNELS_REMOVED)),
