@@ -268,7 +268,7 @@ class RecipeTrial(tune.Trainable):
             if not reply.get("failed"):
                 break
             own = [death for death in self._deaths if not death.with_node()]
-            if not reply.pop("may_pass") or len(self._failures) + len(own) >= MAX_FAILURES:
+            if not reply["may_pass"] or len(self._failures) + len(own) >= MAX_FAILURES:
                 reply = {**FAILED, "failed": reply["failed"]}
                 break
         self._num_scores += 1
