@@ -94,7 +94,7 @@ def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorde
         tune_config=tune.TuneConfig(
             search_alg=proposals,
             scheduler=proposals.scheduler,
-            num_samples=plan.space.search.trials - len(study.records),
+            num_samples=max(0, plan.space.search.trials - len(study.records)),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

@@ -95,6 +95,23 @@ def test_an_unknown_sampler_is_refused_at_once():
         make(sampler="magic")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "magic"}, r"search\.sampler: .*'tpe', 'nsga2'.*not 'magic'"),
+        ({"first_rung": 1.5}, r"search\.first_rung: .*less than or equal to 1, not 1\.5"),
+        ({"first_rung": 0}, r"search\.first_rung: .*greater than 0, not 0"),
+        ({"reduction_factor": 1}, r"search\.reduction_factor: .*greater than 1, not 1"),
+        ({"trials": 0}, r"search\.trials: .*greater than or equal to 1, not 0"),
+    ],
+)
+def test_settings_that_no_search_can_have_are_refused(settings, message, tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(json.dumps({**SPACE.model_dump(mode="json"), "search": settings}))
+    with pytest.raises(InputError, match=message):
+        SearchSpace.load(path)
+
+
 def test_a_space_that_is_used_up_ends_the_search():
     space = SearchSpace.model_validate(
         {
