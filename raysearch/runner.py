@@ -338,10 +338,8 @@ class _Worker:
         from raysearch.trial import Workbench
 
         self.rank, self._num_workers, self._rungs = rank, num_workers, config["rungs"]
-        self._running, self._sign = (
-            Path(config["running"]),
-            partial(config["board"].sign.remote, config["slot"]),
-        )
+        self._running = Path(config["running"])
+        self._sign = partial(config["board"].sign.remote, config["slot"])
         space = SearchSpace.model_validate(config["space"])
         torch.set_num_threads(max(1, int(space.slots.cpus_per_worker)))
         start_distributed()

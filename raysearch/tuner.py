@@ -65,6 +65,8 @@ def search(
     _check_room(plan.space.slots)
     proposals.num_slots = _Room(plan.space.slots).num_slots
     recorder = Recorder(plan, study, proposals, start_board(), observers)
+    if study.front:
+        post_front(recorder.board, study.front.points)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     try:
         _tuner(plan, study, proposals, recorder).fit()
