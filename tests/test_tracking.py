@@ -325,8 +325,10 @@ def test_a_chosen_model_becomes_a_version(store, client, replay, tmp_path):
     lost = point.model_copy(update={"key": "0123456789"})
     with pytest.raises(InputError, match="raysearch sync"):
         register(replay.study.folder, lost, model, name, store)
-    with pytest.raises(InputError, match="is exported, but MLflow"):
-        register(replay.study.folder, point, tmp_path / "gone", name, store)
+    state = json.loads((replay.study.folder / "mlflow.json").read_text())
+    (replay.study.folder / "mlflow.json").write_text(json.dumps({**state, "uri": CLOSED_PORT}))
+    with pytest.raises(InputError, match="is exported, but MLflow at http://127"):
+        register(replay.study.folder, point, model, name, CLOSED_PORT)
 
 
 def test_what_was_measured_is_told(store, client, replay, monkeypatch):
