@@ -14,11 +14,10 @@ from collections.abc import Callable
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from bench_recovery import description_samples
-from smollm2_table import load_smollm2
+from bench_recovery import loaded
 
 from raysearch import families
-from raysearch.data.reading import Encoder, load_samples
+from raysearch.data.reading import Encoder
 from raysearch.importance import importance
 from raysearch.prune import prune
 from raysearch.prune.shape import solve
@@ -70,7 +69,6 @@ def measured_states(
     )
     family = families.family_for(dense)
     encoder = Encoder(processor, family, 512)
-    samples = list(description_samples()) if name == "smollm2" else load_samples("pocket")
     batches = [encoder.collate([encoder.encode(sample)]) for sample in samples[:num_rows]]
     scores = importance(dense, batches[:4], "block_influence")
     pruned = prune(dense, solve(dense.config, "layerwise", ratio), {"depth": scores})
