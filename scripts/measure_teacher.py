@@ -64,9 +64,7 @@ def measured_states(
     name: str, ratio: float, num_rows: int
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
     """The dense model's states (n, hidden) and head, and the pruned one's logits (n, vocabulary), all in fp32."""
-    dense, processor = (
-        load_smollm2(torch.float32) if name == "smollm2" else families.load(name, torch.float32)
-    )
+    dense, processor, samples = loaded(name, "pocket", torch.float32)
     family = families.family_for(dense)
     encoder = Encoder(processor, family, 512)
     batches = [encoder.collate([encoder.encode(sample)]) for sample in samples[:num_rows]]

@@ -232,7 +232,8 @@ def test_answers_of_every_familys_template_are_those_that_it_marks(name: str) ->
     said = "{{ m['content'] }}"
     template = (
         f"{start}{{% for m in messages %}}{{% if m['role'] == 'user' %}}{asked.format(said)}{{% else %}}"
-        f"{cue}{{% generation %}}{answer.format(said)}{{% endgeneration %}}{{{{ {behind!r} }}}}{{% endif %}}{{% endfor %}}"
+        f"{cue}{{% generation %}}{answer.format(said)}{{% endgeneration %}}{{{{ {behind!r} }}}}"
+        "{% endif %}{% endfor %}"
         f"{{% if add_generation_prompt %}}{cue}{{% endif %}}"
     )
     fast = _byte_tokenizer(template, sorted({*re.findall(r"<[^<>]+>|\[/?[A-Z_]+\]", template), "<eos>"}))
