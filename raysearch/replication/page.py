@@ -19,7 +19,7 @@ PAGE = "study.md"
 MODES = (WIDTH, LAYER)
 _ALONE = ("sft", "kl", "rkl", "l2")
 _MIXED = ("sft", "sft+kl", "sft+rkl", "sft+l2", "sft+kl+l2", "sft+rkl+l2")
-Row = Sequence[str]
+Row = tuple[str, ...]
 
 
 def write_page(folder: Path, space: SearchSpace, dense: Size) -> Path:
@@ -88,7 +88,7 @@ def _better_than_dense(table: Table) -> list[str]:
 
 
 def _claims(table: Table, probes: Probes) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     for statement in STATEMENTS:
         checks = statement.checks(table, probes)
         measured = "; ".join(check.text() for check in checks) or "not measured"
@@ -145,7 +145,7 @@ def _losses(table: Table, losses: Sequence[str]) -> list[Row]:
 
 def _fractions(table: Table) -> tuple[Row, list[Row]]:
     found = sorted({cell.fraction for cell in table.cells if cell.losses == "sft+l2" and cell.mode == WIDTH})
-    rows = []
+    rows: list[Row] = []
     for ratio in table.ratios:
         whole = joint(WIDTH, ratio, "sft+l2")
         cells = [joint(WIDTH, ratio, "sft+l2", fraction) for fraction in found]
@@ -157,7 +157,7 @@ def _fractions(table: Table) -> tuple[Row, list[Row]]:
 def _calibration(probes: Probes) -> tuple[Row, list[Row]]:
     cells = list(dict.fromkeys(cell for _, cell in probes.calibration))
     sizes = sorted({num for num, _ in probes.calibration})
-    rows = []
+    rows: list[Row] = []
     for num in sizes:
         found = [probes.calibration.get((num, cell)) for cell in cells]
         dense = probes.search_dense
@@ -173,5 +173,5 @@ def _section(title: str, header: Row, rows: Sequence[Row]) -> str:
     """A titled table; empty without rows or with nothing in them."""
     if not any(cell != "-" for row in rows for cell in row[1:]):
         return ""
-    lines = [header, ["---"] * len(header), *rows]
+    lines = [header, ("---",) * len(header), *rows]
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,11 @@ def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None
     dense = load_results(folder / SCORES / "dense.npz")
     bench = Workbench(space, Prepared(dense, dense, {}))
     words = [replace(b, questions=tuple(q.without_images() for q in b.questions)) for b in bench.heldout]
-    _keep(folder, "search-dense", lambda: bench.evaluate(bench.model, bench.questions))
-    _keep(folder, "text-dense", lambda: bench.evaluate(bench.model, words))
+    _keep(folder, "search-dense", partial(bench.evaluate, bench.model, bench.questions))
+    _keep(folder, "text-dense", partial(bench.evaluate, bench.model, words))
     timed = {"dense": _seconds(bench, bench.model)}
     for recipe, model in _pruned(bench, untrained, space.calibration.num_samples):
-        _keep(folder, f"text-{_name(recipe)}", lambda model=model: bench.evaluate(model, words))
+        _keep(folder, f"text-{_name(recipe)}", partial(bench.evaluate, model, words))
         timed[_name(recipe)] = _seconds(bench, model)
     write_json(folder / PROBES / "seconds.json", timed)
     for num in CALIBRATION_SIZES:
