@@ -183,6 +183,10 @@ def join_cluster(slots: Slots) -> None:
         InputError: there is not even room for one trial.
     """
     _join_cluster()
+    _check_room(slots)
+
+
+def _check_room(slots: Slots) -> None:
     if _num_slots(slots) < 1:
         asked, found = _asked(slots), ray.cluster_resources()
         raise InputError(
