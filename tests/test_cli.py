@@ -186,7 +186,7 @@ def pretend_search(monkeypatch, tmp_path, fail_at):
 
     told = []
 
-    def run(planned, study, observers):
+    def run(planned, study, observers, earlier):
         study.front = Front.build("x", "pocket", synthetic_study.BASELINE, [])
         return study.front
 
