@@ -23,8 +23,12 @@ RECIPE = {"mode": "layerwise", "ratio": 0.0, "criterion": "block_influence", "tr
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study on one small benchmark whose only recipe is the embedded LVLM with a spoilt projector."""
-    folder = tmp_path_factory.mktemp("study") / "run"
+    """A study whose only recipe is the embedded LVLM with its image features moved off: soon mended."""
+    return make_study(tmp_path_factory.mktemp("study") / "run", lambda bias: bias.add_(12.0))
+
+
+def make_study(folder, change):
+    """A study on one small benchmark, whose only recipe is the embedded LVLM with a changed bias of the projector."""
     content = {
         "name": "polished",
         "model": "pocket",
@@ -37,7 +41,7 @@ def study(tmp_path_factory):
     recipe = Recipe(**RECIPE, lr=0.002, data_fraction=0.5)
     checkpoint = folder / "checkpoints" / recipe.key
     shutil.copytree(pocket.weights_folder(), checkpoint)
-    spoil(checkpoint)
+    spoil(checkpoint, change)
     counts = counts_of_model("pocket")
     size = counts.size(counts.dense)
     point = FrontPoint(
@@ -50,12 +54,10 @@ def study(tmp_path_factory):
     return folder
 
 
-def spoil(checkpoint):
-    """Halve the projector's last bias and weight: bad, and soon mended."""
+def spoil(checkpoint, change):
     model, processor = families.load(checkpoint)
-    for part in families.family_for(model).projector(model):
-        for parameter in part.parameters():
-            parameter.data.mul_(0.5)
+    parameters = [p for part in families.family_for(model).projector(model) for p in part.parameters()]
+    change(parameters[-1].data)
     model.save_pretrained(checkpoint)
     processor.save_pretrained(checkpoint)
 
@@ -72,11 +74,23 @@ def test_a_spoilt_model_is_mended_and_handed_over(study, tmp_path, capsys):
     assert ended.value.code == 0
     assert "The polished model was taken: 128 further samples" in out
     scores = json.loads((to / "scores.json").read_text())
-    assert scores["heldout"]["retention"] > 0.5
+    assert scores["heldout"]["retention"] > 0.8  # .751 before
     assert "| recovery | 160 samples seen |" in (to / "README.md").read_text()
     assert "The polished model was taken" in (to / "README.md").read_text()
     kept = (study / point_of(study).checkpoint / "model.safetensors").read_bytes()
     assert (to / "model.safetensors").read_bytes() != kept, "the front's own checkpoint stays as it was"
+
+
+def test_what_further_training_harms_is_left_as_it_was(tmp_path):
+    """The embedded LVLM itself, trained on at a ruinous rate."""
+    folder = make_study(tmp_path / "run", lambda bias: bias)
+    point = point_of(folder)
+    ruinous = point.model_copy(update={"recipe": Recipe(**{**point.recipe.as_dict(), "lr": 0.3})})
+    polished = polish(folder, ruinous, epochs=0.5)
+    assert polished.gain.interval[1] < 0
+    assert polished.point == ruinous
+    assert polished.before.retention == 1.0
+    assert polished.after.retention < 1
 
 
 def test_the_choice_is_by_the_search_questions():
