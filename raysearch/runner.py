@@ -280,7 +280,7 @@ class RecipeTrial(tune.Trainable):
             if not reply.get("failed"):
                 break
             own = [death for death in self._deaths if not death.with_node()]
-            if not reply.pop("may_pass") or len(self._failures) + len(own) >= MAX_FAILURES:
+            if not reply["may_pass"] or len(self._failures) + len(own) >= MAX_FAILURES:
                 reply = {**FAILED, "failed": reply["failed"]}
                 break
         self._num_scores += 1
@@ -352,10 +352,8 @@ class _Worker:
         from raysearch.trial import Workbench
 
         self.rank, self._num_workers, self._rungs = rank, num_workers, config["rungs"]
-        self._running, self._sign = (
-            Path(config["running"]),
-            partial(config["board"].sign.remote, config["slot"]),
-        )
+        self._running = Path(config["running"])
+        self._sign = partial(config["board"].sign.remote, config["slot"])
         space = SearchSpace.model_validate(config["space"])
         torch.set_num_threads(max(1, int(space.slots.cpus_per_worker)))
         start_distributed()

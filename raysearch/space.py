@@ -86,6 +86,7 @@ class BenchmarkEntry(_Strict):
     """A benchmark of one's own: questions in local files, and how they are scored."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names it in scores, reports and MLflow."""
     data: str
     """Questions: a JSON or JSONL file with its images beside it, a Parquet file, a folder of Parquet files or of the
     datasets library, or a hub id. Columns: question, answer or answers, image or images, and where there are any
@@ -95,6 +96,7 @@ class BenchmarkEntry(_Strict):
     heldout_data: str | None = None
     """Questions to report on. Left out, with `heldout_split`, the rows of `data` are divided, no image in both."""
     heldout_split: str | None = None
+    """Split of the held-out questions."""
     metric: MetricName
     """How an answer is scored (docs/benchmarks.md)."""
     prompt: str | None = None
@@ -131,6 +133,7 @@ class TaskEntry(_Strict):
     """A benchmark of lmms-eval: its rows, prompt and scoring."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names it in scores, reports and MLflow."""
     task: str
     """Name of a task of lmms-eval whose score is a mean over rows."""
     include: str | None = None
@@ -138,9 +141,13 @@ class TaskEntry(_Strict):
     score: str | None = None
     """Which of the task's numbers counts; left out, the only one."""
     num_search: int | None = Field(None, ge=1)
+    """At most so many questions to compare trials on; the same ones for all."""
     num_heldout: int | None = Field(None, ge=1)
+    """At most so many questions to report on."""
     chance: float | None = Field(None, ge=0, lt=1)
+    """Score of guessing, of 1; left out, that of the commonest answer."""
     scale: float = Field(100.0, gt=0)
+    """What publications call a perfect score."""
 
 
 def _kind_of_benchmark(value: Any) -> str:

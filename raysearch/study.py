@@ -46,12 +46,13 @@ class Study:
     def _sweep(self) -> None:
         """Delete files that were being written, and folders of trials that have ended or have left the front."""
         ended = {record.key for record in self.records}
-        on_front = {point.key for point in self.front.points} if self.front else set()
         for path in self.folder.glob(".*.*"):
             path.unlink()
-        for path in self.folder.glob(f"{CHECKPOINTS}/*"):
-            if path.name not in on_front:
-                shutil.rmtree(path)
+        if self.front:
+            on_front = {point.key for point in self.front.points}
+            for path in self.folder.glob(f"{CHECKPOINTS}/*"):
+                if path.name not in on_front:
+                    shutil.rmtree(path)
         for path in self.folder.glob(f"{RUNNING}/*"):
             if path.name in ended:
                 shutil.rmtree(path)

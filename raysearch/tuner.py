@@ -66,6 +66,8 @@ def search(
     join_cluster(plan.space.slots)
     proposals.num_slots = _Room(plan.space.slots).num_slots
     recorder = Recorder(plan, study, proposals, start_board(), observers)
+    if study.front:
+        post_front(recorder.board, study.front.points)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     try:
         _tuner(plan, study, proposals, recorder).fit()
@@ -97,7 +99,7 @@ def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorde
         tune_config=tune.TuneConfig(
             search_alg=proposals,
             scheduler=proposals.scheduler,
-            num_samples=plan.space.search.trials - len(study.records),
+            num_samples=max(0, plan.space.search.trials - len(study.records)),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -181,6 +183,10 @@ def join_cluster(slots: Slots) -> None:
         InputError: there is not even room for one trial.
     """
     _join_cluster()
+    _check_room(slots)
+
+
+def _check_room(slots: Slots) -> None:
     if _num_slots(slots) < 1:
         asked, found = _asked(slots), ray.cluster_resources()
         raise InputError(

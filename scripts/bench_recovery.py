@@ -16,7 +16,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ from raysearch.recovery.teacher_cache import CachedTeacher
 from raysearch.recovery.trained import choose_trained
 from raysearch.space import RecoverySettings
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 WORDS_ASKED, WORDS_ANSWERED = 40, 60
 
 
@@ -48,8 +52,7 @@ class Bench:
     """One model and its rows, trained from the start again and again."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        is_smollm2 = options.model == "smollm2"
-        dense, processor = load_smollm2() if is_smollm2 else families.load(options.model)
+        dense, processor, rows = loaded(options.model, options.data, compute_dtype(options.precision))
         self.family = families.family_for(dense)
         self.settings = RecoverySettings(
             batch_size=options.batch_size,
@@ -59,12 +62,10 @@ class Bench:
         )
         self.encoder = Encoder(processor, self.family, self.settings.max_length)
         self.num_samples = options.steps * options.batch_size
-        rows = list(description_samples()) if is_smollm2 else load_samples(options.data)
         self.samples: list[Sample] = list(rows[: self.num_samples])
         assert len(self.samples) == self.num_samples, len(rows)
         for sample in self.samples:
             self.encoder.encode(sample)
-        dense.to(compute_dtype(options.precision))
         deepest = importance(dense, None, "deepest")
         self.model = prune(dense, solve(dense.config, "layerwise", options.ratio), {"depth": deepest})
         self.cached = CachedTeacher(dense, self.family, self.encoder, self.samples, folder, quota_gb=10)
@@ -123,7 +124,18 @@ class Bench:
         return stopwatch.seconds
 
 
-def description_samples() -> Iterator[Sample]:
+def loaded(
+    name: str, data: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, families.ProcessorLike, Sequence[Sample]]:
+    """A model, its processor or tokenizer, and rows to train on."""
+    if name != "smollm2":
+        return *families.load(name, dtype), load_samples(data)
+    model, tokenizer = load_smollm2(dtype)
+    tokenizer.chat_template = tokenizer.chat_template or CHATML
+    return model, tokenizer, list(_description_samples())
+
+
+def _description_samples() -> Iterator[Sample]:
     """Pieces of text, each as a question and its answer."""
     for file in sorted((files("sklearn") / "datasets" / "descr").iterdir(), key=lambda file: file.name):
         words = file.read_text().split()

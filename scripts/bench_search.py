@@ -28,6 +28,7 @@ from search_tables import (
     CURVES,
     HPO_TABLES,
     CurveWorld,
+    EndsOnly,
     RecordedTable,
     RecordedWorld,
     Table,
@@ -42,7 +43,7 @@ from raysearch.search.sampling import OptunaAsk
 from raysearch.search.simulator import Result, simulate
 from raysearch.space import Ask, Scalar, SearchSpace
 
-COSTS = (5, 10, 20, 25, 50)  # in full runs
+COSTS = (5, 10, 20, 25, 50)  # in full runs, measured at every rung
 BUDGETS = (0.25, 0.5, 0.75)  # on the axis of the hypervolume, for the regret
 SLOTS = 4
 TABLE_SPACE = Path(__file__).parents[1] / "search_spaces" / "pocket-table.yaml"
@@ -50,6 +51,8 @@ TABLE_SPACE = Path(__file__).parents[1] / "search_spaces" / "pocket-table.yaml"
 
 class NoStopping:
     """What all policies share: every trial goes on. Proposals are random."""
+
+    stops = False
 
     def __init__(self, table: Table, seed: int, max_t: float, grace: float) -> None:
         self.table, self.seed, self.max_t, self.grace = table, seed, max_t, grace
@@ -90,6 +93,8 @@ class FakeTrial:
 
 class RayASHA(NoStopping):
     """Ray's ASHAScheduler on retention; random recipes."""
+
+    stops = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -143,6 +148,8 @@ class RayOptunaASHA(RayASHA):
 
 class SyneTuneMOASHA(NoStopping):
     """Syne Tune's MOASHA as shipped, random recipes of its own from the space made flat."""
+
+    stops = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -271,7 +278,8 @@ class Ours(NoStopping):
         self.rungs = None
         self.raw_tell = parts.pop("raw_tell", False)
         sampler = parts.pop("sampler", "ehvi")
-        if parts.pop("stopping", True):
+        self.stops = parts.pop("stopping", True)
+        if self.stops:
             order = np.argsort(self.table.shares)
             at_budgets = np.interp(BUDGETS, self.table.shares[order], self.table.sizes[order])
             leaders = at_budgets if parts.pop("leaders", False) else ()
@@ -347,12 +355,15 @@ class Replay:
         else:
             world = CurveWorld(table, self.curves, self.seed, self.first_rung)
         policy = METHODS[self.method](table, self.seed, table.full, self.first_rung)
-        results = simulate(policy, world, SLOTS, max(costs) * table.full)
+        full = table.full
+        if isinstance(table, RecordedTable):
+            full += max(map(len, table.curves)) * table.cost_of_result
+        results = simulate(policy, world if policy.stops else EndsOnly(world), SLOTS, max(costs) * full)
         best = [table.finals.mean(1)[table.shares <= budget].max(initial=0.0) for budget in BUDGETS]
         shares, truths, answers, regrets = [], [], [], []
         at = 0
         for cost in costs:
-            while at < len(results) and results[at].cost <= cost * table.full:
+            while at < len(results) and results[at].cost <= cost * full:
                 shares.append(table.shares[results[at].config])
                 truths.append(world.truth(results[at].config, results[at].samples_seen))
                 at += 1

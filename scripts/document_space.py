@@ -47,10 +47,8 @@ def page() -> str:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             parts.append(f"## {name}\n\n{section.__doc__}\n\n{table(section, f'{name}.')}")
-    for name in ("BenchmarkEntry",):
-        if hasattr(schema, name):
-            section = getattr(schema, name)
-            parts.append(f"## benchmarks\n\n{section.__doc__}\n\n{table(section, 'benchmarks[].')}")
+    for entry in (schema.BenchmarkEntry, schema.TaskEntry):
+        parts.append(f"## benchmarks\n\n{entry.__doc__}\n\n{table(entry, 'benchmarks[].')}")
     parts.append(f"## recipe\n\nThe dimensions that are searched.\n\n{DIMENSIONS}\n{recipe_table()}")
     return "\n".join(parts)
 

@@ -14,12 +14,10 @@ from collections.abc import Callable
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from bench_recovery import description_samples
-from smollm2_table import load_smollm2
+from bench_recovery import loaded
 
 from raysearch import families
 from raysearch.data.encoding import Encoder
-from raysearch.data.reading import load_samples
 from raysearch.importance import importance
 from raysearch.prune import prune
 from raysearch.prune.shape import solve
@@ -66,12 +64,9 @@ def measured_states(
     name: str, ratio: float, num_rows: int
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
     """The dense model's states (n, hidden) and head, and the pruned one's logits (n, vocabulary), all in fp32."""
-    dense, processor = (
-        load_smollm2(torch.float32) if name == "smollm2" else families.load(name, torch.float32)
-    )
+    dense, processor, samples = loaded(name, "pocket", torch.float32)
     family = families.family_for(dense)
     encoder = Encoder(processor, family, 512)
-    samples = list(description_samples()) if name == "smollm2" else load_samples("pocket")
     batches = [encoder.collate([encoder.encode(sample)]) for sample in samples[:num_rows]]
     scores = importance(dense, batches[:4], "block_influence")
     pruned = prune(dense, solve(dense.config, "layerwise", ratio), {"depth": scores})

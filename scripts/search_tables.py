@@ -38,6 +38,7 @@ class Table:
         shares: (n,) sizes on the axis of the hypervolume, 0 to 1.
         finals: (n, repeats) retention after a full run.
         full: samples seen by the longest run.
+        cost_of_result: what measuring takes at each result, in samples that could be trained on meanwhile.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Table:
     shares: np.ndarray
     finals: np.ndarray
     full: float
+    cost_of_result: float
 
     @property
     def optimum(self) -> float:
@@ -144,7 +146,7 @@ def load_hpo_table(name: str) -> GridTable:
         finals = raw / raw.mean(1).max()
     shares = np.log(sizes / sizes.min()) / np.log(sizes.max() / sizes.min())
     index = {tuple(map(int, key)): row for row, key in enumerate(keys)}
-    return GridTable(name, sizes, shares, finals, FULL, list(bench.search_space.items()), index)
+    return GridTable(name, sizes, shares, finals, FULL, 0.0, list(bench.search_space.items()), index)
 
 
 HPO_TABLES = (
@@ -163,7 +165,7 @@ class CurveWorld:
     and small models have a small rate k, below 0 for a late start."""
 
     def __init__(self, table: GridTable, curves: str, seed: int, first_rung: float) -> None:
-        self.table, self.seed = table, seed
+        self.table, self.seed, self.cost_of_result = table, seed, table.cost_of_result
         slow, fast, spread = CURVES[curves]
         draw = np.random.default_rng((seed, 1))
         self._rates = slow + (fast - slow) * table.shares + spread * draw.normal(size=len(table.sizes))
@@ -194,7 +196,7 @@ class RecordedWorld:
     """A table of recorded trials: each row has its own length and its own values."""
 
     def __init__(self, table: RecordedTable) -> None:
-        self.table = table
+        self.table, self.cost_of_result = table, table.cost_of_result
         self._measured = [{seen: (value, se) for seen, value, se in curve} for curve in table.curves]
 
     def checkpoints(self, row: int) -> list[float]:
@@ -207,6 +209,20 @@ class RecordedWorld:
         return self.table.truths[row][seen]
 
 
+class EndsOnly:
+    """A world for policies that stop nothing: they measure each trial once, at its end."""
+
+    def __init__(self, world: CurveWorld | RecordedWorld) -> None:
+        self.cost_of_result, self.measure, self._checkpoints = (
+            world.cost_of_result,
+            world.measure,
+            world.checkpoints,
+        )
+
+    def checkpoints(self, row: int) -> list[float]:
+        return self._checkpoints(row)[-1:]
+
+
 def load_recorded_table(path: Path, space: SearchSpace) -> RecordedTable:
     """Trials that were really run, without stopping: the Parquet file of record_table.py.
 
@@ -215,7 +231,7 @@ def load_recorded_table(path: Path, space: SearchSpace) -> RecordedTable:
 
     Args:
         path: one row per trial: a column per field of a recipe, null where it does not apply, `end`, `size_ratio`, and
-            the lists `samples_seen`, `retention` and `retention_se`, one entry per rung.
+            `seconds`, and the lists `samples_seen`, `retention` and `retention_se`, one entry per rung.
         space: what the recipes were drawn from.
 
     Raises:
@@ -242,7 +258,16 @@ def load_recorded_table(path: Path, space: SearchSpace) -> RecordedTable:
         list(zip(row["samples_seen"], row["retention"], row["retention_se"], strict=True)) for row in first
     ]
     full = max(row["samples_seen"][-1] for row in first)
-    return RecordedTable(path.stem, sizes, sizes, finals, full, space, list(by_recipe), curves, truths)
+    cost = _cost_of_result([row for rows in repeats for row in rows])
+    return RecordedTable(path.stem, sizes, sizes, finals, full, cost, space, list(by_recipe), curves, truths)
+
+
+def _cost_of_result(rows: Sequence[dict[str, Any]]) -> float:
+    """Seconds per result over seconds per sample, by least squares over the trials."""
+    counts = np.array([(len(row["samples_seen"]), row["samples_seen"][-1]) for row in rows], float)
+    seconds = np.array([row["seconds"] for row in rows])
+    per_result, per_sample = np.linalg.lstsq(counts, seconds, rcond=None)[0]
+    return max(0.0, float(per_result / per_sample))
 
 
 def _mean_by_rung(rows: Sequence[dict[str, Any]]) -> dict[float, float]:

@@ -125,7 +125,7 @@ def perplexity(model: PreTrainedModel, rows: torch.Tensor) -> float:
 
 def markdown(results: dict[str, Any]) -> str:
     """Two tables of perplexities."""
-    parts = [f"Dense: {results['dense']:.2f}; {results['tokens']}"]
+    parts = [f"Dense: {results['dense']:.2f}"]
     for kind, criteria, removed in (
         ("depth", LAYER_CRITERIA, list(LAYERS_REMOVED)),
         ("ffn", WIDTH_CRITERIA, list(CHANNELS_REMOVED)),
@@ -166,7 +166,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
             if row:
                 axis.plot([0, *removed], [results["dense"], *row], label=criterion, markersize=3, **style)
         axis.set_yscale("log")
-        axis.set_ylim(20, 1e4)
+        axis.set_ylim(18, 1e3)
+        axis.set_yticks([20, 50, 100, 200, 500, 1000], ["20", "50", "100", "200", "500", "1000"])
+        axis.tick_params(axis="y", which="minor", labelleft=False)
         axis.set_xlabel(label)
         axis.set_ylabel("perplexity")
         axis.legend(fontsize=8)

@@ -1,6 +1,8 @@
 """A tiny LLaVA, its processor and a few samples, for tests of recovery."""
 
+import atexit
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -87,4 +89,6 @@ def cached_teacher(folder: Path, rows: list[Sample] | None = None, **more: Any) 
 @functools.cache
 def shared_teacher() -> CachedTeacher:
     """One for a whole run of tests."""
-    return cached_teacher(Path(tempfile.mkdtemp(prefix="teacher-")))
+    folder = tempfile.mkdtemp(prefix="teacher-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return cached_teacher(Path(folder))

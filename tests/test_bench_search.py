@@ -43,7 +43,7 @@ def line(made, final):
     return {
         "key": made.key,
         "recipe": made.as_dict(),
-        "seconds": 1.0,
+        "seconds": 2.0 * len(seen) + 0.01 * end,
         "end": "finished",
         "num_params": 1000,
         "size_bytes": round(2000 * (1 - 0.9 * made.ratio)),
@@ -79,6 +79,7 @@ def table(tmp_path_factory):
 def test_a_recorded_table_has_recipes_repeats_and_no_failures(table):
     assert len(table.recipes) == 16
     assert (table.full, table.first_rung) == (1000, 37)
+    assert table.cost_of_result == pytest.approx(200)  # two seconds a result, a hundredth of one a sample
     assert table.recipes[0].trained == "nothing"
     assert list(table.curves[0]) == [(0, pytest.approx(0.79), 0.02)]
     assert [seen for seen, _, _ in table.curves[1]] == [37, 50]

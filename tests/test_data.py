@@ -232,7 +232,8 @@ def test_answers_of_every_familys_template_are_those_that_it_marks(name: str) ->
     said = "{{ m['content'] }}"
     template = (
         f"{start}{{% for m in messages %}}{{% if m['role'] == 'user' %}}{asked.format(said)}{{% else %}}"
-        f"{cue}{{% generation %}}{answer.format(said)}{{% endgeneration %}}{behind}{{% endif %}}{{% endfor %}}"
+        f"{cue}{{% generation %}}{answer.format(said)}{{% endgeneration %}}{{{{ {behind!r} }}}}"
+        "{% endif %}{% endfor %}"
         f"{{% if add_generation_prompt %}}{cue}{{% endif %}}"
     )
     fast = _byte_tokenizer(template, sorted({*re.findall(r"<[^<>]+>|\[/?[A-Z_]+\]", template), "<eos>"}))
@@ -452,6 +453,20 @@ def test_fractions_nest_and_are_seeded() -> None:
     assert sorted(order) == list(range(100))
     assert np.array_equal(order, fraction_order(100, seed=3))
     assert not np.array_equal(order, fraction_order(100, seed=4))
+
+
+def test_a_fraction_without_a_sample_is_refused_before_anything_runs() -> None:
+    from raysearch.plan import plan
+    from raysearch.space import SearchSpace
+
+    pocket = SearchSpace.load(Path(__file__).parents[1] / "search_spaces" / "pocket.yaml").model_dump(
+        mode="json"
+    )
+    pocket["recipe"]["data_fraction"] = [1.0, 0.0004]
+    with pytest.raises(
+        InputError, match=r"^recipe\.data_fraction: 0\.0004 of 1000 samples is none; raise it"
+    ):
+        plan(SearchSpace.model_validate(pocket))
 
 
 def test_stratified_fractions_hold_every_source_in_proportion() -> None:

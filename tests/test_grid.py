@@ -53,7 +53,12 @@ def test_a_range_has_no_grid():
 def test_the_searcher_takes_what_is_in_line_and_no_more():
     made = space(trained=["nothing", "projector"], seed=[0, 1])
     wanted = grid(made)
-    searcher = Searcher(made, size_of=lambda recipe: Size(5, 10), dense=Size(10, 20), sampler="grid")
+    searcher = Searcher(
+        made,
+        size_of=lambda recipe: Size(10, round(20 - 20 * recipe.ratio)),
+        dense=Size(10, 20),
+        sampler="grid",
+    )
     assert searcher.enqueue(wanted) == len(wanted)
     assert [searcher.suggest(str(index)).key for index in range(len(wanted))] == [
         recipe.key for recipe in wanted

@@ -6,6 +6,7 @@ import pytest
 from public_configs import PUBLIC
 
 import raysearch.plan
+from raysearch.prune.count import counts_of
 from raysearch.prune.shape import size_of, solve
 from raysearch.search.grid import grid
 from raysearch.space import SearchSpace
@@ -42,9 +43,9 @@ def test_budgets_are_the_ratios_of_the_paper(name):
 def test_a_dry_run_of_them(name, monkeypatch):
     """As --dry-run does, with the configuration and the rows in the place of downloads."""
     config, space = PUBLIC.get(name, PUBLIC["llava-1.5-7b"])(), SearchSpace.load(SPACES / f"{name}.yaml")
-    monkeypatch.setattr(raysearch.plan.families, "load_config", lambda model: config)
+    monkeypatch.setattr(raysearch.plan, "counts_of_model", lambda model: counts_of(config))
     monkeypatch.setattr(raysearch.plan, "check_benchmarks", lambda benchmarks: None)
-    monkeypatch.setattr(raysearch.plan, "load_samples", lambda data: range(665_298))
+    monkeypatch.setattr(raysearch.plan, "num_rows", lambda data: 665_298)
     planned = raysearch.plan.plan(space)
     said = "\n".join(planned.describe())
     assert f"{planned.dense.num_params:,} parameters" in said

@@ -103,7 +103,9 @@ def test_every_path_of_the_tree_is_there():
     for line in tree.splitlines():
         folder = ROOT / "raysearch" if line.startswith("  ") else ROOT
         names = re.split(r"\s{2,}", line.strip())
-        paths = [path for name in names for path in name.split() if re.fullmatch(r"[a-z_]+(\.py|/)", path)]
+        paths = [
+            path for name in names for path in name.split() if re.fullmatch(r"[a-z_]+(\.py|\.yaml|/)", path)
+        ]
         assert paths, line
         for path in paths:
             assert (folder / path).exists(), path

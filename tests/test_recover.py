@@ -2,6 +2,7 @@
 
 import gc
 import math
+import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,22 @@ def test_many_passes_are_one_step(stage: int) -> None:
         assert other == pytest.approx(one, rel=1e-5)
     whole.close()
     parted.close()
+
+
+def test_rows_are_read_while_the_step_before_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And by one thread at a time; nothing is read beyond the rung."""
+    recovery, encode, events = start(logits_kd=0, hidden_kd=0), ENCODER.encode, []
+    order = recovery._passes.order
+    places = {samples()[order[position]].id: position for position in range(40)}
+
+    def noted(sample: Sample) -> Any:
+        events.append((places[sample.id], threading.current_thread() is threading.main_thread()))
+        return encode(sample)
+
+    monkeypatch.setattr(ENCODER, "encode", noted)
+    recovery.train_until(20)
+    assert events == [(position, position < 8) for position in range(20)]
+    recovery.close()
 
 
 def test_a_projector_alone_among_rows_without_images() -> None:

@@ -95,6 +95,23 @@ def test_an_unknown_sampler_is_refused_at_once():
         make(sampler="magic")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "magic"}, r"search\.sampler: .*'tpe', 'nsga2'.*not 'magic'"),
+        ({"first_rung": 1.5}, r"search\.first_rung: .*less than or equal to 1, not 1\.5"),
+        ({"first_rung": 0}, r"search\.first_rung: .*greater than 0, not 0"),
+        ({"reduction_factor": 1}, r"search\.reduction_factor: .*greater than 1, not 1"),
+        ({"trials": 0}, r"search\.trials: .*greater than or equal to 1, not 0"),
+    ],
+)
+def test_settings_that_no_search_can_have_are_refused(settings, message, tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(json.dumps({**SPACE.model_dump(mode="json"), "search": settings}))
+    with pytest.raises(InputError, match=message):
+        SearchSpace.load(path)
+
+
 def test_a_space_that_is_used_up_ends_the_search():
     space = SearchSpace.model_validate(
         {
@@ -216,6 +233,28 @@ def test_trials_of_earlier_studies_inform_the_first_proposals_and_are_forgotten(
     told = [trial.values[1] for trial in trials() if trial.values]
     assert told[0] == pytest.approx(retention_of(recipe, 90))
     assert len(told) == 24
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "random"])
+def test_a_long_search_forgets_all_but_the_best_and_the_newest(sampler, monkeypatch):
+    monkeypatch.setattr("raysearch.search.optuna_study.MAX_TRIALS", 16)
+    searcher = make(sampler=sampler)
+    waiting = {name: searcher.suggest(name) for name in ("early", "late")}
+    recipes = run(searcher, map(str, range(1, 41)), stop_every=100)
+    copy = make(sampler=sampler)
+    copy.set_state(json.loads(json.dumps(searcher.state())))
+    for each in (searcher, copy):
+        for name, recipe in waiting.items():
+            each.report(name, 90, retention_of(recipe, 90))
+            each.finish(name)
+        trials = each._study._study.get_trials()
+        assert len(trials) <= 16 + 2
+        values = {tuple(trial.values) for trial in trials if trial.values}
+        made = [(size_of(recipe).num_params / 1000, retention_of(recipe, 90)) for recipe in recipes]
+        front = {a for a in made if not any(b[0] <= a[0] and b[1] >= a[1] and b != a for b in made)}
+        assert front <= values or len(front) > 8
+        assert set(made[-2:]) <= values
+    assert run(copy, ["98"]) == run(searcher, ["98"])
 
 
 def test_the_gain_model_believes_its_own_trials_over_earlier_ones():

@@ -10,6 +10,8 @@ from raysearch.search.simulator import simulate
 class Straight:
     """Trials that rise in a straight line to their quality; size and quality come with the configuration."""
 
+    cost_of_result = 0.0
+
     def checkpoints(self, config):
         return [1, 3, 9]
 
@@ -47,6 +49,13 @@ def test_results_come_in_order_of_the_clock_and_cost_adds_up():
     ]
     assert [r.cost for r in results] == [1, 2, 4, 6, 12, 18]
     assert policy.ended == [("0", True), ("1", True)]
+
+
+def test_measuring_takes_its_time():
+    world = Straight()
+    world.cost_of_result = 0.5
+    results = simulate(InTurn([(0.1, 0.9), (0.05, 0.95)]), world, num_slots=1, max_cost=100)
+    assert [r.cost for r in results] == [1.5, 4, 10.5, 12, 14.5, 21]
 
 
 def test_a_stopped_trial_makes_room_for_the_next():

@@ -92,15 +92,9 @@ class Recovery:
         assert recipe.lr is not None, recipe
         self.recipe, self.settings = recipe, settings
         self._terms = LossTerms.of(recipe)
-        if self._terms.need_teacher and teacher is None:
-            raise InputError("logits_kd, hidden_kd: need the dense model as teacher; set both to 0")
         self._teacher = teacher if self._terms.need_teacher else None
-        vocabulary = family.text_config(model.config).vocab_size
-        if self._teacher and self._teacher.vocabulary != vocabulary:
-            raise InputError(
-                f"teacher: knows {self._teacher.vocabulary} tokens and the model {vocabulary}; their tokenizers "
-                "differ, so set logits_kd and hidden_kd to 0, or take the model that this one was pruned from"
-            )
+        if self._terms.need_teacher:
+            _check_teacher(teacher, family.text_config(model.config).vocab_size)
         num_samples = round(recipe.data_fraction * len(samples))
         if not num_samples:
             raise InputError(
@@ -175,16 +169,16 @@ class Recovery:
             module.eval()
         totals = dict.fromkeys([*self._terms.weights, "tokens"], 0.0)
         while self.samples_seen < samples_seen:
-            end = min(samples_seen, self.samples_seen + self.settings.batch_size)
-            for name, value in self._step(end).items():
+            for name, value in self._step(samples_seen).items():
                 totals[name] += value
         self._passes.bad.report()
         num_tokens = totals.pop("tokens")
         return {name: total / num_tokens for name, total in totals.items()} if num_tokens else {}
 
-    def _step(self, end: int) -> dict[str, float]:
-        """One optimizer step over the samples from `samples_seen` to `end`; sums of the terms, and of tokens."""
-        while (found := self._gradients_if_they_fit(end)) is None:
+    def _step(self, rung: int) -> dict[str, float]:
+        """One optimizer step, not beyond `rung` samples; sums of the terms, and of tokens."""
+        end = min(rung, self.samples_seen + self.settings.batch_size)
+        while (found := self._gradients_if_they_fit(end, rung)) is None:
             self._halve_passes()
         for name, value in found.items():
             if not math.isfinite(value):
@@ -197,23 +191,24 @@ class Recovery:
         self._join_average(size)
         return found
 
-    def _gradients_if_they_fit(self, end: int) -> dict[str, float] | None:
+    def _gradients_if_they_fit(self, end: int, rung: int) -> dict[str, float] | None:
         """None if memory ran out and smaller passes may help; the tensors that the error held are free again."""
         try:
-            return self._gradients(end)
+            return self._gradients(end, rung)
         except torch.OutOfMemoryError:
             if not self._can_halve_passes():
                 raise
         return None
 
-    def _gradients(self, end: int) -> dict[str, float]:
+    def _gradients(self, end: int, rung: int) -> dict[str, float]:
         """Of the step to `end`; weights and optimizer stay as they are. Returns as `_step`."""
         torch.manual_seed(hash((self.recipe.seed, self.samples_seen, self._rank)) % 2**63)
         middle = (self.samples_seen + end) / 2 / max(end, self.samples_to_see)
         factor = lr_factor(self.settings.schedule, middle, self.settings.warmup)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self._lr * factor
-        passes, num_tokens = self._passes.of_step(self.samples_seen, end)
+        next_end = min(rung, end + self.settings.batch_size)
+        passes, num_tokens = self._passes.of_step(self.samples_seen, end, next_end)
         self._largest_pass = max((batch["input_ids"] for batch, _ in passes), key=torch.numel).shape
         sums = torch.zeros(len(self._terms.weights), dtype=torch.float64, device=self._device)
         for index, (batch, places) in enumerate(passes):
@@ -308,6 +303,7 @@ class Recovery:
 
     def close(self) -> None:
         """Free the engine and the model; nothing else may be called afterwards."""
+        self._passes.close()
         self._free_engine()
         del self._model, self._trained, self._average
         gc.collect()
@@ -329,6 +325,7 @@ class Recovery:
             self._engine = None
             for param in self._model.parameters():
                 param.__dict__.clear()  # the engine's notes on its parameters would keep its buffers alive
+                param.grad = None
             gc.collect()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -381,6 +378,16 @@ class Recovery:
         with self._gathered(), torch.no_grad():
             copied.load_state_dict(self._model.state_dict())
         return copied
+
+
+def _check_teacher(teacher: Teacher | None, vocabulary: int) -> None:
+    if teacher is None:
+        raise InputError("logits_kd, hidden_kd: need the dense model as teacher; set both to 0")
+    if teacher.vocabulary != vocabulary:
+        raise InputError(
+            f"teacher: knows {teacher.vocabulary} tokens and the model {vocabulary}; their tokenizers differ, so set "
+            "logits_kd and hidden_kd to 0, or take the model that this one was pruned from"
+        )
 
 
 def _copy_all(source: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> None:

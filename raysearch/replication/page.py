@@ -19,7 +19,7 @@ PAGE = "study.md"
 MODES = (WIDTH, LAYER)
 _ALONE = ("sft", "kl", "rkl", "l2")
 _MIXED = ("sft", "sft+kl", "sft+rkl", "sft+l2", "sft+kl+l2", "sft+rkl+l2")
-Row = Sequence[str]
+Row = tuple[str, ...]
 
 
 def write_page(folder: Path, space: SearchSpace, dense: Size) -> Path:
@@ -173,5 +173,5 @@ def _section(title: str, header: Row, rows: Sequence[Row]) -> str:
     """A titled table; empty without rows or with nothing in them."""
     if not any(cell != "-" for row in rows for cell in row[1:]):
         return ""
-    lines = [header, ["---"] * len(header), *rows]
+    lines = [header, ("---",) * len(header), *rows]
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)

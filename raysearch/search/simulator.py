@@ -9,6 +9,9 @@ from typing import Protocol
 class World(Protocol):
     """What there is to be tried, and how it learns."""
 
+    cost_of_result: float
+    """What measuring takes at each result, in samples that could be trained on meanwhile."""
+
     def checkpoints(self, config: object) -> Sequence[float]:
         """Samples seen at each result of a trial, rising; the last one is the trial's own end."""
 
@@ -31,7 +34,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """One result of a simulated search. `cost` is the samples seen by all trials up to then."""
+    """One result of a simulated search. `cost` is what all trials have taken up to then, in samples."""
 
     cost: float
     trial: str
@@ -43,10 +46,10 @@ class Result:
 
 
 def simulate(policy: Policy, world: World, num_slots: int, max_cost: float) -> list[Result]:
-    """Run a search until its trials have seen `max_cost` samples, or the policy has no more trials.
+    """Run a search until its trials have taken `max_cost` samples, or the policy has no more trials.
 
-    Every slot sees one sample per unit of time. Of results at the same instant, that of the trial started first comes
-    first.
+    Every slot sees one sample per unit of time, and measures between them. Of results at the same instant, that of the
+    trial started first comes first.
     """
     results: list[Result] = []
     queue: list[tuple[float, int, int]] = []  # (time of the next result, trial, number of its checkpoint)
@@ -58,7 +61,7 @@ def simulate(policy: Policy, world: World, num_slots: int, max_cost: float) -> l
         config = policy.suggest(str(num_trials))
         if config is not None:
             running[num_trials] = (config, world.checkpoints(config))
-            heapq.heappush(queue, (now + running[num_trials][1][0], num_trials, 0))
+            heapq.heappush(queue, (now + running[num_trials][1][0] + world.cost_of_result, num_trials, 0))
             num_trials += 1
 
     for _ in range(num_slots):
@@ -66,12 +69,13 @@ def simulate(policy: Policy, world: World, num_slots: int, max_cost: float) -> l
     while queue and cost < max_cost:
         now, number, at = heapq.heappop(queue)
         config, checkpoints = running[number]
-        cost += checkpoints[at] - (checkpoints[at - 1] if at else 0)
+        cost += checkpoints[at] - (checkpoints[at - 1] if at else 0) + world.cost_of_result
         trial, seen, last = str(number), checkpoints[at], at == len(checkpoints) - 1
         size, retention, se = world.measure(trial, config, seen)
         results.append(Result(cost, trial, config, seen, size, retention, se))
         if not last and policy.on_result(trial, size, retention, se, seen):
-            heapq.heappush(queue, (now + checkpoints[at + 1] - seen, number, at + 1))
+            ready = now + checkpoints[at + 1] - seen + world.cost_of_result
+            heapq.heappush(queue, (ready, number, at + 1))
             continue
         policy.on_end(trial, results[-1], finished=last)
         del running[number]
