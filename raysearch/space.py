@@ -1,6 +1,7 @@
 """A search space: which recipes may be tried on which model, and how the search goes about it. Read from YAML."""
 
 import json
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -82,18 +84,26 @@ Dimension = Annotated[
 _MODE_CRITERIA = {"layerwise": (LAYER_CRITERIA,), "widthwise": (WIDTH_CRITERIA,)}
 
 
+def _absolute(name: str) -> str:
+    """A path that is here, from the root, since workers run in folders of their own; other names as they are."""
+    return os.path.abspath(name) if name != "pocket" and os.path.exists(name) else name
+
+
+PathOrName = Annotated[str, AfterValidator(_absolute)]
+
+
 class BenchmarkEntry(_Strict):
     """A benchmark of one's own: questions in local files, and how they are scored."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names it in scores, reports and MLflow."""
-    data: str
+    data: PathOrName
     """Questions: a JSON or JSONL file with its images beside it, a Parquet file, a folder of Parquet files or of the
     datasets library, or a hub id. Columns: question, answer or answers, image or images, and where there are any
     options, category, id, image_id."""
     split: str | None = None
     """Split of `data`, where it has several."""
-    heldout_data: str | None = None
+    heldout_data: PathOrName | None = None
     """Questions to report on. Left out, with `heldout_split`, the rows of `data` are divided, no image in both."""
     heldout_split: str | None = None
     """Split of the held-out questions."""
@@ -276,9 +286,9 @@ class SearchSpace(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the study, also of its MLflow experiment."""
-    model: str
+    model: PathOrName
     """A Hugging Face folder or hub id of an LVLM, or `pocket` for the embedded one."""
-    data: str = "pocket"
+    data: PathOrName = "pocket"
     """Recovery data: `pocket`, or a LLaVA-style JSON or JSONL file with its images beside it."""
     num_samples: int | None = Field(None, ge=1)
     """Rows of `data` that make 100%; left out, all of them."""

@@ -162,3 +162,22 @@ def test_a_missing_file_and_a_folder(tmp_path):
         SearchSpace.load(tmp_path / "none.yaml")
     with pytest.raises(InputError, match="can't be read"):
         SearchSpace.load(tmp_path)
+
+
+def test_paths_that_are_here_are_absolute_and_names_stay(tmp_path, monkeypatch):
+    """Workers run in folders of their own; a relative path would mean nothing there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("my-model", "pocket", "data"):
+        (tmp_path / name).mkdir()
+    recipe = {"mode": "layerwise", "ratio": 0.3, "criterion": "deepest"}
+    own = {"name": "own", "data": "data", "metric": "exact", "heldout_data": "lab/questions"}
+    content = {"name": "x", "model": "my-model", "data": "./data", "benchmarks": [own], "recipe": recipe}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(content))
+    space = SearchSpace.load("space.yaml")
+    assert (space.model, space.data) == (str(tmp_path / "my-model"), str(tmp_path / "data"))
+    assert (space.benchmarks[0].data, space.benchmarks[0].heldout_data) == (
+        str(tmp_path / "data"),
+        "lab/questions",
+    )
+    embedded = SearchSpace.model_validate({**content, "model": "pocket", "data": "lab/mix"})
+    assert (embedded.model, embedded.data) == ("pocket", "lab/mix")
