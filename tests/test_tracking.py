@@ -18,6 +18,7 @@ from raysearch.study import Study
 from raysearch.tracking.events import event_of, parent_event, rung_event
 from raysearch.tracking.lookup import front_of_experiment, register
 from raysearch.tracking.masking import mask
+from raysearch.tracking.runs import read_state
 from raysearch.tracking.sender import UNSENT, read_unsent
 from raysearch.tracking.tracker import Tracker, sync_unsent, tell_speeds, tracking_uri
 
@@ -396,6 +397,20 @@ def test_where_a_study_is_tracked(tmp_path, monkeypatch):
     assert tracking_uri(tmp_path / "run") == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert tracking_uri(tmp_path / "run") == "http://server:5000"
+
+
+def test_a_study_that_moved_with_its_store_knows_its_runs(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    here.mkdir(parents=True)
+    state = read_state(here, tracking_uri(here))
+    assert state["runs"] == {}
+    state["runs"]["key"] = "id"
+    (here / "mlflow.json").write_text(json.dumps(state))
+    here.parent.rename(there.parent)
+    assert read_state(there, tracking_uri(there))["runs"] == {"key": "id"}
+    assert read_state(there, "http://server:5000")["runs"] == {}
+    assert read_state(there, tracking_uri(here))["runs"] == {}, "another study's store"
 
 
 def test_the_same_recipe_has_the_same_run(tmp_path):

@@ -17,6 +17,7 @@ from raysearch.files import write_json
 from raysearch.tracking.masking import mask
 
 IDS = "mlflow.json"
+BESIDE = "mlflow.db beside the study"
 _PARENT = ""
 # MLflow's own limits per request.
 _MAX_METRICS, _MAX_PARAMS, _MAX_TAGS, _MAX_PARAM_CHARS = 900, 100, 100, 6000
@@ -182,9 +183,17 @@ def find_trials(uri: str, experiment: str) -> list[tuple[dict[str, str], dict[st
     return [(run.data.params, run.data.metrics) for run in runs]
 
 
+def own_store(folder: Path) -> str:
+    """The SQLite store beside a study's folder."""
+    return f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+
+
 def read_state(folder: Path, uri: str) -> dict[str, Any]:
-    """Run ids and ended runs of a study on the server at `uri`; empty if it was never there."""
-    path, server = folder / IDS, mask(uri)
+    """Run ids and ended runs of a study on the server at `uri`; empty if it was never there.
+
+    The store beside the study goes by that name, so that both may be moved.
+    """
+    path, server = folder / IDS, BESIDE if uri == own_store(folder) else mask(uri)
     if path.is_file():
         try:
             state = json.loads(path.read_text())

@@ -26,7 +26,7 @@ from raysearch.tracking.events import (
     start_event,
 )
 from raysearch.tracking.masking import mask
-from raysearch.tracking.runs import MlflowRuns, read_state
+from raysearch.tracking.runs import MlflowRuns, own_store, read_state
 from raysearch.tracking.sender import UNSENT, Sender, first_line, read_unsent
 
 ARTIFACTS = ("front.json", "front.png", "front.html", "report.html", "trials.jsonl", "decisions.jsonl")
@@ -34,7 +34,7 @@ ARTIFACTS = ("front.json", "front.png", "front.html", "report.html", "trials.jso
 
 def tracking_uri(folder: Path) -> str:
     """Where a study is tracked: MLFLOW_TRACKING_URI, or an SQLite file beside the study's folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_store(folder)
 
 
 class Tracker:
