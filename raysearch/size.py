@@ -100,3 +100,8 @@ def params_text(num_params: int) -> str:
         if num_params >= factor:
             return f"{num_params / factor:.3g}{unit}"
     return str(num_params)
+
+
+def rate_text(per_second: float) -> str:
+    """Tokens per second as people read them, e.g. `1,070 tokens/s`."""
+    return f"{per_second:,.0f} tokens/s" if per_second >= 100 else f"{per_second:.3g} tokens/s"

@@ -42,6 +42,9 @@ def main() -> int:
         open_comparison(page, server, experiment, children)
         page.screenshot(path=options.to / "mlflow-compare.png")
         open_artifacts(page, server, experiment, parent)
+        page.get_by_text("Path:").first.evaluate(
+            "line => line.style.visibility = 'hidden'"
+        )  # a folder of this machine
         page.screenshot(path=options.to / "mlflow-parent.png")
         page.set_viewport_size({"width": 1250, "height": 900})
         page.goto(write_report(study).as_uri(), timeout=PATIENCE)

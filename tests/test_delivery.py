@@ -12,7 +12,7 @@ from raysearch.errors import InputError
 from raysearch.export.delivery import deliver
 from raysearch.front import Front, retention_text
 from raysearch.report.page import write_report
-from raysearch.size import Budget, size_text
+from raysearch.size import Budget, rate_text, size_text
 
 
 def num_stored(folder):
@@ -96,7 +96,7 @@ def test_a_front_is_measured_where_it_lies(study, tmp_path, monkeypatch, capsys)
     assert point.measured.prefill_seconds > 0
     assert point.measured.decode_tokens_per_second > 1
     assert point.measured.peak_memory_bytes > point.size_bytes
-    assert f"{point.measured.decode_tokens_per_second:.3g} tokens/s" in out
+    assert rate_text(point.measured.decode_tokens_per_second) in out
     assert measured.model_copy(update={"points": [answer(study)], "baseline": front.baseline}) == alone
     waiting = [json.loads(line) for line in (folder / "mlflow-unsent.jsonl").read_text().splitlines()]
     assert waiting[0]["metrics"]["speed.prefill_seconds"] == point.measured.prefill_seconds

@@ -3,7 +3,7 @@
 import pytest
 
 from raysearch.errors import InputError
-from raysearch.size import Budget, Size
+from raysearch.size import Budget, Size, rate_text
 
 DENSE = Size(num_params=1_000_000_000, size_bytes=2_000_000_000)
 
@@ -40,3 +40,10 @@ def test_a_budget_admits_up_to_its_bound():
 def test_everything_else_is_refused_with_the_forms(text):
     with pytest.raises(InputError, match=r"budget .*: "):
         Budget.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(1068.7, "1,069 tokens/s"), (99.94, "99.9 tokens/s"), (0.1234, "0.123 tokens/s")]
+)
+def test_rates_as_people_read_them(rate, text):
+    assert rate_text(rate) == text

@@ -8,7 +8,7 @@ import yaml
 
 from raysearch.front import Front, FrontPoint, Speed, retention_text
 from raysearch.recipe import Recipe
-from raysearch.size import size_text
+from raysearch.size import rate_text, size_text
 
 Rows = Mapping[str, Any]
 
@@ -98,7 +98,7 @@ def speed_rows(speed: Speed | None, dense: Speed | None) -> dict[str, str]:
         f"prefill of {speed.num_prompt_tokens} tokens": beside(
             lambda s: f"{1000 * s.prefill_seconds:.3g} ms"
         ),
-        "decoding": beside(lambda s: f"{s.decode_tokens_per_second:.3g} tokens/s"),
+        "decoding": beside(lambda s: rate_text(s.decode_tokens_per_second)),
         "peak memory": beside(lambda s: size_text(s.peak_memory_bytes)),
         "files with weights": beside(lambda s: size_text(s.checkpoint_bytes)),
         "KV cache of 1,000 tokens": beside(lambda s: size_text(s.kv_cache_bytes_per_1000_tokens)),

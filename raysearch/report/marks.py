@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from raysearch.front import Baseline, Front, FrontPoint
 from raysearch.recipe import Recipe
 from raysearch.score import TrialRecord
-from raysearch.size import Budget, Size
+from raysearch.size import Budget, Size, rate_text
 from raysearch.tracking.masking import mask
 
 
@@ -151,7 +151,7 @@ def _front_mark(point: FrontPoint) -> Mark:
         facts.append(("held out", f"{point.heldout.retention:.1%}"))
     if point.measured:
         facts.append(("prefill", f"{1000 * point.measured.prefill_seconds:.3g} ms"))
-        facts.append(("decoding", f"{point.measured.decode_tokens_per_second:.3g} tokens/s"))
+        facts.append(("decoding", rate_text(point.measured.decode_tokens_per_second)))
     facts += [(f"score {name}", f"{score:.3f}") for name, score in point.scores.items()]
     facts += [*recipe_facts(point.recipe), ("samples seen", f"{point.samples_seen:,}")]
     return Mark(

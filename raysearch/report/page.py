@@ -37,7 +37,7 @@ p.note { color: var(--faint); max-width: 80ch; margin: 4px 0 10px; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 16px; }
 .card b { display: block; font-size: 21px; } .card span { color: var(--faint); font-size: 13px; }
 .wide { overflow-x: auto; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 12px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(460px, 1fr)); gap: 12px; }
 .pair > div { min-width: 0; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 th, td { text-align: left; padding: 5px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }

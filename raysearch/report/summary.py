@@ -9,7 +9,7 @@ from typing import Any
 
 from raysearch.front import Front, FrontPoint, Speed, retention_text
 from raysearch.recipe import LOSS_FIELDS, Recipe
-from raysearch.size import size_text
+from raysearch.size import rate_text, size_text
 
 _Z95 = 1.959964
 FILE_COLUMNS = 150  # one line per row where no terminal tells its width
@@ -59,7 +59,7 @@ def speed_text(speed: Speed) -> str:
     """A measurement in one line."""
     return (
         f"prefill {1000 * speed.prefill_seconds:.3g} ms for {speed.num_prompt_tokens} tokens, "
-        f"{speed.decode_tokens_per_second:.3g} tokens/s, peak {size_text(speed.peak_memory_bytes)}, "
+        f"{rate_text(speed.decode_tokens_per_second)}, peak {size_text(speed.peak_memory_bytes)}, "
         f"KV cache {size_text(speed.kv_cache_bytes_per_1000_tokens)} per 1,000 tokens; {speed.device}, {speed.dtype}"
     )
 
@@ -77,7 +77,7 @@ def speed_cells(front: Front) -> list[list[str]]:
             f"{ratio:.1%}",
             retention,
             f"{1000 * speed.prefill_seconds:.3g} ms",
-            f"{speed.decode_tokens_per_second:.3g} tokens/s",
+            rate_text(speed.decode_tokens_per_second),
             size_text(speed.peak_memory_bytes),
             size_text(speed.checkpoint_bytes),
             size_text(speed.kv_cache_bytes_per_1000_tokens),
