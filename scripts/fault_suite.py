@@ -135,14 +135,14 @@ class Search:
         return self.process.returncode
 
     def check_gone(self) -> None:
-        """No process is left, half a minute after the end."""
-        _, left = psutil.wait_procs(list(self.seen.values()), timeout=30)
+        """No process is left, two minutes after the end: Ray's agents look for their node now and then."""
+        _, left = psutil.wait_procs(list(self.seen.values()), timeout=120)
         check(not left, f"left behind: {[_title(process) for process in left]}")
 
 
 def _title(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()
     except psutil.Error:
         return ""
 

@@ -35,7 +35,8 @@ def test_a_driver_killed_again_and_again_comes_to_the_same_front(unbroken, tmp_p
     folder, draw, num_kills = tmp_path / "study", random.Random(seed), 0
     for start in range(100):
         more = {"name": f"{start}-", "log": tmp_path / "begun"}
-        when = stand_in.after(draw.uniform(0.05, 0.5) * seconds)
+        # Later starts are given longer, so that the study ends on a machine that has become slow, too.
+        when = stand_in.after(draw.uniform(0.05, 0.5) * seconds * (1 + start / 5))
         if not stand_in.killed(stand_in.plan(40), folder, when, **more):
             break
         num_kills += 1
@@ -52,7 +53,8 @@ def test_with_several_slots_no_trial_is_lost_or_run_twice_and_the_front_never_lo
     folder, draw, areas = tmp_path / "study", random.Random(5), [0.0]
     for start in range(100):
         more = {"name": f"{start}-", "log": tmp_path / "begun", "num_slots": 4}
-        killed = stand_in.killed(stand_in.plan(40), folder, stand_in.after(draw.uniform(0.2, 1.0)), **more)
+        when = stand_in.after(draw.uniform(0.2, 1.0) * (1 + start / 5))
+        killed = stand_in.killed(stand_in.plan(40), folder, when, **more)
         if (folder / "front.json").exists():
             areas.append(json.loads((folder / "front.json").read_text())["hypervolume"])
         if not killed:

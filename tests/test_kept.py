@@ -22,7 +22,7 @@ class Bench(SimpleNamespace):
         return tiny_model(seed=1)
 
     def evaluate(self, model, benchmarks):
-        kept = float(sum(param.double().abs().mean() for param in model.parameters()))
+        kept = float(sum(param.detach().double().abs().mean() for param in model.parameters()))
         return Results(
             {"weights": np.array([kept % 1, 0.5])}, {"weights": np.array(["a", "b"])}, {"weights": 0.0}
         )

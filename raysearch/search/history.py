@@ -2,6 +2,7 @@
 
 import bisect
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -49,6 +50,9 @@ class History:
         """The trials that have not ended, in the order of their proposals."""
         self.front: list[str] = []
         """Finished trials that none of them dominates."""
+        self.sizes = Counter[float]()
+        """How many trials there are of each size ratio."""
+        self._spreads: dict[float, float] = {}  # standard deviation of gains, as far as it was asked for
         self._gains: dict[
             float, list[float]
         ] = {}  # of finished trials, from each number of samples seen to the end
@@ -62,6 +66,7 @@ class History:
     def add(self, trial: str, proposal: Proposal) -> None:
         """A trial begins."""
         self.proposals[trial] = proposal
+        self.sizes[proposal.size_ratio] += 1
         if proposal.end is None:
             self.running[trial] = proposal
         self.made.add(made_by(proposal.recipe, proposal.size_ratio))
@@ -85,8 +90,8 @@ class History:
         if proposal.end == "finished":
             self._note_finished(trial)
 
-    def final(self, trial: str) -> tuple[float, float] | None:
-        """The final retention and its uncertainty, in standard deviations.
+    def final(self, trial: str) -> float | None:
+        """The final retention.
 
         Of a stopped or running trial: its last value plus the median gain that finished trials have shown from there to
         their end. None for a trial that failed or has no value yet.
@@ -95,14 +100,24 @@ class History:
         if proposal.end == "failed" or not proposal.curve:
             return None
         seen, value = proposal.curve[-1]
-        if proposal.end == "finished":
-            return value, 0.0
+        gains = self._gains.get(seen, [])
+        if proposal.end == "finished" or not gains:
+            return value
+        middle = (gains[(len(gains) - 1) // 2] + gains[len(gains) // 2]) / 2
+        return value + max(0.0, middle)
+
+    def deviation(self, trial: str) -> float:
+        """Standard deviation of `final`, where there is one."""
+        proposal = self.proposals[trial]
+        if proposal.end in ("failed", "finished") or not proposal.curve:
+            return 0.0
+        seen, value = proposal.curve[-1]
         gains = self._gains.get(seen)
         if not gains:
-            return value, 0.1 * abs(value)
-        return value + max(0.0, float(np.median(gains))), float(np.std(gains)) + 0.05 * abs(value) / len(
-            gains
-        )
+            return 0.1 * abs(value)
+        if seen not in self._spreads:
+            self._spreads[seen] = float(np.std(gains))
+        return self._spreads[seen] + 0.05 * abs(value) / len(gains)
 
     def state(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
@@ -129,5 +144,6 @@ class History:
         points = np.array([(self.proposals[n].size_ratio, -self.proposals[n].curve[-1][1]) for n in named])
         layers = nondomination_layers(points)
         self.front = [name for name, layer in zip(named, layers, strict=True) if layer == 0]
+        self._spreads.clear()
         for seen, value in proposal.curve[:-1]:
             bisect.insort(self._gains.setdefault(seen, []), proposal.curve[-1][1] - value)

@@ -323,7 +323,7 @@ class Searcher:
 
     def _is_crowded(self, size_ratio: float) -> bool:
         """Whether many trials have this very size: layers come in few sizes, and there is more to learn one below."""
-        num = sum(proposal.size_ratio == size_ratio for proposal in self.proposals.values())
+        num = self.history.sizes[size_ratio]
         return num >= 2 and num > CROWDED * len(self.history)
 
     def _solve(self, mode: str, target: float, low: float = 0.0, high: float = 0.99) -> float:
@@ -357,7 +357,7 @@ class Searcher:
         named = dict(newest) | self.history.running | front
         for name, proposal in sorted(named.items(), key=lambda item: item[1].number):
             if proposal.end != "failed":
-                retention, deviation = self.history.final(name) or (None, 0.0)
+                retention, deviation = self.history.final(name), self.history.deviation(name)
                 known[name] = Observation(proposal.answers, proposal.size_ratio, retention, deviation)
         return known
 
@@ -383,7 +383,7 @@ class Searcher:
             self._study.tell_failed(proposal.number)
         else:
             measured_at = proposal.curve[-1][0] if proposal.end == "stopped" else None
-            self._study.tell(proposal.number, proposal.size_ratio, final[0], measured_at)
+            self._study.tell(proposal.number, proposal.size_ratio, final, measured_at)
 
 
 _ANY_CRITERION = {"layerwise": "deepest", "widthwise": "magnitude", "both": "deepest+magnitude"}
