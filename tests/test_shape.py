@@ -7,9 +7,9 @@ from tiny_models import FAMILIES
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from raysearch.errors import InputError
-from raysearch.prune import Shape, shape_of, size_of, smallest_shape, solve, solve_budget
+from raysearch.prune import Shape, shape_of, size_of, solve, solve_budget
 from raysearch.prune.count import counts_of
-from raysearch.prune.shape import default_multiple
+from raysearch.shape import default_multiple, smallest_shape
 from raysearch.size import Budget
 
 EVERY = pytest.mark.parametrize("name", list(FAMILIES))
@@ -104,7 +104,7 @@ def test_a_ratio_is_met_to_within_one_unit(name: str, mode: str) -> None:
 def test_a_budget_is_kept_and_used_up(name: str, mode: str) -> None:
     config = FAMILIES[name].config()
     counts, dense = counts_of(config), size_of(config)
-    least = size_of(config, smallest_shape(config, mode))
+    least = size_of(config, smallest_shape(counts_of(config), mode))
     unit = counts.layer(counts.dense) if mode == "layerwise" else counts.dense.num_layers * counts.per_channel
     for share in (0.2, 0.5, 0.9):
         bound = round(least.size_bytes + share * (dense.size_bytes - least.size_bytes))
@@ -114,7 +114,7 @@ def test_a_budget_is_kept_and_used_up(name: str, mode: str) -> None:
             assert bound / 2 - size.num_params <= unit
     assert solve_budget(config, mode, Budget.parse("100%")) == counts.dense
     tightest = Budget("tightest", size_bytes=least.size_bytes)
-    assert solve_budget(config, mode, tightest) == smallest_shape(config, mode)
+    assert solve_budget(config, mode, tightest) == smallest_shape(counts_of(config), mode)
 
 
 def test_depth_share_moves_the_work_between_layers_and_widths(llava_7b: LlavaConfig) -> None:
@@ -125,12 +125,12 @@ def test_depth_share_moves_the_work_between_layers_and_widths(llava_7b: LlavaCon
 
 
 def test_channels_come_in_multiples(llava_7b: LlavaConfig) -> None:
-    assert default_multiple(llava_7b) == 64
+    assert default_multiple(counts_of(llava_7b)) == 64
     assert solve(llava_7b, "widthwise", 0.3, multiple=256).num_ffn_channels % 256 == 0
     exact = solve(llava_7b, "widthwise", 0.3, multiple=1)
     counts = counts_of(llava_7b)
     assert abs(counts.decoder(exact) / counts.decoder(counts.dense) - 0.7) < 1e-4
-    assert default_multiple(FAMILIES["llama"].config()) == 1
+    assert default_multiple(counts_of(FAMILIES["llama"].config())) == 1
     with pytest.raises(InputError, match="multiple 0: outside 1 to 11008"):
         solve(llava_7b, "widthwise", 0.3, multiple=0)
 
@@ -148,14 +148,16 @@ def test_more_than_can_be_removed_is_refused_with_the_most(llava_7b: LlavaConfig
 
 def test_a_budget_below_the_smallest_model_says_what_that_is(llava_7b: LlavaConfig) -> None:
     smallest = size_of(llava_7b, Shape(1, 32, 32, 11008))
-    assert smallest_shape(llava_7b, "layerwise") == Shape(1, 32, 32, 11008)
+    assert smallest_shape(counts_of(llava_7b), "layerwise") == Shape(1, 32, 32, 11008)
     with pytest.raises(InputError, match=f"{smallest.num_params} parameters in {smallest.size_bytes} bytes"):
         solve_budget(llava_7b, "layerwise", Budget.parse("100MB"))
 
 
 def test_layers_that_take_in_visual_features_stay() -> None:
     config = FAMILIES["qwen3_vl"].config()
-    assert smallest_shape(config, "layerwise").num_layers == 2  # two deep visual features in the tiny model
+    assert (
+        smallest_shape(counts_of(config), "layerwise").num_layers == 2
+    )  # two deep visual features in the tiny model
 
 
 def test_decoders_of_unequal_layers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from raysearch.prune.compensation import compensate
 from raysearch.prune.cut import prune
-from raysearch.prune.shape import Shape, removed_share, shape_of, size_of, smallest_shape, solve, solve_budget
+from raysearch.prune.shape import Shape, removed_share, shape_of, size_of, solve, solve_budget
 
 __all__ = [
     "Shape",
@@ -11,7 +11,6 @@ __all__ = [
     "removed_share",
     "shape_of",
     "size_of",
-    "smallest_shape",
     "solve",
     "solve_budget",
 ]

@@ -12,11 +12,9 @@ from raysearch.size import Budget, Size
 
 __all__ = [
     "Shape",
-    "default_multiple",
     "removed_share",
     "shape_of",
     "size_of",
-    "smallest_shape",
     "solve",
     "solve_budget",
 ]
@@ -34,16 +32,6 @@ def removed_share(config: PretrainedConfig, shape: Shape) -> float:
     """Share of the decoder's parameters that `shape` removes: the exact value of a recipe's ratio."""
     counts = counts_of(config)
     return 1 - counts.decoder(shape) / counts.decoder(counts.dense)
-
-
-def default_multiple(config: PretrainedConfig) -> int:
-    """As `raysearch.shape.default_multiple`."""
-    return counted.default_multiple(counts_of(config))
-
-
-def smallest_shape(config: PretrainedConfig, mode: Mode, multiple: int | None = None) -> Shape:
-    """As `raysearch.shape.smallest_shape`."""
-    return counted.smallest_shape(counts_of(config), mode, multiple)
 
 
 def solve(

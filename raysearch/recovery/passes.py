@@ -69,7 +69,7 @@ class Passes:
             torch.distributed.all_gather(gathered, counts)
             num_tokens = int(sum(count[0] for count in gathered))
             num_passes = int(max(count[1] for count in gathered))
-        if num_passes > len(passes):
+        if len(passes) < num_passes:
             passes += [self._batch(self._unlabelled)] * (num_passes - len(passes))
         if next_end > end:  # from here on nothing else encodes until this has ended
             mine = self._mine(end, next_end)

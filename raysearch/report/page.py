@@ -21,7 +21,7 @@ from raysearch.report.charts import (
 from raysearch.report.findings import Finding, findings
 from raysearch.report.marks import front_info, trial_marks
 from raysearch.report.plots import front_figure
-from raysearch.report.summary import SPEED_HEAD, losses_text, seconds_text, speed_cells
+from raysearch.report.summary import POINT_HEAD, SPEED_HEAD, point_cells, seconds_text, speed_cells
 from raysearch.score import TrialRecord
 from raysearch.size import params_text, size_text
 from raysearch.study import is_study, read_layer_importance, read_trials
@@ -138,11 +138,11 @@ def _answers(front: Front) -> str:
     points = {point.key: point for point in front.points}
     asked = [(budget, points.get(key or "")) for budget, key in front.budgets.items()]
     rows = [
-        [budget, *_point_cells(point)] if point else [budget, "no recipe that small"]
+        [budget, *point_cells(point, criterion=True)] if point else [budget, "no recipe that small"]
         for budget, point in asked
     ]
-    every = _table(["", *_POINT_HEAD], [["", *_point_cells(point)] for point in front.points])
-    answers = _table(["budget", *_POINT_HEAD], rows) if rows else ""
+    every = _table(["", *POINT_HEAD], [["", *point_cells(point, criterion=True)] for point in front.points])
+    answers = _table(["budget", *POINT_HEAD], rows) if rows else ""
     return f"{answers}<details><summary>The whole front</summary>{every}</details>"
 
 
@@ -154,24 +154,6 @@ def _speeds(front: Front) -> list[str]:
     machines = sorted({f"{p.measured.device}, {p.measured.dtype}" for p in front.points if p.measured})
     note = f"One row of a picture and a short question on {'; '.join(machines)}. The KV cache is of 1,000 tokens."
     return [_section("Speed and memory", _table(SPEED_HEAD, rows), _text(note))]
-
-
-_POINT_HEAD = ["size", "of dense", "retention [95%]", "held out", "mode", "trained", "losses", "data", "key"]
-
-
-def _point_cells(point: FrontPoint) -> list[str]:
-    recipe = point.recipe
-    return [
-        size_text(point.size_bytes),
-        f"{point.size_ratio:.1%}",
-        retention_text(point),
-        f"{point.heldout.retention:.1%}" if point.heldout else "",
-        f"{recipe.mode} {recipe.ratio:.0%} by {recipe.criterion}",
-        recipe.trained,
-        losses_text(recipe),
-        f"{recipe.data_fraction:.0%}" if recipe.data_fraction else "",
-        point.key,
-    ]
 
 
 def _findings(told: Sequence[Finding]) -> str:

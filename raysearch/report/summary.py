@@ -12,6 +12,7 @@ from raysearch.recipe import LOSS_FIELDS, Recipe
 from raysearch.size import rate_text, size_text
 
 _Z95 = 1.959964
+POINT_HEAD = ("size", "of dense", "retention [95%]", "held out", "mode", "trained", "losses", "data", "key")
 FILE_COLUMNS = 150  # one line per row where no terminal tells its width
 _SHORT = {"sft": "sft", "logits_kd": "logits", "hidden_kd": "hidden"}
 
@@ -106,24 +107,30 @@ def front_table(points: Sequence[FrontPoint], title: str | None = None) -> Any:
     from rich.table import Table
 
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for name in ("size", "of dense", "retention [95%]", "held out"):
+    for name in POINT_HEAD[:4]:
         table.add_column(name, justify="right", no_wrap=name != "held out")
-    for name in ("mode", "trained", "losses", "data", "key"):
+    for name in POINT_HEAD[4:]:
         table.add_column(name, no_wrap=name in ("data", "key"))
     for point in points:
-        recipe = point.recipe
-        table.add_row(
-            size_text(point.size_bytes),
-            f"{point.size_ratio:.1%}",
-            retention_text(point),
-            f"{point.heldout.retention:.1%}" if point.heldout else "",
-            f"{recipe.mode} {recipe.ratio:.0%}",
-            recipe.trained,
-            losses_text(recipe),
-            f"{recipe.data_fraction:.0%}" if recipe.data_fraction else "",
-            point.key,
-        )
+        table.add_row(*point_cells(point))
     return table
+
+
+def point_cells(point: FrontPoint, criterion: bool = False) -> list[str]:
+    """A row of `POINT_HEAD`; with the criterion behind the mode if wanted."""
+    recipe = point.recipe
+    by = f" by {recipe.criterion}" if criterion else ""
+    return [
+        size_text(point.size_bytes),
+        f"{point.size_ratio:.1%}",
+        retention_text(point),
+        f"{point.heldout.retention:.1%}" if point.heldout else "",
+        f"{recipe.mode} {recipe.ratio:.0%}{by}",
+        recipe.trained,
+        losses_text(recipe),
+        f"{recipe.data_fraction:.0%}" if recipe.data_fraction else "",
+        point.key,
+    ]
 
 
 def budget_lines(front: Front) -> list[str]:
