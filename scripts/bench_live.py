@@ -6,13 +6,14 @@
 The pattern is that of Ray's user guides: a Tune function that starts a TorchTrainer per trial, TuneReportCallback,
 OptunaSearch with both objectives, ASHAScheduler on retention. It trains and evaluates with the same code, rungs, space
 and data as raysearch, and gets for nothing what a user of Ray would have to build: the dense model's scores and the
-importance of its units, measured beforehand outside its time.
+importance of its units, measured beforehand outside its time, and one folder of the teacher's states for all trials.
 
 Counted for both sides is every trial that gave a result, and every result (size, retention) on the search split, those
 of stopped trials too.
 """
 
 import argparse
+import functools
 import json
 import logging
 import pickle
@@ -97,17 +98,12 @@ def documented_pattern(folder: Path, seed: int, seconds: float) -> None:
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    from raysearch.search.sampling import OptunaAsk
-
     started = time.monotonic()
-    space = SearchSpace.load(EMBEDDED_SPACE)
+    space = _embedded_space()
     planned = plan(space)
     first_rung = round(space.search.first_rung * planned.max_samples)
     levels = Rungs(planned.max_samples, first_rung, space.search.reduction_factor).levels
     ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-
-    def define_by_run(trial: Any) -> dict[str, Any]:
-        return {"recipe": space.suggest(OptunaAsk(trial)).as_dict()}
 
     class Record(tune.Callback):
         """A line per result that comes while there is time."""
@@ -119,11 +115,13 @@ def documented_pattern(folder: Path, seed: int, seconds: float) -> None:
                 row = {name: result[name] for name in ("size_ratio", "retention", "samples_seen")}
                 append_json(folder / RESULTS, {"trial": trial.trial_id, **row})
 
+    # Drivers that took a sliver of a CPU each would leave room for one worker fewer than there are cores.
+    no_cpu = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     tuner = tune.Tuner(
-        tune.with_resources(_driver_of(folder, space, levels), {"cpu": 0.01}),
+        tune.with_resources(_driver_of(folder, space, levels), no_cpu),
         tune_config=tune.TuneConfig(
             search_alg=OptunaSearch(
-                define_by_run, metric=["size_ratio", "retention"], mode=["min", "max"], seed=seed
+                _define_by_run, metric=["size_ratio", "retention"], mode=["min", "max"], seed=seed
             ),
             scheduler=ASHAScheduler(
                 "samples_seen",
@@ -142,6 +140,18 @@ def documented_pattern(folder: Path, seed: int, seconds: float) -> None:
         ),
     )
     tuner.fit()
+
+
+def _define_by_run(trial: Any) -> dict[str, Any]:
+    """At the top of the module, since OptunaSearch is pickled with the experiment."""
+    from raysearch.search.sampling import OptunaAsk
+
+    return {"recipe": _embedded_space().suggest(OptunaAsk(trial)).as_dict()}
+
+
+@functools.cache
+def _embedded_space() -> SearchSpace:
+    return SearchSpace.load(EMBEDDED_SPACE)
 
 
 def _driver_of(folder: Path, space: SearchSpace, levels: list[float]) -> Any:
@@ -177,8 +187,9 @@ def _train(config: dict[str, Any]) -> None:
 
     torch.set_num_threads(1)
     start_distributed()
-    prepared = pickle.loads((Path(config["folder"]) / PREPARED).read_bytes())
-    bench = Workbench(SearchSpace.model_validate(config["space"]), prepared)
+    shared = Path(config["folder"])
+    prepared = pickle.loads((shared / PREPARED).read_bytes())
+    bench = Workbench(SearchSpace.model_validate(config["space"]), prepared, shared / "teacher")
     trial = Trial(Recipe(**config["recipe"]), bench)
     for score in trial.scores([round(level) for level in config["levels"]]):
         size_ratio = trial.size.size_bytes / bench.dense_size.size_bytes
