@@ -16,9 +16,9 @@ from raysearch.recipe import LOSS_FIELDS, Recipe
 from raysearch.recovery.planner import GIB, Needs, layer_width, plan_memory
 from raysearch.report.summary import seconds_text
 from raysearch.search.rungs import Rungs
+from raysearch.settings import Scalar
 from raysearch.shape import shape_for
 from raysearch.size import size_text
-from raysearch.space import Scalar
 from raysearch.study import read_trials
 
 NUM_REPLAYS = 5

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from raysearch.benchmarks import check_benchmarks
 from raysearch.counting import counts_of_model
 from raysearch.data.reading import num_rows
 from raysearch.errors import InputError
+from raysearch.evaluation.benchmarks import check_benchmarks
 from raysearch.recipe import Recipe
 from raysearch.shape import Counts, Shape, shape_for, smallest_shape, solve
 from raysearch.size import Budget, Size

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysearch import families
+from raysearch.dimensions import Choices
 from raysearch.errors import InputError
+from raysearch.evaluation.retention import Retention, difference
 from raysearch.front import FrontPoint, Measured
 from raysearch.recipe import Recipe
-from raysearch.retention import Retention, difference
-from raysearch.space import Choices, SearchSpace
+from raysearch.space import SearchSpace
 from raysearch.study import read_space
 from raysearch.trial import Trial, Workbench, quality_of
 

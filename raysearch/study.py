@@ -12,10 +12,10 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from raysearch.errors import InputError
+from raysearch.evaluation.retention import Retention
 from raysearch.files import append_json, read_json_lines, write_json
 from raysearch.front import Baseline, Front, FrontPoint, Measured
 from raysearch.recipe import Recipe
-from raysearch.retention import Retention
 from raysearch.score import Score, TrialRecord
 from raysearch.size import Budget
 from raysearch.space import SearchSpace

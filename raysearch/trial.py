@@ -9,11 +9,12 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from raysearch import export, families, shape
-from raysearch.benchmarks import Benchmark, load_benchmarks
 from raysearch.data.encoding import Encoder
 from raysearch.data.reading import fraction_order, in_order, load_samples
 from raysearch.errors import InputError
-from raysearch.evaluate import evaluate
+from raysearch.evaluation.answers import evaluate
+from raysearch.evaluation.benchmarks import Benchmark, load_benchmarks
+from raysearch.evaluation.retention import Results, at_chance, retention, score_intervals
 from raysearch.front import Measured
 from raysearch.importance import Importance, importance
 from raysearch.prune import prune
@@ -25,7 +26,6 @@ from raysearch.recovery.engine import current_device, moved
 from raysearch.recovery.loop import Recovery
 from raysearch.recovery.teacher import Teacher
 from raysearch.recovery.teacher_cache import CachedTeacher
-from raysearch.retention import Results, at_chance, retention, score_intervals
 from raysearch.score import Score
 from raysearch.size import Size
 from raysearch.space import SearchSpace

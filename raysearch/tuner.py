@@ -15,14 +15,16 @@ from raysearch.errors import InputError
 from raysearch.front import Baseline, Front, Measured
 from raysearch.plan import Plan
 from raysearch.recipe import Recipe
-from raysearch.runner import RecipeTrial, post_front, start_board
 from raysearch.score import Score, TrialRecord
 from raysearch.search.grid import grid
 from raysearch.search.recipe_search import STATE, RecipeSearch
 from raysearch.search.scheduler import ParetoASHA
 from raysearch.search.searcher import Searcher
+from raysearch.settings import Slots
 from raysearch.size import Budget, Size
-from raysearch.space import SearchSpace, Slots
+from raysearch.slots.board import post_front, start_board
+from raysearch.slots.recipe_trial import RecipeTrial
+from raysearch.space import SearchSpace
 from raysearch.study import Study
 
 SECONDS_BETWEEN_LOOKS = 10.0

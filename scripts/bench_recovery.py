@@ -39,7 +39,7 @@ from raysearch.recovery.schedule import SampleOrder
 from raysearch.recovery.teacher import Teacher
 from raysearch.recovery.teacher_cache import CachedTeacher
 from raysearch.recovery.trained import choose_trained
-from raysearch.space import RecoverySettings
+from raysearch.settings import RecoverySettings
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -36,12 +36,14 @@ from search_tables import (
     load_recorded_table,
 )
 
+from raysearch.dimensions import Ask
 from raysearch.files import append_json, read_json_lines
 from raysearch.front import hypervolume
 from raysearch.search.proposing import DrawAsk
 from raysearch.search.sampling import OptunaAsk
 from raysearch.search.simulator import Result, simulate
-from raysearch.space import Ask, Scalar, SearchSpace
+from raysearch.settings import Scalar
+from raysearch.space import SearchSpace
 
 COSTS = (5, 10, 20, 25, 50)  # in full runs, measured at every rung
 BUDGETS = (0.25, 0.5, 0.75)  # on the axis of the hypervolume, for the regret

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from raysearch import space as schema
+from raysearch.evaluation.entries import BenchmarkEntry, TaskEntry
 from raysearch.recipe import _CONDITIONS, LAYER_CRITERIA, LOSS_FIELDS, WIDTH_CRITERIA, Recipe
+from raysearch.space import SearchSpace
 
 PAGE = Path(__file__).parents[1] / "docs" / "space.md"
 HEAD = """# Every key of a search space
@@ -42,12 +43,12 @@ difference.
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, table(schema.SearchSpace, "")]
-    for name, field in schema.SearchSpace.model_fields.items():
+    parts = [HEAD, table(SearchSpace, "")]
+    for name, field in SearchSpace.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             parts.append(f"## {name}\n\n{section.__doc__}\n\n{table(section, f'{name}.')}")
-    for entry in (schema.BenchmarkEntry, schema.TaskEntry):
+    for entry in (BenchmarkEntry, TaskEntry):
         parts.append(f"## benchmarks\n\n{entry.__doc__}\n\n{table(entry, 'benchmarks[].')}")
     parts.append(f"## recipe\n\nThe dimensions that are searched.\n\n{DIMENSIONS}\n{recipe_table()}")
     return "\n".join(parts)

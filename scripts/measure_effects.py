@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raysearch.benchmarks import load_benchmarks
+from raysearch.evaluation.benchmarks import load_benchmarks
+from raysearch.evaluation.retention import Results, Retention, retention
 from raysearch.files import write_text
 from raysearch.pareto import EMBEDDED_SPACE
 from raysearch.recipe import Recipe
 from raysearch.recovery.loop import start_distributed
 from raysearch.replication.table import gap_over_seeds, kept_over_seeds, percent
-from raysearch.retention import Results, Retention, retention
 from raysearch.space import SearchSpace
 from raysearch.trial import Trial, Workbench
 

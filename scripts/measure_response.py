@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import torch
 
+from raysearch.evaluation.retention import retention
 from raysearch.pareto import EMBEDDED_SPACE
 from raysearch.recipe import Recipe
 from raysearch.recovery.engine import start_distributed
-from raysearch.retention import retention
 from raysearch.space import SearchSpace
 from raysearch.trial import Trial, Workbench
 

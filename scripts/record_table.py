@@ -24,7 +24,8 @@ from raysearch.files import append_json, read_json_lines
 from raysearch.plan import Plan, plan
 from raysearch.recipe import Recipe
 from raysearch.search.rungs import Rungs
-from raysearch.space import Scalar, SearchSpace
+from raysearch.settings import Scalar
+from raysearch.space import SearchSpace
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "pocket-table.yaml"
 REPEAT_EVERY = 10

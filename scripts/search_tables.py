@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from raysearch.dimensions import Ask
 from raysearch.errors import InputError
 from raysearch.front import hypervolume
 from raysearch.recipe import Recipe
 from raysearch.search.proposing import answers_of
 from raysearch.search.sampling import fit_to_space
 from raysearch.search.surrogate import Encoding
-from raysearch.space import Ask, SearchSpace
+from raysearch.space import SearchSpace
 
 FULL = 27.0  # samples seen by a full run on a made-up curve, in units of the smallest first rung
 NOISE = 0.01  # standard error of a retention measured on a made-up curve

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from raysearch import families
 from raysearch.data.encoding import Encoder
-from raysearch.evaluate import generate_answers
-from raysearch.questions import read_questions
-from raysearch.space import BenchmarkEntry
+from raysearch.evaluation.answers import generate_answers
+from raysearch.evaluation.entries import BenchmarkEntry
+from raysearch.evaluation.questions import read_questions
 
 ASKED = ("what", "where", "which", "who", "when", "how", "why", "whose")
 _TEMPLATE = (

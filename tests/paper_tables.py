@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysearch.retention import Results
+from raysearch.evaluation.retention import Results
 
 BENCHMARKS = ("MMMU", "SQA", "MathVista", "AI2D", "MME-C", "MME-P", "POPE", "DocVQA", "GQA")
 PERFECT = {"MME-C": 800.0, "MME-P": 2000.0}

@@ -11,12 +11,13 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from raysearch import families, pocket
-from raysearch.benchmarks import Benchmark, check_benchmarks, load_benchmarks
 from raysearch.data.encoding import Encoder
 from raysearch.errors import InputError
-from raysearch.evaluate import evaluate, generate_answers
-from raysearch.retention import Results, at_chance
-from raysearch.space import BenchmarkEntry, SearchSpace
+from raysearch.evaluation.answers import evaluate, generate_answers
+from raysearch.evaluation.benchmarks import Benchmark, check_benchmarks, load_benchmarks
+from raysearch.evaluation.entries import BenchmarkEntry
+from raysearch.evaluation.retention import Results, at_chance
+from raysearch.space import SearchSpace
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 

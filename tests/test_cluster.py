@@ -10,7 +10,8 @@ from ray.autoscaler._private.resource_demand_scheduler import _default_utilizati
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raysearch.errors import InputError
-from raysearch.space import SearchSpace, Slots
+from raysearch.settings import Slots
+from raysearch.space import SearchSpace
 from raysearch.tuner import _check_room, _num_slots
 
 PATH = Path(__file__).parents[1] / "cluster.yaml"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from recovery_setup import recipe, samples, tiny_encoder, tiny_family, tiny_model
 
+from raysearch.evaluation.retention import Results
 from raysearch.recovery.teacher import Teacher
-from raysearch.retention import Results
-from raysearch.space import RecoverySettings
+from raysearch.settings import RecoverySettings
 from raysearch.trial import Trial
 
 RUNGS = [8, 24]

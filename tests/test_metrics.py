@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from raysearch import metrics
-from raysearch.metrics import METRICS
-from raysearch.retention import Results, retention
+from raysearch.evaluation import metrics
+from raysearch.evaluation.metrics import METRICS
+from raysearch.evaluation.retention import Results, retention
 
 
 @dataclass(frozen=True)

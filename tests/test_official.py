@@ -7,12 +7,13 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from raysearch import families, pocket
-from raysearch.benchmarks import load_benchmarks
 from raysearch.data.encoding import Encoder
 from raysearch.errors import InputError
-from raysearch.evaluate import evaluate, generate_answers
-from raysearch.official import OfficialTask
-from raysearch.space import SearchSpace, TaskEntry
+from raysearch.evaluation.answers import evaluate, generate_answers
+from raysearch.evaluation.benchmarks import load_benchmarks
+from raysearch.evaluation.entries import TaskEntry
+from raysearch.evaluation.lmms_tasks import OfficialTask
+from raysearch.space import SearchSpace
 
 TASK = """task: drawn
 dataset_path: parquet

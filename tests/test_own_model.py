@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from raysearch.errors import InputError
-from raysearch.evaluate import generate_answers
+from raysearch.evaluation.answers import generate_answers
 from raysearch.recipe import Recipe
 from raysearch.recovery.loop import start_distributed
 from raysearch.space import SearchSpace

@@ -4,7 +4,7 @@ import numpy as np
 import paper_tables
 import pytest
 
-from raysearch.retention import retention
+from raysearch.evaluation.retention import retention
 
 PRUNED, RECOVERED = (paper_tables.rows(table) for table in (paper_tables.PRUNED, paper_tables.RECOVERED))
 DENSE = {row.model: row for row in PRUNED if row.mode == "dense"}

@@ -7,7 +7,7 @@ from recovery_setup import recipe, tiny_family, tiny_model
 from raysearch.errors import InputError
 from raysearch.recovery.planner import GIB, USABLE, MemoryPlan, Needs, needs_of, plan_memory
 from raysearch.recovery.trained import choose_trained
-from raysearch.space import RecoverySettings
+from raysearch.settings import RecoverySettings
 
 LLAVA = Needs(
     num_params=7_063_000_000,

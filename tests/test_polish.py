@@ -9,11 +9,11 @@ from raysearch import families, pocket
 from raysearch.cli import app
 from raysearch.counting import counts_of_model
 from raysearch.errors import InputError
+from raysearch.evaluation.retention import Retention
 from raysearch.files import write_json
 from raysearch.front import Baseline, Front, FrontPoint, Measured
 from raysearch.polish import Polished, polish
 from raysearch.recipe import Recipe
-from raysearch.retention import Retention
 from raysearch.size import Budget
 from raysearch.space import SearchSpace
 from raysearch.study import Study

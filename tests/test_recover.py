@@ -24,7 +24,7 @@ from raysearch.recovery.loop import Recovery, _Student
 from raysearch.recovery.losses import LossTerms
 from raysearch.recovery.schedule import SampleOrder, average_decay, lr_factor, micro_batches
 from raysearch.recovery.teacher import Teacher
-from raysearch.space import RecoverySettings
+from raysearch.settings import RecoverySettings
 
 PARTS = ("projector", "projector+lora", "projector+decoder", "decoder")
 ENCODER = tiny_encoder()

@@ -11,13 +11,20 @@ import pytest
 import yaml
 
 from raysearch.cli import app
+from raysearch.evaluation.retention import (
+    Results,
+    Retention,
+    difference,
+    load_results,
+    retention,
+    save_results,
+)
 from raysearch.recipe import Recipe
 from raysearch.replication.figure import curves, write_figure
 from raysearch.replication.page import page
 from raysearch.replication.probes import Probes
 from raysearch.replication.statements import STATEMENTS, Check, joint, projector, untrained, verdict
 from raysearch.replication.table import Cell, Table, cell_of, gap_over_seeds, kept_over_seeds, percent
-from raysearch.retention import Results, Retention, difference, load_results, retention, save_results
 from raysearch.size import Size
 from raysearch.space import SearchSpace
 from raysearch.study import Study

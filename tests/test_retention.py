@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raysearch.retention import Results, Retention, difference, retention, score_intervals
+from raysearch.evaluation.retention import Results, Retention, difference, retention, score_intervals
 
 
 def results(scores, images=None, chance=None):

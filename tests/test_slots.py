@@ -4,9 +4,12 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import ray
 
-from raysearch import runner
-from raysearch.runner import RecipeTrial, Slot, SlotDied
+from raysearch.slots import recipe_trial
+from raysearch.slots import slot as slot_module
+from raysearch.slots.recipe_trial import RecipeTrial
+from raysearch.slots.slot import Slot, SlotDied
 
 RECIPE = {"mode": "layerwise", "ratio": 0.3, "criterion": "deepest"}
 SCORES = [
@@ -39,10 +42,12 @@ def trial(monkeypatch, tmp_path):
             self.at = 1 if command["do"] == "run" else self.at + 1
             return dict(SCORES[self.at - 1])
 
-    monkeypatch.setattr(runner, "Slot", ScriptedSlot)
-    monkeypatch.setattr(runner.ray, "get", lambda value: value)
+    monkeypatch.setattr(recipe_trial, "Slot", ScriptedSlot)
+    monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(
-        runner.ray, "nodes", lambda: [{"NodeID": "here", "Alive": True}, {"NodeID": "gone", "Alive": False}]
+        recipe_trial.ray,
+        "nodes",
+        lambda: [{"NodeID": "here", "Alive": True}, {"NodeID": "gone", "Alive": False}],
     )
     board = SimpleNamespace(is_dominated=SimpleNamespace(remote=lambda *point: False))
     made = object.__new__(RecipeTrial)
@@ -136,10 +141,10 @@ def test_a_slot_without_signs_of_life_is_ended(monkeypatch):
         clock[0] += timeout
         return [], waiting
 
-    monkeypatch.setattr(runner.ray, "get", lambda value: value)
-    monkeypatch.setattr(runner.ray, "wait", wait)
-    monkeypatch.setattr(runner.ray, "kill", killed.append)
-    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "kill", killed.append)
+    monkeypatch.setattr(slot_module.time, "monotonic", lambda: clock[0])
     slot = object.__new__(Slot)
     slot.name, slot._board, slot._num_replies, slot._longest_s, slot._timeout_s = (
         "slot-a",

@@ -14,7 +14,7 @@ from raysearch.errors import InputError
 from raysearch.recovery import teacher_cache
 from raysearch.recovery.loop import Recovery
 from raysearch.recovery.teacher import Teacher, num_answer_labels
-from raysearch.space import RecoverySettings
+from raysearch.settings import RecoverySettings
 
 CPU = torch.device("cpu")
 ENCODER = tiny_encoder()

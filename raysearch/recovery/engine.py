@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from raysearch.space import RecoverySettings
+from raysearch.settings import RecoverySettings
 
 ADAM_BETAS = (0.9, 0.95)
 logger = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from raysearch.recovery.passes import Passes
 from raysearch.recovery.planner import MemoryPlan, free_bytes, host_bytes, needs_of, plan_memory
 from raysearch.recovery.schedule import SampleOrder, average_decay, lr_factor
 from raysearch.recovery.teacher import Teacher, answer_labels, answer_states, language_head
-from raysearch.space import RecoverySettings
+from raysearch.settings import RecoverySettings
 
 __all__ = ["Recovery", "start_distributed"]
 

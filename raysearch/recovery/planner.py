@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysearch.errors import InputError
-from raysearch.space import RecoverySettings
+from raysearch.settings import RecoverySettings
 
 if TYPE_CHECKING:
     import torch

@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from raysearch.evaluation.retention import Retention
 from raysearch.replication.statements import LAYER, WIDTH, joint, projector, untrained
 from raysearch.replication.table import Cell, Table
-from raysearch.retention import Retention
 
 FIGURE = "study.png"
 Curve = list[tuple[float, Retention]]

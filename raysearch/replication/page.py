@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from raysearch.evaluation.retention import retention
 from raysearch.files import write_text
 from raysearch.replication.figure import FIGURE, write_figure
 from raysearch.replication.probes import Probes
 from raysearch.replication.statements import LAYER, STATEMENTS, WIDTH, joint, projector, untrained, verdict
 from raysearch.replication.table import Cell, Table, percent
 from raysearch.report.summary import size_text
-from raysearch.retention import retention
 from raysearch.search.grid import grid
 from raysearch.size import Size
 from raysearch.space import SearchSpace

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from raysearch.evaluation.retention import Results, Retention, load_results, save_results
 from raysearch.files import write_json
 from raysearch.recipe import Recipe
 from raysearch.replication.table import SCORES, Cell, cell_of
-from raysearch.retention import Results, Retention, load_results, save_results
 from raysearch.space import SearchSpace
 
 PROBES = "probes"
@@ -94,7 +94,7 @@ def _pruned(bench: Any, recipes: Sequence[Recipe], num_samples: int) -> Iterator
 
 def _seconds(bench: Any, model: Any) -> tuple[float, float]:
     """Mean time of one token's answer to one held-out question, and its standard error."""
-    from raysearch.evaluate import generate_answers
+    from raysearch.evaluation.answers import generate_answers
 
     question = bench.heldout[0].questions[:1]
     taken = []

@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
+from raysearch.evaluation.retention import Retention, difference, retention
 from raysearch.replication.probes import Probes
 from raysearch.replication.table import Cell, Table, percent
-from raysearch.retention import Retention, difference, retention
 
 Verdict = Literal["holds", "fails", "can't tell"]
 LAYER, WIDTH = "layerwise", "widthwise"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from raysearch.evaluation.retention import Results, Retention, difference, load_results, retention
 from raysearch.recipe import Recipe
-from raysearch.retention import Results, Retention, difference, load_results, retention
 from raysearch.score import TrialRecord
 from raysearch.size import Size
 

@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 from raysearch.errors import InputError
 from raysearch.recipe import Recipe
-from raysearch.space import Scalar, SearchSpace
+from raysearch.settings import Scalar
+from raysearch.space import SearchSpace
 
 
 class _Branch:

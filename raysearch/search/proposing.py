@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from raysearch.recipe import Recipe
 from raysearch.search.history import Made, made_by
 from raysearch.search.surrogate import MAX_POINTS, Encoding, RetentionModel, expected_gain
-from raysearch.space import Scalar, SearchSpace
+from raysearch.settings import Scalar
+from raysearch.space import SearchSpace
 
 NUM_CANDIDATES = 96
 NUM_FIT_POINTS = 100  # the latest values, from which length scales are found

@@ -10,7 +10,8 @@ from optuna.samplers import BaseSampler
 
 from raysearch.errors import InputError
 from raysearch.recipe import Recipe
-from raysearch.space import Scalar, SearchSpace
+from raysearch.settings import Scalar
+from raysearch.space import SearchSpace
 
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "quasirandom")
 Solve = Callable[[Mapping[str, Any], float, float], float]

@@ -9,8 +9,8 @@ import numpy as np
 
 from raysearch.data.samples import sample_from_row
 from raysearch.errors import InputError
-from raysearch.questions import Question, dealt
-from raysearch.space import TaskEntry
+from raysearch.evaluation.entries import TaskEntry
+from raysearch.evaluation.questions import Question, dealt
 
 
 class OfficialTask:

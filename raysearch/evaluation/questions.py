@@ -11,8 +11,8 @@ import numpy as np
 from raysearch.data.reading import BadRow, BadRows, Sample, read_rows
 from raysearch.data.samples import sample_from_row
 from raysearch.errors import InputError
-from raysearch.metrics import LETTERS, METRICS, options_of
-from raysearch.space import BenchmarkEntry
+from raysearch.evaluation.entries import BenchmarkEntry
+from raysearch.evaluation.metrics import LETTERS, METRICS, options_of
 
 _NUMBERED = re.compile(r"<image (\d+)>")
 _SPLIT_SEED = 0  # not the study's: studies under other seeds are compared on the same questions

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raysearch import metrics, pocket
+from raysearch import pocket
 from raysearch.data.samples import sample_from_row
 from raysearch.errors import InputError
-from raysearch.metrics import MetricName
-from raysearch.questions import Question, read_questions
-from raysearch.space import BenchmarkEntry, TaskEntry
+from raysearch.evaluation import metrics
+from raysearch.evaluation.entries import BenchmarkEntry, TaskEntry
+from raysearch.evaluation.metrics import MetricName
+from raysearch.evaluation.questions import Question, read_questions
 
 if TYPE_CHECKING:
-    from raysearch.official import OfficialTask
+    from raysearch.evaluation.lmms_tasks import OfficialTask
 
 __all__ = ["Benchmark", "Question", "check_benchmarks", "load_benchmarks"]
 
@@ -112,7 +113,7 @@ def _own(entry: BenchmarkEntry, split: str) -> Benchmark:
 
 
 def _official(entry: TaskEntry, split: str) -> Benchmark:
-    from raysearch.official import OfficialTask
+    from raysearch.evaluation.lmms_tasks import OfficialTask
 
     task = OfficialTask(entry)
     questions = task.questions(split)

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from raysearch.benchmarks import Benchmark, Question
 from raysearch.data.encoding import Encoded, Encoder
 from raysearch.data.samples import BadRow, Sample
 from raysearch.errors import InputError
+from raysearch.evaluation.benchmarks import Benchmark, Question
+from raysearch.evaluation.metrics import METRICS
+from raysearch.evaluation.retention import Results
 from raysearch.families import Family
-from raysearch.metrics import METRICS
 from raysearch.recovery.teacher import answer_labels, answer_states, num_answer_labels
-from raysearch.retention import Results
 
 GENERATION_BATCH = 16
 """Prompts that are answered together; each holds a cache of keys and values of its length."""

@@ -1,0 +1,1 @@
+"""What a model keeps: benchmarks, their metrics, its answers, and retention."""

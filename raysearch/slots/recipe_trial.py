@@ -1,0 +1,96 @@
+"""A Tune trial: one recipe on a warm slot."""
+
+import math
+import os
+import time
+from typing import Any
+
+import ray
+from ray import tune
+
+from raysearch.recipe import Recipe
+from raysearch.slots.slot import Slot, SlotDied
+from raysearch.space import SearchSpace
+from raysearch.study import CHECKPOINTS
+
+MAX_FAILURES = 2  # of one recipe, for reasons of its own
+FAILED = {"done": True, "retention": math.nan, "samples_seen": 0}
+
+
+class RecipeTrial(tune.Trainable):
+    """A Tune trial: one recipe, one result per rung. Its slot outlives it (`reuse_actors=True`)."""
+
+    def setup(
+        self, config: dict[str, Any], board: Any, space: dict[str, Any], rungs: list[int], folder: str
+    ) -> None:
+        self._board, self._rungs, self._folder = board, rungs, folder
+        self._space = SearchSpace.model_validate(space)
+        self._slot: Slot | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._recipe = Recipe(**new_config["recipe"])
+        self._num_scores, self._started = 0, time.monotonic()
+        self._num_asked = 0  # scores of this recipe that the slot has been asked for
+        self._failures: list[str] = []
+        self._deaths: list[SlotDied] = []
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The recipe's next rung, and at the last one its checkpoint.
+
+        A slot that dies is replaced, and the recipe goes on from its last rung: twice at most, nodes that were lost
+        apart. So is a recipe that fails for a reason that may pass.
+        """
+        while True:
+            try:
+                reply = self._next_score()
+            except SlotDied as death:
+                self._slot, self._num_asked = None, 0
+                self._deaths.append(death)
+                reply = {"failed": str(death), "may_pass": True}
+            if not reply.get("failed"):
+                break
+            own = [death for death in self._deaths if not death.with_node()]
+            if not reply["may_pass"] or len(self._failures) + len(own) >= MAX_FAILURES:
+                reply = {**FAILED, "failed": reply["failed"]}
+                break
+        self._num_scores += 1
+        return {**reply, "seconds": time.monotonic() - self._started}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the slot keeps the recipe's state at its rungs."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to load; see `save_checkpoint`."""
+
+    def cleanup(self) -> None:
+        if self._slot:
+            self._slot.close()
+
+    def _next_score(self) -> dict[str, Any]:
+        """The next score from the slot; a new one hands out those before it again."""
+        if self._slot is None:
+            self._slot = Slot(self._board, self._space, self._rungs, self._folder)
+        reply: dict[str, Any] = {}
+        while self._num_asked <= self._num_scores and not reply.get("failed"):
+            command = {"do": "next"} if self._num_asked else {"do": "run", "recipe": self._recipe.as_dict()}
+            reply = self._slot.ask(command)
+            self._num_asked += 1
+        if not reply.get("failed") and reply["done"]:
+            reply |= self._finish(reply)
+        if reply.get("failed"):
+            self._failures.append(reply["failed"])
+            self._num_asked = 0
+        return reply
+
+    def _finish(self, last: dict[str, Any]) -> dict[str, Any]:
+        """Keep the checkpoint of a model that the front doesn't dominate, and score it on held-out questions."""
+        assert self._slot is not None
+        if self._space.search.keep_scores:
+            self._slot.ask({"do": "keep", "folder": os.path.join(self._folder, "scores")})
+        dominated = ray.get(self._board.is_dominated.remote(last["size_ratio"], last["retention"]))
+        if dominated:
+            return {}
+        folder = os.path.join(self._folder, CHECKPOINTS, self._recipe.key)
+        return self._slot.ask({"do": "finish", "folder": folder})

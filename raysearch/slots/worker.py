@@ -1,0 +1,150 @@
+"""A slot's worker: loads the model and the data once, then does what it is told."""
+
+import pickle
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raysearch.errors import InputError
+from raysearch.recipe import Recipe
+from raysearch.space import SearchSpace
+from raysearch.study import CHECKPOINTS
+
+SECONDS_BETWEEN_LIFE_SIGNS = 5.0
+
+
+def serve(config: dict[str, Any]) -> None:
+    """A worker's life: load once, then obey until told to end. All ranks obey; rank 0 replies."""
+    from ray.train import get_context
+
+    context = ray.get_runtime_context()
+    ray.get(config["board"].join.remote(config["slot"], context.current_actor, context.get_node_id()))
+    worker = _Worker(config, get_context().get_world_rank(), get_context().get_world_size())
+    if worker.rank == 0:
+        threading.Thread(target=worker.give_signs, daemon=True).start()
+    index = 0
+    while True:
+        command = ray.get(config["board"].command.remote(config["slot"], index))
+        index += 1
+        if command["do"] == "end":
+            return
+        reply = worker.obey(command)
+        if worker.rank == 0:
+            ray.get(config["board"].reply.remote(config["slot"], reply))
+
+
+class _Worker:
+    def __init__(self, config: dict[str, Any], rank: int, num_workers: int) -> None:
+        import torch
+
+        from raysearch.recovery.loop import start_distributed
+        from raysearch.trial import Workbench
+
+        self.rank, self._num_workers, self._rungs = rank, num_workers, config["rungs"]
+        self._running = Path(config["running"])
+        self._sign = partial(config["board"].sign.remote, config["slot"])
+        space = SearchSpace.model_validate(config["space"])
+        torch.set_num_threads(max(1, int(space.slots.cpus_per_worker)))
+        start_distributed()
+        self._refusal: InputError | None = None
+        self._trial: Any = None
+        self._scores: Any = None
+        board, slot, teacher_folder = config["board"], config["slot"], Path(config["teacher_folder"])
+        known = ray.get(board.prepared.remote(slot)) if rank == 0 else None
+        if rank == 0 and known is None:
+            found = self._measure(space, teacher_folder)
+            scores, layers = None, {}
+            if not isinstance(found, InputError):
+                scores = found.search.means()
+                layers = {name: units.per_layer().tolist() for name, units in found.importances.items()}
+            ray.get(board.publish.remote(pickle.dumps(found), scores, layers))
+        else:
+            found = pickle.loads(known or ray.get(board.prepared.remote(slot)))
+            if isinstance(found, InputError):
+                self._refusal = found
+            else:
+                self._bench = Workbench(space, found, teacher_folder)
+
+    def _measure(self, space: SearchSpace, teacher_folder: Path) -> Any:
+        """What all slots share; or the mistake that stands in the way of every trial."""
+        from raysearch.trial import Workbench
+
+        try:
+            self._bench = Workbench(space, teacher_folder=teacher_folder)
+        except InputError as error:
+            self._refusal = error
+            return error
+        return self._bench.prepared
+
+    def give_signs(self) -> None:
+        """For ever: a sign of life whenever training has come on."""
+        seen = None
+        while True:
+            time.sleep(SECONDS_BETWEEN_LIFE_SIGNS)
+            now = self._trial.samples_seen if self._trial else None
+            if now != seen:
+                seen = now
+                self._sign()
+
+    def obey(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Do as told; what goes wrong with one recipe is a reply, not the end of the slot.
+
+        Several workers go on together only after what goes wrong on all of them; else the slot must end.
+        """
+        if self._refusal:
+            return {**self._failed(self._refusal), "refused": str(self._refusal)}
+        try:
+            if command["do"] == "finish":
+                return self._finish(Path(command["folder"]))
+            if command["do"] == "keep":
+                return self._keep(Path(command["folder"]))
+            if command["do"] == "run":
+                self._start(Recipe(**command["recipe"]))
+            return self._next()
+        except Exception as error:  # the slot outlives any recipe; the reason goes into the trial's record
+            if self._num_workers > 1 and not isinstance(error, FloatingPointError | InputError):
+                raise
+            return self._failed(error)
+
+    def _start(self, recipe: Recipe) -> None:
+        from raysearch.trial import Trial
+
+        if self._trial:
+            self._trial.close()
+        self._trial = Trial(recipe, self._bench)
+        self._scores = self._trial.scores(self._rungs, keep_in=self._running / recipe.key)
+
+    def _next(self) -> dict[str, Any]:
+        score = next(self._scores)
+        size, dense = self._trial.size, self._bench.dense_size
+        return {
+            **score.model_dump(),
+            "num_params": size.num_params,
+            "size_bytes": size.size_bytes,
+            "size_ratio": size.size_bytes / dense.size_bytes,
+            "done": score.samples_seen >= self._trial.end,
+        }
+
+    def _finish(self, folder: Path) -> dict[str, Any]:
+        heldout = self._trial.finish(folder)
+        return {"checkpoint": f"{CHECKPOINTS}/{folder.name}", "heldout": heldout.model_dump()}
+
+    def _keep(self, folder: Path) -> dict[str, Any]:
+        from raysearch.evaluation.retention import save_results
+
+        results = self._trial.heldout_results()
+        if self.rank == 0:
+            save_results(folder / "dense.npz", self._bench.prepared.heldout)
+            save_results(folder / f"{self._trial.recipe.key}.npz", results)
+        return {}
+
+    def _failed(self, error: Exception) -> dict[str, Any]:
+        if self._trial:
+            self._trial.close()
+            self._trial = self._scores = None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return {"failed": reason, "may_pass": isinstance(error, OSError | RuntimeError | MemoryError)}
