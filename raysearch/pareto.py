@@ -79,9 +79,9 @@ def run(planned: "Plan", folder: Path, earlier: Sequence["EarlierTrial"] = ()) -
     from raysearch.report.live import LiveView
     from raysearch.report.plots import write_pictures
     from raysearch.report.summary import print_result
+    from raysearch.slots.cluster import join_cluster
     from raysearch.study import Study, locked
     from raysearch.tracking.tracker import Tracker
-    from raysearch.tuner import join_cluster
     from raysearch.tuner import search as run_search
 
     join_cluster(planned.space.slots)  # one too small for a trial is found before anything is written

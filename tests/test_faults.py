@@ -10,6 +10,7 @@ import time
 import pytest
 import stand_in
 
+from raysearch import tuner
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
 from raysearch.search.recipe_search import EVENTS, STATE
@@ -126,6 +127,24 @@ def test_a_killed_study_is_extended_and_gets_other_budgets(tmp_path):
     assert read_json_lines(folder / "trials.jsonl")[: len(before)] == before
     assert found["front"]["budgets"].keys() == {"60%", "30%"}
     assert sum(row["size_bytes"] <= 600 for row in found["trials"]) >= 4
+
+
+def test_a_file_that_cannot_be_written_ends_the_search_and_is_blamed_on_no_trial(tmp_path):
+    """Ray Tune takes any `Exception` of a callback for a failure of the trial at hand."""
+
+    class Called:
+        def on_trial_result(self, result):
+            return append_json(tmp_path / "nowhere" / "lines", result)
+
+        def on_trial_complete(self):
+            return "done"
+
+    called = Called()
+    tuner._let_lost_files_end_search(called)
+    assert called.on_trial_complete() == "done"
+    with pytest.raises(tuner._LostFile, match="nowhere/lines: No such file or directory") as lost:
+        called.on_trial_result({})
+    assert not isinstance(lost.value, Exception)
 
 
 def test_two_drivers_on_one_study_get_one_plain_error(tmp_path):

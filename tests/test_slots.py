@@ -109,6 +109,21 @@ def test_what_will_not_pass_is_not_tried_again(trial):
     assert trial.asked == ["slot", "run", "next"]
 
 
+def test_full_or_lost_storage_is_waited_for_and_is_no_fault_of_the_recipe(trial, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(recipe_trial.time, "sleep", pauses.append)
+    full = {"failed": "OSError: no space left", "may_pass": True, "storage": True}
+    results = run(trial, None, full, full, full, full, DIES)
+    assert [result["samples_seen"] for result in results] == [10, 30, 90]
+    assert pauses == [1, 2, 4, 8]
+    trial.reset_config({"recipe": RECIPE})
+    (result,) = run(trial, *[full] * 100)
+    assert result["done"]
+    assert "no space left; see to the storage, then go on with raysearch search --resume" in result["refused"]
+    assert 600 <= sum(pauses[4:]) < 660
+    assert max(pauses) == 60
+
+
 class SilentBoard:
     """Of a slot that gives `num_signs` signs of life and then none, and never replies."""
 
