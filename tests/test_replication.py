@@ -187,6 +187,25 @@ def test_relative_to_another_recipe():
     assert share.interval[0] < 0.5 < share.interval[1]
 
 
+def test_seeds_are_pooled_over_the_recipes_of_a_ratio():
+    dense = answers(1.0)
+    apart, same = [answers(0.6, 1), answers(0.8, 2)], [answers(0.7, 3)] * 3
+    calm, wild = joint(W, 0.3), joint(L, 0.3)
+    made = Table(dense, {wild: apart, calm: same, untrained(W, 0.3): apart[:1], joint(W, 0.15): same})
+    values = [retention(run, dense).value for run in apart]
+    pooled = np.sqrt(np.var(values, ddof=1) * 1 / (1 + 2))  # one degree of freedom with a spread, two without
+    assert made.kept(calm).se == pytest.approx(np.hypot(retention(same[0], dense).se, pooled / np.sqrt(3)))
+    gap = made.gap(calm, untrained(W, 0.3))
+    questions = difference(same[0], apart[0], dense)
+    assert gap.value == pytest.approx(questions.value)
+    assert gap.se == pytest.approx(np.hypot(questions.se, pooled / np.sqrt(3)))
+    assert made.kept(untrained(W, 0.3)) == retention(apart[0], dense)
+    assert made.kept(joint(W, 0.15)) == retention(same[0], dense)
+    share = made.relative(calm, calm)
+    assert share.value == 1
+    assert share.se == pytest.approx(np.sqrt(2) * pooled / np.sqrt(3) / made.kept(calm).value)
+
+
 def test_a_gap_on_some_benchmarks():
     dense = answers(1.0)
     first, second = answers(0.8), answers(0.8)
