@@ -89,7 +89,8 @@ def test_the_spread_of_seeds_widens_the_interval():
     assert kept_over_seeds(same, dense).value == pytest.approx(kept_over_seeds(apart, dense).value, abs=0.02)
     values = [retention(run, dense).value for run in apart]
     spread = abs(values[0] - values[1]) / 2  # the standard error of a mean of two
-    assert kept_over_seeds(apart, dense).se == pytest.approx(spread, rel=0.05)
+    reach = kept_over_seeds(apart, dense).value - kept_over_seeds(apart, dense).interval[0]
+    assert reach == pytest.approx(12.706 * spread, rel=0.01)  # Student's quantile for one degree of freedom
     # One run, where nothing is drawn, is set against each of several.
     gap = gap_over_seeds([same[0]], apart, dense)
     assert gap.value == pytest.approx(np.mean([difference(same[0], run, dense).value for run in apart]))

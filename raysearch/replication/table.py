@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from raysearch.evaluation.retention import Results, Retention, difference, load_results, retention
 from raysearch.recipe import Recipe
@@ -81,6 +82,10 @@ class Table:
 
     def __contains__(self, cell: Cell) -> bool:
         return cell in self._results
+
+    def runs(self, cell: Cell) -> list[Results]:
+        """A cell's results, one per seed."""
+        return list(self._results[cell])
 
     @property
     def cells(self) -> list[Cell]:
@@ -171,4 +176,9 @@ def _only(results: Results, benchmarks: Sequence[str] | None) -> Results:
 
 
 def _seed_error(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    """Standard error of the mean of few values, so wide that the normal interval around it is Student's."""
+    num = len(values)
+    if num < 2:
+        return 0.0
+    widening = stats.t.ppf(0.975, num - 1) / stats.norm.ppf(0.975)
+    return float(widening * np.std(values, ddof=1) / np.sqrt(num))
