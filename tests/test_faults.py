@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import stand_in
@@ -145,6 +146,14 @@ def test_a_file_that_cannot_be_written_ends_the_search_and_is_blamed_on_no_trial
     with pytest.raises(tuner._LostFile, match="nowhere/lines: No such file or directory") as lost:
         called.on_trial_result({})
     assert not isinstance(lost.value, Exception)
+
+
+def test_storage_that_stays_away_ends_the_search_and_no_trial(tmp_path):
+    recorder = tuner.Recorder(stand_in.plan(4), Study(tmp_path, stand_in.plan(4).space), None, None, [])
+    result = {"done": True, "failed": "OSError: [Errno 5] Input/output error", "storage": True}
+    with pytest.raises(tuner._LostFile, match="Input/output error"):
+        recorder.on_trial_complete(0, [], SimpleNamespace(trial_id="a", last_result=result))
+    assert not (tmp_path / "trials.jsonl").exists()
 
 
 def test_two_drivers_on_one_study_get_one_plain_error(tmp_path):

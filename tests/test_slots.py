@@ -119,9 +119,18 @@ def test_full_or_lost_storage_is_waited_for_and_is_no_fault_of_the_recipe(trial,
     trial.reset_config({"recipe": RECIPE})
     (result,) = run(trial, *[full] * 100)
     assert result["done"]
-    assert "no space left; see to the storage, then go on with raysearch search --resume" in result["refused"]
+    assert result["storage"]  # which ends the search
+    assert result["failed"] == "OSError: no space left"
     assert 600 <= sum(pauses[4:]) < 660
     assert max(pauses) == 60
+
+
+def test_what_stands_in_the_way_of_every_recipe_is_said_so(trial):
+    mistake = "InputError: benchmarks: own: at chance"
+    (result,) = run(trial, {"failed": mistake, "may_pass": False, "refused": "benchmarks: own: at chance"})
+    assert result["done"]
+    assert result["failed"] == mistake
+    assert result["refused"] == "benchmarks: own: at chance"
 
 
 class SilentBoard:

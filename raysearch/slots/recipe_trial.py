@@ -53,20 +53,16 @@ class RecipeTrial(tune.Trainable):
                 reply = {"failed": str(death), "may_pass": True}
             if not reply.get("failed"):
                 break
-            if reply.get("storage"):
-                if self._waited_s < STORAGE_PATIENCE_S:
-                    self._wait_for_storage()
-                    continue
-                way_out = "see to the storage, then go on with raysearch search --resume"
-                reply = {
-                    **FAILED,
-                    "failed": reply["failed"],
-                    "refused": f"{reply['failed']}; {way_out} {self._folder}",
-                }
-                break
+            if reply.get("storage") and self._waited_s < STORAGE_PATIENCE_S:
+                self._wait_for_storage()
+                continue
             own = [death for death in self._deaths if not death.with_node()]
-            if not reply["may_pass"] or len(self._failures) + len(own) >= MAX_FAILURES:
-                reply = {**FAILED, "failed": reply["failed"]}
+            if (
+                reply.get("storage")
+                or not reply["may_pass"]
+                or len(self._failures) + len(own) >= MAX_FAILURES
+            ):
+                reply = {**reply, **FAILED}
                 break
         self._num_scores += 1
         return {**reply, "seconds": time.monotonic() - self._started}
