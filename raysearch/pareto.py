@@ -90,9 +90,10 @@ def run(planned: "Plan", folder: Path, earlier: Sequence["EarlierTrial"] = ()) -
     with locked(folder), _nothing_left(folder, if_refused=is_new):
         study = Study(folder, planned.space)
         study.create()
-        with closing(Tracker(study, dense=planned.dense)) as tracker, LiveView(planned, study) as view:
+        with closing(Tracker(study, dense=planned.dense)) as tracker:
             try:
-                front = run_search(planned, study, [tracker, view], earlier)
+                with LiveView(planned, study) as view:  # says at once how to go on, should the search be stopped
+                    front = run_search(planned, study, [tracker, view], earlier)
             finally:
                 if study.front:
                     write_pictures(study.folder, study.front, study.records)

@@ -219,7 +219,7 @@ class Broken:
         while self._process.poll() is None:
             for path in stand_in.faults_of(self._study).glob("please-*"):
                 getattr(self, "_" + path.name.removeprefix("please-").replace("-", "_"))(path)
-                path.unlink()
+                path.unlink(missing_ok=True)
             time.sleep(0.1)
         return self._process.returncode
 
@@ -255,7 +255,6 @@ class Broken:
         request.unlink()
         time.sleep(4)
         ballast.unlink()
-        request.touch()
 
     def _check_gone(self) -> None:
         """No worker is left two minutes after the end."""

@@ -75,7 +75,7 @@ class Driver:
     def killed(self, study: Path) -> int:
         """By SIGKILL at random instants, again and again."""
         num = self._kill_until_done(study, 1)
-        self._check_as_unbroken(study)
+        self.check_as_unbroken(study)
         return num
 
     def killed_with_four_slots(self, study: Path) -> int:
@@ -145,7 +145,7 @@ class Driver:
             time.time = lambda: real() + years * (next(num_looks) % 3 - 1)
 
         check(stand_in.in_a_child(jump, self._made, study) == 0, "the driver failed")
-        self._check_as_unbroken(study)
+        self.check_as_unbroken(study)
         return 1
 
     def second_driver(self, study: Path) -> int:
@@ -161,7 +161,7 @@ class Driver:
         with operations(self._some_operation(), begin):
             stand_in.drive(self._made, study)
         check(answers == [stand_in.REFUSED], f"the second driver ended with {answers}")
-        self._check_as_unbroken(study)
+        self.check_as_unbroken(study)
         return 1
 
     def _broken_at_a_write(self, study: Path, act: Act, **more: Any) -> int:
@@ -174,9 +174,10 @@ class Driver:
 
     def _go_on(self, study: Path) -> None:
         stand_in.drive(self._made, study, name="again")
-        self._check_as_unbroken(study)
+        self.check_as_unbroken(study)
 
-    def _check_as_unbroken(self, study: Path) -> None:
+    def check_as_unbroken(self, study: Path) -> None:
+        """Trials, rungs, decisions, front and files are those of the unbroken study."""
         check(stand_in.outcome(study) == self._wanted, "another outcome than unbroken")
 
     def _kill_until_done(self, study: Path, num_slots: int) -> int:

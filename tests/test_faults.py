@@ -8,6 +8,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import faults_driver
 import pytest
 import stand_in
 
@@ -65,6 +66,41 @@ def test_with_several_slots_no_trial_is_lost_or_run_twice_and_the_front_never_lo
     assert len(keys) == len(set(keys)) == 40
     assert areas == sorted(areas)
     assert sorted((tmp_path / "begun").read_text().split()) == sorted(keys)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    return faults_driver.Driver(tmp_path_factory.mktemp("driver"), seed=7, num_trials=24)
+
+
+@pytest.mark.parametrize(
+    "fault", ["killed_in_a_write", "disk_full", "storage_away", "clock_jumps", "second_driver"]
+)
+def test_other_faults_of_the_driver_come_to_the_same_front(fault, driver, tmp_path):
+    """As in `fault_suite.py driver`, once each."""
+    assert getattr(driver, fault)(tmp_path / "study") >= 1
+
+
+def test_the_suite_notices_what_is_wrong(driver, tmp_path):
+    study = tmp_path / "study"
+    stand_in.drive(stand_in.plan(24), study)
+    driver.check_as_unbroken(study)
+    (study / ".front.json.1").write_text("half")
+    with pytest.raises(faults_driver.Failed):
+        driver.check_as_unbroken(study)
+
+
+@pytest.mark.slow
+def test_faults_of_a_cluster_come_to_the_same_front(tmp_path):
+    """As in `fault_suite.py cluster`."""
+    import fault_suite
+    import faults_cluster
+
+    studies = faults_cluster.studies(tmp_path, seed=1)
+    counts, num_failed = fault_suite.run(studies, num=6)
+    studies.close()
+    assert counts.total() >= 6
+    assert num_failed == 0
 
 
 def test_a_line_cut_short_does_not_join_the_next(tmp_path):
