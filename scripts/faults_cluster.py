@@ -13,10 +13,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import ray
@@ -43,54 +42,55 @@ SPACE = {
         "data_fraction": [0.5, 1.0],
     },
     "search": {"trials": 8, "first_rung": 0.25, "seed": 3},
-    "slots": {"num": 1, "timeout_s": 5},
+    "slots": {"num": 1, "timeout_s": 45},
 }
-FAULTS_PER_STUDY = 3
 NOWHERE = "http://127.0.0.1:9"
-KINDS = (
-    "worker-killed",
-    "node-lost",
-    "driver-killed",
-    "out-of-memory",
-    "disk-full",
-    "slot-hung",
-    "storage-away",
-    "disk-really-full",
-    "second-driver",
-    "mlflow-away",
-    "loss-nan",
+STUDIES = (
+    ("worker-killed", "out-of-memory", "driver-killed", "disk-full", "node-lost", "storage-away"),
+    ("loss-nan", "slot-hung", "second-driver", "out-of-memory", "storage-away"),
+    ("mlflow-away", "driver-killed", "node-lost", "worker-killed", "disk-full"),
+    ("disk-really-full", "worker-killed", "driver-killed", "out-of-memory"),
 )
-APART = ("disk-really-full", "mlflow-away", "loss-nan")
-"""Kinds that need something of their own: one such fault a study."""
+"""What happens in a study, each at a rung of its own."""
+OWN = ("worker-killed", "slot-hung", "out-of-memory")
+"""Kinds that a trial is blamed for, so that a second one would end it."""
 
 
 def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[], None]]]:
-    """Studies for ever; every kind comes as often as every other."""
+    """Studies for ever, each broken at other rungs than the one of its like before."""
     draw = random.Random(seed)
-    kinds = itertools.cycle(KINDS if os.geteuid() == 0 else [k for k in KINDS if k != "disk-really-full"])
     with ExitStack() as stack:
-        machines = stack.enter_context(Machines(folder))
+        machines = stack.enter_context(Machines())
         space = folder / "space.yaml"
         space.write_text(yaml.safe_dump(SPACE))
         unbroken = Broken(folder / "unbroken", space, machines)
         unbroken.run()
-        wanted, num_rungs = outcome(folder / "unbroken"), stand_in.num_rungs(folder / "unbroken")
-        server = stack.enter_context(mlflow_server(folder))
-        for number in itertools.count():
-            chosen = [next(kinds) for _ in range(FAULTS_PER_STUDY)]
-            while sum(kind in APART for kind in chosen) > 1:
-                chosen.remove(next(kind for kind in chosen if kind in APART))
-            places = sorted(draw.sample(range(num_rungs - 1), len(chosen)))
-            faults = dict(zip(places, chosen, strict=True))
-            uri = server.uri if "mlflow-away" in chosen else NOWHERE
-            broken = Broken(folder / str(number), space, machines, faults, uri, server)
-            yield Counter(chosen), lambda broken=broken: broken.compare(wanted)
+        wanted = outcome(folder / "unbroken")
+        trials = [line.split()[0] for line in stand_in.rungs_of(folder / "unbroken").read_text().splitlines()]
+        server: Server | None = None
+        for number, kinds in enumerate(itertools.cycle(STUDIES)):
+            if "disk-really-full" in kinds and os.geteuid() != 0:  # only root can mount a small disk
+                continue
+            if "mlflow-away" in kinds and server is None:
+                server = stack.enter_context(mlflow_server(folder))
+            faults = dict(zip(_places(draw, kinds, trials), kinds, strict=True))
+            broken = Broken(folder / str(number), space, machines, faults, server)
+            yield Counter(kinds), lambda broken=broken: broken.compare(wanted)
+
+
+def _places(draw: random.Random, kinds: Sequence[str], trials: Sequence[str]) -> list[int]:
+    """A rung for each kind; no trial is blamed for two."""
+    while True:
+        places = draw.sample(range(len(trials)), len(kinds))
+        blamed = [trials[place] for place, kind in zip(places, kinds, strict=True) if kind in OWN]
+        if len(blamed) == len(set(blamed)):
+            return places
 
 
 class Machines:
     """The cluster, whose nodes can be lost."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
         os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
         self._node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
@@ -134,7 +134,7 @@ class Broken:
 
     Args:
         faults: kind by number of the rung.
-        uri: MLflow's, for the driver.
+        server: of MLflow; without one nobody is told.
     """
 
     def __init__(
@@ -142,14 +142,13 @@ class Broken:
         study: Path,
         space: Path,
         machines: Machines,
-        faults: dict[int, str] | None = None,
-        uri: str = NOWHERE,
-        server: Any = None,
+        faults: Mapping[int, str] | None = None,
+        server: "Server | None" = None,
     ) -> None:
         self._study, self._space, self._machines = study, space, machines
-        self._faults, self._uri, self._server = faults or {}, uri, server
+        self._faults = dict(faults or {})
+        self._server = server if "mlflow-away" in self._faults.values() else None
         self._process: subprocess.Popen | None = None
-        self._disk: Path | None = None
 
     def compare(self, wanted: dict) -> None:
         """Run the study; it must come to what the unbroken one came to, a trial that failed by its own fault apart."""
@@ -161,7 +160,7 @@ class Broken:
             check(found == wanted, f"another outcome than unbroken with {self._faults}")
         trained = stand_in.rungs_of(self._study).read_text().split("\n")
         check(len(trained) == len(set(trained)), "a rung was trained twice")
-        if "mlflow-away" in self._faults.values():
+        if self._server:
             self._server.check_told(self._study, [row["key"] for row in found["trials"]])
 
     def run(self) -> None:
@@ -206,7 +205,7 @@ class Broken:
         environment = {
             **os.environ,
             "RAY_ADDRESS": self._machines.address,
-            "MLFLOW_TRACKING_URI": self._uri,
+            "MLFLOW_TRACKING_URI": self._server.uri if self._server else NOWHERE,
             "CI": "true",
         }
         command = [sys.executable, str(TESTS / "stand_in_training.py"), *arguments]
@@ -216,12 +215,15 @@ class Broken:
     def _follow(self, *arguments: str) -> int:
         """One start of the driver: do what its workers ask for, until it ends."""
         self._process = self._start(*arguments)
-        while self._process.poll() is None:
-            for path in stand_in.faults_of(self._study).glob("please-*"):
-                getattr(self, "_" + path.name.removeprefix("please-").replace("-", "_"))(path)
-                path.unlink(missing_ok=True)
-            time.sleep(0.1)
-        return self._process.returncode
+        try:
+            while self._process.poll() is None:
+                for path in stand_in.faults_of(self._study).glob("please-*"):
+                    getattr(self, "_" + path.name.removeprefix("please-").replace("-", "_"))(path)
+                    path.unlink(missing_ok=True)
+                time.sleep(0.1)
+        finally:
+            self._process.kill()
+        return self._process.wait()
 
     def _node_lost(self, request: Path) -> None:
         self._machines.lose(request.read_text())
@@ -242,6 +244,7 @@ class Broken:
         check("a search is at work on this study" in second.stderr, second.stderr)
 
     def _mlflow_away(self, request: Path) -> None:
+        assert self._server is not None
         self._server.go_away(seconds=4)
 
     def _disk_really_full(self, request: Path) -> None:

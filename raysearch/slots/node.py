@@ -18,7 +18,14 @@ SECONDS_TO_APPEAR = 60.0  # a network file system may show a new folder late
 
 def versions() -> dict[str, str]:
     """Of the packages that a trial's result depends on; builds for CPU and GPU are the same version."""
-    return {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return "(none)"
 
 
 def node_problem(study: Path, space: Mapping[str, Any], wanted: Mapping[str, str]) -> InputError | None:
@@ -30,13 +37,12 @@ def node_problem(study: Path, space: Mapping[str, Any], wanted: Mapping[str, str
         wanted: the driver's `versions`.
     """
     here = f"node {ray.util.get_node_ip_address()}"
-    other = [f"{name} {found}" for name, found in versions().items() if found != wanted[name]]
+    mine = versions()
+    other = [name for name in wanted if mine[name] != wanted[name]]
     if other:
-        asked = ", ".join(
-            f"{name} {version}" for name, version in wanted.items() if version != versions()[name]
-        )
+        has, asked = (", ".join(f"{name} {found[name]}" for name in other) for found in (mine, wanted))
         return InputError(
-            f"{here}: has {', '.join(other)} where the driver has {asked}; install requirements.lock on both"
+            f"{here}: has {has} where the driver has {asked}; install requirements.lock on both"
         )
     deadline = time.monotonic() + SECONDS_TO_APPEAR
     while _space_in(study) != space:
