@@ -19,6 +19,8 @@ class Score(BaseModel):
     retention: float
     retention_se: float = Field(ge=0)
     """Paired standard error of `retention`, over the questions (clustered by image)."""
+    num_questions: int | None = Field(None, ge=1)
+    """Questions that this rests on: fewer below a trial's end (`search.early_questions`)."""
     scores: dict[str, float]
     """Mean score per benchmark, 0 to 1."""
     losses: dict[str, float] = {}
