@@ -41,3 +41,7 @@ class TrialRecord(BaseModel):
     end: Literal["finished", "stopped", "failed"]
     reason: str = ""
     seconds: float
+    seconds_training: float = 0.0
+    """Of `seconds`, in training steps."""
+    seconds_evaluating: float = 0.0
+    """Of `seconds`, in answering questions, held-out ones too."""

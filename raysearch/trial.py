@@ -1,7 +1,9 @@
 """One trial, without ray: prune by a recipe, recover rung by rung, score every rung."""
 
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -159,6 +161,8 @@ class Trial:
         self._heldout: Results | None = None
         self.latest_results: Results | None = None
         """Scores per question behind the newest of `scores()`."""
+        self.seconds = {"seconds_training": 0.0, "seconds_evaluating": 0.0}
+        """What this object has spent on either."""
 
     def scores(self, rungs: Iterable[int], keep_in: Path | None = None) -> Iterator[Score]:
         """Recover up to each rung and score it there; the last score is at the recipe's own end.
@@ -182,7 +186,9 @@ class Trial:
             yield score
         for rung in [*(rung for rung in sorted(rungs) if rung < self.end), self.end]:
             if rung > self._recovery.samples_seen:
-                known.append(self._score(rung, self._recovery.train_until(rung)))
+                with self._timed("seconds_training"):
+                    losses = self._recovery.train_until(rung)
+                known.append(self._score(rung, losses))
                 if keep_in:
                     kept.keep(self._recovery, known, keep_in)
                 yield known[-1]
@@ -216,10 +222,11 @@ class Trial:
 
     def evaluate(self, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of the model as it stands."""
-        if self._recovery is None:
-            return self.bench.evaluate(self.model, benchmarks)
-        with self._recovery.weights_for_evaluation() as model:
-            return self.bench.evaluate(model, benchmarks)
+        with self._timed("seconds_evaluating"):
+            if self._recovery is None:
+                return self.bench.evaluate(self.model, benchmarks)
+            with self._recovery.weights_for_evaluation() as model:
+                return self.bench.evaluate(model, benchmarks)
 
     def heldout_results(self) -> Results:
         """Scores on the held-out questions, of the model at its end."""
@@ -247,6 +254,12 @@ class Trial:
         if self._recovery:
             self._recovery.close()
         self._recovery = self.model = None
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - started
 
     def _score(self, samples_seen: int, losses: Mapping[str, float]) -> Score:
         bench, is_early = self.bench, samples_seen < self.end
