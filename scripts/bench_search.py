@@ -333,8 +333,6 @@ METHODS |= {
     "ours without stopping": ablation(stopping=False),
     "ours, truncated values told": ablation(raw_tell=True),
     "ours + noise margin": ablation(noise_margin=1.0),
-    "ours + movement margin": ablation(movement_margin=0.25),
-    "ours + veto": ablation(veto=True),
     "ours + budget leaders": ablation(leaders=True),
 }
 

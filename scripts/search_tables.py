@@ -166,7 +166,7 @@ class CurveWorld:
     and small models have a small rate k, below 0 for a late start."""
 
     def __init__(self, table: GridTable, curves: str, seed: int, first_rung: float) -> None:
-        self.table, self.seed, self.cost_of_result = table, seed, table.cost_of_result
+        self.table, self.seed = table, seed
         slow, fast, spread = CURVES[curves]
         draw = np.random.default_rng((seed, 1))
         self._rates = slow + (fast - slow) * table.shares + spread * draw.normal(size=len(table.sizes))
@@ -179,6 +179,9 @@ class CurveWorld:
 
     def checkpoints(self, row: int) -> list[float]:
         return self._checkpoints
+
+    def cost_of_result(self, row: int, seen: float) -> float:
+        return self.table.cost_of_result
 
     def progress(self, row: int, seen: float) -> float:
         rate = self._rates[row]
@@ -197,11 +200,14 @@ class RecordedWorld:
     """A table of recorded trials: each row has its own length and its own values."""
 
     def __init__(self, table: RecordedTable) -> None:
-        self.table, self.cost_of_result = table, table.cost_of_result
+        self.table = table
         self._measured = [{seen: (value, se) for seen, value, se in curve} for curve in table.curves]
 
     def checkpoints(self, row: int) -> list[float]:
         return list(self._measured[row])
+
+    def cost_of_result(self, row: int, seen: float) -> float:
+        return self.table.cost_of_result
 
     def measure(self, trial: str, row: int, seen: float) -> tuple[float, float, float]:
         return (float(self.table.sizes[row]), *self._measured[row][seen])
