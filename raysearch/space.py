@@ -134,6 +134,15 @@ class SearchSpace(Strict):
             parts.append(str(choose(ask, name, [case for case in cases if case.choices], values)))
         return "+".join(parts)
 
+    def pinned(self, recipe: Recipe) -> "SearchSpace":
+        """This space with one recipe alone in it."""
+        values = {name: [value] for name, value in recipe.as_dict().items()}
+        values["criterion"] = [name for name in recipe.criteria if name]
+        dimensions: dict[str, list[Dimension]] = {
+            name: [Choices(choices=choices)] for name, choices in values.items()
+        }
+        return self.model_copy(update={"recipe": dimensions})
+
     def values_of(self, field: str) -> list[Any]:
         """Every value that a dimension may take; of a range, its two bounds. Empty without such a dimension."""
         cases = self.recipe.get(field, [])

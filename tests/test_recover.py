@@ -23,6 +23,7 @@ from raysearch.recovery.engine import compute_dtype, master_states
 from raysearch.recovery.loop import Recovery, _Student
 from raysearch.recovery.losses import LossTerms
 from raysearch.recovery.schedule import SampleOrder, average_decay, lr_factor, micro_batches
+from raysearch.recovery.states import LAST_OF_ANSWERS
 from raysearch.recovery.teacher import Teacher
 from raysearch.settings import RecoverySettings
 
@@ -414,8 +415,8 @@ def test_any_mask_any_lengths_any_answers(data: st.DataObject, part: str) -> Non
     trained = choose_trained(model, tiny_family(), recipe(trained=part))
     terms = LossTerms.of(recipe(trained=part))
     targets = ONLINE.targets(batch, range(num_rows))
-    sums = _Student(model, tiny_family(), terms, ONLINE)(batch, targets)
-    terms.weighted(sums).backward()
+    sums = _Student(model, tiny_family(), terms, ONLINE, LAST_OF_ANSWERS)(batch, targets)
+    terms.loss(sums, dict.fromkeys(sums, int(is_answer.sum()))).backward()
     assert all(value.isfinite() for value in sums.values())
     for name, param in model.named_parameters():
         if name not in trained:

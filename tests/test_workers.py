@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from recovery_setup import tiny_family, tiny_model
 from test_recover import samples, series, start
+
+from raysearch.recovery.states import Compared
+from raysearch.recovery.teacher import Teacher
+from raysearch.settings import RecoverySettings
 
 ENDS = [8, 16, 21, 32, 33, 40]
 """Batches of 8 samples, and rungs that leave 5 and 1: one worker then has fewer rows than the other, or none."""
@@ -28,6 +33,12 @@ def _worker(rank: int, world: int, folder: str) -> None:
                     {"weight": sum(p.double().sum().item() for p in model.parameters())}
                 )
             recovery.close()
+        where = {"hidden_layers": [0.5, 1.0], "kd_tokens": "answers+images"}
+        compared = Compared.of(RecoverySettings(**where), tiny_family(), tiny_model().config)
+        teacher = Teacher(tiny_model(), tiny_family(), compared)
+        recovery = start({"zero_stage": stage} | where, teacher)
+        found[stage, "image tokens and inner layers"] = series(recovery, ENDS)
+        recovery.close()
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
 

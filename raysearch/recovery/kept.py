@@ -11,6 +11,7 @@ import torch
 
 from raysearch.errors import InputError
 from raysearch.files import write_json
+from raysearch.recovery.engine import is_first_worker
 from raysearch.recovery.loop import Recovery
 from raysearch.score import Score
 
@@ -28,13 +29,13 @@ def keep(recovery: Recovery, scores: Sequence[Score], folder: Path) -> None:
     """
     unfinished, whole = folder / UNFINISHED, folder / str(recovery.samples_seen)
     recovery.save(unfinished)
-    if torch.distributed.get_rank() == 0:
+    if is_first_worker():
         write_json(unfinished / SCORES, [score.model_dump() for score in scores])
         shutil.rmtree(whole, ignore_errors=True)  # of an earlier attempt that could not be restored
         os.replace(unfinished, whole)
         for other in _rungs(folder):
             if other != whole:
-                shutil.rmtree(other)
+                shutil.rmtree(other, ignore_errors=True)  # the study may have deleted it to keep to its quota
 
 
 def restore(recovery: Recovery, folder: Path) -> list[Score] | None:
