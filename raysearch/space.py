@@ -82,6 +82,13 @@ class SearchSpace(Strict):
                     raise ValueError(
                         f"recipe.criterion: none serves mode {mode}; add one of {', '.join(known)}"
                     )
+        weights = [
+            *(self.values_of("sft") or [1.0]),
+            *self.values_of("logits_kd"),
+            *self.values_of("hidden_kd"),
+        ]
+        if not any(weights) and set(self.values_of("trained")) != {"nothing"}:
+            raise ValueError("recipe.sft, logits_kd, hidden_kd: all 0; raise one, or set trained: nothing")
         return self
 
     @classmethod

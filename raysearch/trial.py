@@ -115,8 +115,13 @@ class Workbench:
         return kept_layers(self.model.config, shape_for(self.model.config, recipe), scores)
 
     def _scores(self, recipe: Recipe, importances: Mapping[str, Importance]) -> Scores:
-        parts: tuple[Literal["depth"], Literal["width"]] = ("depth", "width")
-        return {part: importances[name] for part, name in zip(parts, recipe.criteria, strict=True) if name}
+        scores: dict[Literal["depth", "width"], Importance] = {}
+        layer_criterion, width_criterion = recipe.criteria
+        if layer_criterion:
+            scores["depth"] = importances[layer_criterion]
+        if width_criterion:
+            scores["width"] = importances[width_criterion]
+        return scores
 
     def importance(self, criterion: str, num_samples: int) -> Importance:
         """Importance of the dense model's units, on the first `num_samples` samples that have an image."""

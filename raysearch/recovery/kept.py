@@ -45,9 +45,10 @@ def restore(recovery: Recovery, folder: Path) -> list[Score] | None:
         The scores of all rungs up to there, none if nothing was kept; None if what was kept is broken, or of other
         settings: then the recovery may be half overwritten.
     """
-    if _least(bool(_rungs(folder))) == 0:
+    rungs = _rungs(folder)
+    if _least(bool(rungs)) == 0:
         return []
-    newest = _rungs(folder)[-1]
+    newest = rungs[-1]
     try:
         scores = [Score(**row) for row in json.loads((newest / SCORES).read_text())]
         recovery.restore(newest)

@@ -39,6 +39,18 @@ from raysearch.settings import RecoverySettings
 
 __all__ = ["Recovery", "start_distributed"]
 
+_DECIDING = {
+    "batch_size",
+    "max_length",
+    "hidden_layers",
+    "kd_tokens",
+    "schedule",
+    "warmup",
+    "grad_clip",
+    "deepspeed",
+}
+"""Settings under which a trial that goes on would not be the one that was interrupted."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -114,6 +126,7 @@ class Recovery:
             )
         order = SampleOrder(num_samples, recipe.seed)
         self.samples_seen, self.samples_to_see = 0, recipe.samples_to_see(len(samples))
+        self._num_samples, self._largest_pass = len(samples), torch.Size((1, 0))
 
         start_distributed()
         self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -333,6 +346,8 @@ class Recovery:
             "workers": self._world,
             "precision": str(self._dtype).removeprefix("torch."),
             "weight_average": self._average is not None,
+            "num_samples": self._num_samples,
+            **self.settings.model_dump(mode="json", include=_DECIDING),
         }
 
     def _free_engine(self) -> None:
