@@ -88,6 +88,9 @@ def export(
     folder: Folder,
     budget: BudgetText,
     to: Annotated[Path, typer.Option(help="New or empty folder for the checkpoint.")],
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Make the checkpoint again if the study's quota has cost it.")
+    ] = False,
     polish: Annotated[
         bool,
         typer.Option("--polish", help="First train it further, on all of the data; the better one goes."),
@@ -120,6 +123,10 @@ def export(
     front, note = Front.load(folder), ""
     point = _picked(front, wanted, str(folder))
     check_free(to)
+    if retrain and point.checkpoint is None:
+        from raysearch.retrain import retrain as train_again
+
+        point = train_again(folder, point)
     if polish:
         from raysearch.polish import polish as go_on
 

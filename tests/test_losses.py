@@ -90,10 +90,10 @@ def test_chunks_change_nothing(num_tokens: int, at_a_time: int, seed: int) -> No
         head.zero_grad()
         before, losses.LOGITS_AT_A_TIME = losses.LOGITS_AT_A_TIME, budget
         try:
-            sums = terms.sums(hidden, labels, head, targets, head, vocabulary)
+            sums = terms.sums(hidden[:, None], labels, head, targets[:, None], head, vocabulary)
         finally:
             losses.LOGITS_AT_A_TIME = before
-        terms.weighted(sums).backward()
+        terms.loss(sums, dict.fromkeys(sums, num_tokens)).backward()
         found.append((*sums.values(), hidden.grad, head.weight.grad))
     for whole, chunked in zip(*found, strict=True):
         assert torch.isfinite(chunked).all()

@@ -1,10 +1,11 @@
-"""The three recovery losses, on answer tokens: pure functions, one fp32 value per token.
+"""The three recovery losses: pure functions, one fp32 value per token.
 
-A batch's loss is the mean over its answer tokens (all workers and micro-batches together), so its scale depends
-neither on how long rows are nor on how they are split. Symbols: n answer tokens, v vocabulary, d hidden size.
+A batch's loss is the mean over its answer tokens, and for distillation over all positions that are compared (all
+workers and micro-batches together), so its scale depends neither on how long rows are nor on how they are split.
+Symbols: n positions, v vocabulary, d hidden size, l states per position, the last normalised one last.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from raysearch.data.encoding import IGNORED
 from raysearch.recipe import LOSS_FIELDS, Recipe
 from raysearch.recovery.planner import LOGITS_AT_A_TIME
 
@@ -20,8 +22,8 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-log p(label), in nats: (n, v), (n,) -> (n,)."""
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    """-log p(label), in nats: (n, v), (n,) -> (n,); 0 where the label is `IGNORED`."""
+    return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
 
 
 def kl_divergence(
@@ -55,7 +57,7 @@ def kl_divergence(
 def hidden_match(
     student: torch.Tensor, teacher: torch.Tensor, kind: Literal["mse", "cosine"] = "mse"
 ) -> torch.Tensor:
-    """Distance of last normalised hidden states: (n, d), (n, d) -> (n,).
+    """Distance of hidden states: (..., d), (..., d) -> (...).
 
     mse is mean_d (s - t)^2 / mean_d t^2: the mean squared error (arXiv 2604.24380 matches by squared L2) relative to
     the teacher's own mean square, so that a weight means the same for models with large and with small states.
@@ -77,9 +79,11 @@ class LossTerms:
     temperature: float = 2.0
     kl: Literal["forward", "reverse"] = "forward"
     hidden: Literal["mse", "cosine"] = "mse"
+    match_last: bool = True
+    """Whether `hidden_kd` looks at the last normalised state, too."""
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "LossTerms":
+    def of(cls, recipe: Recipe, match_last: bool = True) -> "LossTerms":
         """The terms of a recipe with recovery."""
         weights = {name: getattr(recipe, name) or 0.0 for name in LOSS_FIELDS}
         return cls(
@@ -87,6 +91,7 @@ class LossTerms:
             recipe.temperature or 1.0,
             recipe.kl or "forward",
             recipe.hidden_match or "mse",
+            match_last,
         )
 
     @property
@@ -99,9 +104,10 @@ class LossTerms:
         """Whether a term looks at the vocabulary."""
         return bool({"sft", "logits_kd"} & set(self.weights))
 
-    def weighted(self, sums: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The weighted sum of `sums`."""
-        return torch.stack([self.weights[name] * value for name, value in sums.items()]).sum()
+    def loss(self, sums: Mapping[str, torch.Tensor], counts: Mapping[str, int]) -> torch.Tensor:
+        """The weighted sum of the terms' means, given how many tokens each is the mean of; no token counts as one."""
+        means = [self.weights[name] / max(1, counts[name]) * value for name, value in sums.items()]
+        return torch.stack(means).sum()
 
     def sums(
         self,
@@ -112,25 +118,29 @@ class LossTerms:
         teacher_head: Logits | None = None,
         vocabulary: int = 1,
     ) -> dict[str, torch.Tensor]:
-        """Each term summed over answer tokens, unweighted; 0, but with a gradient, when there is none.
+        """Each term summed over its tokens, unweighted; 0, but with a gradient, when there is none. `hidden_kd` is the
+        mean over the states that are compared at a position.
 
         Logits are made for `LOGITS_AT_A_TIME // vocabulary` tokens at a time, and made again on the way back when
         there is more than one such chunk, so that (n, v) tensors are never all in memory.
 
         Args:
-            hidden: the student's last normalised states at the positions before answer tokens, (n, d).
-            labels: the answer tokens, (n,).
+            hidden: the student's states, (n, l, d).
+            labels: the answer token behind each position, (n,); `IGNORED` where there is none.
             head: the student's language head.
-            teacher_hidden: the dense model's states at the same places, (n, d); None if no term needs them.
+            teacher_hidden: the dense model's states at the same places, (n, l, d); None if no term needs them.
             teacher_head: the dense model's language head.
             vocabulary: v.
         """
         sums = {}
         if self.need_logits:
-            sums = self._logit_sums(hidden, labels, head, teacher_hidden, teacher_head, vocabulary)
+            theirs = None if teacher_hidden is None else teacher_hidden[:, -1]
+            sums = self._logit_sums(hidden[:, -1], labels, head, theirs, teacher_head, vocabulary)
         if "hidden_kd" in self.weights:
             assert teacher_hidden is not None
-            sums["hidden_kd"] = hidden_match(hidden, teacher_hidden, self.hidden).sum()
+            states = slice(None) if self.match_last else slice(-1)
+            match = hidden_match(hidden[:, states], teacher_hidden[:, states], self.hidden)  # (n, l)
+            sums["hidden_kd"] = match.mean(1).sum()
         return sums
 
     def _logit_sums(

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from raysearch.data.samples import BadData
 from raysearch.errors import InputError
 from raysearch.recipe import Recipe
 from raysearch.space import SearchSpace
@@ -105,6 +106,9 @@ class _Worker:
             if command["do"] == "run":
                 self._start(Recipe(**command["recipe"]))
             return self._next()
+        except BadData as error:  # all other trials would meet it too
+            self._refusal = error
+            return self.obey(command)
         except Exception as error:  # the slot outlives any recipe; the reason goes into the trial's record
             if self._num_workers > 1 and not isinstance(error, FloatingPointError | InputError):
                 raise
