@@ -68,7 +68,7 @@ def read_questions(entry: BenchmarkEntry, split: str) -> tuple[Question, ...]:
     groups = _image_ids(rows, entry)
     limit = entry.num_search if split == "search" else entry.num_heldout
     if has_own:
-        chosen = _rows_of(_first(_shuffled(groups), limit))
+        chosen = limited(groups, limit)
     else:
         chosen = dealt(groups, split, entry.num_search, entry.num_heldout)
     bad, questions = BadRows(where, len(chosen)), []
@@ -96,6 +96,11 @@ def dealt(groups: Sequence[str], split: str, num_search: int | None, num_heldout
     images = _shuffled(groups)
     search = _first(images, num_search or len(groups) // 2)
     return _rows_of(search if split == "search" else _first(images[len(search) :], num_heldout))
+
+
+def limited(groups: Sequence[str], limit: int | None) -> list[int]:
+    """At most `limit` rows of a split with questions of its own, whole images; all without a limit."""
+    return _rows_of(_first(_shuffled(groups), limit))
 
 
 def _shuffled(groups: Sequence[str]) -> list[list[int]]:
