@@ -5,6 +5,7 @@ import json
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from pocket_training import (
     ATTENTION,
@@ -22,18 +23,18 @@ from raysearch.files import write_tensors
 from raysearch.pocket import SPLITS
 from raysearch.pocket.drawing import ATTRIBUTES
 from raysearch.pocket.model import IMAGE, NUM_IMAGE_TOKENS
-from raysearch.pocket.packing import IGNORED, Packer, batch_rows
+from raysearch.pocket.packing import IGNORED, Packer, Row, batch_rows
 from raysearch.pocket.smollm2 import make_lvlm, pretrained
 
 PER_STEP = {"scenes": 2, "digits": 2, "easy-vqa": 1}
 BETAS = (0.9, 0.98)
-NUM_CHECKED = 100
+NUM_CHECKED = 40
 
 
 class ChatPacker(Packer):
     """Packs conversations in ChatML, as the chat template and the tokenizer write them."""
 
-    bin_size = 128
+    bin_size = 120
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -62,9 +63,8 @@ class Masters:
         groups = [{"params": params, "lr": rate} for params, rate in zip(exact, self.rates, strict=True)]
         self.optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
 
-    def step(self, loss: torch.Tensor, factor: float) -> float:
-        """One update with all learning rates times `factor`; returns the gradient's norm."""
-        loss.backward()
+    def step(self, factor: float) -> float:
+        """One update by the gradients there are, with all learning rates times `factor`; returns their norm."""
         for exact, fast in zip(self.exact, self.fast, strict=True):
             exact.grad, fast.grad = fast.grad.float(), None
         norm = torch.nn.utils.clip_grad_norm_(self.exact, 1.0)
@@ -148,6 +148,19 @@ def add_adapters(model: LlavaForConditionalGeneration, rank: int) -> list[torch.
     return adapters
 
 
+def backward(model: LlavaForConditionalGeneration, images: np.ndarray, rows: list[Row]) -> float:
+    """The gradients of the rows' mean loss, which is returned; rows of one length at a time spare padding."""
+    total, loss = sum(sum(row.weights) for row in rows), 0.0
+    for length in sorted({len(row) for row in rows}):
+        chosen = [index for index, row in enumerate(rows) if len(row) == length]
+        share = sum(sum(rows[index].weights) for index in chosen) / total
+        batch = batch_rows([rows[index] for index in chosen], ChatPacker.bin_size)
+        part = answer_loss(model, images[chosen], batch) * share
+        part.backward()
+        loss += part.item()
+    return loss
+
+
 @torch.no_grad()
 def deltas(model: LlavaForConditionalGeneration) -> dict[str, torch.Tensor]:
     """The projector, and of every adapted matrix `NAME.down` (rank, in) and `NAME.up` (out, rank), scaled."""
@@ -190,10 +203,9 @@ def train(options: argparse.Namespace) -> None:
     packer, average, started = ChatPacker(tokenizer), None, time.process_time()
     rows_of_steps = training_rows(packer, first, PER_STEP)
     for step in range(first, options.steps):
-        images, rows = next(rows_of_steps)
-        loss = answer_loss(model, images, batch_rows(rows, packer.bin_size))
-        norm = masters.step(loss, rate_factor((step + 1) / options.steps))
-        average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
+        loss = backward(model, *next(rows_of_steps))
+        norm = masters.step(rate_factor((step + 1) / options.steps))
+        average = loss if average is None else 0.95 * average + 0.05 * loss
         done = step + 1
         if done % 10 == 0:
             pace = (time.process_time() - started) / (done - first)
