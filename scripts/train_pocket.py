@@ -1,10 +1,12 @@
-"""Train the embedded LVLM from scratch.
+"""Train the embedded LVLM from scratch, or teach its questions to SmolLM2-135M.
 
     python scripts/train_pocket.py --to raysearch/pocket/weights
     python scripts/train_pocket.py --to runs/pocket --work runs/look --grounding-steps 40 --looks-steps 20 --steps 20
+    python scripts/train_pocket.py --decoder smollm2 --to raysearch/pocket/smollm2_deltas.safetensors
 
 The first is the run that made the shipped weights; on one core of an AMD EPYC its three stages take 1.5 minutes, 1.5
-minutes, and 0.55 to 0.75 s for each of 3,000 steps, about 35 minutes in all. The second is a look at it.
+minutes, and 0.55 to 0.75 s for each of 3,000 steps, about 35 minutes in all. The second is a look at it. The third is
+`train_smollm2.py`.
 
 1. The vision tower, the projector and the word embeddings learn to name what each patch shows, and the first layer's
    attention to find the patches that a word is true of.
@@ -382,11 +384,12 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str]) -> None:
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--decoder", choices=("scratch", "smollm2"), default="scratch")
+    decoder = first.parse_known_args(arguments)[0].decoder
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[first]
     )
-    parser.add_argument("--decoder", choices=("scratch", "smollm2"), default="scratch")
-    decoder = parser.parse_known_args(arguments)[0].decoder
     parser.add_argument(
         "--to", type=Path, required=True, help="folder to write; with smollm2, file of deltas"
     )

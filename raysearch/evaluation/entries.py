@@ -61,11 +61,17 @@ class BenchmarkEntry(Strict):
             return self
         if self.name not in pocket.BENCHMARKS:
             raise ValueError(f"{self.name!r} is not embedded; known are {', '.join(pocket.BENCHMARKS)}")
-        other = sorted(self.model_fields_set - {"name", "data", "metric", "num_search", "num_heldout"})
-        if other or self.metric != "exact":
-            named = other[0] if other else f"metric {self.metric}"
+        plain = BenchmarkEntry.model_construct(
+            name=self.name,
+            data="pocket",
+            metric="exact",
+            num_search=self.num_search,
+            num_heldout=self.num_heldout,
+        )
+        other = [field for field in type(self).model_fields if getattr(self, field) != getattr(plain, field)]
+        if other:
             raise ValueError(
-                f"data pocket goes with metric exact, num_search and num_heldout, not with {named}"
+                f"data pocket goes with metric exact, num_search and num_heldout alone; change or remove {other[0]}"
             )
         return self
 
