@@ -12,6 +12,7 @@ import typer
 from raysearch import pareto
 from raysearch.door import Door
 from raysearch.errors import InputError
+from raysearch.model_folder import EMBEDDED
 from raysearch.recipe import check_ratio
 
 app = Door(no_args_is_help=True, help="Search for the pruning and recovery recipe that fits a size budget.")
@@ -171,7 +172,7 @@ def prune(
     model: Annotated[
         str,
         typer.Argument(
-            help="Hugging Face folder or hub id of a vision-language or language model, or pocket."
+            help="Hugging Face folder or hub id of a vision-language or language model, or pocket or pocket-smollm2."
         ),
     ],
     to: Annotated[Path, typer.Option(help="New or empty folder for the pruned model.")],
@@ -222,7 +223,7 @@ def prune(
         ratio=ratio,
         budget=parsed,
         criterion=criterion,
-        calibration=calibration or ("pocket" if model == "pocket" else None),
+        calibration=calibration or ("pocket" if model in EMBEDDED else None),
         compensate=compensate,
     )
     print(

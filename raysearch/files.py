@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 
+def cache_folder(kind: str) -> Path:
+    """Where things that can be made again are kept for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysearch" / kind
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`; after a crash at any instant the old content or the new one is there.
 

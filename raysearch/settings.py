@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from raysearch.model_folder import EMBEDDED
+
 Scalar = bool | int | float | str
 
 
@@ -18,7 +20,7 @@ class Strict(BaseModel):
 
 def _absolute(name: str) -> str:
     """A path that is here, from the root, since workers run in folders of their own; other names as they are."""
-    return os.path.abspath(name) if name != "pocket" and os.path.exists(name) else name
+    return os.path.abspath(name) if name not in EMBEDDED and os.path.exists(name) else name
 
 
 PathOrName = Annotated[str, AfterValidator(_absolute)]

@@ -21,7 +21,7 @@ class SearchSpace(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the study, also of its MLflow experiment."""
     model: PathOrName
-    """A Hugging Face folder or hub id of an LVLM, or `pocket` for the embedded one."""
+    """A Hugging Face folder or hub id of an LVLM; `pocket` or `pocket-smollm2` for an embedded one."""
     data: PathOrName = "pocket"
     """Recovery data: `pocket`, or a LLaVA-style JSON or JSONL file with its images beside it."""
     num_samples: int | None = Field(None, ge=1)
