@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from raysearch.counting import counts_of_model
 from raysearch.dimensions import Ask
 from raysearch.errors import InputError
 from raysearch.front import hypervolume
@@ -17,9 +18,10 @@ from raysearch.recipe import Recipe
 from raysearch.search.proposing import answers_of
 from raysearch.search.sampling import fit_to_space
 from raysearch.search.surrogate import Encoding
+from raysearch.shape import shape_for
 from raysearch.space import SearchSpace
 
-FULL = 27.0  # samples seen by a full run on a made-up curve, in units of the smallest first rung
+FULL = 27.0  # samples seen by a full run on a made-up curve
 NOISE = 0.01  # standard error of a retention measured on a made-up curve
 CURVES = {  # rate of recovery of the smallest and of the largest model, and its spread between recipes
     "alike": (3.0, 8.0, 0.5),
@@ -40,6 +42,7 @@ class Table:
         finals: (n, repeats) retention after a full run.
         full: samples seen by the longest run.
         cost_of_result: what measuring takes at each result, in samples that could be trained on meanwhile.
+        budgets: shares at which the regret is measured.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Table:
     finals: np.ndarray
     full: float
     cost_of_result: float
+    budgets: tuple[float, ...]
 
     @property
     def optimum(self) -> float:
@@ -56,6 +60,14 @@ class Table:
 
     def suggest(self, ask: Ask, taken: Container[int]) -> int:
         """The row that the answers of `ask` lead to; where rows stand for their neighbours, none of `taken`."""
+        raise NotImplementedError
+
+    def world(self, curves: str, seed: int, first_rung: float) -> "CurveWorld | RecordedWorld":
+        """How its trials learn: by `curves`, measured from `first_rung` on."""
+        raise NotImplementedError
+
+    def count(self, recipe: Recipe) -> float:
+        """The share that a recipe has, be it in the table or not."""
         raise NotImplementedError
 
 
@@ -79,6 +91,9 @@ class GridTable(Table):
             for name, values in self.choices
         ]
         return self.index[tuple(levels)]
+
+    def world(self, curves: str, seed: int, first_rung: float) -> "CurveWorld":
+        return CurveWorld(self, curves, seed, first_rung)
 
 
 @dataclass(frozen=True)
@@ -109,10 +124,12 @@ class RecordedTable(Table):
         order = np.argsort(np.abs(points - here) @ weights, kind="stable").tolist()
         return next((row for row in order if row not in taken), order[0])
 
-    @property
-    def first_rung(self) -> float:
-        """Samples seen at the first rung of trials that were trained."""
-        return min(seen for curve in self.curves for seen, _, _ in curve if seen)
+    def world(self, curves: str, seed: int, first_rung: float) -> "RecordedWorld":
+        return RecordedWorld(self, first_rung)
+
+    def count(self, recipe: Recipe) -> float:
+        counts = counts_of_model(self.space.model)
+        return counts.size(shape_for(counts, recipe)).size_bytes / counts.size(counts.dense).size_bytes
 
     @cached_property
     def _encoded(self) -> tuple[Encoding, np.ndarray]:
@@ -147,7 +164,8 @@ def load_hpo_table(name: str) -> GridTable:
         finals = raw / raw.mean(1).max()
     shares = np.log(sizes / sizes.min()) / np.log(sizes.max() / sizes.min())
     index = {tuple(map(int, key)): row for row, key in enumerate(keys)}
-    return GridTable(name, sizes, shares, finals, FULL, 0.0, list(bench.search_space.items()), index)
+    choices = list(bench.search_space.items())
+    return GridTable(name, sizes, shares, finals, FULL, 0.0, (0.25, 0.5, 0.75), choices, index)
 
 
 HPO_TABLES = (
@@ -166,7 +184,8 @@ class CurveWorld:
     and small models have a small rate k, below 0 for a late start."""
 
     def __init__(self, table: GridTable, curves: str, seed: int, first_rung: float) -> None:
-        self.table, self.seed, self.cost_of_result = table, seed, table.cost_of_result
+        self.table, self.cost_of_result, self.first_rung = table, table.cost_of_result, first_rung
+        self.cost_of_full_run = FULL
         slow, fast, spread = CURVES[curves]
         draw = np.random.default_rng((seed, 1))
         self._rates = slow + (fast - slow) * table.shares + spread * draw.normal(size=len(table.sizes))
@@ -194,11 +213,25 @@ class CurveWorld:
 
 
 class RecordedWorld:
-    """A table of recorded trials: each row has its own length and its own values."""
+    """A table of recorded trials: each row has its own length and its own values.
 
-    def __init__(self, table: RecordedTable) -> None:
+    The first rung is the last one recorded that lies no farther than `first_rung`; one just short of the end of a full
+    run is no rung.
+    """
+
+    def __init__(self, table: RecordedTable, first_rung: float) -> None:
         self.table, self.cost_of_result = table, table.cost_of_result
-        self._measured = [{seen: (value, se) for seen, value, se in curve} for curve in table.curves]
+        self._measured = [
+            {
+                seen: (value, se)
+                for seen, value, se in curve
+                if first_rung / 2 < seen < 0.99 * table.full or seen == curve[-1][0]
+            }
+            for curve in table.curves
+        ]
+        longest = max(self._measured, key=len)
+        self.first_rung = min(longest)
+        self.cost_of_full_run = table.full + len(longest) * table.cost_of_result
 
     def checkpoints(self, row: int) -> list[float]:
         return list(self._measured[row])
@@ -260,7 +293,8 @@ def load_recorded_table(path: Path, space: SearchSpace) -> RecordedTable:
     ]
     full = max(row["samples_seen"][-1] for row in first)
     cost = _cost_of_result([row for rows in repeats for row in rows])
-    return RecordedTable(path.stem, sizes, sizes, finals, full, cost, space, list(by_recipe), curves, truths)
+    facts = (path.stem, sizes, sizes, finals, full, cost, (0.45, 0.6, 0.75, 0.9))
+    return RecordedTable(*facts, space, list(by_recipe), curves, truths)
 
 
 def _cost_of_result(rows: Sequence[dict[str, Any]]) -> float:
