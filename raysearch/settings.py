@@ -37,6 +37,9 @@ class SearchSettings(Strict):
     """Stop trials that are behind at a rung (ParetoASHA)."""
     first_rung: float = Field(1 / 9, gt=0, le=1)
     """Where the first verdict falls, as a share of the largest recovery in the space."""
+    early_questions: float = Field(0.1, gt=0, le=1)
+    """The share of each benchmark's questions that a trial is scored on at a rung below its end: the same for all
+    trials, and at least 20."""
     reduction_factor: float = Field(3, gt=1)
     """The share of trials that goes on from a rung is one in this many."""
     keep_scores: bool = False

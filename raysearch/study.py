@@ -82,6 +82,8 @@ class Study:
             end=end,  # type: ignore[arg-type]
             reason=reason,
             seconds=time.monotonic() - started,
+            seconds_training=result.get("seconds_training", 0.0),
+            seconds_evaluating=result.get("seconds_evaluating", 0.0),
         )
 
     def record(self, record: TrialRecord) -> None:

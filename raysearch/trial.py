@@ -1,7 +1,9 @@
 """One trial, without ray: prune by a recipe, recover rung by rung, score every rung."""
 
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,6 +39,8 @@ class Prepared:
 
     search: Results
     """Scores on the split that trials are compared on."""
+    early: Results
+    """Scores on the part of it that is asked below a trial's end."""
     heldout: Results
     """Scores on the split that the search never sees."""
     importances: Mapping[str, Importance]
@@ -69,6 +73,8 @@ class Workbench:
         self.samples = in_order(rows, order)
         self.teacher = self._teacher(teacher_folder)
         self.questions = load_benchmarks(space.benchmarks, "search")
+        share = space.search.early_questions if space.search.early_stopping else 1.0
+        self.early_questions = self.questions if share == 1 else [b.early(share) for b in self.questions]
         self.heldout = load_benchmarks(space.benchmarks, "heldout")
         self.prepared = prepared or self.prepare()
 
@@ -76,18 +82,23 @@ class Workbench:
         """Score the dense model and the importance of its units by every criterion that the space names.
 
         Raises:
-            InputError: the dense model is at chance on a benchmark, so that there is nothing to retain; or the
-                teacher's states would not fit on the disk.
+            InputError: the dense model is at chance on a benchmark, so that there is nothing to retain, or has
+                nothing to retain on the questions below a trial's end; or the teacher's states would not fit on the
+                disk.
         """
         with moved(self.model, current_device()):
             search = self.evaluate(self.model, self.questions)
             heldout = self.evaluate(self.model, self.heldout)
             _refuse_at_chance(search, heldout)
+            early = search
+            if self.early_questions is not self.questions:
+                early = self.evaluate(self.model, self.early_questions)
+                _refuse_too_few(early, self.space)
             num_samples = self.space.calibration.num_samples
             importances = {name: self.importance(name, num_samples) for name in self.space.criteria()}
         if self.space.uses_teacher():
             self.teacher.prepare(1, current_device())
-        return Prepared(search, heldout, importances)
+        return Prepared(search, early, heldout, importances)
 
     def evaluate(self, model: PreTrainedModel, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of `model` on `benchmarks`."""
@@ -150,6 +161,8 @@ class Trial:
         self._heldout: Results | None = None
         self.latest_results: Results | None = None
         """Scores per question behind the newest of `scores()`."""
+        self.seconds = {"seconds_training": 0.0, "seconds_evaluating": 0.0}
+        """What this object has spent on either."""
 
     def scores(self, rungs: Iterable[int], keep_in: Path | None = None) -> Iterator[Score]:
         """Recover up to each rung and score it there; the last score is at the recipe's own end.
@@ -173,7 +186,9 @@ class Trial:
             yield score
         for rung in [*(rung for rung in sorted(rungs) if rung < self.end), self.end]:
             if rung > self._recovery.samples_seen:
-                known.append(self._score(rung, self._recovery.train_until(rung)))
+                with self._timed("seconds_training"):
+                    losses = self._recovery.train_until(rung)
+                known.append(self._score(rung, losses))
                 if keep_in:
                     kept.keep(self._recovery, known, keep_in)
                 yield known[-1]
@@ -207,10 +222,11 @@ class Trial:
 
     def evaluate(self, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of the model as it stands."""
-        if self._recovery is None:
-            return self.bench.evaluate(self.model, benchmarks)
-        with self._recovery.weights_for_evaluation() as model:
-            return self.bench.evaluate(model, benchmarks)
+        with self._timed("seconds_evaluating"):
+            if self._recovery is None:
+                return self.bench.evaluate(self.model, benchmarks)
+            with self._recovery.weights_for_evaluation() as model:
+                return self.bench.evaluate(model, benchmarks)
 
     def heldout_results(self) -> Results:
         """Scores on the held-out questions, of the model at its end."""
@@ -239,13 +255,22 @@ class Trial:
             self._recovery.close()
         self._recovery = self.model = None
 
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - started
+
     def _score(self, samples_seen: int, losses: Mapping[str, float]) -> Score:
-        self.latest_results = results = self.evaluate(self.bench.questions)
-        kept = retention(results, self.bench.prepared.search, self.bench.space.retention)
+        bench, is_early = self.bench, samples_seen < self.end
+        self.latest_results = results = self.evaluate(bench.early_questions if is_early else bench.questions)
+        dense = bench.prepared.early if is_early else bench.prepared.search
+        kept = retention(results, dense, bench.space.retention)
         self._latest = Score(
             samples_seen=samples_seen,
             retention=kept.value,
             retention_se=kept.se,
+            num_questions=sum(map(len, results.scores.values())),
             scores=results.means(),
             losses=dict(losses),
         )
@@ -260,6 +285,16 @@ def _refuse_at_chance(search: Results, heldout: Results) -> None:
             f"{search.chance[name]:.1%}, so retention means nothing there; mend its prompt, answers or metric, ask "
             "more questions, or leave it out"
         )
+
+
+def _refuse_too_few(early: Results, space: SearchSpace) -> None:
+    """See that retention can be told from the questions below a trial's end."""
+    try:
+        retention(early, early, space.retention)
+    except ValueError as error:
+        raise InputError(
+            f"search.early_questions: {space.search.early_questions:g}: {error}; raise it"
+        ) from None
 
 
 def quality_of(results: Results, dense: Results, form: str) -> Measured:

@@ -380,7 +380,7 @@ class Replay:
     seed: int
 
     def run(self, table: Table, costs: Sequence[float]) -> tuple[list[float], list[float]]:
-        """Share of the optimal hypervolume, and mean regret at the table's budgets, that the method has at each cost."""
+        """Share of the optimal hypervolume, and mean regret at the table's budgets, that there are at each cost."""
         world = table.world(self.curves, self.seed, table.full / self.first_rung)
         policy = METHODS[self.method](table, self.seed, table.full, world.first_rung)
         full = world.cost_of_full_run
@@ -423,6 +423,7 @@ def main() -> None:
         "--table", type=Path, help="Parquet file of recorded trials, instead of the tables by name"
     )
     parser.add_argument("--space", type=Path, default=TABLE_SPACE, help="what --table was drawn from")
+    parser.add_argument("--early-questions", type=float, default=0.1, help="as in a space, of --table")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--curves", nargs="+", default=list(CURVES), choices=CURVES)
     parser.add_argument(
@@ -436,7 +437,9 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.table:
-        recorded = load_recorded_table(options.table, SearchSpace.load(options.space))
+        recorded = load_recorded_table(
+            options.table, SearchSpace.load(options.space), options.early_questions
+        )
         loaded: dict[str, Table] = {recorded.name: recorded}
     else:
         loaded = {}

@@ -1,7 +1,7 @@
 """Benchmarks: the questions of a split, how they are scored, and the score that guessing gets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from raysearch import pocket
@@ -10,7 +10,7 @@ from raysearch.errors import InputError
 from raysearch.evaluation import metrics
 from raysearch.evaluation.entries import BenchmarkEntry, TaskEntry
 from raysearch.evaluation.metrics import MetricName
-from raysearch.evaluation.questions import Question, read_questions
+from raysearch.evaluation.questions import Question, early_part, read_questions
 
 if TYPE_CHECKING:
     from raysearch.evaluation.lmms_tasks import OfficialTask
@@ -34,6 +34,10 @@ class Benchmark:
     """Longest answer that is generated; `exact` needs none."""
     task: "OfficialTask | None" = None
     """Scores the answers in the place of `metric`."""
+
+    def early(self, share: float) -> "Benchmark":
+        """The same with the questions of `early_part`."""
+        return replace(self, questions=early_part(self.questions, share))
 
 
 def load_benchmarks(wanted: str | Sequence[Entry], split: str) -> list[Benchmark]:

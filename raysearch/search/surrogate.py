@@ -44,17 +44,15 @@ class Encoding:
         self._without = [0.5 if category is None else 0.0 for _, category in columns]
 
     def encode(self, answers: Sequence[Answers]) -> np.ndarray:
-        """(n, columns); a number that doesn't apply stands in the middle."""
+        """(n, columns); a number that doesn't apply stands in the middle, a word that is new is no word."""
         encoded = np.tile(self._without, (len(answers), 1))
         for row, answer in zip(encoded, answers, strict=True):
             for name, value in answer.items():
-                if isinstance(value, str):
-                    row[self._at[name, value]] = WORD
-                else:
-                    row[self._at[name, None]] = value
-                    applies = self._at.get((name, APPLIES))
-                    if applies is not None:
-                        row[applies] = WORD
+                word = isinstance(value, str)
+                columns = [((name, value), WORD)] if word else [((name, None), value), ((name, APPLIES), WORD)]
+                for column, here in columns:
+                    if column in self._at:  # else a word that is new
+                        row[self._at[column]] = here
         return encoded
 
 

@@ -123,6 +123,7 @@ class _Worker:
         size, dense = self._trial.size, self._bench.dense_size
         return {
             **score.model_dump(),
+            **self._trial.seconds,
             "num_params": size.num_params,
             "size_bytes": size.size_bytes,
             "size_ratio": size.size_bytes / dense.size_bytes,
@@ -131,7 +132,8 @@ class _Worker:
 
     def _finish(self, folder: Path) -> dict[str, Any]:
         heldout = self._trial.finish(folder)
-        return {"checkpoint": f"{CHECKPOINTS}/{folder.name}", "heldout": heldout.model_dump()}
+        made = {"checkpoint": f"{CHECKPOINTS}/{folder.name}", "heldout": heldout.model_dump()}
+        return made | self._trial.seconds
 
     def _keep(self, folder: Path) -> dict[str, Any]:
         from raysearch.evaluation.retention import save_results
