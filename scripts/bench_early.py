@@ -12,7 +12,7 @@ evaluation, and every result what keeping a checkpoint takes.
 
 import argparse
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,8 @@ import pandas
 from bench_search import TABLE_SPACE, Ours
 from report_table import centred, read, with_interval
 from scipy.stats import spearmanr
-from search_tables import RecordedTable, RecordedWorld, load_recorded_table
+from search_tables import EndsOnly, Questions, RecordedTable, RecordedWorld, load_recorded_table
 
-from raysearch import families
-from raysearch.data.encoding import Encoder
-from raysearch.evaluation.answers import evaluate
-from raysearch.evaluation.benchmarks import load_benchmarks
-from raysearch.evaluation.questions import early_part
-from raysearch.evaluation.retention import Results, retention
 from raysearch.front import hypervolume
 from raysearch.search.simulator import simulate
 from raysearch.space import SearchSpace
@@ -36,75 +30,13 @@ SHARES = (1.0, 1 / 2, 1 / 3, 1 / 5, 1 / 10)
 FIRST_RUNGS = (37, 111)  # samples: 1/27 and 1/9 of the longest trial
 COSTS = (2, 5, 10, 20, 30)  # in full runs, scored once
 SLOTS = 2
-KEEPING = 10.0  # samples that could be trained on while a trial's state is written
 
 
-class Questions:
-    """The search questions, and what the dense model answers to them."""
-
-    def __init__(self) -> None:
-        self.benchmarks = load_benchmarks("pocket", "search")
-        model, processor = families.load("pocket")
-        family = families.family_for(model)
-        self._parts: dict[float, dict[str, np.ndarray]] = {}
-        self.dense = evaluate(model, family, Encoder(processor, family, 256), self.benchmarks)
-
-    def part(self, share: float) -> dict[str, np.ndarray]:
-        """Per benchmark, which of its questions are asked."""
-        if share not in self._parts:
-            asked = {b.name: {q.id for q in early_part(b.questions, share)} for b in self.benchmarks}
-            self._parts[share] = {
-                b.name: np.array([question.id in asked[b.name] for question in b.questions])
-                for b in self.benchmarks
-            }
-        return self._parts[share]
-
-    def retention(self, right: bytes, share: float) -> tuple[float, float]:
-        """Retention and its standard error on a share of the questions, from one bit per question."""
-        sizes = [len(benchmark.questions) for benchmark in self.benchmarks]
-        bits = np.unpackbits(np.frombuffer(right, np.uint8))[: sum(sizes)].astype(float)
-        scores = dict(zip(self.dense.scores, np.split(bits, np.cumsum(sizes)[:-1]), strict=True))
-        found = retention(self._on_part(scores, share), self._on_part(self.dense.scores, share))
-        return found.value, found.se
-
-    def _on_part(self, scores: Mapping[str, np.ndarray], share: float) -> Results:
-        part, dense = self.part(share), self.dense
-        chosen, images = (
-            {name: values[name][rows] for name, rows in part.items()} for values in (scores, dense.images)
-        )
-        return Results(chosen, images, dense.chance)
-
-
-class EarlyWorld(RecordedWorld):
-    """Recorded trials that are scored on a share of the questions before their end, at the rungs in use."""
-
-    def __init__(
-        self, table: RecordedTable, values: Sequence[dict[float, tuple[float, float]]], share: float
-    ) -> None:
-        super().__init__(table)
-        self._values, self._share, self.levels = values, share, list[float]()
-
-    def checkpoints(self, row: int) -> list[float]:
-        *before, end = super().checkpoints(row)
-        return [seen for seen in before if seen in self.levels] + [end]
-
-    def cost_of_result(self, row: int, seen: float) -> float:
-        share = 1.0 if seen == super().checkpoints(row)[-1] else self._share
-        return share * self.table.cost_of_result + KEEPING
-
-    def measure(self, trial: str, row: int, seen: float) -> tuple[float, float, float]:
-        if seen == super().checkpoints(row)[-1]:
-            return super().measure(trial, row, seen)
-        return (float(self.table.sizes[row]), *self._values[row][seen])
-
-
-def replayed(policy: Ours, world: EarlyWorld) -> list[float]:
+def replayed(policy: Ours, world: RecordedWorld) -> list[float]:
     """Share of the table's hypervolume that the trials that ended have, at each of COSTS."""
-    table = world.table
-    world.levels = policy.rungs.levels if policy.rungs else []
-    full = table.full + table.cost_of_result
-    results = simulate(policy, world, SLOTS, max(COSTS) * full)
-    ended = [result for result in results if result.samples_seen == table.curves[result.config][-1][0]]
+    table, full = world.table, world.cost_of_full_run
+    results = simulate(policy, world if policy.stops else EndsOnly(world), SLOTS, max(COSTS) * full)
+    ended = [result for result in results if result.samples_seen == world.checkpoints(result.config)[-1]]
     areas = []
     for cost in COSTS:
         rows = [result.config for result in ended if result.cost <= cost * full]
@@ -145,17 +77,14 @@ def replays(
     yield "|---" * (len(COSTS) + 1) + "|"
     ways = [(1.0, None, 0.0), *itertools.product(SHARES, FIRST_RUNGS, (0.0,)), (0.1, 37, 0.5), (0.1, 37, 1.0)]
     for share, first_rung, margin in ways:
-        values = [
-            {
-                seen: questions.retention(right, share)
-                for seen, right in zip(row["samples_seen"], row["right"], strict=True)
-            }
-            for row in rows
-        ]
+        early = questions.early(rows, share)
         parts = {"sampler": sampler} | ({"noise_margin": margin} if first_rung else {"stopping": False})
         areas = np.array(
             [
-                replayed(Ours(parts, table, seed, table.full, first_rung), EarlyWorld(table, values, share))
+                replayed(
+                    Ours(parts, table, seed, table.full, first_rung),
+                    RecordedWorld(table, first_rung or table.full, early),
+                )
                 for seed in range(num_seeds)
             ]
         )

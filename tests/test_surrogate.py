@@ -60,4 +60,4 @@ def test_the_gain_model_prefers_what_is_good_at_its_size():
     observations.append(Observation({"size": 0.55, "word": "bad"}, 0.55, None, 0.0))  # under way
     asked = {"word": CategoricalDistribution(["good", "bad"])}
     candidates = [Candidate(None, {"word": word}, asked, 0.6) for word in ("bad", "good")]
-    assert GainModel().best(candidates, observations, [0.65]) is candidates[1]
+    assert GainModel().ranked(candidates, observations, [0.65], len(observations)) == candidates[::-1]

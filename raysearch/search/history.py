@@ -26,7 +26,7 @@ class Proposal:
     """A trial as the searcher sees it."""
 
     number: int
-    """Its number in the Optuna study."""
+    """Its number in the Optuna study; without one, among the proposals."""
     recipe: Recipe
     size_ratio: float
     params: dict[str, Any]
