@@ -128,6 +128,14 @@ def test_data_of_no_use_end_the_study_and_not_the_trial_alone():
         assert not reply["may_pass"]
 
 
+def test_what_stands_in_the_way_of_every_recipe_is_said_so(trial):
+    mistake = "InputError: benchmarks: own: at chance"
+    (result,) = run(trial, {"failed": mistake, "may_pass": False, "refused": "benchmarks: own: at chance"})
+    assert result["done"]
+    assert result["failed"] == mistake
+    assert result["refused"] == "benchmarks: own: at chance"
+
+
 class SilentBoard:
     """Of a slot that gives `num_signs` signs of life and then none, and never replies."""
 
