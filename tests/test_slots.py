@@ -111,14 +111,6 @@ def test_what_will_not_pass_is_not_tried_again(trial):
     assert trial.asked == ["slot", "run", "next"]
 
 
-def test_what_stands_in_the_way_of_every_recipe_is_said_so(trial):
-    mistake = "InputError: benchmarks: own: at chance"
-    (result,) = run(trial, {"failed": mistake, "may_pass": False, "refused": "benchmarks: own: at chance"})
-    assert result["done"]
-    assert result["failed"] == mistake
-    assert result["refused"] == "benchmarks: own: at chance"
-
-
 def test_data_of_no_use_end_the_study_and_not_the_trial_alone():
     def scores():
         raise BadData(
@@ -134,6 +126,14 @@ def test_data_of_no_use_end_the_study_and_not_the_trial_alone():
         assert reply["refused"].startswith("rows.json: more than 1.0%")
         assert reply["failed"] == f"BadData: {reply['refused']}"
         assert not reply["may_pass"]
+
+
+def test_what_stands_in_the_way_of_every_recipe_is_said_so(trial):
+    mistake = "InputError: benchmarks: own: at chance"
+    (result,) = run(trial, {"failed": mistake, "may_pass": False, "refused": "benchmarks: own: at chance"})
+    assert result["done"]
+    assert result["failed"] == mistake
+    assert result["refused"] == "benchmarks: own: at chance"
 
 
 class SilentBoard:

@@ -7,7 +7,7 @@ Symbols: n positions, v vocabulary, d hidden size, l states per position, the la
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,18 +40,44 @@ def kl_divergence(
 
     Args:
         student: logits, (n, v).
-        teacher: logits, (n, v).
+        teacher: logits, (n, v), finite; constants, no gradient goes there.
 
     Returns:
         (n,), in nats.
     """
-    ours = F.log_softmax(student.float() / temperature, -1)
-    theirs = F.log_softmax(teacher.float() / temperature, -1)
-    if direction == "reverse":
-        ours, theirs = theirs, ours
-    # The product is 0 where a probability is 0, though its logarithm may be -inf.
-    divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-    return divergence * temperature**2
+    return _KlDivergence.apply(student, teacher, temperature, direction)
+
+
+class _KlDivergence(torch.autograd.Function):
+    """With its gradient by hand, which spares half of the passes over (n, v) that autograd would make.
+
+    With q = softmax(student / T) and p the teacher's, the gradient to the student's logits is T (q - p) for forward
+    and T q (log q - log p - KL) for reverse, T^2 included.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: torch.Tensor, teacher: torch.Tensor, temperature: float, direction: str
+    ) -> torch.Tensor:
+        log_q = F.log_softmax(student.float() / temperature, -1)
+        log_p = F.log_softmax(teacher.float() / temperature, -1)
+        # A product with a probability of 0 is 0, since no logarithm of a softmax in fp32 is infinite.
+        if direction == "forward":
+            p = log_p.exp()
+            divergence = torch.linalg.vecdot(p, log_p.sub_(log_q))
+            gradient = log_q.exp_().sub_(p)
+        else:
+            ratio, q = log_p.neg_().add_(log_q), log_q.exp_()
+            divergence = torch.linalg.vecdot(q, ratio)
+            gradient = ratio.sub_(divergence[:, None]).mul_(q)
+        ctx.save_for_backward(gradient)
+        ctx.temperature, ctx.dtype = temperature, student.dtype
+        return divergence.clamp_min(0) * temperature**2
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * (ctx.temperature * grad)[:, None]).to(ctx.dtype), None, None, None
 
 
 def hidden_match(
