@@ -39,8 +39,8 @@ def size_of(recipe):
     return Size(num_params, 2 * num_params)
 
 
-def make(**settings):
-    return Searcher(SPACE, size_of, DENSE, **settings)
+def make(space=SPACE, **settings):
+    return Searcher(space, size_of, DENSE, **settings)
 
 
 def retention_of(recipe, seen, total=90):
@@ -259,13 +259,15 @@ def test_a_long_search_forgets_all_but_the_best_and_the_newest(sampler, monkeypa
 
 def test_the_gain_model_believes_its_own_trials_over_earlier_ones():
     """Earlier studies say that training nothing is best; here it is worst."""
-    searcher = make(sampler="ehvi")
-    draws = run(make(sampler="random"), map(str, range(30)))
-    searcher.learn_from([(recipe, 0.5 + 0.4 * (recipe.trained == "nothing")) for recipe in draws])
-    early = run(searcher, map(str, range(1, 7)), stop_every=100)
-    late = run(searcher, map(str, range(7, 41)), stop_every=100)[-16:]
-    assert sum(recipe.trained == "nothing" for recipe in early) >= 1
-    assert sum(recipe.trained == "nothing" for recipe in late) <= 4
+    early, late = [], []
+    for seed in (0, 1, 2):
+        searcher = make(sampler="ehvi", seed=seed)
+        draws = run(make(sampler="random", seed=seed), map(str, range(30)))
+        searcher.learn_from([(recipe, 0.5 + 0.4 * (recipe.trained == "nothing")) for recipe in draws])
+        early += run(searcher, map(str, range(1, 7)), stop_every=100)
+        late += run(searcher, map(str, range(7, 41)), stop_every=100)[-16:]
+    assert sum(recipe.trained == "nothing" for recipe in early) >= 18 / 3  # by chance, a third
+    assert sum(recipe.trained == "nothing" for recipe in late) <= 48 / 4
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi"])
