@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from recovery_setup import recipe, samples, tiny_encoder, tiny_family, tiny_model
 
+from raysearch.errors import InputError
 from raysearch.evaluation.retention import Results
 from raysearch.recipe import Recipe
 from raysearch.recovery.teacher import Teacher
 from raysearch.settings import RecoverySettings
-from raysearch.trial import Trial
+from raysearch.trial import Trial, _refuse_too_few
 
 RUNGS = [8, 24]
 
@@ -135,3 +136,13 @@ def test_a_trial_without_recovery_is_scored_on_all_questions():
     untrained = Recipe(mode="layerwise", ratio=0.15, criterion="deepest", trained="nothing")
     (score,) = Trial(untrained, made).scores(RUNGS)
     assert (score.retention, score.num_questions) == (0.75, 4)
+
+
+def test_questions_that_tell_nothing_are_refused():
+    nothing = AskedByName().results([0, 0])
+    space = SimpleNamespace(retention="ratio_of_averages", search=SimpleNamespace(early_questions=0.01))
+    with pytest.raises(
+        InputError, match=r"^search\.early_questions: 0\.01: .* on b: nothing to keep; raise it"
+    ):
+        _refuse_too_few(nothing, space)
+    _refuse_too_few(AskedByName().results([0, 1]), space)
