@@ -109,7 +109,9 @@ class Study:
         last = record.rungs[-1]
         points = self.front.points if self.front else []
         before = [old for old in points if old.key != record.key]  # it is there if it is offered again
-        beaten = any(old.size_bytes <= record.size_bytes and old.retention >= last.retention for old in before)
+        beaten = any(
+            old.size_bytes <= record.size_bytes and old.retention >= last.retention for old in before
+        )
         if beaten and len(before) == len(points):
             if checkpoint:
                 shutil.rmtree(self.folder / checkpoint, ignore_errors=True)

@@ -53,8 +53,8 @@ class Searcher:
         dense: size of the whole dense model.
         budgets: sizes that answers are wanted for; a recipe over all of them is never proposed.
         num_trials: how many recipes to suggest in all; None for no end.
-        sampler: tpe, nsga2, gp, random or quasirandom of Optuna's; ehvi, which knows the sizes; or grid, which takes
-            what is in line and no more.
+        sampler: ehvi, which knows the sizes; tpe, nsga2, random or quasirandom of Optuna's; or grid, which takes what
+            is in line and no more.
         seed: of the sampler.
         steer: let three of Optuna's proposals in four aim at a size: just below a budget, or, without budgets, spread
             evenly.
@@ -67,7 +67,7 @@ class Searcher:
         dense: Size,
         budgets: Iterable[Budget] = (),
         num_trials: int | None = None,
-        sampler: str = "tpe",
+        sampler: str = "ehvi",
         seed: int = 0,
         steer: bool = True,
     ) -> None:
