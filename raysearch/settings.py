@@ -31,8 +31,9 @@ class SearchSettings(Strict):
 
     trials: int = Field(24, ge=1)
     """Trials to run, the stopped ones included."""
-    sampler: Literal["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi", "grid"] = "tpe"
-    """Who proposes the recipes; grid takes every recipe of a space that has no ranges, in order."""
+    sampler: Literal["ehvi", "tpe", "nsga2", "random", "quasirandom", "grid"] = "ehvi"
+    """Who proposes the recipes: a model of retention that knows the sizes (ehvi), or a sampler of Optuna's; grid takes
+    every recipe of a space that has no ranges, in order."""
     seed: int = Field(0, ge=0)
     """Seed of the sampler, of the data order and of the interval estimates."""
     early_stopping: bool = True

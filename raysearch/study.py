@@ -113,6 +113,15 @@ class Study:
             Whether the front has changed.
         """
         last = record.rungs[-1]
+        points = self.front.points if self.front else []
+        before = [old for old in points if old.key != record.key]  # it is there if it is offered again
+        beaten = any(
+            old.size_bytes <= record.size_bytes and old.retention >= last.retention for old in before
+        )
+        if beaten and len(before) == len(points):
+            if checkpoint:
+                shutil.rmtree(self.folder / checkpoint, ignore_errors=True)
+            return False
         point = FrontPoint(
             key=record.key,
             recipe=record.recipe,
@@ -127,7 +136,6 @@ class Study:
             mlflow_run_id=mlflow_run_id,
             heldout=heldout,
         )
-        before = [old for old in (self.front.points if self.front else []) if old.key != point.key]
         self.front = self._build(baseline, [*before, point])
         keys = {kept.key for kept in self.front.points}
         if point.key in keys:

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import pandas
 from bench_search import TABLE_SPACE, Ours
+from recorded_questions import Questions
 from report_table import centred, read, with_interval
 from scipy.stats import spearmanr
-from search_tables import EndsOnly, Questions, RecordedTable, RecordedWorld, load_recorded_table
+from search_tables import Early, EndsOnly, RecordedTable, RecordedWorld, load_recorded_table
 
 from raysearch.front import hypervolume
 from raysearch.search.simulator import simulate
@@ -77,7 +78,7 @@ def replays(
     yield "|---" * (len(COSTS) + 1) + "|"
     ways = [(1.0, None, 0.0), *itertools.product(SHARES, FIRST_RUNGS, (0.0,)), (0.1, 37, 0.5), (0.1, 37, 1.0)]
     for share, first_rung, margin in ways:
-        early = questions.early(rows, share)
+        early = Early(share, questions.early_values(rows, share))
         parts = {"sampler": sampler} | ({"noise_margin": margin} if first_rung else {"stopping": False})
         areas = np.array(
             [

@@ -1,7 +1,7 @@
 """Tables of trials whose answers are all known, and how their trials learn: the worlds of bench_search.py."""
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,15 +10,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from raysearch import families
 from raysearch.counting import counts_of_model
-from raysearch.data.encoding import Encoder
 from raysearch.dimensions import Ask
 from raysearch.errors import InputError
-from raysearch.evaluation.answers import evaluate
-from raysearch.evaluation.benchmarks import load_benchmarks
-from raysearch.evaluation.questions import early_part
-from raysearch.evaluation.retention import Results, retention
 from raysearch.front import hypervolume
 from raysearch.recipe import Recipe
 from raysearch.search.proposing import answers_of
@@ -109,58 +103,6 @@ class Early:
 
     share: float
     values: Sequence[Mapping[float, tuple[float, float]]]
-
-
-class Questions:
-    """The embedded LVLM's search questions, and what the dense model answers to them."""
-
-    def __init__(self) -> None:
-        self.benchmarks = load_benchmarks("pocket", "search")
-        model, processor = families.load("pocket")
-        family = families.family_for(model)
-        self._parts: dict[float, dict[str, np.ndarray]] = {}
-        self.dense = evaluate(model, family, Encoder(processor, family, 256), self.benchmarks)
-
-    def part(self, share: float) -> dict[str, np.ndarray]:
-        """Per benchmark, which of its questions are asked."""
-        if share not in self._parts:
-            asked = {b.name: {q.id for q in early_part(b.questions, share)} for b in self.benchmarks}
-            self._parts[share] = {
-                b.name: np.array([question.id in asked[b.name] for question in b.questions])
-                for b in self.benchmarks
-            }
-        return self._parts[share]
-
-    def retention(self, right: bytes, share: float) -> tuple[float, float]:
-        """Retention and its standard error on a share of the questions, from one bit per question."""
-        sizes = [len(benchmark.questions) for benchmark in self.benchmarks]
-        bits = np.unpackbits(np.frombuffer(right, np.uint8))[: sum(sizes)].astype(float)
-        scores = dict(zip(self.dense.scores, np.split(bits, np.cumsum(sizes)[:-1]), strict=True))
-        found = retention(self._on_part(scores, share), self._on_part(self.dense.scores, share))
-        return found.value, found.se
-
-    def early(self, rows: Iterable[Mapping[str, Any]], share: float) -> Early:
-        """What recorded trials come to on a share of the questions.
-
-        Args:
-            rows: of the table, with `samples_seen` and `right`.
-            share: of each benchmark's questions.
-        """
-        values = [
-            {
-                seen: self.retention(right, share)
-                for seen, right in zip(row["samples_seen"], row["right"], strict=True)
-            }
-            for row in rows
-        ]
-        return Early(share, values)
-
-    def _on_part(self, scores: Mapping[str, np.ndarray], share: float) -> Results:
-        part, dense = self.part(share), self.dense
-        chosen, images = (
-            {name: values[name][rows] for name, rows in part.items()} for values in (scores, dense.images)
-        )
-        return Results(chosen, images, dense.chance)
 
 
 @dataclass(frozen=True)
@@ -374,7 +316,11 @@ def load_recorded_table(path: Path, space: SearchSpace, early_share: float = 1.0
     full = max(row["samples_seen"][-1] for row in first)
     cost = _cost_of_result([row for rows in repeats for row in rows])
     facts = (path.stem, sizes, sizes, finals, full, cost, (0.45, 0.6, 0.75, 0.9))
-    early = Questions().early(first, early_share) if early_share < 1 else None
+    early = None
+    if early_share < 1:
+        from recorded_questions import Questions  # loads the model
+
+        early = Early(early_share, Questions().early_values(first, early_share))
     return RecordedTable(*facts, space, list(by_recipe), curves, truths, early)
 
 

@@ -32,7 +32,9 @@ class Candidate:
 
     recipe: Recipe
     params: dict[str, Any]
-    distributions: dict[str, BaseDistribution]
+    """The answers as the space was given them."""
+    answers: dict[str, Any]
+    """The same as the gain model reads them."""
     size_ratio: float
 
 
@@ -167,7 +169,8 @@ class Candidates:
                 continue
             ratio = self._size_ratio(recipe)
             if ratio is not None:
-                found.append(Candidate(recipe, ask.params, ask.distributions, ratio))
+                answers = answers_of(ask.params, ask.distributions, ratio)
+                found.append(Candidate(recipe, ask.params, answers, ratio))
             if len(found) == num:
                 break
         return found
@@ -205,7 +208,7 @@ class GainModel:
         measured = [o for o in known if o.retention is not None]
         running = [o for o in known if o.retention is None]
         used = [*prior, *measured][-max(MAX_POINTS, len(measured)) :]
-        answers = [answers_of(c.params, c.distributions, c.size_ratio) for c in candidates]
+        answers = [candidate.answers for candidate in candidates]
         encoding = Encoding([o.answers for o in (*used, *running)] + answers)
         model = self._model(encoding, used, num_trials)
         mean, deviation = model.predict(encoding.encode([*answers, *(o.answers for o in running)]))

@@ -13,7 +13,7 @@ from raysearch.recipe import Recipe
 from raysearch.settings import Scalar
 from raysearch.space import SearchSpace
 
-SAMPLERS = ("tpe", "nsga2", "gp", "random", "quasirandom")
+SAMPLERS = ("tpe", "nsga2", "random", "quasirandom")
 Solve = Callable[[Mapping[str, Any], float, float], float]
 
 
@@ -33,8 +33,6 @@ def make_sampler(name: str, seed: int, ask: int) -> BaseSampler:
             return samplers.TPESampler(seed=fresh, n_startup_trials=10, multivariate=False)
         case "nsga2":
             return samplers.NSGAIISampler(seed=fresh, population_size=20)
-        case "gp":
-            return samplers.GPSampler(seed=fresh, n_startup_trials=10, deterministic_objective=False)
         case "random":
             return samplers.RandomSampler(seed=fresh)
         case "quasirandom":

@@ -28,7 +28,7 @@ from raysearch.search.proposing import (
     Observation,
     answers_of,
 )
-from raysearch.search.sampling import OptunaAsk, Solve, fit_to_space
+from raysearch.search.sampling import OptunaAsk, RecipeAsk, Solve, fit_to_space
 from raysearch.search.sizing import Sizing, bare
 from raysearch.search.warmstart import PUBLISHED_RATIOS, published_recipes
 from raysearch.size import Budget, Size
@@ -53,8 +53,8 @@ class Searcher:
         dense: size of the whole dense model.
         budgets: sizes that answers are wanted for; a recipe over all of them is never proposed.
         num_trials: how many recipes to suggest in all; None for no end.
-        sampler: tpe, nsga2, gp, random or quasirandom of Optuna's; ehvi, which knows the sizes; or grid, which takes
-            what is in line and no more.
+        sampler: ehvi, which knows the sizes; tpe, nsga2, random or quasirandom of Optuna's; or grid, which takes what
+            is in line and no more.
         seed: of the sampler.
         steer: let three of Optuna's proposals in four aim at a size: just below a budget, or, without budgets, spread
             evenly.
@@ -67,7 +67,7 @@ class Searcher:
         dense: Size,
         budgets: Iterable[Budget] = (),
         num_trials: int | None = None,
-        sampler: str = "tpe",
+        sampler: str = "ehvi",
         seed: int = 0,
         steer: bool = True,
     ) -> None:
@@ -180,7 +180,7 @@ class Searcher:
             return False
         if ratio is None or made_by(recipe, ratio) in self.history.made:
             return False
-        self.history.add(trial, self._register(Candidate(recipe, ask.params, ask.distributions, ratio)))
+        self.history.add(trial, self._register(_as_candidate(recipe, ask, ratio)))
         return True
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
@@ -236,7 +236,7 @@ class Searcher:
             recipe, ask = fit_to_space(self.space, self._queue.pop(0))
             ratio = self._sizing.ratio_of(recipe)
             if ratio is not None and made_by(recipe, ratio) not in self.history.made:
-                return self._register(Candidate(recipe, ask.params, ask.distributions, ratio))
+                return self._register(_as_candidate(recipe, ask, ratio))
         return None
 
     def _by_optuna(self, study: OptunaStudy) -> Proposal | None:
@@ -293,8 +293,7 @@ class Searcher:
         if self._study is not None:
             number, asked = self._study.ask_for(candidate.params)
             self.space.suggest(OptunaAsk(asked))
-        answers = answers_of(candidate.params, candidate.distributions, candidate.size_ratio)
-        return Proposal(number, candidate.recipe, candidate.size_ratio, candidate.params, answers)
+        return Proposal(number, candidate.recipe, candidate.size_ratio, candidate.params, candidate.answers)
 
     def _by_size(self, candidates: list[Candidate]) -> list[Candidate]:
         """The candidates by size alone: those just below a budget first, or near where the golden ratio's sequence
@@ -384,3 +383,7 @@ class Searcher:
         else:
             measured_at = proposal.curve[-1][0] if proposal.end == "stopped" else None
             self._study.tell(proposal.number, proposal.size_ratio, final, measured_at)
+
+
+def _as_candidate(recipe: Recipe, ask: RecipeAsk, size_ratio: float) -> Candidate:
+    return Candidate(recipe, ask.params, answers_of(ask.params, ask.distributions, size_ratio), size_ratio)

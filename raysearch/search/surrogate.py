@@ -5,7 +5,6 @@ improvement of the hypervolume is then a sum over the steps of the front (compar
 objective deterministic).
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ from scipy.special import ndtr
 Answers = Mapping[str, Any]
 """What was asked for in a recipe: a number scaled to [0, 1], or a category, by name."""
 
-APPLIES = "applies"  # the column of a number that is asked for in some recipes only
 WORD = 0.7  # what stands in a word's column, so that two words are about as far apart as a number's two ends
 FIT_GRID = (0.1, 0.33, 1.0, 3.0, 10.0)
 
@@ -25,35 +23,30 @@ class Encoding:
     """Turns answers into columns: numbers as they are, categories one-hot, each in a group under its name."""
 
     def __init__(self, answers: Sequence[Answers]) -> None:
-        words: dict[str, set[str]] = {}
-        counts = Counter[str]()
-        for answer in answers:
-            counts.update(answer.keys())
-            for name, value in answer.items():
-                kinds = words.setdefault(name, set())
-                if isinstance(value, str):
-                    kinds.add(value)
-        columns: list[tuple[str, str | None]] = []  # (name, category), or (name, None) for numbers
-        for name in sorted(words):
-            columns += [(name, word) for word in sorted(words[name])] or [(name, None)]
-            if counts[name] < len(answers) and not words[name]:
-                columns.append((name, APPLIES))
-        self.names = sorted(words)
-        self.groups = np.array([self.names.index(name) for name, _ in columns], int)
-        self._at = {column: at for at, column in enumerate(columns)}
-        self._without = [0.5 if category is None else 0.0 for _, category in columns]
+        self.names = sorted(set().union(*answers))
+        self._words: dict[str, list[str]] = {}
+        self._is_optional: dict[str, bool] = {}  # numbers that are asked for in some recipes only
+        for name in self.names:
+            values = {answer.get(name) for answer in answers}
+            self._words[name] = sorted(value for value in values if isinstance(value, str))
+            self._is_optional[name] = None in values
+        widths = [len(self._words[name]) or 1 + self._is_optional[name] for name in self.names]
+        self.groups = np.repeat(np.arange(len(self.names)), widths)
 
     def encode(self, answers: Sequence[Answers]) -> np.ndarray:
         """(n, columns); a number that doesn't apply stands in the middle, a word that is new is no word."""
-        encoded = np.tile(self._without, (len(answers), 1))
-        for row, answer in zip(encoded, answers, strict=True):
-            for name, value in answer.items():
-                word = isinstance(value, str)
-                columns = [((name, value), WORD)] if word else [((name, None), value), ((name, APPLIES), WORD)]
-                for column, here in columns:
-                    if column in self._at:  # else a word that is new
-                        row[self._at[column]] = here
-        return encoded
+        return np.concatenate(
+            [self._columns(name, [answer.get(name) for answer in answers]) for name in self.names], 1
+        )
+
+    def _columns(self, name: str, values: Sequence[Any]) -> np.ndarray:
+        words = self._words[name]
+        if words:
+            return WORD * (np.array(values, object)[:, None] == np.array(words, object))
+        numbers = np.array([0.5 if value is None else value for value in values])
+        if not self._is_optional[name]:
+            return numbers[:, None]
+        return np.stack([numbers, [WORD * (value is not None) for value in values]], 1)
 
 
 class RetentionModel:
