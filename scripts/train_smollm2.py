@@ -151,7 +151,7 @@ def add_adapters(model: LlavaForConditionalGeneration, rank: int) -> list[torch.
 def backward(model: LlavaForConditionalGeneration, images: np.ndarray, rows: list[Row]) -> float:
     """The gradients of the rows' mean loss, which is returned; rows of one length at a time spare padding."""
     total, loss = sum(sum(row.weights) for row in rows), 0.0
-    for length in sorted({len(row) for row in rows}):
+    for length in sorted({len(row) for row in rows if any(row.weights)}):
         chosen = [index for index, row in enumerate(rows) if len(row) == length]
         share = sum(sum(rows[index].weights) for index in chosen) / total
         batch = batch_rows([rows[index] for index in chosen], ChatPacker.bin_size)
