@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+STORAGE_PROBLEMS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+}
+"""Numbers of an `OSError` that lies with a disk or a network file system, not with who uses it: it may pass."""
 
 
 def cache_folder(kind: str) -> Path:
@@ -39,10 +54,17 @@ def write_tensors(
     Raises:
         OSError: it could not be written; the error names `path`.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with _replaced(path) as sibling:
-        save_file(dict(tensors), sibling, dict(metadata or {}))
+        try:
+            save_file(dict(tensors), sibling, dict(metadata or {}))
+        except SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from None
 
 
 @contextmanager

@@ -128,6 +128,22 @@ def test_data_of_no_use_end_the_study_and_not_the_trial_alone():
         assert not reply["may_pass"]
 
 
+def test_full_or_lost_storage_is_waited_for_and_is_no_fault_of_the_recipe(trial, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(recipe_trial.time, "sleep", pauses.append)
+    full = {"failed": "OSError: no space left", "may_pass": True, "storage": True}
+    results = run(trial, None, full, full, full, full, DIES)
+    assert [result["samples_seen"] for result in results] == [10, 30, 90]
+    assert pauses == [1, 2, 4, 8]
+    trial.reset_config({"recipe": RECIPE})
+    (result,) = run(trial, *[full] * 100)
+    assert result["done"]
+    assert result["storage"]  # which ends the search
+    assert result["failed"] == "OSError: no space left"
+    assert 600 <= sum(pauses[4:]) < 660
+    assert max(pauses) == 60
+
+
 def test_what_stands_in_the_way_of_every_recipe_is_said_so(trial):
     mistake = "InputError: benchmarks: own: at chance"
     (result,) = run(trial, {"failed": mistake, "may_pass": False, "refused": "benchmarks: own: at chance"})

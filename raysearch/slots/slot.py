@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from raysearch.slots.node import versions
 from raysearch.slots.worker import SECONDS_BETWEEN_LIFE_SIGNS, serve
 from raysearch.space import SearchSpace
 from raysearch.study import RUNNING, TEACHER
@@ -54,6 +55,7 @@ class Slot:
             "rungs": list(rungs),
             "teacher_folder": str(Path(folder) / TEACHER),
             "running": str(Path(folder) / RUNNING),
+            "versions": versions(),
         }
         trainer = TorchTrainer(
             serve,
