@@ -56,10 +56,15 @@ def polish(study: Path, point: FrontPoint, epochs: float = 1.0) -> Polished:
         epochs: passes over all of the study's recovery data.
 
     Raises:
-        InputError: the point has no checkpoint or no recovery, or the study's model or data are gone.
+        InputError: the point has no checkpoint or no recovery, or is quantised, or the study's model or data are gone.
     """
     if point.recipe.trained == "nothing":
         raise InputError(f"--polish: recipe {point.key} has no recovery to go on with; choose another budget")
+    if point.recipe.quantization != "none":
+        raise InputError(
+            f"--polish: recipe {point.key} is quantised, and rounded weights can't be trained further; choose another "
+            "budget, or search with more data"
+        )
     if point.checkpoint is None:
         raise InputError(
             f"{study}: recipe {point.key} has no checkpoint in front.json; choose another budget"

@@ -7,13 +7,14 @@ no conditional spaces with several objectives; so the driver holds this object, 
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
+from raysearch.dimensions import choose
 from raysearch.errors import InputError
 from raysearch.front import nondomination_layers
 from raysearch.recipe import Recipe
@@ -22,6 +23,7 @@ from raysearch.search.optuna_study import OptunaStudy
 from raysearch.search.proposing import Candidate, Candidates, GainModel, Observation, answers_of
 from raysearch.search.sampling import OptunaAsk, fit_to_space
 from raysearch.search.warmstart import PUBLISHED_RATIOS, published_recipes
+from raysearch.settings import Scalar
 from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
 
@@ -137,10 +139,10 @@ class Searcher:
         ratios = list(PUBLISHED_RATIOS)
         if self._limits:
             # Which recipe was published depends on the ratio; its mode then decides the ratio that meets the budget.
-            ratios = [self._solve("layerwise", limit) for limit in self._limits]
+            ratios = [self._solve(limit, mode="layerwise") for limit in self._limits]
         recipes = published_recipes(ratios)
         for recipe, limit in zip(recipes, self._limits, strict=False):
-            recipe["ratio"] = self._solve(str(recipe["mode"]), limit)
+            recipe["ratio"] = self._solve(limit, **self._sized_by(recipe))
         most = len(recipes) if self.num_trials is None else max(1, self.num_trials // 4)
         return self.enqueue(recipes[:most])
 
@@ -311,12 +313,11 @@ class Searcher:
         def solve(values: Mapping[str, Any], low: float, high: float) -> float:
             if not self._limits:
                 return low + (high - low) * target
-            # Where the space has one mode only, it is never asked for.
-            mode = str(values.get("mode") or self.space.recipe["mode"][0].choices[0])  # type: ignore[union-attr]
-            ratio = self._solve(mode, target, low, high)
-            size = self._size_ratio(self._bare(mode, ratio))
+            fields = self._sized_by(values)
+            ratio = self._solve(target, low, high, **fields)
+            size = self._size_ratio(_bare(ratio, **fields))
             if size is not None and self._is_crowded(size):
-                ratio = self._solve(mode, size - 1e-9, low, high)
+                ratio = self._solve(size - 1e-9, low, high, **fields)
             return ratio + margin
 
         return solve
@@ -326,17 +327,36 @@ class Searcher:
         num = self.history.sizes[size_ratio]
         return num >= 2 and num > CROWDED * len(self.history)
 
-    def _solve(self, mode: str, target: float, low: float = 0.0, high: float = 0.99) -> float:
-        """The smallest ratio between `low` and `high` whose model is within `target`; `high` if there is none."""
+    def _sized_by(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields beside the ratio that decide a recipe's size, as far as the space has them.
+
+        Args:
+            values: answers so far; a field that has one value only is never asked for.
+        """
+        ask, found = _Told(values), dict[str, Any]()
+        for field in ("mode", "quantization"):
+            value = choose(ask, field, self.space.recipe.get(field, []), found)
+            if value is not None:
+                found[field] = value
+        return found
+
+    def _solve(self, target: float, low: float = 0.0, high: float = 0.99, **fields: Any) -> float:
+        """The smallest ratio between `low` and `high` whose model is within `target`; `high` if there is none.
+
+        Args:
+            target: share of the dense model's bytes.
+            fields: the other fields that decide the size.
+        """
         for _ in range(12):
             middle = (low + high) / 2
-            size = self.size_of(self._bare(mode, middle))
-            fits = size is not None and size.size_bytes <= target * self.dense.size_bytes
+            size = self.size_of(_bare(middle, **fields))
+            fits = (
+                size is not None
+                and size.size_bytes <= target * self.dense.size_bytes
+                and self._admitted(size)
+            )
             low, high = (low, middle) if fits else (middle, high)
         return high
-
-    def _bare(self, mode: Any, ratio: float) -> Recipe:
-        return Recipe(mode=mode, ratio=ratio, criterion=_ANY_CRITERION[mode])
 
     def _size_ratio(self, recipe: Recipe) -> float | None:
         """Share of the dense model's bytes, or None if there is no such shape or it fits no budget."""
@@ -344,10 +364,14 @@ class Searcher:
         if size is None:
             return None
         ratio = size.size_bytes / self.dense.size_bytes
-        if self.budgets and not any(budget.admits(size, self.dense) for budget in self.budgets):
+        if not self._admitted(size):
             self._smallest = min(self._smallest, ratio)
             return None
         return ratio
+
+    def _admitted(self, size: Size) -> bool:
+        """Whether a model of `size` is within some budget, if there are any."""
+        return not self.budgets or any(budget.admits(size, self.dense) for budget in self.budgets)
 
     def _observations(self) -> dict[str, Observation]:
         """The newest trials, those that run, and the front."""
@@ -386,4 +410,25 @@ class Searcher:
             self._study.tell(proposal.number, proposal.size_ratio, final, measured_at)
 
 
+class _Told:
+    """An `Ask` that answers with what was asked before, or with a recipe's field of that name."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
+        """The value of then if it is among `choices`, else the first of them."""
+        told = self._values.get(name, self._values.get(name.partition("#")[0]))
+        return told if told in choices else choices[0]
+
+    def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
+        """Never: what is asked for here is chosen."""
+        raise AssertionError(name)
+
+
 _ANY_CRITERION = {"layerwise": "deepest", "widthwise": "magnitude", "both": "deepest+magnitude"}
+
+
+def _bare(ratio: float, mode: str, quantization: str = "none") -> Recipe:
+    """A recipe of this size, whatever else."""
+    return Recipe(mode=mode, quantization=quantization, ratio=ratio, criterion=_ANY_CRITERION[mode])
