@@ -197,6 +197,10 @@ def prune(
     compensate: Annotated[
         bool, typer.Option("--compensate", help="Let the FFNs in front of dropped layers make up for them.")
     ] = False,
+    quantization: Annotated[
+        Literal["none", "int8", "int4"],
+        typer.Option(help="Round the weights of the decoder's linear layers."),
+    ] = "none",
 ) -> None:
     """Prune without recovery, and write a stock checkpoint.
 
@@ -205,6 +209,8 @@ def prune(
       raysearch prune pocket --mode layerwise --ratio 0.3 --to pruned
 
       raysearch prune ./llava-1.5-7b --mode widthwise --budget 60% --calibration llava.json --to pruned
+
+      raysearch prune ./llava-1.5-7b --ratio 0 --quantization int4 --to small
     """
     if (ratio is None) == (budget is None):
         raise InputError(
@@ -225,6 +231,7 @@ def prune(
         criterion=criterion,
         calibration=calibration or ("pocket" if model in EMBEDDED else None),
         compensate=compensate,
+        quantization=quantization,
     )
     print(
         f"{to}: {size_text(done['size_bytes'])}, {done['size_ratio']:.1%} of the dense model, by {done['criterion']}"

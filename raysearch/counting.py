@@ -17,7 +17,7 @@ from typing import Any
 from raysearch.errors import InputError
 from raysearch.files import cache_folder, write_json
 from raysearch.model_folder import check_folder, model_folder
-from raysearch.shape import Counts, Shape
+from raysearch.shape import Counts, Linear, Shape
 
 SHIPPED = Path(__file__).parent / "pocket" / "counts.json"
 
@@ -77,6 +77,7 @@ def _read(path: Path, key: str) -> Counts | None:
         if kept.pop("key") != key:
             return None
         kept["dense"] = Shape(**kept["dense"])
+        kept["linears"] = tuple(Linear(*map(tuple, linear.values())) for linear in kept["linears"])
         kept["attention_choices"] = tuple((kv, heads) for kv, heads in kept["attention_choices"])
         return Counts(**kept)
     except (OSError, ValueError, TypeError, KeyError):

@@ -56,16 +56,20 @@ def polish(study: Path, point: FrontPoint, epochs: float = 1.0) -> Polished:
         epochs: passes over all of the study's recovery data.
 
     Raises:
-        InputError: the point has no checkpoint or no recovery, or the study's model or data are gone.
+        InputError: the point has no checkpoint or no recovery, or is quantised, or the study's model or data are gone.
     """
     if point.recipe.trained == "nothing":
         raise InputError(f"--polish: recipe {point.key} has no recovery to go on with; choose another budget")
+    if point.recipe.quantization != "none":
+        raise InputError(
+            f"--polish: recipe {point.key} is quantised, and rounded weights can't be trained further; choose another "
+            "budget, or search with more data"
+        )
     checkpoint = checkpoint_of(study, point)
     longer = Recipe(**{**point.recipe.as_dict(), "data_fraction": 1.0, "epochs": epochs})
+    # What is pruned already needs no importance measured.
     unpruned = longer.model_copy(update={"mode": "layerwise", "criterion": "deepest", "depth_share": None})
-    bench = Workbench(
-        read_space(study).pinned(unpruned)
-    )  # what is pruned already needs no importance measured
+    bench = Workbench(read_space(study).pinned(unpruned))
     model, _ = families.load(checkpoint)
     before, before_heldout = (bench.evaluate(model, asked) for asked in (bench.questions, bench.heldout))
     trial = Trial(longer, bench, model, _kept_layers(checkpoint))

@@ -4,7 +4,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from raysearch.errors import InputError
 from raysearch.evaluation.answers import evaluate
 from raysearch.evaluation.benchmarks import Benchmark, load_benchmarks
 from raysearch.evaluation.retention import Results, at_chance, retention, score_intervals
+from raysearch.export.packed import quantized
 from raysearch.front import Measured
 from raysearch.importance import Importance, importance
 from raysearch.prune import prune
@@ -257,12 +258,19 @@ class Trial:
         return known or []
 
     def evaluate(self, benchmarks: Iterable[Benchmark]) -> Results:
-        """Scores of the model as it stands."""
-        with self._timed("seconds_evaluating"):
-            if self._recovery is None:
-                return self.bench.evaluate(self.model, benchmarks)
-            with self._recovery.weights_for_evaluation() as model:
-                return self.bench.evaluate(model, benchmarks)
+        """Scores of the model as it stands, with the weights that an export would have."""
+        bench, quantization = self.bench, self.recipe.quantization
+        with (
+            self._timed("seconds_evaluating"),
+            self._weights() as model,
+            quantized(model, quantization, bench.model.dtype),
+        ):
+            return bench.evaluate(model, benchmarks)
+
+    def _weights(self) -> AbstractContextManager[PreTrainedModel]:
+        if self._recovery is None:
+            return nullcontext(self.model)
+        return self._recovery.weights_for_evaluation()
 
     def heldout_results(self) -> Results:
         """Scores on the held-out questions, of the model at its end."""
@@ -358,4 +366,4 @@ def shape_for(config: object, recipe: Recipe) -> Shape:
 
 def size_for(config: object, recipe: Recipe) -> Size:
     """The exact size of the whole model that a recipe makes, by counting alone."""
-    return size_of(config, shape_for(config, recipe))
+    return shape.size_for(counts_of(config), recipe)

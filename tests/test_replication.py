@@ -64,6 +64,7 @@ def test_cells_of_recipes():
         L, 0.15, "sft+rkl+l2", 0.2
     )
     assert cell(sft=0.0, logits_kd=0.5) == joint(L, 0.15, "kl")
+    assert cell(trained="nothing", quantization="int8") == Cell(L, 0.15, quantization="int8")
 
 
 def test_results_survive_their_file(tmp_path):
@@ -94,6 +95,16 @@ def test_the_spread_of_seeds_widens_the_interval():
     # One run, where nothing is drawn, is set against each of several.
     gap = gap_over_seeds([same[0]], apart, dense)
     assert gap.value == pytest.approx(np.mean([difference(same[0], run, dense).value for run in apart]))
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(0.9, "holds"), (0.8, "fails")])
+def test_int8_is_held_against_the_same_recipe_in_16_bits(kept, expected):
+    """4-bit models and int8 ones without a counterpart take no part."""
+    rounded = [Cell(L, 0.3, quantization=how) for how in ("int8", "int4")]
+    alone = Cell(L, 0.6, quantization="int8")
+    assert (
+        found(22, table({untrained(L, 0.3): 0.9, rounded[0]: kept, rounded[1]: 0.1, alone: 0.1})) == expected
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ class Cell:
         regime: what is trained: none, projector, or joint (the decoder too, with LoRA or whole).
         losses: of sft, kl, rkl and l2, those with a weight, in this order, joined by `+`.
         fraction: share of the recovery data; 1 where nothing is trained.
+        quantization: of the decoder's weights afterwards.
     """
 
     mode: str
@@ -36,6 +37,7 @@ class Cell:
     regime: str = "none"
     losses: str = ""
     fraction: float = 1.0
+    quantization: str = "none"
 
 
 def cell_of(recipe: Recipe) -> Cell:
@@ -49,6 +51,7 @@ def cell_of(recipe: Recipe) -> Cell:
         _REGIMES.get(recipe.trained, "joint"),
         losses,
         1.0 if recipe.data_fraction is None else recipe.data_fraction,
+        recipe.quantization,
     )
 
 
