@@ -332,7 +332,6 @@ METHODS |= {
     "ours, TPE proposals": ablation(sampler="tpe"),
     "ours without stopping": ablation(stopping=False),
     "ours, truncated values told": ablation(raw_tell=True),
-    "ours + noise margin": ablation(noise_margin=1.0),
     "ours + budget leaders": ablation(leaders=True),
 }
 
