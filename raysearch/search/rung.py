@@ -55,7 +55,7 @@ class Rung:
         """The budgets within which no trial here is as good."""
         return [budget for budget, best in self._best.items() if size <= budget and retention > best]
 
-    def rank(self, company: np.ndarray, newcomer: int, retention: float) -> int:
+    def rank(self, company: np.ndarray, newcomer: int) -> int:
         """A newcomer's place in its layer by exclusive hypervolume, 1 being best.
 
         Both axes, log size and retention, are scaled to [0, 1] over the rung. Of equals, those that came earlier stand
@@ -64,11 +64,9 @@ class Rung:
         Args:
             company: (n, 2) sizes and retentions of the layer, both rising.
             newcomer: its row.
-            retention: its retention without margin.
         """
         points = np.stack([np.log(company[:, 0]), -company[:, 1]], 1)
-        here = np.array([points[newcomer, 0], -retention])
-        low, high = np.minimum(self._low, here), np.maximum(self._high, here)
+        low, high = np.minimum(self._low, points[newcomer]), np.maximum(self._high, points[newcomer])
         points = (points - low) / np.where(high > low, high - low, 1.0)
         areas = exclusive_hypervolume(points, REFERENCE)
         return int(np.sum(areas >= areas[newcomer]))

@@ -19,12 +19,10 @@ class Rule:
     """What the stopping rule uses; each part can be switched off.
 
     Attributes:
-        noise_margin: z; a trial counts as behind another only if it trails by z standard errors of its own retention.
         keep_budget_leaders: never stop the best trial of those that fit a named budget.
         count_finished: trials that ended below a rung count there with their final value.
     """
 
-    noise_margin: float = 0.0
     keep_budget_leaders: bool = True
     count_finished: bool = True
 
@@ -35,7 +33,7 @@ class Decision:
 
     `rung` is None when the result is at no rung. `num_better` and `num_own` count the trials in better layers and in
     the newcomer's own, itself included, of `num_trials` at the rung; `rank` (1 is best) is its place in its layer,
-    where it was needed. `margin` is what was added to its retention for the comparison.
+    where it was needed.
     """
 
     trial: str
@@ -50,7 +48,6 @@ class Decision:
     num_better: int = 0
     num_own: int = 0
     rank: int | None = None
-    margin: float = 0.0
 
 
 class Rungs:
@@ -180,9 +177,8 @@ class Rungs:
     def _judge(
         self, trial: str, rung: "Rung", size: float, retention: float, se: float, samples_seen: float
     ) -> Decision:
-        margin = self.rule.noise_margin * se if math.isfinite(se) else 0.0
-        layer = rung.layers.place(size, retention + margin)
-        better, own = rung.layers.num_better(layer), rung.layers.num_company(size, retention + margin, layer)
+        layer = rung.layers.place(size, retention)
+        better, own = rung.layers.num_better(layer), rung.layers.num_company(size, retention, layer)
         num = rung.num_trials + 1
         allowed = max(1.0, num / self.reduction_factor + 1e-9)
         rank = None
@@ -191,7 +187,7 @@ class Rungs:
         elif better + 1 > allowed:
             go_on, reason = False, "enough trials are better"
         else:
-            rank = rung.rank(*rung.layers.company(size, retention + margin, layer), retention)
+            rank = rung.rank(*rung.layers.company(size, retention, layer))
             go_on = better + rank <= allowed
             reason = f"number {rank} of {own} in the layer that is split"
         if not go_on and self.rule.keep_budget_leaders:
@@ -211,7 +207,6 @@ class Rungs:
             better,
             own,
             rank,
-            margin,
         )
 
     def state(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A slot's worker: loads the model and the data once, then does what it is told."""
 
+import gc
 import pickle
 import threading
 import time
@@ -76,6 +77,7 @@ class _Worker:
                 self._refusal = found
             else:
                 self._bench = Workbench(space, found, teacher_folder)
+        gc.freeze()  # what a trial leaves behind is then found without a look through all that stays
 
     def _measure(self, space: SearchSpace, teacher_folder: Path) -> Any:
         """What all slots share; or the mistake that stands in the way of every trial."""
