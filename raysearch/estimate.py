@@ -242,10 +242,11 @@ def _disk(plan: Plan, drawn: Sequence[Sequence[Recipe]]) -> str:
     """Checkpoints: the front's are kept, the others deleted."""
     sizes = [plan.size_of(recipe) for recipes in drawn for recipe in recipes]
     largest = max(size.size_bytes for size in sizes if size)
-    trials = plan.space.search.trials
+    trials, quota_gb = plan.space.search.trials, plan.space.recovery.checkpoint_quota_gb
     return (
         f"one checkpoint per recipe on the front, of at most {size_text(largest)}; "
         f"{size_text(trials * largest)} if all {trials} trials were on it"
+        + (f"; not more than {quota_gb:g} GB are kept" if quota_gb else "")
     )
 
 

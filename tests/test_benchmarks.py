@@ -239,6 +239,12 @@ def test_names_are_checked():
         ),
         ({"chance": 1.0}, r"benchmarks\.0\.chance: "),
         ({"data": None}, r"benchmarks\.0\.data: "),
+        ({"data": "pocket"}, r"benchmarks\.0: 'own' is not embedded; known are easy-vqa, digits"),
+        ({"data": "pocket", "name": "digits"}, r"benchmarks\.0: data pocket goes .* change or remove metric"),
+        (
+            {"data": "pocket", "name": "digits", "metric": "exact", "scale": 10},
+            r"benchmarks\.0: data pocket goes .* change or remove scale",
+        ),
     ],
 )
 def test_mistakes_in_a_space_name_their_key(tmp_path, change, said):
@@ -249,6 +255,21 @@ def test_mistakes_in_a_space_name_their_key(tmp_path, change, said):
     )
     with pytest.raises(InputError, match=said):
         SearchSpace.load(tmp_path / "space.yaml")
+
+
+def test_fewer_questions_of_an_embedded_benchmark():
+    named = {"name": "lists", "data": "pocket", "metric": "exact"}
+    (whole,) = load_benchmarks(["lists"], "heldout")
+    (same,) = load_benchmarks([BenchmarkEntry(**named)], "heldout")
+    fewer = BenchmarkEntry(**named, num_search=20, num_heldout=50)
+    (some,), (search,) = (load_benchmarks([fewer], split) for split in ("heldout", "search"))
+    assert ids(same) == ids(whole)
+    assert len(some.questions) == 50
+    assert len(search.questions) == 20
+    assert set(ids(some)) < set(ids(whole))
+    assert {question.image_id.split("-")[0] for question in some.questions} == {"digits", "scenes"}
+    assert some.chance == whole.chance
+    assert BenchmarkEntry.model_validate(fewer.model_dump(mode="json")) == fewer
 
 
 def test_a_benchmark_alone_and_by_name_are_lists():

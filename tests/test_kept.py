@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from recovery_setup import recipe, samples, tiny_encoder, tiny_family, tiny_model
 
+from raysearch.data.samples import BadRows
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Results
 from raysearch.recipe import Recipe
@@ -23,6 +24,9 @@ class Bench(SimpleNamespace):
     def prune(self, chosen):
         return tiny_model(seed=1)
 
+    def kept_layers(self, chosen):
+        return [0, 1]
+
     def evaluate(self, model, benchmarks):
         kept = float(sum(param.detach().double().abs().mean() for param in model.parameters()))
         return Results(
@@ -35,6 +39,7 @@ def bench(**settings):
         model=tiny_model(),
         family=tiny_family(),
         samples=samples(),
+        bad_rows=BadRows("rows", 40),
         encoder=tiny_encoder(),
         teacher=Teacher(tiny_model(), tiny_family()),
         questions=(),

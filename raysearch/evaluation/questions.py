@@ -70,7 +70,7 @@ def read_questions(entry: BenchmarkEntry, split: str) -> tuple[Question, ...]:
     groups = _image_ids(rows, entry)
     limit = entry.num_search if split == "search" else entry.num_heldout
     if has_own:
-        chosen = _rows_of(_first(_shuffled(groups), limit))
+        chosen = limited(groups, limit)
     else:
         chosen = dealt(groups, split, entry.num_search, entry.num_heldout)
     bad, questions = BadRows(where, len(chosen)), []
@@ -110,6 +110,11 @@ def early_part(questions: Sequence[Question], share: float) -> tuple[Question, .
     totals = np.cumsum([len(rows) for rows in images])
     wanted = max(MIN_EARLY_QUESTIONS, round(share * len(questions)))
     return tuple(questions[row] for row in _rows_of(images[: int(np.searchsorted(totals, wanted)) + 1]))
+
+
+def limited(groups: Sequence[str], limit: int | None) -> list[int]:
+    """At most `limit` rows of a split with questions of its own, whole images; all without a limit."""
+    return _rows_of(_first(_shuffled(groups), limit))
 
 
 def _shuffled(groups: Sequence[str]) -> list[list[int]]:

@@ -59,7 +59,8 @@ class Probes:
 
 def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None:
     """Measure what the study in `folder` lacks, in this process."""
-    untrained = [recipe for recipe in recipes if recipe.trained == "nothing" and recipe.ratio > 0]
+    pruned = [recipe for recipe in recipes if recipe.trained == "nothing" and recipe.ratio > 0]
+    untrained = [recipe for recipe in pruned if recipe.quantization == "none"]
     wanted = {f"text-{_name(recipe)}" for recipe in untrained} | {"search-dense", "text-dense", "seconds"}
     wanted |= {f"calibration-{num}-{_name(recipe)}" for num in CALIBRATION_SIZES for recipe in untrained}
     if not untrained or wanted <= {path.stem for path in (folder / PROBES).glob("*")}:

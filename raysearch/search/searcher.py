@@ -8,13 +8,14 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
+from raysearch.dimensions import choose
 from raysearch.errors import InputError
 from raysearch.front import nondomination_layers
 from raysearch.recipe import Recipe
@@ -31,6 +32,7 @@ from raysearch.search.proposing import (
 from raysearch.search.sampling import OptunaAsk, RecipeAsk, Solve, fit_to_space
 from raysearch.search.sizing import Sizing, bare
 from raysearch.search.warmstart import PUBLISHED_RATIOS, published_recipes
+from raysearch.settings import Scalar
 from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
 
@@ -147,10 +149,10 @@ class Searcher:
         ratios = list(PUBLISHED_RATIOS)
         if self._limits:
             # Which recipe was published depends on the ratio; its mode then decides the ratio that meets the budget.
-            ratios = [self._sizing.solve("layerwise", limit) for limit in self._limits]
+            ratios = [self._sizing.solve(limit, mode="layerwise") for limit in self._limits]
         recipes = published_recipes(ratios)
         for recipe, limit in zip(recipes, self._limits, strict=False):
-            recipe["ratio"] = self._sizing.solve(str(recipe["mode"]), limit)
+            recipe["ratio"] = self._ratio_for(limit, recipe)
         most = len(recipes) if self.num_trials is None else max(1, self.num_trials // 4)
         return self.enqueue(recipes[:most])
 
@@ -326,7 +328,7 @@ class Searcher:
             if not self._limits:
                 return low + (high - low) * target
             ratio = min(max(self._ratio_for(target, values), low), high)
-            size = self._sizing.ratio_of(bare(self._mode(values), ratio))
+            size = self._sizing.ratio_of(bare(ratio, **self._sized_by(values)))
             if size is not None and self._is_crowded(size):
                 ratio = self._ratio_for(size - 1e-9, values)
             return ratio + margin
@@ -335,16 +337,25 @@ class Searcher:
 
     def _ratio_for(self, target: float, values: Mapping[str, Any], *bounds: float) -> float:
         """The ratio whose model is just within `target`, be it within the bounds or not."""
-        return self._sizing.solve(self._mode(values), target)
-
-    def _mode(self, values: Mapping[str, Any]) -> str:
-        """The mode among the values; where the space has one mode only, it is never asked for."""
-        return str(values.get("mode") or self.space.recipe["mode"][0].choices[0])  # type: ignore[union-attr]
+        return self._sizing.solve(target, **self._sized_by(values))
 
     def _is_crowded(self, size_ratio: float) -> bool:
         """Whether many trials have this very size: layers come in few sizes, and there is more to learn one below."""
         num = self.history.sizes[size_ratio]
         return num >= 2 and num > CROWDED * len(self.history)
+
+    def _sized_by(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields beside the ratio that decide a recipe's size, as far as the space has them.
+
+        Args:
+            values: answers so far; a field that has one value only is never asked for.
+        """
+        ask, found = _Told(values), dict[str, Any]()
+        for field in ("mode", "quantization"):
+            value = choose(ask, field, self.space.recipe.get(field, []), found)
+            if value is not None:
+                found[field] = value
+        return found
 
     def _observations(self) -> dict[str, Observation]:
         """The newest trials, those that run, and the front."""
@@ -387,3 +398,19 @@ class Searcher:
 
 def _as_candidate(recipe: Recipe, ask: RecipeAsk, size_ratio: float) -> Candidate:
     return Candidate(recipe, ask.params, answers_of(ask.params, ask.distributions, size_ratio), size_ratio)
+
+
+class _Told:
+    """An `Ask` that answers with what was asked before, or with a recipe's field of that name."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
+        """The value of then if it is among `choices`, else the first of them."""
+        told = self._values.get(name, self._values.get(name.partition("#")[0]))
+        return told if told in choices else choices[0]
+
+    def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
+        """Never: what is asked for here is chosen."""
+        raise AssertionError(name)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from raysearch.quantization import Quantization
 from raysearch.recipe import Recipe
 from raysearch.size import Budget, Size
 
@@ -30,7 +31,7 @@ class Sizing:
         self._size_of, self._dense, self._budgets = size_of, dense, budgets
         self.limits = [budget.size_ratio(dense) for budget in budgets]
         self.smallest = math.inf
-        self._solved: dict[tuple[str, float], float] = {}
+        self._solved: dict[tuple[str, Quantization, float], float] = {}
 
     def ratio_of(self, recipe: Recipe) -> float | None:
         """A recipe's size, or None if it has no shape or fits no budget."""
@@ -38,24 +39,30 @@ class Sizing:
         if size is None:
             return None
         ratio = size.size_bytes / self._dense.size_bytes
-        if self._budgets and not any(budget.admits(size, self._dense) for budget in self._budgets):
+        if not self._is_admitted(size):
             self.smallest = min(self.smallest, ratio)
             return None
         return ratio
 
-    def solve(self, mode: str, target: float) -> float:
-        """The smallest removed ratio whose model is within the size `target`."""
-        if (mode, target) not in self._solved:
+    def solve(self, target: float, mode: str, quantization: Quantization = "none") -> float:
+        """The smallest removed ratio whose model is within the size `target`, and within a budget if there are any."""
+        known = (mode, quantization, target)
+        if known not in self._solved:
             low, high = 0.0, 0.99
             for _ in range(BISECTIONS):
                 middle = (low + high) / 2
-                size = self._size_of(bare(mode, middle))
-                fits = size is None or size.size_bytes <= target * self._dense.size_bytes
+                size = self._size_of(bare(middle, mode, quantization))
+                fits = size is None or (
+                    size.size_bytes <= target * self._dense.size_bytes and self._is_admitted(size)
+                )
                 low, high = (low, middle) if fits else (middle, high)
-            self._solved[mode, target] = high
-        return self._solved[mode, target]
+            self._solved[known] = high
+        return self._solved[known]
+
+    def _is_admitted(self, size: Size) -> bool:
+        return not self._budgets or any(budget.admits(size, self._dense) for budget in self._budgets)
 
 
-def bare(mode: Any, ratio: float) -> Recipe:
-    """A recipe with the shape that a mode and a ratio have."""
-    return Recipe(mode=mode, ratio=ratio, criterion=_ANY_CRITERION[mode])
+def bare(ratio: float, mode: Any, quantization: Quantization = "none") -> Recipe:
+    """A recipe of this size, whatever else."""
+    return Recipe(mode=mode, quantization=quantization, ratio=ratio, criterion=_ANY_CRITERION[mode])
