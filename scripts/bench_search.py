@@ -454,7 +454,8 @@ def main() -> None:
         if replay.table not in loaded:
             loaded[replay.table] = load_hpo_table(replay.table)
         areas, regrets = replay.run(loaded[replay.table], options.costs)
-        line = {**vars(replay), "costs": options.costs, "hypervolume": areas, "regret": regrets}
+        line = {**vars(replay), "costs": options.costs}
+        line |= {"hypervolume": np.round(areas, 4).tolist(), "regret": np.round(regrets, 4).tolist()}
         append_json(options.out, line)
         print(
             f"{number}/{len(missing)} {replay.method} on {replay.table}, {replay.curves}, seed {replay.seed}: "

@@ -92,6 +92,7 @@ def results(made: MadePlan, recipe: Recipe, levels: list[int], folder: Path) -> 
                 "samples_seen": seen,
                 "retention": kept,
                 "retention_se": 0.01,
+                "num_questions": 100,
                 "scores": {"digits": kept},
                 "losses": {},
                 "num_params": size.num_params,

@@ -26,17 +26,18 @@ def make_sampler(name: str, seed: int, ask: int) -> BaseSampler:
     Raises:
         InputError: no such sampler.
     """
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     fresh = (seed * 1_000_003 + ask * 7919) % (2**31)
     samplers = optuna.samplers
     match name:
         case "tpe":
-            return samplers.TPESampler(seed=fresh, n_startup_trials=10, multivariate=False)
+            # Jointly: apart, it would sort out the best trials once for every value that it draws.
+            return samplers.TPESampler(seed=fresh, n_startup_trials=10, multivariate=True, group=True)
         case "nsga2":
             return samplers.NSGAIISampler(seed=fresh, population_size=20)
         case "random":
             return samplers.RandomSampler(seed=fresh)
         case "quasirandom":
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
     raise InputError(f"search.sampler {name!r}: no such sampler; choose of {', '.join(SAMPLERS)}")
 
@@ -67,7 +68,8 @@ class SteeredSampler(BaseSampler):
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
         """The base sampler's joint choice."""
-        return self._base.sample_relative(study, trial, search_space)
+        values = self._base.sample_relative(study, trial, search_space)
+        return {name: value for name, value in values.items() if not is_ratio(name)}
 
     def sample_independent(
         self,
