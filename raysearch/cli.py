@@ -74,7 +74,9 @@ def best(
     print_rich(front_table([point]))
     print(f"Size        {point.num_params:,} parameters, {point.size_bytes:,} bytes")
     print(f"Recipe      {json.dumps(point.recipe.as_dict())}")
-    print(f"Checkpoint  {folder / point.checkpoint if point.checkpoint else 'none kept'}")
+    print(
+        f"Checkpoint  {folder / point.checkpoint if point.checkpoint else 'none kept; export --retrain makes it again'}"
+    )
     if point.measured:
         print(f"Measured    {speed_text(point.measured)}")
     for other in similar:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from recovery_setup import recipe, samples, shared_teacher, tiny_encoder, tiny_family, tiny_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
@@ -203,6 +204,14 @@ def test_foreign_and_broken_checkpoints_are_refused(tmp_path: Path) -> None:
     other = start({"batch_size": 4})
     with pytest.raises(InputError, match="batch_size is 8, here 4; start the trial anew"):
         other.restore(tmp_path)
+    before = [master.clone() for master, _ in master_states(recovery._engine)]
+    state = load_file(tmp_path / "worker-0.safetensors")
+    for spoilt in ({"1.master": torch.zeros(3)}, {"0.master": torch.zeros(3)}):
+        rest = {name: value for name, value in state.items() if name != "0.master"}
+        save_file(rest | spoilt, tmp_path / "worker-0.safetensors")
+        with pytest.raises(InputError, match="tensors are not those of this model; start the trial anew"):
+            recovery.restore(tmp_path)
+    assert all(map(torch.equal, before, (master for master, _ in master_states(recovery._engine))))
     (tmp_path / "worker-0.safetensors").write_bytes(b"cut")
     with pytest.raises(InputError, match="no checkpoint"):
         recovery.restore(tmp_path)
