@@ -53,24 +53,23 @@ class RecipeTrial(tune.Trainable):
                 reply = {"failed": str(death), "may_pass": True}
             if not reply.get("failed"):
                 break
-            if reply.get("storage") and self._waited_s < STORAGE_PATIENCE_S:
-                self._wait_for_storage()
-                continue
-            own = [death for death in self._deaths if not death.with_node()]
-            if (
-                reply.get("storage")
-                or not reply["may_pass"]
-                or len(self._failures) + len(own) >= MAX_FAILURES
-            ):
+            if self._is_for_good(reply):
                 reply = {**reply, **FAILED}
                 break
         self._num_scores += 1
         return {**reply, "seconds": time.monotonic() - self._started}
 
-    def _wait_for_storage(self) -> None:
-        pause = min(LONGEST_PAUSE_S, 1 + self._waited_s)
-        time.sleep(pause)
-        self._waited_s += pause
+    def _is_for_good(self, failure: dict[str, Any]) -> bool:
+        """Whether to give up; storage that is full or away is waited for first."""
+        if failure.get("storage"):
+            if self._waited_s >= STORAGE_PATIENCE_S:
+                return True
+            pause = min(LONGEST_PAUSE_S, 1 + self._waited_s)
+            time.sleep(pause)
+            self._waited_s += pause
+            return False
+        own = [death for death in self._deaths if not death.with_node()]
+        return not failure["may_pass"] or len(self._failures) + len(own) >= MAX_FAILURES
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the slot keeps the recipe's state at its rungs."""
