@@ -12,6 +12,7 @@ import typer
 from raysearch import pareto
 from raysearch.door import Door
 from raysearch.errors import InputError
+from raysearch.model_folder import EMBEDDED
 from raysearch.recipe import check_ratio
 
 app = Door(no_args_is_help=True, help="Search for the pruning and recovery recipe that fits a size budget.")
@@ -88,6 +89,9 @@ def export(
     folder: Folder,
     budget: BudgetText,
     to: Annotated[Path, typer.Option(help="New or empty folder for the checkpoint.")],
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Make the checkpoint again if the study's quota has cost it.")
+    ] = False,
     polish: Annotated[
         bool,
         typer.Option("--polish", help="First train it further, on all of the data; the better one goes."),
@@ -120,6 +124,10 @@ def export(
     front, note = Front.load(folder), ""
     point = _picked(front, wanted, str(folder))
     check_free(to)
+    if retrain and point.checkpoint is None:
+        from raysearch.retrain import retrain as train_again
+
+        point = train_again(folder, point)
     if polish:
         from raysearch.polish import polish as go_on
 
@@ -164,7 +172,7 @@ def prune(
     model: Annotated[
         str,
         typer.Argument(
-            help="Hugging Face folder or hub id of a vision-language or language model, or pocket."
+            help="Hugging Face folder or hub id of a vision-language or language model, or pocket or pocket-smollm2."
         ),
     ],
     to: Annotated[Path, typer.Option(help="New or empty folder for the pruned model.")],
@@ -221,7 +229,7 @@ def prune(
         ratio=ratio,
         budget=parsed,
         criterion=criterion,
-        calibration=calibration or ("pocket" if model == "pocket" else None),
+        calibration=calibration or ("pocket" if model in EMBEDDED else None),
         compensate=compensate,
         quantization=quantization,
     )

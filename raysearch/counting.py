@@ -9,14 +9,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from raysearch.errors import InputError
-from raysearch.files import write_json
+from raysearch.files import cache_folder, write_json
 from raysearch.model_folder import check_folder, model_folder
 from raysearch.shape import Counts, Linear, Shape
 
@@ -33,7 +32,7 @@ def counts_of_model(model: str) -> Counts:
     if path is None:
         return _counted(model)
     key = _key(path.read_bytes())
-    own = _cache_folder() / f"{key}.json"
+    own = cache_folder("counts") / f"{key}.json"
     known = _read(SHIPPED, key) or _read(own, key)
     if known is None:
         print(f"raysearch: counting the parameters of {model}, once", file=sys.stderr, flush=True)
@@ -69,10 +68,6 @@ def _key(config: bytes) -> str:
     fields = ",".join(field.name for field in dataclasses.fields(Counts))
     facts = f"{metadata.version('transformers')} {fields}".encode()
     return hashlib.sha256(config + facts).hexdigest()[:20]
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysearch" / "counts"
 
 
 def _read(path: Path, key: str) -> Counts | None:

@@ -9,8 +9,9 @@ import typer
 from typer.exceptions import TyperException
 
 from raysearch.errors import InputError
+from raysearch.files import STORAGE_PROBLEMS
 
-_DISK_PROBLEMS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_DISK_PROBLEMS = {*STORAGE_PROBLEMS, errno.EACCES, errno.EPERM}
 
 
 class Door(typer.Typer):

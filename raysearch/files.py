@@ -3,15 +3,35 @@
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+STORAGE_PROBLEMS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+}
+"""Numbers of an `OSError` that lies with a disk or a network file system, not with who uses it: it may pass."""
+
+
+def cache_folder(kind: str) -> Path:
+    """Where things that can be made again are kept for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysearch" / kind
 
 
 def write_text(path: Path, text: str) -> None:
@@ -34,10 +54,17 @@ def write_tensors(
     Raises:
         OSError: it could not be written; the error names `path`.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with _replaced(path) as sibling:
-        save_file(dict(tensors), sibling, dict(metadata or {}))
+        try:
+            save_file(dict(tensors), sibling, dict(metadata or {}))
+        except SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from None
 
 
 @contextmanager
@@ -98,6 +125,15 @@ def read_json_lines(path: Path) -> list[Any]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder; what is deleted meanwhile does not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total
 
 
 def replace_folder(built: Path, final: Path) -> None:

@@ -80,9 +80,9 @@ def run(planned: "Plan", folder: Path, earlier: Sequence["EarlierTrial"] = ()) -
     from raysearch.report.live import LiveView
     from raysearch.report.plots import write_pictures
     from raysearch.report.summary import print_result
+    from raysearch.slots.cluster import join_cluster
     from raysearch.study import Study, locked
     from raysearch.tracking.tracker import Tracker
-    from raysearch.tuner import join_cluster
     from raysearch.tuner import search as run_search
 
     join_cluster(planned.space.slots)  # one too small for a trial is found before anything is written
@@ -90,9 +90,12 @@ def run(planned: "Plan", folder: Path, earlier: Sequence["EarlierTrial"] = ()) -
     with locked(folder), _nothing_left(folder, if_refused=is_new):
         study = Study(folder, planned.space)
         study.create()
-        with closing(Tracker(study, dense=planned.dense)) as tracker, LiveView(planned, study) as view:
+        with closing(Tracker(study, dense=planned.dense)) as tracker:
             try:
-                front = run_search(planned, study, [tracker, view], earlier)
+                with LiveView(
+                    planned, study
+                ) as view:  # says at once how to go on, should the search be stopped
+                    front = run_search(planned, study, [tracker, view], earlier)
             finally:
                 if study.front:
                     write_pictures(study.folder, study.front, study.records)
@@ -101,11 +104,13 @@ def run(planned: "Plan", folder: Path, earlier: Sequence["EarlierTrial"] = ()) -
 
 @contextmanager
 def _nothing_left(folder: Path, if_refused: bool) -> Iterator[None]:
-    """The same command may be given again once a mistake in the space has been put right."""
+    """The same command may be given again once a mistake in the space has been put right; what has ended stays."""
+    from raysearch.study import TRIALS
+
     try:
         yield
     except Refused:
-        if if_refused:
+        if if_refused and not (folder / TRIALS).exists():
             shutil.rmtree(folder)
         raise
 

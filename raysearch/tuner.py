@@ -1,10 +1,9 @@
 """Join the space, the searcher, the scheduler, the slots and the tracker into a search; the result is a front."""
 
-import logging
-import os
+import contextlib
+import functools
 import signal
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -20,22 +19,12 @@ from raysearch.search.grid import grid
 from raysearch.search.recipe_search import STATE, RecipeSearch
 from raysearch.search.scheduler import ParetoASHA
 from raysearch.search.searcher import Searcher
-from raysearch.settings import Slots
 from raysearch.size import Budget, Size
 from raysearch.slots.board import post_front, start_board
+from raysearch.slots.cluster import Room, join_cluster
 from raysearch.slots.recipe_trial import RecipeTrial
 from raysearch.space import SearchSpace
 from raysearch.study import Study
-
-SECONDS_BETWEEN_LOOKS = 10.0
-_QUIET = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study's own files say it all
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search` ends cleanly itself
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_worker_niceness": "0",  # trials are the work here; Ray would step back behind everything else
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 
 class Observer(Protocol):
@@ -66,15 +55,25 @@ def search(
     """
     proposals = _proposals(plan, study, earlier)
     join_cluster(plan.space.slots)
-    proposals.num_slots = _Room(plan.space.slots).num_slots
+    proposals.num_slots = Room(plan.space.slots).num_slots
     recorder = Recorder(plan, study, proposals, start_board(), observers)
     if study.front:
         post_front(recorder.board, study.front.points)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     try:
+        for called in (proposals, proposals.scheduler, recorder):
+            _let_lost_files_end_search(called)
         _tuner(plan, study, proposals, recorder).fit()
-    finally:
         front = recorder.conclude()
+    except BaseException as error:
+        if isinstance(error, _LostFile):
+            raise InputError(
+                f"{error}; see to the storage, then go on with raysearch search --resume {study.folder}"
+            ) from None
+        with contextlib.suppress(OSError):
+            recorder.conclude()
+        raise
+    finally:
         ray.shutdown()
     if recorder.refusal:
         raise Refused(recorder.refusal)
@@ -155,64 +154,30 @@ def _make_proposals(plan: Plan, space: SearchSpace, study: Study) -> RecipeSearc
     return RecipeSearch(searcher, scheduler, folder=study.folder)
 
 
-def _join_cluster() -> None:
-    """Join the cluster that RAY_ADDRESS or the job names; else start one on this machine."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    if not ray.is_initialized():
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                address="local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
-            )
+class _LostFile(BaseException):
+    """A file of the study can't be written. No `Exception`: Tune would blame the trial at hand, and go on."""
 
 
-def _num_slots(slots: Slots) -> int:
-    """Trials at a time: what the space says, or as many as the cluster has room for now."""
-    if slots.autoscaling:
-        assert slots.num is not None, slots
-        return slots.num
-    found = ray.cluster_resources()
-    room = min(int(found.get(kind, 0) // amount) for kind, amount in _asked(slots).items() if amount)
-    return min(slots.num or room, room)
+def _let_lost_files_end_search(called: Any) -> None:
+    """Turn an `OSError` in what Tune calls into a `_LostFile`."""
 
+    def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return method(*arguments, **named)
+            except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
+                raise _LostFile(f"{where}{error.strerror}") from error
 
-def join_cluster(slots: Slots) -> None:
-    """Join the cluster, and refuse to wait for ever.
+        return call
 
-    Raises:
-        InputError: there is not even room for one trial.
-    """
-    _join_cluster()
-    _check_room(slots)
-
-
-def _check_room(slots: Slots) -> None:
-    if _num_slots(slots) < 1:
-        asked, found = _asked(slots), ray.cluster_resources()
-        raise InputError(
-            f"slots: a trial asks for {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, the cluster has "
-            f"{found.get('CPU', 0):g} and {found.get('GPU', 0):g}; lower slots.workers, add nodes, or set "
-            "slots.autoscaling if the cluster adds them"
-        )
-
-
-class _Room:
-    """Follows the cluster as its nodes come and go, without asking it at every turn."""
-
-    def __init__(self, slots: Slots) -> None:
-        self._slots, self._asked_at, self._num = slots, 0.0, 1
-
-    def num_slots(self) -> int:
-        """Trials at a time, now; one at least, which waits for a node to come back."""
-        if time.monotonic() - self._asked_at > SECONDS_BETWEEN_LOOKS:
-            self._num, self._asked_at = max(1, _num_slots(self._slots)), time.monotonic()
-        return self._num
-
-
-def _asked(slots: Slots) -> dict[str, float]:
-    return {"CPU": slots.workers * slots.cpus_per_worker, "GPU": slots.workers * slots.gpus_per_worker}
+    for name in (
+        "suggest",
+        *(f"on_trial_{event}" for event in ("add", "start", "result", "complete", "error")),
+    ):
+        if hasattr(called, name):
+            setattr(called, name, guarded(getattr(called, name)))
 
 
 class Recorder(tune.Callback):
@@ -254,6 +219,8 @@ class Recorder(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the trial's line, and the front if it changes."""
         result = trial.last_result or {}
+        if result.get("storage"):
+            raise _LostFile(result["failed"])
         if result.get("refused"):
             self.refusal = result["refused"]
             self._proposals.recipes.exhausted = True

@@ -3,9 +3,12 @@
     python scripts/bench_driver.py                                          # 10,000 trials on 8 slots
     python scripts/bench_driver.py --trials 20000 --slots 800               # 100 nodes of 8 slots
     python scripts/bench_driver.py --trials 2000 --sampler tpe              # with a sampler that models
+    python scripts/bench_driver.py --trials 20000 --slots 800 --recorded --tracked
 
-Trials end in the order in which their slots are asked. Prints results per second of processor time over each tenth of
-the trials, so that growing slower would be seen, and what memory and files came to.
+Results come in the order in which their slots are asked, or with `--recorded` in that of a clock by which every trial
+takes as long as one of docs/data/pocket-trials.parquet. With `--tracked` MLflow is told, in SQLite. Prints results per
+second of processor time over each tenth of the trials, so that growing slower would be seen, and what memory and files
+came to.
 """
 
 import argparse
@@ -13,12 +16,28 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import stand_in
 
+from raysearch.recipe import Recipe
 from raysearch.study import Study
+from raysearch.tracking.runs import read_state
+from raysearch.tracking.tracker import Tracker
+
+RECORDED = Path(__file__).parents[1] / "docs" / "data" / "pocket-trials.parquet"
+
+
+def recorded_seconds() -> Callable[[Recipe], float]:
+    """Seconds from one result of a recipe to the next: those of a recorded trial, chosen by the recipe's key."""
+    table = pq.read_table(RECORDED, columns=["seconds", "samples_seen"]).to_pylist()
+    rows = [row for row in table if row["seconds"] and row["samples_seen"]]
+    each = [row["seconds"] / len(row["samples_seen"]) for row in rows]
+    return lambda recipe: each[int(recipe.key, 16) % len(each)]
 
 
 def main() -> None:
@@ -29,6 +48,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--sampler", default="random")
+    parser.add_argument("--recorded", action="store_true", help="let trials take as long as recorded ones")
+    parser.add_argument("--tracked", action="store_true", help="tell MLflow of every trial")
     options = parser.parse_args()
     marks: list[tuple[int, int, float]] = []  # trials and results so far, processor seconds
 
@@ -38,10 +59,28 @@ def main() -> None:
         marks.append((len(study.records), num_results, time.process_time()))
 
     Study.record = watched  # type: ignore[method-assign]
+    trackers: list[Tracker] = []
+
+    def tracked(study: Study) -> list[Tracker]:
+        trackers.append(Tracker(study, f"sqlite:///{study.folder}/mlflow.db", stand_in.DENSE))
+        return trackers
+
     with tempfile.TemporaryDirectory() as name:
         folder, started, wall = Path(name) / "study", time.process_time(), time.perf_counter()
-        stand_in.drive(stand_in.plan(options.trials, options.sampler), folder, num_slots=options.slots)
+        stand_in.drive(
+            stand_in.plan(options.trials, options.sampler),
+            folder,
+            num_slots=options.slots,
+            seconds=recorded_seconds() if options.recorded else lambda recipe: 1.0,
+            observe=tracked if options.tracked else lambda study: (),
+        )
         wall = time.perf_counter() - wall
+        for tracker in trackers:
+            num_told = len(read_state(folder, f"sqlite:///{folder}/mlflow.db")["ended"])
+            print(
+                f"MLflow had {num_told} ended trials at the end of the search; what is left waits in a file"
+            )
+            tracker.close()
         before = (0, 0, started)
         for tenth in range(1, 11):
             now = marks[len(marks) * tenth // 10 - 1]

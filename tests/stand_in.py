@@ -1,18 +1,21 @@
 """A whole search but for training: real searcher, scheduler, recorder and files; retention comes from a formula, and a
 loop calls them in the order in which Ray Tune's controller does."""
 
+import heapq
+import itertools
 import json
 import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from raysearch import tuner
+from raysearch.errors import InputError
 from raysearch.front import Baseline
 from raysearch.plan import Plan
 from raysearch.recipe import Recipe
@@ -33,7 +36,13 @@ class MadePlan(Plan):
         return Size(num_params, 2 * num_params)
 
 
-def plan(num_trials: int, sampler: str = "tpe", budgets: tuple[str, ...] = ("60%",)) -> MadePlan:
+def plan(
+    num_trials: int,
+    sampler: str = "tpe",
+    budgets: tuple[str, ...] = ("60%",),
+    num_checkpoints: int | None = None,
+) -> MadePlan:
+    """`num_checkpoints`, of a byte each, are what the quota has room for."""
     space = SearchSpace.model_validate(
         {
             "name": "stand-in",
@@ -49,6 +58,7 @@ def plan(num_trials: int, sampler: str = "tpe", budgets: tuple[str, ...] = ("60%
                 "data_fraction": [0.05, 0.2, 1.0],
             },
             "search": {"trials": num_trials, "sampler": sampler, "first_rung": 1 / 27, "seed": 1},
+            "recovery": {"checkpoint_quota_gb": num_checkpoints and num_checkpoints / 10**9},
         }
     )
     parsed = tuple(Budget.parse(text) for text in budgets)
@@ -100,16 +110,26 @@ def results(made: MadePlan, recipe: Recipe, levels: list[int], folder: Path) -> 
 class Running:
     trial: SimpleNamespace
     results: list[dict]
+    seconds: float
+    """From one result to the next."""
 
 
 def drive(
-    made: MadePlan, folder: Path, num_slots: int = 1, name: str = "t", log: Path | None = None
+    made: MadePlan,
+    folder: Path,
+    num_slots: int = 1,
+    name: str = "t",
+    log: Path | None = None,
+    seconds: Callable[[Recipe], float] = lambda recipe: 1.0,
+    observe: Callable[[Study], Sequence[tuner.Observer]] = lambda study: (),
 ) -> Study:
     """Begin a study, or go on with it, and run it to its end.
 
     Args:
         name: begins the names of the trials of this start.
         log: takes the key of every recipe whose training would begin anew, that is, with nothing kept of it.
+        seconds: how long a rung of a recipe would take; results come in the order of that clock.
+        observe: who follows the study.
     """
     tuner.post_front = lambda board, points: None  # no slots
     with locked(folder):
@@ -117,13 +137,14 @@ def drive(
         study.create()
         proposals = tuner._proposals(made, study, [])
         proposals.num_slots = lambda: num_slots
-        recorder = tuner.Recorder(made, study, proposals, None, [])
+        recorder = tuner.Recorder(made, study, proposals, None, observe(study))
         recorder._baseline = Baseline(
             num_params=DENSE.num_params, size_bytes=DENSE.size_bytes, scores={"digits": 1.0}
         )
         scheduler = proposals.scheduler
         levels = [round(level) for level in scheduler.levels]
-        running: list[Running] = []
+        running: list[tuple[float, int, Running]] = []  # a heap by the time of the next result
+        order, clock = itertools.count(), 0.0
         num_started, wanted = 0, made.space.search.trials - len(study.records)
         while True:
             while num_started < wanted:
@@ -137,12 +158,13 @@ def drive(
                 _keep(folder, recipe, log)
                 scheduler.on_trial_add(None, trial)
                 recorder.on_trial_start(0, [], trial)
-                running.append(Running(trial, results(made, recipe, levels, folder)))
+                begun = Running(trial, results(made, recipe, levels, folder), seconds(recipe))
+                heapq.heappush(running, (clock + begun.seconds, next(order), begun))
             if not running:
                 break
-            now = running.pop(0)
+            clock, _, now = heapq.heappop(running)
             if _one_result(now, proposals, recorder, folder):
-                running.append(now)
+                heapq.heappush(running, (clock + now.seconds, next(order), now))
         recorder.conclude()
     return study
 
@@ -190,6 +212,31 @@ def killed(made: MadePlan, folder: Path, when: Callable[[], bool], **more: Any) 
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+REFUSED = 2
+
+
+def in_a_child(first: Callable[[], object], made: MadePlan, folder: Path, **more: Any) -> int:
+    """Drive a study in a process of its own, after `first`.
+
+    Returns:
+        Its exit status: 0, -N for signal N, REFUSED after an `InputError`, or the number of an `OSError`.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            first()
+            drive(made, folder, **more)
+            status = 0
+        except InputError:
+            status = REFUSED
+        except OSError as error:
+            status = error.errno or 1
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def after(seconds: float) -> Callable[[], bool]:

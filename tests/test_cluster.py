@@ -1,6 +1,9 @@
 """cluster.yaml by Ray's own rules, without a network; and a cluster that lacks what a trial asks for."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,11 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raysearch.errors import InputError
 from raysearch.settings import Slots
+from raysearch.slots import node
+from raysearch.slots.cluster import join_cluster, num_slots
+from raysearch.slots.node import node_problem, versions
 from raysearch.space import SearchSpace
-from raysearch.tuner import _check_room, _num_slots
+from raysearch.study import SPACE
 
 PATH = Path(__file__).parents[1] / "cluster.yaml"
 TEXT = PATH.read_text()
@@ -87,29 +93,72 @@ def test_the_slots_of_its_comment_are_valid():
     assert Slots(**yaml.safe_load(slots)).autoscaling
 
 
+@pytest.fixture
+def nodes(monkeypatch):
+    """Resources of the cluster's living nodes; fill the list."""
+    found = []
+    dead = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+    monkeypatch.setattr(
+        "ray.nodes", lambda: [dead, *({"Alive": True, "Resources": resources} for resources in found)]
+    )
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    return found
+
+
 @pytest.mark.parametrize(
     ("slots", "found", "num"),
     [
-        ({}, {"CPU": 4.0}, 4),
-        ({"num": 3}, {"CPU": 4.0}, 3),
-        ({"workers": 2}, {"CPU": 4.0}, 2),
-        ({"gpus_per_worker": 1}, {"CPU": 16.0, "GPU": 2.0}, 2),
-        ({"gpus_per_worker": 0.5}, {"CPU": 16.0, "GPU": 2.0}, 4),
-        ({"num": 5, "gpus_per_worker": 1, "autoscaling": True}, {"CPU": 4.0}, 5),
+        ({}, [{"CPU": 4.0}], 4),
+        ({"num": 3}, [{"CPU": 4.0}], 3),
+        ({"workers": 2}, [{"CPU": 4.0}], 2),
+        ({"workers": 2}, [{"CPU": 1.0}, {"CPU": 3.0}], 2),
+        ({"gpus_per_worker": 1}, [{}, {"CPU": 16.0, "GPU": 2.0}], 2),
+        ({"gpus_per_worker": 0.5}, [{"CPU": 16.0, "GPU": 2.0}], 4),
+        ({"num": 5, "gpus_per_worker": 1, "autoscaling": True}, [{"CPU": 4.0}], 5),
     ],
 )
-def test_slots_follow_the_cluster(slots, found, num, monkeypatch):
-    monkeypatch.setattr("ray.cluster_resources", lambda: found)
-    _check_room(Slots(**slots))
-    assert _num_slots(Slots(**slots)) == num
+def test_slots_follow_the_cluster(slots, found, num, nodes):
+    nodes += found
+    join_cluster(Slots(**slots))
+    assert num_slots(Slots(**slots)) == num
 
 
-def test_a_cluster_without_the_gpus_asked_for_is_refused(monkeypatch):
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-    with pytest.raises(
-        InputError, match=r"asks for 2 CPUs and 2 GPUs, the cluster has 8 and 1; lower slots\.workers"
-    ):
-        _check_room(Slots(workers=2, gpus_per_worker=1))
+@pytest.mark.parametrize(
+    ("slots", "found", "message"),
+    [
+        (
+            {"workers": 2, "gpus_per_worker": 1},
+            [{"CPU": 8.0, "GPU": 1.0}],
+            r"asks for 2 workers of 1 CPUs and 1 GPUs each, the cluster has 1 node of 8 CPUs and 1 GPUs; lower",
+        ),
+        (
+            {"gpus_per_worker": 2},  # in all there are two, though not on one node
+            [{"CPU": 4.0, "GPU": 1.0}, {}, {"CPU": 4.0, "GPU": 1.0}],
+            r"has 2 nodes of 4 CPUs and 1 GPUs, 1 node of 0 CPUs and 0 GPUs",
+        ),
+    ],
+)
+def test_a_cluster_without_what_a_trial_asks_for_is_refused(slots, found, message, nodes):
+    nodes += found
+    with pytest.raises(InputError, match=message):
+        join_cluster(Slots(**slots))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:9", "can't join that cluster ([Errno 111] Connection refused); start it"),
+        ("http://127.0.0.1:8265", "an address for clients; on the cluster itself give HOST:PORT"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_one_plain_line(address, message, tmp_path):
+    command = [sys.executable, "-m", "raysearch.pareto", "--out", "study"]
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert f"RAY_ADDRESS {address}: {message}" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_autoscaling_without_a_number_is_refused(tmp_path):
@@ -120,3 +169,24 @@ def test_autoscaling_without_a_number_is_refused(tmp_path):
     )
     with pytest.raises(InputError, match=r"slots: autoscaling needs num"):
         SearchSpace.load(path)
+
+
+def test_a_node_with_other_versions_says_which(tmp_path):
+    wanted = {**versions(), "torch": "1.0", "peft": "0.1"}
+    problem = str(node_problem(tmp_path, {}, wanted))
+    assert (
+        f"has torch {versions()['torch']}, peft {versions()['peft']} where the driver has torch 1.0"
+        in problem
+    )
+    assert "install requirements.lock" in problem
+
+
+def test_a_node_that_does_not_reach_the_study_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(node, "SECONDS_TO_APPEAR", 0.1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / SPACE).write_text('{"name": "a"}')
+    assert node_problem(tmp_path / "mine", {"name": "a"}, versions()) is None
+    for folder in (tmp_path / "nowhere", tmp_path / "mine"):  # a study of another name at the same place
+        problem = str(node_problem(folder, {"name": "b"}, versions()))
+        assert f"--out {folder}: not there on node" in problem
+        assert "storage that every node reaches" in problem

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import faults_driver
 import pytest
 import stand_in
 
+from raysearch import tuner
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
 from raysearch.search.recipe_search import EVENTS, STATE
@@ -49,6 +52,25 @@ def test_a_driver_killed_again_and_again_comes_to_the_same_front(unbroken, tmp_p
     assert len(begun) == len(set(begun)) == 40  # none was begun twice
 
 
+def test_a_killed_driver_keeps_to_its_quota_and_loses_no_point(unbroken, tmp_path):
+    folder, draw, made = tmp_path / "study", random.Random(9), stand_in.plan(40, num_checkpoints=3)
+    for start in range(100):
+        when = stand_in.after(draw.uniform(0.1, 0.5) * unbroken[1] * (1 + start / 5))
+        if not stand_in.killed(made, folder, when, name=f"{start}-"):
+            break
+    found, wanted = stand_in.outcome(folder), unbroken[0]
+    assert len(found["checkpoints"]) == 3
+    named = [point.pop("checkpoint") for point in found["front"]["points"]]
+    assert sorted(f"checkpoints/{name}" for name in found["checkpoints"]) == sorted(filter(None, named))
+    answer = found["front"]["budgets"]["60%"]
+    assert answer in found["checkpoints"], "the answer to a budget goes last"
+    assert found["trials"] == wanted["trials"]
+    assert found["front"]["points"] == [
+        {name: value for name, value in point.items() if name != "checkpoint"}
+        for point in wanted["front"]["points"]
+    ]
+
+
 def test_with_several_slots_no_trial_is_lost_or_run_twice_and_the_front_never_loses_a_point(tmp_path):
     folder, draw, areas = tmp_path / "study", random.Random(5), [0.0]
     for start in range(100):
@@ -63,6 +85,41 @@ def test_with_several_slots_no_trial_is_lost_or_run_twice_and_the_front_never_lo
     assert len(keys) == len(set(keys)) == 40
     assert areas == sorted(areas)
     assert sorted((tmp_path / "begun").read_text().split()) == sorted(keys)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    return faults_driver.Driver(tmp_path_factory.mktemp("driver"), seed=7, num_trials=24)
+
+
+@pytest.mark.parametrize(
+    "fault", ["killed_in_a_write", "disk_full", "storage_away", "clock_jumps", "second_driver"]
+)
+def test_other_faults_of_the_driver_come_to_the_same_front(fault, driver, tmp_path):
+    """As in `fault_suite.py driver`, once each."""
+    assert getattr(driver, fault)(tmp_path / "study") >= 1
+
+
+def test_the_suite_notices_what_is_wrong(driver, tmp_path):
+    study = tmp_path / "study"
+    stand_in.drive(stand_in.plan(24), study)
+    driver.check_as_unbroken(study)
+    (study / ".front.json.1").write_text("half")
+    with pytest.raises(faults_driver.Failed):
+        driver.check_as_unbroken(study)
+
+
+@pytest.mark.slow
+def test_faults_of_a_cluster_come_to_the_same_front(tmp_path):
+    """As in `fault_suite.py cluster`."""
+    import fault_suite
+    import faults_cluster
+
+    studies = faults_cluster.studies(tmp_path, seed=1)
+    counts, num_failed = fault_suite.run(studies, num=6)
+    studies.close()
+    assert counts.total() >= 6
+    assert num_failed == 0
 
 
 def test_a_line_cut_short_does_not_join_the_next(tmp_path):
@@ -126,6 +183,32 @@ def test_a_killed_study_is_extended_and_gets_other_budgets(tmp_path):
     assert read_json_lines(folder / "trials.jsonl")[: len(before)] == before
     assert found["front"]["budgets"].keys() == {"60%", "30%"}
     assert sum(row["size_bytes"] <= 600 for row in found["trials"]) >= 4
+
+
+def test_a_file_that_cannot_be_written_ends_the_search_and_is_blamed_on_no_trial(tmp_path):
+    """Ray Tune takes any `Exception` of a callback for a failure of the trial at hand."""
+
+    class Called:
+        def on_trial_result(self, result):
+            return append_json(tmp_path / "nowhere" / "lines", result)
+
+        def on_trial_complete(self):
+            return "done"
+
+    called = Called()
+    tuner._let_lost_files_end_search(called)
+    assert called.on_trial_complete() == "done"
+    with pytest.raises(tuner._LostFile, match="nowhere/lines: No such file or directory") as lost:
+        called.on_trial_result({})
+    assert not isinstance(lost.value, Exception)
+
+
+def test_storage_that_stays_away_ends_the_search_and_no_trial(tmp_path):
+    recorder = tuner.Recorder(stand_in.plan(4), Study(tmp_path, stand_in.plan(4).space), None, None, [])
+    result = {"done": True, "failed": "OSError: [Errno 5] Input/output error", "storage": True}
+    with pytest.raises(tuner._LostFile, match="Input/output error"):
+        recorder.on_trial_complete(0, [], SimpleNamespace(trial_id="a", last_result=result))
+    assert not (tmp_path / "trials.jsonl").exists()
 
 
 def test_two_drivers_on_one_study_get_one_plain_error(tmp_path):

@@ -103,6 +103,13 @@ MISTAKES = [
     ({"search.trials": 0}, "search.trials: .*not 0"),
     ({"name": "../x"}, "name: .*not '../x'"),
     ({"recovery.zero_stage": 4}, "recovery.zero_stage: "),
+    ({"recovery.hidden_layers": [0.5, 1.5]}, "recovery.hidden_layers.1: .*not 1.5"),
+    ({"recovery.hidden_layers": []}, "recovery.hidden_layers: "),
+    ({"recovery.kd_tokens": "all"}, "recovery.kd_tokens: .*'answers' or 'answers\\+images', not 'all'"),
+    (
+        {"recipe.sft": 0, "recipe.logits_kd": [0.0], "recipe.hidden_kd": 0},
+        "recipe.sft, logits_kd, hidden_kd: all 0; raise one, or set trained: nothing",
+    ),
 ]
 
 

@@ -68,7 +68,7 @@ def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None
     from raysearch.trial import Prepared, Workbench
 
     dense = load_results(folder / SCORES / "dense.npz")
-    bench = Workbench(space, Prepared(dense, dense, {}))
+    bench = Workbench(space, Prepared(dense, dense, dense, {}))
     words = [replace(b, questions=tuple(q.without_images() for q in b.questions)) for b in bench.heldout]
     _keep(folder, "search-dense", partial(bench.evaluate, bench.model, bench.questions))
     _keep(folder, "text-dense", partial(bench.evaluate, bench.model, words))

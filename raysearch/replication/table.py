@@ -133,7 +133,8 @@ class Table:
         variances, weights = [0.0], [0]
         for cell, runs in self._results.items():
             if cell.ratio == ratio and cell.regime != "none" and len(runs) > 1:
-                variances.append(np.var([retention(run, self.dense).value for run in runs], ddof=1))
+                values = [retention(run, self.dense).value for run in runs]
+                variances.append(float(np.var(values, ddof=1)))
                 weights.append(len(runs) - 1)
         return float(np.sqrt(np.dot(variances, weights) / max(sum(weights), 1)))
 

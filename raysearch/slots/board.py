@@ -41,9 +41,11 @@ class _Board:
             self._changed.notify_all()
 
     async def reply_to(self, slot: str, index: int) -> dict[str, Any]:
+        """The slot's reply number `index`, which is handed out once: a slot may live for thousands."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._replies[slot]) > index)
-            return self._replies[slot][index]
+            value, self._replies[slot][index] = self._replies[slot][index], None
+            return value
 
     async def join(self, slot: str, worker: Any, node: str) -> None:
         """A slot's worker begins: its actor, and the id of its node."""

@@ -14,6 +14,7 @@ from raysearch.space import SearchSpace
 from raysearch.study import CHECKPOINTS
 
 MAX_FAILURES = 2  # of one recipe, for reasons of its own
+STORAGE_PATIENCE_S, LONGEST_PAUSE_S = 600.0, 60.0  # a full disk or lost storage is no fault of a recipe's
 FAILED = {"done": True, "retention": math.nan, "samples_seen": 0}
 
 
@@ -33,6 +34,7 @@ class RecipeTrial(tune.Trainable):
         self._num_scores, self._started = 0, time.monotonic()
         self._num_asked = 0  # scores of this recipe that the slot has been asked for
         self._failures: list[str] = []
+        self._waited_s = 0.0  # for storage
         self._deaths: list[SlotDied] = []
         return True
 
@@ -40,7 +42,7 @@ class RecipeTrial(tune.Trainable):
         """The recipe's next rung, and at the last one its checkpoint.
 
         A slot that dies is replaced, and the recipe goes on from its last rung: twice at most, nodes that were lost
-        apart. So is a recipe that fails for a reason that may pass.
+        apart. So is a recipe that fails for a reason that may pass. While the storage is full or away, it waits.
         """
         while True:
             try:
@@ -51,12 +53,24 @@ class RecipeTrial(tune.Trainable):
                 reply = {"failed": str(death), "may_pass": True}
             if not reply.get("failed"):
                 break
+            if reply.get("storage") and self._waited_s < STORAGE_PATIENCE_S:
+                self._wait_for_storage()
+                continue
             own = [death for death in self._deaths if not death.with_node()]
-            if not reply["may_pass"] or len(self._failures) + len(own) >= MAX_FAILURES:
+            if (
+                reply.get("storage")
+                or not reply["may_pass"]
+                or len(self._failures) + len(own) >= MAX_FAILURES
+            ):
                 reply = {**reply, **FAILED}
                 break
         self._num_scores += 1
         return {**reply, "seconds": time.monotonic() - self._started}
+
+    def _wait_for_storage(self) -> None:
+        pause = min(LONGEST_PAUSE_S, 1 + self._waited_s)
+        time.sleep(pause)
+        self._waited_s += pause
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the slot keeps the recipe's state at its rungs."""
@@ -80,7 +94,8 @@ class RecipeTrial(tune.Trainable):
         if not reply.get("failed") and reply["done"]:
             reply |= self._finish(reply)
         if reply.get("failed"):
-            self._failures.append(reply["failed"])
+            if not reply.get("storage"):
+                self._failures.append(reply["failed"])
             self._num_asked = 0
         return reply
 

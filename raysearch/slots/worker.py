@@ -9,8 +9,11 @@ from typing import Any
 
 import ray
 
+from raysearch.data.samples import BadData
 from raysearch.errors import InputError
+from raysearch.files import STORAGE_PROBLEMS
 from raysearch.recipe import Recipe
+from raysearch.slots.node import node_problem
 from raysearch.space import SearchSpace
 from raysearch.study import CHECKPOINTS
 
@@ -54,6 +57,11 @@ class _Worker:
         self._trial: Any = None
         self._scores: Any = None
         board, slot, teacher_folder = config["board"], config["slot"], Path(config["teacher_folder"])
+        problem = node_problem(self._running.parent, config["space"], config["versions"])
+        if problem:  # all slots shall hear of it, whichever worker of this one has found it
+            ray.get(board.publish.remote(pickle.dumps(problem), None, {}))
+            if rank:
+                raise problem
         known = ray.get(board.prepared.remote(slot)) if rank == 0 else None
         if rank == 0 and known is None:
             found = self._measure(space, teacher_folder)
@@ -105,6 +113,9 @@ class _Worker:
             if command["do"] == "run":
                 self._start(Recipe(**command["recipe"]))
             return self._next()
+        except BadData as error:  # all other trials would meet it too
+            self._refusal = error
+            return self.obey(command)
         except Exception as error:  # the slot outlives any recipe; the reason goes into the trial's record
             if self._num_workers > 1 and not isinstance(error, FloatingPointError | InputError):
                 raise
@@ -123,6 +134,7 @@ class _Worker:
         size, dense = self._trial.size, self._bench.dense_size
         return {
             **score.model_dump(),
+            **self._trial.seconds,
             "num_params": size.num_params,
             "size_bytes": size.size_bytes,
             "size_ratio": size.size_bytes / dense.size_bytes,
@@ -131,7 +143,8 @@ class _Worker:
 
     def _finish(self, folder: Path) -> dict[str, Any]:
         heldout = self._trial.finish(folder)
-        return {"checkpoint": f"{CHECKPOINTS}/{folder.name}", "heldout": heldout.model_dump()}
+        made = {"checkpoint": f"{CHECKPOINTS}/{folder.name}", "heldout": heldout.model_dump()}
+        return made | self._trial.seconds
 
     def _keep(self, folder: Path) -> dict[str, Any]:
         from raysearch.evaluation.retention import save_results
@@ -147,4 +160,8 @@ class _Worker:
             self._trial.close()
             self._trial = self._scores = None
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return {"failed": reason, "may_pass": isinstance(error, OSError | RuntimeError | MemoryError)}
+        return {
+            "failed": reason,
+            "may_pass": isinstance(error, OSError | RuntimeError | MemoryError),
+            "storage": isinstance(error, OSError) and error.errno in STORAGE_PROBLEMS,
+        }

@@ -1,0 +1,126 @@
+"""The part `real` of fault_suite.py: the search of the tests on the embedded LVLM, with real recovery training."""
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import yaml
+from faults_cluster import outcome
+from faults_driver import TESTS, check
+
+sys.path.insert(0, str(TESTS))
+from test_search import SMALL_SPACE
+
+
+def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[], None]]]:
+    """A worker killed, the driver killed, a worker stopped for good, broken files, in turn, at random instants."""
+    draw = random.Random(seed)
+    space = folder / "small.yaml"
+    slots = {**SMALL_SPACE["slots"], "timeout_s": 60}
+    space.write_text(yaml.safe_dump({**SMALL_SPACE, "slots": slots}))
+    if not (folder / "unbroken" / "front.json").exists():
+        unbroken = Search(space, "--out", "unbroken", cwd=folder)
+        check(unbroken.wait() == 0, "the unbroken search failed")
+        unbroken.check_gone()
+    wanted = outcome(folder / "unbroken")
+
+    def disturbed(study: Path, act: Callable[[Search], None], between: Callable[[Path], None] | None) -> None:
+        search = Search(space, "--out", study.name, cwd=folder)
+        moment = draw.uniform(0, 1)
+        while search.process.poll() is None and not _has_come_to(study, moment):
+            search.look()
+            time.sleep(0.05)
+        act(search)
+        status = search.wait()
+        search.check_gone()
+        if between is not None:
+            between(study)
+            again = Search("--resume", study.name, cwd=folder)
+            status = again.wait()
+            again.check_gone()
+        check(status == 0, f"exit status {status}")
+        check(outcome(study) == wanted, "another outcome than unbroken")
+
+    def end(search: Search, what: signal.Signals) -> None:
+        for worker in search.workers():
+            worker.send_signal(what)
+
+    def damage(study: Path, pattern: str) -> None:
+        """Change bytes in the middle of the newest file of a kind."""
+        path = max(study.glob(pattern), key=lambda path: path.stat().st_mtime)
+        with path.open("r+b") as stream:
+            stream.seek(path.stat().st_size // 2)
+            stream.write(draw.randbytes(64))
+
+    kinds: dict[str, Callable[[Path], None]] = {
+        "worker killed": lambda study: disturbed(study, lambda s: end(s, signal.SIGKILL), None),
+        "driver killed, running checkpoint broken": lambda study: disturbed(
+            study, lambda s: s.process.kill(), lambda s: damage(s, "running/*/[0-9]*/*.safetensors")
+        ),
+        "driver killed, teacher shard broken": lambda study: disturbed(
+            study, lambda s: s.process.kill(), lambda s: damage(s, "teacher/*.safetensors")
+        ),
+        "worker hung": lambda study: disturbed(study, lambda s: end(s, signal.SIGSTOP), None),
+    }
+    for number in itertools.count(len(list(folder.glob("study-*")))):
+        kind, act = list(kinds.items())[number % len(kinds)]
+        yield Counter({kind: 1}), lambda act=act, number=number: act(folder / f"study-{number}")
+
+
+class Search:
+    """`python -m raysearch.pareto` on the embedded LVLM, and the processes that it starts."""
+
+    def __init__(self, *arguments: object, cwd: Path) -> None:
+        command = [sys.executable, "-m", "raysearch.pareto", *map(str, arguments)]
+        self._log = (cwd / "log.txt").open("a")
+        self.process = subprocess.Popen(
+            command, cwd=cwd, env={**os.environ, "CI": "true"}, stdout=self._log, stderr=self._log
+        )
+        self.seen: dict[int, psutil.Process] = {}
+
+    def look(self) -> None:
+        """Note the processes there are."""
+        if self.process.poll() is None:
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                self.seen.setdefault(child.pid, child)
+
+    def workers(self) -> list[psutil.Process]:
+        """Those that train."""
+        self.look()
+        return [
+            p for p in self.seen.values() if p.is_running() and _title(p).startswith("ray::RayTrainWorker")
+        ]
+
+    def wait(self) -> int:
+        while self.process.poll() is None:
+            self.look()
+            time.sleep(0.5)
+        return self.process.returncode
+
+    def check_gone(self) -> None:
+        """No process is left, two minutes after the end: Ray's agents look for their node now and then."""
+        _, left = psutil.wait_procs(list(self.seen.values()), timeout=120)
+        check(not left, f"left behind: {[_title(process) for process in left]}")
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()).strip()
+    except psutil.Error:
+        return ""
+
+
+def _has_come_to(study: Path, moment: float) -> bool:
+    """Whether a study has kept so many rungs and ended so many trials: `moment` is a share of four trials."""
+    path = study / "trials.jsonl"
+    num_ended = path.read_bytes().count(b"\n") if path.exists() else 0
+    inside = any((study / "running").glob("*/[0-9]*"))
+    return num_ended >= int(4 * moment) and (inside or num_ended > int(4 * moment))

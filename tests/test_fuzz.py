@@ -1,0 +1,27 @@
+"""A few of the inputs of `fuzzing.py`, which runs thousands."""
+
+import fuzzing
+import pytest
+
+
+@pytest.fixture(scope="module")
+def place():
+    with fuzzing.workplace() as made:
+        yield made
+
+
+def test_recipes():
+    fuzzing.fuzz_recipes(200)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num"),
+    [
+        (fuzzing.fuzz_spaces, 60),
+        (fuzzing.fuzz_fronts, 60),
+        (fuzzing.fuzz_study_files, 40),
+        (fuzzing.fuzz_command_lines, 60),
+    ],
+)
+def test_files_and_command_lines(kind, num, place):
+    kind(place, num)
