@@ -26,16 +26,18 @@ class Measurement:
 
     recipe: Recipe
     share: float
-    on_search: float
     heldout: Results
+    on_search: float = 0.0
 
 
 def measure(bench: Workbench, recipe: Recipe) -> Measurement:
-    """Prune, quantise, score."""
+    """Prune, quantise, score; on the search's questions only what is chosen by them."""
     trial = Trial(recipe, bench)
-    (score,) = trial.scores([])
     share = trial.size.size_bytes / bench.dense_size.size_bytes
-    return Measurement(recipe, share, score.retention, trial.heldout_results())
+    if recipe.quantization != "none":
+        return Measurement(recipe, share, trial.heldout_results())
+    (score,) = trial.scores([])
+    return Measurement(recipe, share, trial.heldout_results(), score.retention)
 
 
 def recipes(quantization: str, most: float = 1.0) -> list[Recipe]:

@@ -24,6 +24,7 @@ from raysearch.recipe import Recipe
 from raysearch.recovery.trained import choose_trained, merged
 from raysearch.search.searcher import Searcher
 from raysearch.space import SearchSpace
+from raysearch.trial import Trial, Workbench
 
 BOTH = pytest.mark.parametrize("how", ["int8", "int4"])
 
@@ -153,6 +154,38 @@ def test_a_process_with_transformers_alone_answers(tmp_path, capsys):
     assert "pip install compressed-tensors" in (tmp_path / "small" / "README.md").read_text()
     with pytest.raises(InputError, match="weights are quantised; give the folder"):
         load(tmp_path / "small")
+
+
+@pytest.fixture(scope="module")
+def bench():
+    content = {
+        "name": "quantised",
+        "model": "pocket",
+        "num_samples": 8,
+        "benchmarks": ["digits"],
+        "recipe": {"mode": "layerwise", "ratio": 0.0, "criterion": "deepest", "trained": "nothing"},
+        "recovery": {"max_length": 256, "zero_stage": 1},
+    }
+    return Workbench(SearchSpace.model_validate(content))
+
+
+@pytest.mark.parametrize("trained", ["nothing", "projector+lora"])
+def test_the_score_of_a_trial_is_that_of_its_checkpoint(bench, trained, tmp_path):
+    """Bit by bit without recovery. With it, within 3 points: evaluation may be in fp32, the checkpoint is in bf16."""
+    trial = Trial(recipe(ratio=0.0, criterion="deepest", trained=trained), bench)
+    for _ in trial.scores([]):
+        pass
+    trial.finish(tmp_path / "out")
+    scored = trial.heldout_results().scores["digits"]
+    trial.close()
+    assert sum(tensor.nbytes for tensor in tensors_of(tmp_path / "out").values()) == trial.size.size_bytes
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
+    again = bench.evaluate(loaded, bench.heldout).scores["digits"]
+    if trained == "nothing":
+        assert again.tolist() == scored.tolist()
+        assert again.tolist() != bench.prepared.heldout.scores["digits"].tolist()
+    else:
+        assert again.mean() == pytest.approx(scored.mean(), abs=0.03)
 
 
 def test_a_budget_of_prune_holds_with_the_rounded_weights(tmp_path):
