@@ -309,7 +309,7 @@ def test_a_dry_run_counts_the_grid(capsys):
     with pytest.raises(SystemExit) as ended:
         app(["study", str(ROOT / "search_spaces" / "pocket-study.yaml"), "--dry-run"])
     assert ended.value.code == 0
-    assert "194 by grid, seed 0, all run to their end" in capsys.readouterr().out
+    assert "202 by grid, seed 0, all run to their end" in capsys.readouterr().out
 
 
 @pytest.mark.slow
