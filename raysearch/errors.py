@@ -3,3 +3,7 @@
 
 class InputError(ValueError):
     """A wrong file, key, value or command. The message names file, key and value, and the way out."""
+
+
+class Refused(InputError):
+    """A mistake that only showed once the model had been looked at: no trial of the study can be run."""

@@ -5,8 +5,9 @@ python -m raysearch.pareto my-space.yaml --budget 3.2GB --out runs/mine
 ray job submit --working-dir . -- python -m raysearch.pareto search_spaces/pocket.yaml
 """
 
-from collections.abc import Sequence
-from contextlib import closing
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raysearch.door import Door
-from raysearch.errors import InputError
+from raysearch.errors import InputError, Refused
 from raysearch.size import Budget
 from raysearch.space import SearchSpace
 
@@ -85,7 +86,8 @@ def run(planned: "Plan", folder: Path, earlier: Sequence["EarlierTrial"] = ()) -
     from raysearch.tuner import search as run_search
 
     join_cluster(planned.space.slots)  # one too small for a trial is found before anything is written
-    with locked(folder):
+    is_new = not folder.exists()
+    with locked(folder), _nothing_left(folder, if_refused=is_new):
         study = Study(folder, planned.space)
         study.create()
         with closing(Tracker(study, dense=planned.dense)) as tracker, LiveView(planned, study) as view:
@@ -95,6 +97,17 @@ def run(planned: "Plan", folder: Path, earlier: Sequence["EarlierTrial"] = ()) -
                 if study.front:
                     write_pictures(study.folder, study.front, study.records)
     print_result(front, folder)
+
+
+@contextmanager
+def _nothing_left(folder: Path, if_refused: bool) -> Iterator[None]:
+    """The same command may be given again once a mistake in the space has been put right."""
+    try:
+        yield
+    except Refused:
+        if if_refused:
+            shutil.rmtree(folder)
+        raise
 
 
 def study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple[SearchSpace, Path]:

@@ -11,7 +11,7 @@ import ray
 from ray import tune
 
 from raysearch.earlier import EarlierTrial
-from raysearch.errors import InputError
+from raysearch.errors import InputError, Refused
 from raysearch.front import Baseline, Front, Measured
 from raysearch.plan import Plan
 from raysearch.recipe import Recipe
@@ -61,8 +61,8 @@ def search(
     KeyboardInterrupt goes on.
 
     Raises:
-        InputError: the cluster lacks what a trial asks for, the dense model can't be measured, or no recipe of the
-            space can be run.
+        InputError: the cluster lacks what a trial asks for, or no trial could be started.
+        Refused: the dense model can't be measured, or means nothing on a benchmark.
     """
     proposals = _proposals(plan, study, earlier)
     join_cluster(plan.space.slots)
@@ -77,7 +77,7 @@ def search(
         front = recorder.conclude()
         ray.shutdown()
     if recorder.refusal:
-        raise InputError(recorder.refusal)
+        raise Refused(recorder.refusal)
     if front is None:
         reason = study.records[-1].reason if study.records else "no reason given"
         raise InputError(

@@ -105,4 +105,4 @@ def test_a_benchmark_at_chance_ends_the_search_with_one_line(brought, tmp_path):
     assert found.returncode == 2, found.stdout[-2000:] + found.stderr[-4000:]
     (line,) = found.stderr.strip().splitlines()
     assert line.startswith("raysearch: benchmarks: own: the dense model scores 0.0% where guessing gets")
-    assert not (tmp_path / "study" / "trials.jsonl").exists()
+    assert not (tmp_path / "study").exists()

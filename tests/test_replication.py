@@ -89,7 +89,8 @@ def test_the_spread_of_seeds_widens_the_interval():
     assert kept_over_seeds(same, dense).value == pytest.approx(kept_over_seeds(apart, dense).value, abs=0.02)
     values = [retention(run, dense).value for run in apart]
     spread = abs(values[0] - values[1]) / 2  # the standard error of a mean of two
-    assert kept_over_seeds(apart, dense).se == pytest.approx(spread, rel=0.05)
+    reach = kept_over_seeds(apart, dense).value - kept_over_seeds(apart, dense).interval[0]
+    assert reach == pytest.approx(12.706 * spread, rel=0.01)  # Student's quantile for one degree of freedom
     # One run, where nothing is drawn, is set against each of several.
     gap = gap_over_seeds([same[0]], apart, dense)
     assert gap.value == pytest.approx(np.mean([difference(same[0], run, dense).value for run in apart]))
@@ -185,6 +186,25 @@ def test_relative_to_another_recipe():
     share = made.relative(joint(W, 0.3, "sft+l2", 0.05), joint(W, 0.3, "sft+l2"))
     assert share.value == pytest.approx(0.5, abs=0.03)
     assert share.interval[0] < 0.5 < share.interval[1]
+
+
+def test_seeds_are_pooled_over_the_recipes_of_a_ratio():
+    dense = answers(1.0)
+    apart, same = [answers(0.6, 1), answers(0.8, 2)], [answers(0.7, 3)] * 3
+    calm, wild = joint(W, 0.3), joint(L, 0.3)
+    made = Table(dense, {wild: apart, calm: same, untrained(W, 0.3): apart[:1], joint(W, 0.15): same})
+    values = [retention(run, dense).value for run in apart]
+    pooled = np.sqrt(np.var(values, ddof=1) * 1 / (1 + 2))  # one degree of freedom with a spread, two without
+    assert made.kept(calm).se == pytest.approx(np.hypot(retention(same[0], dense).se, pooled / np.sqrt(3)))
+    gap = made.gap(calm, untrained(W, 0.3))
+    questions = difference(same[0], apart[0], dense)
+    assert gap.value == pytest.approx(questions.value)
+    assert gap.se == pytest.approx(np.hypot(questions.se, pooled / np.sqrt(3)))
+    assert made.kept(untrained(W, 0.3)) == retention(apart[0], dense)
+    assert made.kept(joint(W, 0.15)) == retention(same[0], dense)
+    share = made.relative(calm, calm)
+    assert share.value == 1
+    assert share.se == pytest.approx(np.sqrt(2) * pooled / np.sqrt(3) / made.kept(calm).value)
 
 
 def test_a_gap_on_some_benchmarks():

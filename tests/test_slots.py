@@ -109,6 +109,14 @@ def test_what_will_not_pass_is_not_tried_again(trial):
     assert trial.asked == ["slot", "run", "next"]
 
 
+def test_what_stands_in_the_way_of_every_recipe_is_said_so(trial):
+    mistake = "InputError: benchmarks: own: at chance"
+    (result,) = run(trial, {"failed": mistake, "may_pass": False, "refused": "benchmarks: own: at chance"})
+    assert result["done"]
+    assert result["failed"] == mistake
+    assert result["refused"] == "benchmarks: own: at chance"
+
+
 class SilentBoard:
     """Of a slot that gives `num_signs` signs of life and then none, and never replies."""
 

@@ -1,7 +1,8 @@
 """What a grid has measured, by cell of the paper's design; every number with its interval.
 
 Comparisons are paired: both models answer the same questions. A standard error joins two sources: questions (the
-linearised ratio, clustered by image, on scores averaged over seeds) and seeds (the spread of the per-seed values).
+linearised ratio, clustered by image, on scores averaged over seeds) and seeds. Two or three seeds say little about
+their own spread, so a table pools it over all recipes of one ratio.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from raysearch.evaluation.retention import Results, Retention, difference, load_results, retention
 from raysearch.recipe import Recipe
@@ -60,6 +62,7 @@ class Table:
         sizes: Mapping[Cell, Size] | None = None,
     ) -> None:
         self.dense, self._results, self.sizes = dense, dict(results), dict(sizes or {})
+        self._seed_sd = {ratio: self._pooled_sd(ratio) for ratio in {cell.ratio for cell in results}}
 
     @classmethod
     def load(cls, folder: Path, records: Iterable[TrialRecord]) -> "Table":
@@ -80,6 +83,10 @@ class Table:
     def __contains__(self, cell: Cell) -> bool:
         return cell in self._results
 
+    def runs(self, cell: Cell) -> list[Results]:
+        """A cell's results, one per seed."""
+        return list(self._results[cell])
+
     @property
     def cells(self) -> list[Cell]:
         """All that was measured."""
@@ -96,24 +103,40 @@ class Table:
 
     def kept(self, cell: Cell) -> Retention:
         """Retention relative to the dense model."""
-        return kept_over_seeds(self._results[cell], self.dense)
+        runs = self._results[cell]
+        overall = retention(_mean(runs), self.dense)
+        return Retention(overall.value, float(np.hypot(overall.se, self._seed_error(cell))))
 
     def gap(self, first: Cell, second: Cell, benchmarks: Sequence[str] | None = None) -> Retention:
         """Retention of `first` minus that of `second`, on all benchmarks or some of them."""
-        dense = _only(self.dense, benchmarks)
-        ours, theirs = ([_only(run, benchmarks) for run in self._results[cell]] for cell in (first, second))
-        return gap_over_seeds(ours, theirs, dense)
+        ours, theirs = (_only(_mean(self._results[cell]), benchmarks) for cell in (first, second))
+        overall = difference(ours, theirs, _only(self.dense, benchmarks))
+        errors = (overall.se, self._seed_error(first), self._seed_error(second))
+        return Retention(overall.value, float(np.linalg.norm(errors)))
 
     def relative(self, first: Cell, second: Cell) -> Retention:
         """What `first` keeps of what `second` has."""
-        ours, theirs = self._results[first], self._results[second]
-        overall = retention(_mean(ours), _mean(theirs))
-        each = [retention(a, b).value for a, b in zip(*_paired(ours, theirs), strict=True)]
-        return Retention(overall.value, float(np.hypot(overall.se, _seed_error(each))))
+        overall = retention(_mean(self._results[first]), _mean(self._results[second]))
+        base = self.kept(second).value
+        errors = (self._seed_error(first) / base, overall.value * self._seed_error(second) / base)
+        return Retention(overall.value, float(np.linalg.norm((overall.se, *errors))))
+
+    def _seed_error(self, cell: Cell) -> float:
+        """Standard error of a mean over seeds; none where nothing is trained, since nothing is drawn."""
+        return 0.0 if cell.regime == "none" else self._seed_sd[cell.ratio] / np.sqrt(len(self._results[cell]))
+
+    def _pooled_sd(self, ratio: float) -> float:
+        """Standard deviation of retention between seeds, over all recipes of a ratio that were run more than once."""
+        variances, weights = [0.0], [0]
+        for cell, runs in self._results.items():
+            if cell.ratio == ratio and cell.regime != "none" and len(runs) > 1:
+                variances.append(np.var([retention(run, self.dense).value for run in runs], ddof=1))
+                weights.append(len(runs) - 1)
+        return float(np.sqrt(np.dot(variances, weights) / max(sum(weights), 1)))
 
 
 def kept_over_seeds(runs: Sequence[Results], dense: Results) -> Retention:
-    """Retention of one recipe under several seeds."""
+    """Retention of one recipe under several seeds; its error from their own spread."""
     overall = retention(_mean(runs), dense)
     each = [retention(run, dense).value for run in runs]
     return Retention(overall.value, float(np.hypot(overall.se, _seed_error(each))))
@@ -153,4 +176,9 @@ def _only(results: Results, benchmarks: Sequence[str] | None) -> Results:
 
 
 def _seed_error(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    """Standard error of the mean of few values, so wide that the normal interval around it is Student's."""
+    num = len(values)
+    if num < 2:
+        return 0.0
+    widening = stats.t.ppf(0.975, num - 1) / stats.norm.ppf(0.975)
+    return float(widening * np.std(values, ddof=1) / np.sqrt(num))

@@ -53,7 +53,7 @@ class RecipeTrial(tune.Trainable):
                 break
             own = [death for death in self._deaths if not death.with_node()]
             if not reply["may_pass"] or len(self._failures) + len(own) >= MAX_FAILURES:
-                reply = {**FAILED, "failed": reply["failed"]}
+                reply = {**reply, **FAILED}
                 break
         self._num_scores += 1
         return {**reply, "seconds": time.monotonic() - self._started}
