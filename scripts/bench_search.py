@@ -282,8 +282,8 @@ class TableSpace:
 class RandomTies(Rung):
     """A rung where places in a layer are drawn by lot."""
 
-    def rank(self, company: np.ndarray, newcomer: int, retention: float) -> int:
-        return zlib.crc32(np.float64(retention).tobytes()) % len(company) + 1
+    def rank(self, company: np.ndarray, newcomer: int) -> int:
+        return zlib.crc32(company[newcomer].tobytes()) % len(company) + 1
 
 
 class Ours(NoStopping):

@@ -19,31 +19,31 @@ def sizing(*budgets, size_of=size_of):
 def candidates(*budgets):
     sizes = sizing(*budgets)
     solvers = [
-        lambda values, low, high, limit=limit: sizes.solve(values["mode"], limit) for limit in sizes.limits
+        lambda values, low, high, limit=limit: sizes.solve(limit, values["mode"]) for limit in sizes.limits
     ]
     return Candidates(SPACE, sizes.ratio_of, solvers, seed=3)
 
 
 def test_the_solved_ratio_is_the_smallest_within_the_size():
     sizes = sizing("60%")
-    ratio = sizes.solve("widthwise", 0.6)
-    assert size_of(bare("widthwise", ratio)).num_params == 600
-    assert size_of(bare("widthwise", ratio - 0.002)).num_params > 600
-    assert size_of(bare("layerwise", sizes.solve("layerwise", 0.6))).num_params == 550  # four layers of eight
-    assert size_of(bare("layerwise", sizes.solve("layerwise", 0.6) - 0.001)).num_params > 600
+    ratio = sizes.solve(0.6, "widthwise")
+    assert size_of(bare(ratio, "widthwise")).num_params == 600
+    assert size_of(bare(ratio - 0.002, "widthwise")).num_params > 600
+    assert size_of(bare(sizes.solve(0.6, "layerwise"), "layerwise")).num_params == 550  # four layers of eight
+    assert size_of(bare(sizes.solve(0.6, "layerwise") - 0.001, "layerwise")).num_params > 600
 
 
 def test_a_ratio_that_no_shape_has_lies_beyond_the_solution():
     sizes = sizing(size_of=lambda recipe: size_of(recipe) if recipe.ratio < 0.45 else None)
-    assert sizes.solve("widthwise", 0.7) == pytest.approx(1 / 3, abs=2e-3)
+    assert sizes.solve(0.7, "widthwise") == pytest.approx(1 / 3, abs=2e-3)
 
 
 def test_the_smallest_size_that_fits_no_budget_is_known():
     sizes = sizing("50%")
-    assert sizes.ratio_of(bare("widthwise", 0.3)) is None
-    assert sizes.ratio_of(bare("widthwise", 0.2)) is None
+    assert sizes.ratio_of(bare(0.3, "widthwise")) is None
+    assert sizes.ratio_of(bare(0.2, "widthwise")) is None
     assert sizes.smallest == 0.73
-    assert sizes.ratio_of(bare("widthwise", 0.7)) == 0.37
+    assert sizes.ratio_of(bare(0.7, "widthwise")) == 0.37
 
 
 def test_candidates_depend_on_the_number_and_the_parents_alone():
