@@ -73,6 +73,7 @@ def _worker_with_a_bad_row(rank: int, world: int, folder: str) -> None:
     recovery.close()
 
 
+@pytest.mark.slow
 def test_too_many_bad_rows_end_all_workers_at_the_same_step(tmp_path: Path) -> None:
     """One of 40 rows is more than a hundredth; only worker 1 reads it, and worker 0 must not wait for it."""
     torch.multiprocessing.spawn(_worker_with_a_bad_row, (2, str(tmp_path)), nprocs=2)
