@@ -192,6 +192,18 @@ def test_claims_on_probes():
     assert [found(number, made, drifting) for number in (18, 19)] == ["fails"] * 2
 
 
+def test_probes_are_those_of_recipes_that_only_prune(tmp_path):
+    base = {"mode": L, "ratio": 0.15, "criterion": "deepest", "trained": "nothing"}
+    recipes = [Recipe(**base), Recipe(**base, quantization="int8"), Recipe(**base | {"trained": "projector"})]
+    save_results(tmp_path / "probes" / "text-layerwise-0.15.npz", answers(0.5))
+    (tmp_path / "probes" / "seconds.json").write_text(
+        json.dumps({"dense": [0.3, 0.1], "layerwise-0.15": [0.2, 0.1]})
+    )
+    found = Probes.load(tmp_path, recipes)
+    assert list(found.text) == [untrained(L, 0.15)]
+    assert found.seconds == {None: Retention(0.3, 0.1), untrained(L, 0.15): Retention(0.2, 0.1)}
+
+
 def test_relative_to_another_recipe():
     made = table({joint(W, 0.3, "sft+l2"): 0.8, joint(W, 0.3, "sft+l2", 0.05): 0.4}, num_seeds=1)
     share = made.relative(joint(W, 0.3, "sft+l2", 0.05), joint(W, 0.3, "sft+l2"))
