@@ -93,7 +93,7 @@ def rungs(trials: pandas.DataFrame) -> list[str]:
 
 def seeds(trials: pandas.DataFrame) -> list[str]:
     """How far two runs of one recipe lie apart, beside the error over questions."""
-    fields = [name for name in Recipe.model_fields if name != "seed"]
+    fields = [name for name in Recipe.model_fields if name != "seed" and name in trials]
     gaps, errors = [], []
     for _, pair in trials.groupby(fields, dropna=False):
         if len(pair) == 2:

@@ -285,8 +285,9 @@ def load_recorded_table(path: Path, space: SearchSpace, early_share: float = 1.0
     values are measured in the replay, and their mean is the truth.
 
     Args:
-        path: one row per trial: a column per field of a recipe, null where it does not apply, `end`, `size_ratio`, and
-            `seconds`, and the lists `samples_seen`, `retention` and `retention_se`, one entry per rung.
+        path: one row per trial: a column per field of a recipe, null where it does not apply, `end`, `size_ratio` and
+            `seconds`, and the lists `samples_seen`, `retention` and `retention_se`, one entry per rung. Fields that
+            are newer than the table are left out.
         space: what the recipes were drawn from.
         early_share: of the embedded LVLM's questions, asked below a trial's end.
 
@@ -301,7 +302,9 @@ def load_recorded_table(path: Path, space: SearchSpace, early_share: float = 1.0
         by_recipe: dict[Recipe, list[dict[str, Any]]] = {}
         for trial in trials:
             if trial["end"] == "finished":
-                recipe = Recipe(**{name: trial[name] for name in Recipe.model_fields} | {"seed": 0})
+                recipe = Recipe(
+                    **{name: trial[name] for name in Recipe.model_fields if name in trial} | {"seed": 0}
+                )
                 by_recipe.setdefault(recipe, []).append(trial)
     except (OSError, pyarrow.ArrowInvalid, KeyError, ValidationError) as error:
         raise InputError(f"{path}: no table of trials ({error}); make one with record_table.py") from None
