@@ -2,8 +2,9 @@
 
     python tests/stand_in_training.py SPACE.yaml --out DIR ...      # as python -m raysearch.pareto
 
-Driver, Tune, slots, Ray Train's workers, board and files are real. A file DIR.faults/NUMBER-KIND makes the worker that
-is about to train the rung NUMBER of the study (counted by the lines of DIR.rungs) fail in that way, once.
+Driver, Tune, slots, board and files are real; a slot's worker is one actor, where Ray Train would start a dozen
+processes. A file DIR.faults/NUMBER-KIND makes the worker that is about to train the rung NUMBER of the study (by
+the lines of DIR.rungs) fail in that way, once.
 """
 
 import errno
@@ -129,6 +130,10 @@ def num_rungs(study: Path) -> int:
     return rungs_of(study).read_bytes().count(b"\n") if rungs_of(study).exists() else 0
 
 
+class OutOfMemoryError(RuntimeError):
+    """As torch's."""
+
+
 def _raises(error: Exception) -> Callable[[Path], None]:
     def act(study: Path) -> None:
         raise error
@@ -150,16 +155,10 @@ def _ask_for(what: str) -> Callable[[Path], None]:
     return act
 
 
-def _out_of_memory(study: Path) -> None:
-    import torch
-
-    raise torch.OutOfMemoryError("CUDA out of memory")
-
-
 FAULTS: dict[str, Callable[[Path], None]] = {
     "worker-killed": lambda study: os.kill(os.getpid(), signal.SIGKILL),
     "slot-hung": lambda study: os.kill(os.getpid(), signal.SIGSTOP),
-    "out-of-memory": _out_of_memory,
+    "out-of-memory": _raises(OutOfMemoryError("CUDA out of memory")),
     "loss-nan": _raises(FloatingPointError("sft is nan in the step from sample 8 to 16; lower lr")),
     "disk-full": _raises(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "running")),
     "storage-away": _raises(OSError(errno.EIO, os.strerror(errno.EIO), "running")),
@@ -178,12 +177,46 @@ def fail_if_asked(study: Path) -> None:
 
 
 def install() -> None:
-    """In a worker: be the training that it imports."""
+    """In every process that Ray starts for the job: be what a slot and its worker import."""
     here = sys.modules["stand_in_training"]
     sys.modules["raysearch.trial"] = here
-    loop = ModuleType("raysearch.recovery.loop")
-    loop.start_distributed = lambda: None  # type: ignore[attr-defined]
-    sys.modules["raysearch.recovery.loop"] = loop
+    _put("raysearch.recovery.loop", start_distributed=lambda: None)
+    _put("ray.train.torch", TorchTrainer=OneActor)
+
+
+def _put(name: str, **content: Any) -> None:
+    module = ModuleType(name)
+    vars(module).update(content)
+    sys.modules[name] = module
+
+
+class OneActor:
+    """As much of Ray Train's `TorchTrainer` as a slot of one worker needs."""
+
+    def __init__(
+        self, serve: Callable[..., None], train_loop_config: dict, scaling_config: Any, run_config: Any
+    ) -> None:
+        self._serve, self._config = serve, train_loop_config
+        self._num_cpus = scaling_config.resources_per_worker["CPU"]
+
+    def fit(self) -> None:
+        """Until the worker ends.
+
+        Raises:
+            Exception: it was ended.
+        """
+        import ray
+
+        actor = ray.remote(num_cpus=self._num_cpus, scheduling_strategy="DEFAULT")(_Serving).remote()
+        ray.get(actor.serve.remote(self._serve, self._config))
+
+
+class _Serving:
+    def serve(self, serve: Callable[..., None], config: dict) -> None:
+        alone = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+        _put("torch", set_num_threads=lambda num: None)
+        _put("ray.train", get_context=lambda: alone)
+        serve(config)
 
 
 def main() -> None:
