@@ -183,7 +183,8 @@ class Driver:
     def _kill_until_done(self, study: Path, num_slots: int) -> int:
         log, area = study.parent / f"{study.name}.begun", 0.0
         for start in range(1000):
-            when = stand_in.after(self._draw.uniform(0.05, 0.6) * self._seconds)
+            # Later starts are given longer, so that the study ends on a machine that has become slow, too.
+            when = stand_in.after(self._draw.uniform(0.05, 0.6) * self._seconds * (1 + start / 5))
             more = {"name": f"{start}-", "num_slots": num_slots, "log": log}
             killed = stand_in.killed(self._made, study, when, **more)
             if (study / "front.json").exists():

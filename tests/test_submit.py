@@ -50,19 +50,26 @@ class Head:
         )
         (self.project / "search_spaces").mkdir()
         (self.project / "search_spaces" / "pocket.yaml").write_text(yaml.safe_dump(SMALL_SPACE))
-        options = f"--head --block --num-cpus 1 --port {gcs} --dashboard-port {dashboard}"
-        options += f" --dashboard-agent-listen-port {agent} --ray-client-server-port {client}"
-        own = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
+        self._options = f"--head --block --num-cpus 1 --port {gcs} --dashboard-port {dashboard}"
+        self._options += f" --dashboard-agent-listen-port {agent} --ray-client-server-port {client}"
+        self._folder = folder
         self._sockets = Path(f"/tmp/ray-head-{os.getpid()}")  # the paths of sockets must be short
-        self._log = (folder / "head.log").open("w")
-        self.process = subprocess.Popen(
-            ["ray", "start", *options.split(), "--temp-dir", str(self._sockets)],
-            env=own,
-            cwd=folder,
-            stdout=self._log,
-            stderr=self._log,
-        )
-        self.wait_for(lambda: self.ray("job", "list").returncode == 0, "the head has not come up")
+        self.process = next(filter(None, (self._start() for _ in range(5))))
+
+    def _start(self):
+        """None if it has not come up within the half minute that Ray gives itself on a busy machine."""
+        environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
+        with (self._folder / "head.log").open("w") as log:
+            process = subprocess.Popen(
+                ["ray", "start", *self._options.split(), "--temp-dir", str(self._sockets)],
+                env=environment | {"RAY_USAGE_STATS_ENABLED": "0"},
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+            )
+        while process.poll() is None and "runtime started" not in (self._folder / "head.log").read_text():
+            time.sleep(0.5)
+        return process if process.poll() is None else None
 
     def ray(self, *arguments, environment=None):
         return subprocess.run(
