@@ -402,7 +402,7 @@ def main(arguments: list[str]) -> None:
     if decoder == "smollm2":
         import train_smollm2
 
-        parser.add_argument("--steps", type=int, default=540)
+        parser.add_argument("--steps", type=int, default=480)
         parser.add_argument("--grounding-steps", type=int, default=200)
         parser.add_argument("--rank", type=int, default=16, help="of the decoder's adapters")
         parser.add_argument("--rate", type=float, default=2e-3, help="of the adapters")

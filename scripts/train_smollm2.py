@@ -42,6 +42,8 @@ from raysearch.pocket.smollm2 import make_lvlm, pretrained
 PER_STEP = {"scenes": 2, "digits": 2, "easy-vqa": 1}
 BETAS = (0.9, 0.98)
 NUM_CHECKED = 40
+SLOW_FROM, SLOWER = 0.42, 0.4
+"""At the first learning rate the loss stands still after a while; a lower one brings it on."""
 
 
 class ChatPacker(Packer):
@@ -217,7 +219,8 @@ def train(options: argparse.Namespace) -> None:
     rows_of_steps = training_rows(packer, first, PER_STEP)
     for step in range(first, options.steps):
         loss = backward(model, *next(rows_of_steps))
-        norm = masters.step(rate_factor((step + 1) / options.steps))
+        share = (step + 1) / options.steps
+        norm = masters.step(rate_factor(share) * (1.0 if share < SLOW_FROM else SLOWER))
         average = loss if average is None else 0.95 * average + 0.05 * loss
         done = step + 1
         if done % 10 == 0:
