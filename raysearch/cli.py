@@ -12,6 +12,7 @@ import typer
 from raysearch import pareto
 from raysearch.door import Door
 from raysearch.errors import InputError
+from raysearch.model_folder import EMBEDDED
 from raysearch.recipe import check_ratio
 
 app = Door(no_args_is_help=True, help="Search for the pruning and recovery recipe that fits a size budget.")
@@ -73,7 +74,9 @@ def best(
     print_rich(front_table([point]))
     print(f"Size        {point.num_params:,} parameters, {point.size_bytes:,} bytes")
     print(f"Recipe      {json.dumps(point.recipe.as_dict())}")
-    print(f"Checkpoint  {folder / point.checkpoint if point.checkpoint else 'none kept'}")
+    print(
+        f"Checkpoint  {folder / point.checkpoint if point.checkpoint else 'none kept; export --retrain makes it again'}"
+    )
     if point.measured:
         print(f"Measured    {speed_text(point.measured)}")
     for other in similar:
@@ -88,6 +91,9 @@ def export(
     folder: Folder,
     budget: BudgetText,
     to: Annotated[Path, typer.Option(help="New or empty folder for the checkpoint.")],
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Make the checkpoint again if the study's quota has cost it.")
+    ] = False,
     polish: Annotated[
         bool,
         typer.Option("--polish", help="First train it further, on all of the data; the better one goes."),
@@ -120,6 +126,10 @@ def export(
     front, note = Front.load(folder), ""
     point = _picked(front, wanted, str(folder))
     check_free(to)
+    if retrain and point.checkpoint is None:
+        from raysearch.retrain import retrain as train_again
+
+        point = train_again(folder, point)
     if polish:
         from raysearch.polish import polish as go_on
 
@@ -164,7 +174,7 @@ def prune(
     model: Annotated[
         str,
         typer.Argument(
-            help="Hugging Face folder or hub id of a vision-language or language model, or pocket."
+            help="Hugging Face folder or hub id of a vision-language or language model, or pocket or pocket-smollm2."
         ),
     ],
     to: Annotated[Path, typer.Option(help="New or empty folder for the pruned model.")],
@@ -189,6 +199,10 @@ def prune(
     compensate: Annotated[
         bool, typer.Option("--compensate", help="Let the FFNs in front of dropped layers make up for them.")
     ] = False,
+    quantization: Annotated[
+        Literal["none", "int8", "int4"],
+        typer.Option(help="Round the weights of the decoder's linear layers."),
+    ] = "none",
 ) -> None:
     """Prune without recovery, and write a stock checkpoint.
 
@@ -197,6 +211,8 @@ def prune(
       raysearch prune pocket --mode layerwise --ratio 0.3 --to pruned
 
       raysearch prune ./llava-1.5-7b --mode widthwise --budget 60% --calibration llava.json --to pruned
+
+      raysearch prune ./llava-1.5-7b --ratio 0 --quantization int4 --to small
     """
     if (ratio is None) == (budget is None):
         raise InputError(
@@ -215,8 +231,9 @@ def prune(
         ratio=ratio,
         budget=parsed,
         criterion=criterion,
-        calibration=calibration or ("pocket" if model == "pocket" else None),
+        calibration=calibration or ("pocket" if model in EMBEDDED else None),
         compensate=compensate,
+        quantization=quantization,
     )
     print(
         f"{to}: {size_text(done['size_bytes'])}, {done['size_ratio']:.1%} of the dense model, by {done['criterion']}"

@@ -9,16 +9,15 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from raysearch.errors import InputError
-from raysearch.files import write_json
+from raysearch.files import cache_folder, write_json
 from raysearch.model_folder import check_folder, model_folder
-from raysearch.shape import Counts, Shape
+from raysearch.shape import Counts, Linear, Shape
 
 SHIPPED = Path(__file__).parent / "pocket" / "counts.json"
 
@@ -33,7 +32,7 @@ def counts_of_model(model: str) -> Counts:
     if path is None:
         return _counted(model)
     key = _key(path.read_bytes())
-    own = _cache_folder() / f"{key}.json"
+    own = cache_folder("counts") / f"{key}.json"
     known = _read(SHIPPED, key) or _read(own, key)
     if known is None:
         print(f"raysearch: counting the parameters of {model}, once", file=sys.stderr, flush=True)
@@ -71,10 +70,6 @@ def _key(config: bytes) -> str:
     return hashlib.sha256(config + facts).hexdigest()[:20]
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysearch" / "counts"
-
-
 def _read(path: Path, key: str) -> Counts | None:
     """Kept counts; None if there are none of this key, or none that can be read."""
     try:
@@ -82,6 +77,7 @@ def _read(path: Path, key: str) -> Counts | None:
         if kept.pop("key") != key:
             return None
         kept["dense"] = Shape(**kept["dense"])
+        kept["linears"] = tuple(Linear(*map(tuple, linear.values())) for linear in kept["linears"])
         kept["attention_choices"] = tuple((kv, heads) for kv, heads in kept["attention_choices"])
         return Counts(**kept)
     except (OSError, ValueError, TypeError, KeyError):

@@ -15,6 +15,7 @@ from raysearch.plan import Plan
 from raysearch.recipe import LOSS_FIELDS, Recipe
 from raysearch.recovery.planner import GIB, Needs, layer_width, plan_memory
 from raysearch.report.summary import seconds_text
+from raysearch.score import TrialRecord
 from raysearch.search.rungs import Rungs
 from raysearch.settings import Scalar
 from raysearch.shape import shape_for
@@ -35,7 +36,7 @@ class Work:
 
     Attributes:
         samples: recovery samples that are trained on.
-        scorings: evaluations, one per rung that a trial reaches.
+        scorings: evaluations, one per rung that a trial reaches; on a share of the questions they count as that share.
         operations: floating-point operations of the training alone, if every row were of the greatest length.
     """
 
@@ -67,16 +68,16 @@ class Pace:
 def measured_pace(folder: Path) -> Pace:
     """The pace of an earlier study's trials, which includes pruning and scoring.
 
-    A line through seconds per rung over samples per rung, by the median of all slopes (Theil and Sen): the first trial
-    of a slot, which loads the model, does not tilt it.
+    A line through seconds per scoring over samples per scoring, by the median of all slopes (Theil and Sen): the first
+    trial of a slot, which loads the model, does not tilt it.
 
     Raises:
         InputError: the folder is no study, or its trials are too few or too alike to tell.
     """
     records = [record for record in read_trials(folder) if record.rungs and record.end != "failed"]
-    rungs = np.array([len(record.rungs) for record in records], float)
-    samples = np.array([record.rungs[-1].samples_seen for record in records]) / rungs
-    seconds = np.array([record.seconds for record in records]) / rungs
+    scorings = _scorings(records)
+    samples = np.array([record.rungs[-1].samples_seen for record in records]) / scorings
+    seconds = np.array([record.seconds for record in records]) / scorings
     first, second = np.triu_indices(len(records), 1)
     apart = samples[first] != samples[second]
     if apart.sum() < 3:
@@ -85,6 +86,12 @@ def measured_pace(folder: Path) -> Pace:
     slope = max(0.0, float(np.median(rises)))
     level = max(0.0, float(np.median(seconds - slope * samples)))
     return Pace(level, slope, f"the {len(records)} trials of {folder}")
+
+
+def _scorings(records: Sequence[TrialRecord]) -> np.ndarray:
+    """Per trial, the evaluations on all questions that those of its rungs amount to."""
+    asked = [[score.num_questions or 1 for score in record.rungs] for record in records]
+    return np.array([sum(nums) for nums in asked]) / max((max(nums) for nums in asked), default=1)
 
 
 def estimate_lines(plan: Plan, like: Path | None = None) -> list[str]:
@@ -152,13 +159,14 @@ def _work(plan: Plan, recipes: Sequence[Recipe], stopping: bool) -> Work:
         size = plan.size_of(recipe)
         assert size is not None, recipe
         ratio, end = size.size_bytes / plan.dense.size_bytes, recipe.samples_to_see(plan.num_samples)
-        retention, seen, scorings = ratio + scatter.gauss(0, SCATTER), end, 1
+        retention, seen, scorings = ratio + scatter.gauss(0, SCATTER), end, 0.0
         for level in [level for level in rungs.levels if stopping and level < end]:
+            scorings += plan.space.search.early_questions
             if not rungs.decide(str(number), ratio, retention, 0.0, level).go_on:
                 seen = round(level)
                 break
-            scorings += 1
         else:
+            scorings += 1
             rungs.finish(str(number), ratio, retention, 0.0, end)
         total += Work(seen, scorings, seen * _operations_per_sample(plan, recipe, size.num_params))
     return total
@@ -234,10 +242,11 @@ def _disk(plan: Plan, drawn: Sequence[Sequence[Recipe]]) -> str:
     """Checkpoints: the front's are kept, the others deleted."""
     sizes = [plan.size_of(recipe) for recipes in drawn for recipe in recipes]
     largest = max(size.size_bytes for size in sizes if size)
-    trials = plan.space.search.trials
+    trials, quota_gb = plan.space.search.trials, plan.space.recovery.checkpoint_quota_gb
     return (
         f"one checkpoint per recipe on the front, of at most {size_text(largest)}; "
         f"{size_text(trials * largest)} if all {trials} trials were on it"
+        + (f"; not more than {quota_gb:g} GB are kept" if quota_gb else "")
     )
 
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,11 @@ STORAGE_PROBLEMS = {
     errno.ENETUNREACH,
 }
 """Numbers of an `OSError` that lies with a disk or a network file system, not with who uses it: it may pass."""
+
+
+def cache_folder(kind: str) -> Path:
+    """Where things that can be made again are kept for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysearch" / kind
 
 
 def write_text(path: Path, text: str) -> None:
@@ -120,6 +125,15 @@ def read_json_lines(path: Path) -> list[Any]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder; what is deleted meanwhile does not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total
 
 
 def replace_folder(built: Path, final: Path) -> None:

@@ -211,6 +211,17 @@ class Front(BaseModel):
         fitting = [point for point in self.points if budget.admits(point.size, self.baseline.size)]
         return min(fitting, key=lambda p: (-p.retention_ci[0], p.size_bytes, p.samples_seen), default=None)
 
+    def least_needed_first(self) -> list[FrontPoint]:
+        """The points that answer no budget before those that do; of each, the one first that adds the least to the
+        hypervolume."""
+        places = np.array([(point.size_ratio, -point.retention) for point in self.points]).reshape(-1, 2)
+        added = exclusive_hypervolume(np.clip(places, (0, -1), (1, 0)), np.array((1, 0)))
+        need = {
+            point.key: (point.key in self.budgets.values(), area)
+            for point, area in zip(self.points, added, strict=True)
+        }
+        return sorted(self.points, key=lambda point: need[point.key])
+
     def save(self, folder: Path) -> None:
         """Replace `front.json` in `folder`."""
         write_json(folder / "front.json", self.model_dump(mode="json", by_alias=True, exclude_none=False))

@@ -6,13 +6,24 @@ from pathlib import Path
 
 from raysearch.errors import InputError
 
+EMBEDDED = ("pocket", "pocket-smollm2")
+"""Models that raysearch brings along, by name."""
+
 
 def model_folder(model: str | Path) -> Path:
-    """The folder of `model`, the embedded LVLM's for `pocket`; a hub id comes back as a path that does not exist."""
+    """The folder of `model`, of an embedded LVLM (`EMBEDDED`) too; a hub id comes back as a path that does not exist.
+
+    Raises:
+        InputError: `pocket-smollm2` without the package that its decoder's weights are in.
+    """
     if str(model) == "pocket":
         from raysearch.pocket import weights_folder
 
         return weights_folder()
+    if str(model) == "pocket-smollm2":
+        from raysearch.pocket.smollm2 import assembled_folder
+
+        return assembled_folder()
     return Path(model)
 
 

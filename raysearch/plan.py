@@ -7,8 +7,9 @@ from raysearch.counting import counts_of_model
 from raysearch.data.reading import num_rows
 from raysearch.errors import InputError
 from raysearch.evaluation.benchmarks import check_benchmarks
+from raysearch.quantization import check_installed
 from raysearch.recipe import Recipe
-from raysearch.shape import Counts, Shape, shape_for, smallest_shape, solve
+from raysearch.shape import Counts, Shape, size_for, smallest_shape, solve
 from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
 
@@ -44,7 +45,7 @@ class Plan:
     def size_of(self, recipe: Recipe) -> Size | None:
         """The exact size of what a recipe makes; None when the family has no such model."""
         try:
-            return self.counts.size(shape_for(self.counts, recipe))
+            return size_for(self.counts, recipe)
         except InputError:
             return None
 
@@ -53,7 +54,9 @@ class Plan:
         modes = self.space.values_of("mode")
         ratio = max(map(float, self.space.values_of("ratio")))
         shapes = [_smallest_shape(self.counts, mode, ratio) for mode in modes]
-        return min(map(self.counts.size, shapes), key=lambda size: size.size_bytes)
+        kept = self.space.values_of("quantization") or ["none"]
+        sizes = [self.counts.size(shape, quantization=how) for shape in shapes for how in kept]
+        return min(sizes, key=lambda size: size.size_bytes)
 
     def describe(self) -> list[str]:
         """What will be done, one fact a line."""
@@ -74,6 +77,8 @@ def plan(space: SearchSpace) -> Plan:
     Raises:
         InputError: the model, the data, a benchmark or a budget can't be used.
     """
+    if set(space.values_of("quantization")) - {"none"}:
+        check_installed()
     counts = counts_of_model(space.model)
     dense = counts.size(counts.dense)
     check_benchmarks(space.benchmarks)

@@ -1,15 +1,15 @@
 """Go on with the recovery of a front point: the same recipe on all of the data, from its checkpoint."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from raysearch import families
-from raysearch.dimensions import Choices
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Retention, difference
+from raysearch.export.delivery import checkpoint_of
 from raysearch.front import FrontPoint, Measured
 from raysearch.recipe import Recipe
-from raysearch.space import SearchSpace
 from raysearch.study import read_space
 from raysearch.trial import Trial, Workbench, quality_of
 
@@ -56,19 +56,23 @@ def polish(study: Path, point: FrontPoint, epochs: float = 1.0) -> Polished:
         epochs: passes over all of the study's recovery data.
 
     Raises:
-        InputError: the point has no checkpoint or no recovery, or the study's model or data are gone.
+        InputError: the point has no checkpoint or no recovery, or is quantised, or the study's model or data are gone.
     """
     if point.recipe.trained == "nothing":
         raise InputError(f"--polish: recipe {point.key} has no recovery to go on with; choose another budget")
-    if point.checkpoint is None:
+    if point.recipe.quantization != "none":
         raise InputError(
-            f"{study}: recipe {point.key} has no checkpoint in front.json; choose another budget"
+            f"--polish: recipe {point.key} is quantised, and rounded weights can't be trained further; choose another "
+            "budget, or search with more data"
         )
+    checkpoint = checkpoint_of(study, point)
     longer = Recipe(**{**point.recipe.as_dict(), "data_fraction": 1.0, "epochs": epochs})
-    bench = Workbench(_pinned(read_space(study), longer))
-    model, _ = families.load(study / point.checkpoint)
+    # What is pruned already needs no importance measured.
+    unpruned = longer.model_copy(update={"mode": "layerwise", "criterion": "deepest", "depth_share": None})
+    bench = Workbench(read_space(study).pinned(unpruned))
+    model, _ = families.load(checkpoint)
     before, before_heldout = (bench.evaluate(model, asked) for asked in (bench.questions, bench.heldout))
-    trial = Trial(longer, bench, model)
+    trial = Trial(longer, bench, model, _kept_layers(checkpoint))
     try:
         (score,) = trial.scores([])
         assert trial.latest_results is not None, trial.recipe
@@ -93,10 +97,8 @@ def polish(study: Path, point: FrontPoint, epochs: float = 1.0) -> Polished:
     return Polished(point, gain, before_quality, after, score.samples_seen)
 
 
-def _pinned(space: SearchSpace, recipe: Recipe) -> SearchSpace:
-    """The study's space with this recipe's recovery alone; nothing is pruned again, so no importance is measured."""
-    values = {**recipe.as_dict(), "mode": "layerwise", "criterion": "deepest"}
-    values.pop("depth_share", None)
-    return space.model_copy(
-        update={"recipe": {name: [Choices(choices=[value])] for name, value in values.items()}}
-    )
+def _kept_layers(checkpoint: Path) -> list[int] | None:
+    """The dense decoder's layers that a checkpoint has; None where it doesn't say."""
+    path = checkpoint / "scores.json"
+    scores = json.loads(path.read_text()) if path.exists() else {}
+    return scores.get("pruning", {}).get("layers_kept")

@@ -20,6 +20,7 @@ from raysearch.errors import InputError
 from raysearch.importance import importance, needs_data
 from raysearch.prune import Shape, compensation, prune, removed_share, shape_of, size_of, solve, solve_budget
 from raysearch.prune.cut import kept_layers
+from raysearch.quantization import Quantization, check_installed
 from raysearch.recipe import Mode, Recipe, check_ratio
 from raysearch.size import Budget
 
@@ -46,6 +47,7 @@ def prune_checkpoint(
     max_length: int = 2048,
     tokens: str | None = None,
     compensate: bool = False,
+    quantization: Quantization = "none",
     dtype: torch.dtype | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
@@ -68,6 +70,7 @@ def prune_checkpoint(
             LVLM is scored on samples with images alone.
         tokens: which tokens count, see `importance`.
         compensate: let the FFNs in front of dropped layers make up for them, fitted on the calibration data.
+        quantization: of the decoder's linear weights on disk; a budget holds with it.
         dtype: of the weights in memory and on disk; None keeps the file's.
         seed: which samples are taken, and the choice of `random`.
         trust_remote_code: run code that comes with the checkpoint.
@@ -79,9 +82,11 @@ def prune_checkpoint(
         InputError: wrong use, an unreadable model or data, or a size that can't be reached.
     """
     bound = Budget.parse(budget) if isinstance(budget, str) else budget
-    goal = _Goal(mode, ratio, bound, depth_share, multiple)
+    goal = _Goal(mode, ratio, bound, depth_share, multiple, quantization)
     recipe = goal.recipe(criterion or _default_criterion(mode, calibration is not None), seed)
     _check_use(recipe, calibration is not None, compensate)
+    if quantization != "none":
+        check_installed()
     export.check_target(Path(to))
     config = families.load_config(model, trust_remote_code)
     if (known := dtype or config.dtype) is not None:
@@ -119,6 +124,7 @@ class _Goal:
     budget: Budget | None
     depth_share: float | None
     multiple: int | None
+    quantization: Quantization
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.budget is None):
@@ -132,10 +138,12 @@ class _Goal:
         if self.ratio is not None:
             return solve(config, self.mode, self.ratio, self.depth_share, self.multiple)
         assert self.budget is not None
-        return solve_budget(config, self.mode, self.budget, self.depth_share, self.multiple, dtype)
+        how = self.depth_share, self.multiple, dtype, self.quantization
+        return solve_budget(config, self.mode, self.budget, *how)
 
     def recipe(self, criterion: str, seed: int) -> Recipe:
         fields: dict[str, Any] = {"mode": self.mode, "ratio": self.ratio or 0.0, "criterion": criterion}
+        fields["quantization"] = self.quantization
         if self.mode == "both":
             fields["depth_share"] = self.depth_share
         try:
@@ -222,10 +230,12 @@ def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
 def _summary(
     dense: PreTrainedModel, shape: Shape, recipe: Recipe, model: str, layers: list[int]
 ) -> dict[str, Any]:
-    before, after = size_of(dense.config, None, dense.dtype), size_of(dense.config, shape, dense.dtype)
+    before = size_of(dense.config, None, dense.dtype)
+    after = size_of(dense.config, shape, dense.dtype, recipe.quantization)
     return {
         "model": model,
         "mode": recipe.mode,
+        "quantization": recipe.quantization,
         "criterion": recipe.criterion,
         "ratio": removed_share(dense.config, shape),
         "num_params": after.num_params,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from raysearch.errors import InputError
+from raysearch.quantization import Quantization
 
 Mode = Literal["layerwise", "widthwise", "both"]
 Trained = Literal["nothing", "projector", "projector+lora", "projector+decoder", "decoder"]
@@ -76,6 +77,8 @@ class Recipe(BaseModel):
 
     mode: Mode
     """Drop decoder layers, slice KV groups, heads and FFN channels, or both."""
+    quantization: Quantization = "none"
+    """Round the weights of the decoder's linear layers after recovery: scored, counted and exported so."""
     ratio: float = Field(ge=0, lt=1)
     """Share of the decoder's parameters to remove (arXiv 2604.24380, Table 5)."""
     criterion: str
@@ -180,6 +183,8 @@ class Recipe(BaseModel):
         """One short line for tables and logs."""
         losses = "+".join(f"{name}" for name in LOSS_FIELDS if getattr(self, name))
         parts = [f"{self.mode} {self.ratio:.0%} by {self.criterion}"]
+        if self.quantization != "none":
+            parts.append(self.quantization)
         if self.trained == "nothing":
             parts.append("no recovery")
         else:
@@ -190,5 +195,7 @@ class Recipe(BaseModel):
 
 
 def _digits(fields: Mapping[str, object]) -> str:
-    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    """Of these fields; a recipe without quantisation has the name that it had before there was any."""
+    named = {name: value for name, value in fields.items() if (name, value) != ("quantization", "none")}
+    canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]

@@ -19,6 +19,8 @@ class Score(BaseModel):
     retention: float
     retention_se: float = Field(ge=0)
     """Paired standard error of `retention`, over the questions (clustered by image)."""
+    num_questions: int | None = Field(None, ge=1)
+    """Questions that this rests on: fewer below a trial's end (`search.early_questions`)."""
     scores: dict[str, float]
     """Mean score per benchmark, 0 to 1."""
     losses: dict[str, float] = {}
@@ -39,3 +41,7 @@ class TrialRecord(BaseModel):
     end: Literal["finished", "stopped", "failed"]
     reason: str = ""
     seconds: float
+    seconds_training: float = 0.0
+    """Of `seconds`, in training steps."""
+    seconds_evaluating: float = 0.0
+    """Of `seconds`, in answering questions, held-out ones too."""

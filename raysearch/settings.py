@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from raysearch.model_folder import EMBEDDED
+
 Scalar = bool | int | float | str
 
 
@@ -18,7 +20,7 @@ class Strict(BaseModel):
 
 def _absolute(name: str) -> str:
     """A path that is here, from the root, since workers run in folders of their own; other names as they are."""
-    return os.path.abspath(name) if name != "pocket" and os.path.exists(name) else name
+    return os.path.abspath(name) if name not in EMBEDDED and os.path.exists(name) else name
 
 
 PathOrName = Annotated[str, AfterValidator(_absolute)]
@@ -29,14 +31,18 @@ class SearchSettings(Strict):
 
     trials: int = Field(24, ge=1)
     """Trials to run, the stopped ones included."""
-    sampler: Literal["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi", "grid"] = "tpe"
-    """Who proposes the recipes; grid takes every recipe of a space that has no ranges, in order."""
+    sampler: Literal["ehvi", "tpe", "nsga2", "random", "quasirandom", "grid"] = "ehvi"
+    """Who proposes the recipes: a model of retention that knows the sizes (ehvi), or a sampler of Optuna's; grid takes
+    every recipe of a space that has no ranges, in order."""
     seed: int = Field(0, ge=0)
     """Seed of the sampler, of the data order and of the interval estimates."""
     early_stopping: bool = True
     """Stop trials that are behind at a rung (ParetoASHA)."""
     first_rung: float = Field(1 / 9, gt=0, le=1)
     """Where the first verdict falls, as a share of the largest recovery in the space."""
+    early_questions: float = Field(0.1, gt=0, le=1)
+    """The share of each benchmark's questions that a trial is scored on at a rung below its end: the same for all
+    trials, and at least 20."""
     reduction_factor: float = Field(3, gt=1)
     """The share of trials that goes on from a rung is one in this many."""
     keep_scores: bool = False
@@ -66,6 +72,14 @@ class RecoverySettings(Strict):
     """Compute the dense model's states once per study and keep them on disk, or at every step of every trial."""
     teacher_quota_gb: float = Field(100, gt=0)
     """The most that these states may take on disk, in 10^9 bytes."""
+    checkpoint_quota_gb: float | None = Field(None, gt=0)
+    """The most that the front's checkpoints and the running trials' states may take on disk, in 10^9 bytes, over the
+    whole study; left out, no bound."""
+    hidden_layers: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0], min_length=1)
+    """Where `hidden_kd` compares hidden states, as shares of the dense decoder's depth: 1 is the last normalised state,
+    0.5 what comes out of the middle layer. A student without that layer is compared behind the last one before it."""
+    kd_tokens: Literal["answers", "answers+images"] = "answers"
+    """Where the teacher is compared with: before answer tokens, or at image tokens too."""
     schedule: Literal["wsd", "cosine"] = "wsd"
     """Learning rate over a trial: warm-up/stable/decay, or cosine."""
     warmup: float = Field(0.03, ge=0, lt=1)

@@ -8,8 +8,10 @@ ratio) or the largest one within T (for a budget), to within one unit: one layer
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import mul
 
 from raysearch.errors import InputError
+from raysearch.quantization import SHAPE_BYTES, Quantization, stored_bytes
 from raysearch.recipe import Mode, Recipe, check_ratio
 from raysearch.size import Budget, Size
 
@@ -32,6 +34,24 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Linear:
+    """A linear layer that every decoder layer has.
+
+    Attributes:
+        outputs, inputs: features that are always there, then those per KV head, per head and per FFN channel.
+    """
+
+    outputs: tuple[int, int, int, int]
+    inputs: tuple[int, int, int, int]
+
+    def extents(self, shape: Shape) -> tuple[int, int]:
+        """Outputs and inputs in a decoder layer of `shape`."""
+        units = (1, shape.num_kv_heads, shape.num_heads, shape.num_ffn_channels)
+        num_outputs, num_inputs = (sum(map(mul, per, units)) for per in (self.outputs, self.inputs))
+        return num_outputs, num_inputs
+
+
+@dataclass(frozen=True)
 class Counts:
     """Parameters of one dense model by where they are; a pruned model's count follows by multiplication.
 
@@ -40,6 +60,8 @@ class Counts:
         num_decoder_rest: embeddings, language head (once if tied) and final norm.
         per_layer: a layer's parameters that no prunable unit owns (norms, output biases).
         per_kv_head, per_head, per_channel: parameters of one unit in one layer.
+        linears: a layer's linear layers, whose weights are what quantisation rounds.
+        num_split_linears: how many more a layer has where a class with split weights holds its pruned heads.
         num_buffer_values, buffer_bytes: saved buffers that are floating point (in values), and the others.
         hidden_size, head_dim, vocab_size: of the decoder; pruning leaves them alone.
         attention_choices: all (KV heads, query heads) that leave an equal number of query heads per group and that the
@@ -54,6 +76,8 @@ class Counts:
     per_kv_head: int
     per_head: int
     per_channel: int
+    linears: tuple[Linear, ...]
+    num_split_linears: int
     num_buffer_values: int
     buffer_bytes: int
     num_leading_layers_kept: int
@@ -79,10 +103,28 @@ class Counts:
         """Parameters of the whole model."""
         return self.num_outside + self.decoder(shape)
 
-    def size(self, shape: Shape, bytes_per_param: int = 2) -> Size:
-        """Size of the whole model as its tensors are saved: tied weights once, without the kilobytes of headers."""
+    def size(self, shape: Shape, bytes_per_param: int = 2, quantization: Quantization = "none") -> Size:
+        """Size of the whole model as its tensors are saved: tied weights once, without the kilobytes of headers.
+
+        Args:
+            bytes_per_param: of the weights that aren't quantised, and of the scales of those that are.
+            quantization: of the weights of `linears`; the number of parameters stays.
+        """
         num_params = self.total(shape)
-        return Size(num_params, (num_params + self.num_buffer_values) * bytes_per_param + self.buffer_bytes)
+        size_bytes = (num_params + self.num_buffer_values) * bytes_per_param + self.buffer_bytes
+        if quantization != "none":
+            size_bytes -= shape.num_layers * self._bytes_saved(shape, bytes_per_param, quantization)
+        return Size(num_params, size_bytes)
+
+    def _bytes_saved(self, shape: Shape, bytes_per_param: int, quantization: Quantization) -> int:
+        """By quantisation, in one decoder layer."""
+        saved = 0
+        for linear in self.linears:
+            num_outputs, num_inputs = linear.extents(shape)
+            saved += num_outputs * num_inputs * bytes_per_param
+            saved -= stored_bytes(quantization, num_outputs, num_inputs, bytes_per_param)
+        split = self.num_split_linears if shape.num_heads != self.dense.num_heads else 0
+        return saved - split * SHAPE_BYTES
 
     def kv_cache_bytes(self, shape: Shape, num_tokens: int, bytes_per_value: int = 2) -> int:
         """Keys and values of `num_tokens` tokens of one row, in every layer; sliding windows would take less."""
@@ -108,6 +150,15 @@ def shape_for(counts: Counts, recipe: Recipe) -> Shape:
     if recipe.ratio == 0:
         return counts.dense
     return solve(counts, recipe.mode, recipe.ratio, depth_share=recipe.depth_share)
+
+
+def size_for(counts: Counts, recipe: Recipe) -> Size:
+    """The exact size of the whole model that a recipe makes, by counting alone.
+
+    Raises:
+        InputError: no model of this family can be that small.
+    """
+    return counts.size(shape_for(counts, recipe), quantization=recipe.quantization)
 
 
 def default_multiple(counts: Counts) -> int:
@@ -165,29 +216,38 @@ def solve_budget(
     depth_share: float | None = None,
     multiple: int | None = None,
     bytes_per_param: int = 2,
+    quantization: Quantization = "none",
 ) -> Shape:
-    """The largest shape whose whole model is within `budget`; a share is of the dense model's bytes.
+    """The largest shape whose whole model, its decoder quantised, is within `budget`; a share is of the dense model's
+    bytes as it is.
 
     Raises:
         InputError: even the smallest model that `mode` can reach is larger; the message says how large that is.
     """
     dense = counts.size(counts.dense, bytes_per_param)
-    if budget.admits(dense, dense):
+
+    def size(shape: Shape) -> Size:
+        return counts.size(shape, bytes_per_param, quantization)
+
+    if budget.admits(size(counts.dense), dense):
         return counts.dense
     step = _step(counts, multiple)
-    smallest = counts.size(_smallest(counts, mode, step), bytes_per_param)
+    best = _smallest(counts, mode, step)
+    smallest = size(best)
     if not budget.admits(smallest, dense):
         raise InputError(
             f"budget {budget.text}: below the smallest model that {mode} can reach, {smallest.num_params} "
             f"parameters in {smallest.size_bytes} bytes ({smallest.size_bytes / dense.size_bytes:.1%}); raise it"
         )
-    if budget.num_params is not None:
-        target = float(budget.num_params)
-    else:
-        target = (
-            budget.bound_bytes(dense) - counts.buffer_bytes
-        ) / bytes_per_param - counts.num_buffer_values
-    return _solve(counts, mode, target, depth_share, step, within=True)
+    low, high = float(smallest.num_params), float(dense.num_params)
+    while high - low > 0.5:
+        middle = (low + high) / 2
+        shape = _solve(counts, mode, middle, depth_share, step, within=True)
+        if budget.admits(size(shape), dense):
+            best, low = shape, middle
+        else:
+            high = middle
+    return best
 
 
 def _step(counts: Counts, multiple: int | None) -> int:

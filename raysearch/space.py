@@ -21,7 +21,7 @@ class SearchSpace(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the study, also of its MLflow experiment."""
     model: PathOrName
-    """A Hugging Face folder or hub id of an LVLM, or `pocket` for the embedded one."""
+    """A Hugging Face folder or hub id of an LVLM; `pocket` or `pocket-smollm2` for an embedded one."""
     data: PathOrName = "pocket"
     """Recovery data: `pocket`, or a LLaVA-style JSON or JSONL file with its images beside it."""
     num_samples: int | None = Field(None, ge=1)
@@ -82,6 +82,13 @@ class SearchSpace(Strict):
                     raise ValueError(
                         f"recipe.criterion: none serves mode {mode}; add one of {', '.join(known)}"
                     )
+        weights = [
+            *(self.values_of("sft") or [1.0]),
+            *self.values_of("logits_kd"),
+            *self.values_of("hidden_kd"),
+        ]
+        if not any(weights) and set(self.values_of("trained")) != {"nothing"}:
+            raise ValueError("recipe.sft, logits_kd, hidden_kd: all 0; raise one, or set trained: nothing")
         return self
 
     @classmethod
@@ -133,6 +140,15 @@ class SearchSpace(Strict):
             name = "layer_criterion" if known is LAYER_CRITERIA else "width_criterion"
             parts.append(str(choose(ask, name, [case for case in cases if case.choices], values)))
         return "+".join(parts)
+
+    def pinned(self, recipe: Recipe) -> "SearchSpace":
+        """This space with one recipe alone in it."""
+        values = {name: [value] for name, value in recipe.as_dict().items()}
+        values["criterion"] = [name for name in recipe.criteria if name]
+        dimensions: dict[str, list[Dimension]] = {
+            name: [Choices(choices=choices)] for name, choices in values.items()
+        }
+        return self.model_copy(update={"recipe": dimensions})
 
     def values_of(self, field: str) -> list[Any]:
         """Every value that a dimension may take; of a range, its two bounds. Empty without such a dimension."""

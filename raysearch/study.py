@@ -1,6 +1,7 @@
 """The files of a study: what has ended, the front so far, and the checkpoints that the front needs."""
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Retention
-from raysearch.files import append_json, read_json_lines, write_json
+from raysearch.files import append_json, folder_bytes, read_json_lines, write_json
 from raysearch.front import Baseline, Front, FrontPoint, Measured
 from raysearch.recipe import Recipe
 from raysearch.score import Score, TrialRecord
@@ -21,7 +22,10 @@ from raysearch.size import Budget
 from raysearch.space import SearchSpace
 
 TRIALS, SPACE, LAYERS = "trials.jsonl", "space.json", "layer-importance.json"
-CHECKPOINTS, RUNNING = "checkpoints", "running"
+CHECKPOINTS, RUNNING, TEACHER = "checkpoints", "running", "teacher"
+GB = 10**9
+
+logger = logging.getLogger(__name__)
 
 
 class Study:
@@ -42,17 +46,18 @@ class Study:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SPACE, self.space.model_dump(mode="json"))
         self._sweep()
+        self._keep_to_quota()
 
     def _sweep(self) -> None:
-        """Delete files that were being written, and folders of trials that have ended or have left the front."""
+        """Delete files that were being written, checkpoints that the front does not name, and states of trials that
+        have ended."""
         ended = {record.key for record in self.records}
         for path in self.folder.glob(".*.*"):
             path.unlink()
-        if self.front:
-            on_front = {point.key for point in self.front.points}
-            for path in self.folder.glob(f"{CHECKPOINTS}/*"):
-                if path.name not in on_front:
-                    shutil.rmtree(path)
+        named = {point.checkpoint for point in self.front.points} if self.front else set()
+        for path in self.folder.glob(f"{CHECKPOINTS}/*"):
+            if f"{CHECKPOINTS}/{path.name}" not in named:
+                shutil.rmtree(path)
         for path in self.folder.glob(f"{RUNNING}/*"):
             if path.name in ended:
                 shutil.rmtree(path)
@@ -67,6 +72,7 @@ class Study:
         if scores and score.samples_seen <= scores[-1].samples_seen:
             return False
         scores.append(score)
+        self._keep_to_quota()
         return True
 
     def ending(self, trial: str, end: str, result: dict[str, Any], reason: str = "") -> TrialRecord:
@@ -82,6 +88,8 @@ class Study:
             end=end,  # type: ignore[arg-type]
             reason=reason,
             seconds=time.monotonic() - started,
+            seconds_training=result.get("seconds_training", 0.0),
+            seconds_evaluating=result.get("seconds_evaluating", 0.0),
         )
 
     def record(self, record: TrialRecord) -> None:
@@ -105,6 +113,15 @@ class Study:
             Whether the front has changed.
         """
         last = record.rungs[-1]
+        points = self.front.points if self.front else []
+        before = [old for old in points if old.key != record.key]  # it is there if it is offered again
+        beaten = any(
+            old.size_bytes <= record.size_bytes and old.retention >= last.retention for old in before
+        )
+        if beaten and len(before) == len(points):
+            if checkpoint:
+                shutil.rmtree(self.folder / checkpoint, ignore_errors=True)
+            return False
         point = FrontPoint(
             key=record.key,
             recipe=record.recipe,
@@ -119,14 +136,55 @@ class Study:
             mlflow_run_id=mlflow_run_id,
             heldout=heldout,
         )
-        before = [old for old in (self.front.points if self.front else []) if old.key != point.key]
         self.front = self._build(baseline, [*before, point])
         keys = {kept.key for kept in self.front.points}
         if point.key in keys:
             self.front.save(self.folder)
         for gone in [old for old in [*before, point] if old.key not in keys and old.checkpoint]:
             shutil.rmtree(self.folder / str(gone.checkpoint), ignore_errors=True)
+        self._keep_to_quota()
         return point.key in keys
+
+    def _keep_to_quota(self) -> None:
+        """Delete what is needed least until the running trials' states and the front's checkpoints keep to the quota.
+
+        States go before checkpoints, large ones first: a trial without one starts anew if it is interrupted. A point
+        whose checkpoint goes stays on the front. What slots are just writing is not counted.
+        """
+        if self.space.recovery.checkpoint_quota_gb is None:
+            return
+        quota = self.space.recovery.checkpoint_quota_gb * GB
+        running = [self.folder / RUNNING / recipe.key for recipe, _, _ in self._open.values()]
+        states = {path: folder_bytes(path) for folder in running for path in folder.glob("[0-9]*")}
+        points = [
+            point for point in (self.front.least_needed_first() if self.front else []) if point.checkpoint
+        ]
+        checkpoints = {point.key: folder_bytes(self.folder / str(point.checkpoint)) for point in points}
+        excess = sum(states.values()) + sum(checkpoints.values()) - quota
+        for path in sorted(states, key=states.__getitem__, reverse=True):
+            if excess > 0:
+                shutil.rmtree(path, ignore_errors=True)
+                excess -= states[path]
+        for point in points:
+            if excess > 0:
+                self._drop_checkpoint(point)
+                excess -= checkpoints[point.key]
+
+    def _drop_checkpoint(self, point: FrontPoint) -> None:
+        """The front forgets it first, so that no crash leaves it with a checkpoint that is half deleted."""
+        assert self.front is not None, point
+        logger.warning(
+            "%s/%s: deleted, since what the front needs takes more than recovery.checkpoint_quota_gb, %g; "
+            "raysearch export --retrain makes it again",
+            self.folder,
+            point.checkpoint,
+            self.space.recovery.checkpoint_quota_gb,
+        )
+        without = point.model_copy(update={"checkpoint": None})
+        points = [without if other.key == point.key else other for other in self.front.points]
+        self.front = self.front.model_copy(update={"points": points})
+        self.front.save(self.folder)
+        shutil.rmtree(self.folder / str(point.checkpoint), ignore_errors=True)
 
     def write_front(self, baseline: Baseline) -> Front:
         """Replace `front.json`, empty if no trial has finished."""

@@ -2,7 +2,7 @@
 
     python scripts/bench_driver.py                                          # 10,000 trials on 8 slots
     python scripts/bench_driver.py --trials 20000 --slots 800               # 100 nodes of 8 slots
-    python scripts/bench_driver.py --trials 2000 --sampler tpe              # with a sampler that models
+    python scripts/bench_driver.py --sampler random
     python scripts/bench_driver.py --trials 20000 --slots 800 --recorded --tracked
 
 Results come in the order in which their slots are asked, or with `--recorded` in that of a clock by which every trial
@@ -47,7 +47,7 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--sampler", default="random")
+    parser.add_argument("--sampler", default="ehvi")
     parser.add_argument("--recorded", action="store_true", help="let trials take as long as recorded ones")
     parser.add_argument("--tracked", action="store_true", help="tell MLflow of every trial")
     options = parser.parse_args()

@@ -4,12 +4,13 @@
     python scripts/bench_live.py --minutes 1 --seeds 1    # a look at it
 
 The pattern is that of Ray's user guides: a Tune function that starts a TorchTrainer per trial, TuneReportCallback,
-OptunaSearch with both objectives, ASHAScheduler on retention. It trains and evaluates with the same code, rungs, space
-and data as raysearch, and gets for nothing what a user of Ray would have to build: the dense model's scores and the
-importance of its units, measured beforehand outside its time, and one folder of the teacher's states for all trials.
+OptunaSearch with both objectives, ASHAScheduler on retention. It trains and evaluates with the same code, rungs, space,
+data and questions as raysearch, on a share of them below a trial's end, and gets for nothing what a user of Ray would
+have to build: the dense model's scores and the importance of its units, measured beforehand outside its time, and one
+folder of the teacher's states for all trials. It writes no checkpoints and asks no held-out questions.
 
-Counted for both sides is every trial that gave a result, and every result (size, retention) on the search split, those
-of stopped trials too.
+Counted for both sides is every trial that gave a result; the hypervolume is that of the trials that came to their own
+end, on all search questions.
 """
 
 import argparse
@@ -56,8 +57,8 @@ def _ours(folder: Path, seed: int, seconds: float) -> tuple[int, list[tuple[floa
     _stop_after(subprocess.Popen([*command, "--trials", "1000"], stdout=subprocess.DEVNULL), seconds)
     dense = json.loads((out / "front.json").read_text())["baseline"]["size_bytes"]
     trials = [trial for trial in read_json_lines(out / "trials.jsonl") if trial["rungs"]]
-    points = [(trial["size_bytes"] / dense, rung["retention"]) for trial in trials for rung in trial["rungs"]]
-    return len(trials), points
+    finished = [trial for trial in trials if trial["end"] == "finished"]
+    return len(trials), [(row["size_bytes"] / dense, row["rungs"][-1]["retention"]) for row in finished]
 
 
 def _theirs(folder: Path, seed: int, seconds: float) -> tuple[int, list[tuple[float, float]]]:
@@ -67,7 +68,8 @@ def _theirs(folder: Path, seed: int, seconds: float) -> tuple[int, list[tuple[fl
     command = [sys.executable, __file__, "--one", "--folder", str(out), "--seed", str(seed)]
     _stop_after(subprocess.Popen([*command, "--minutes", str(seconds / 60)]), seconds)
     results = read_json_lines(out / RESULTS)
-    return len({row["trial"] for row in results}), [(row["size_ratio"], row["retention"]) for row in results]
+    points = [(row["size_ratio"], row["retention"]) for row in results if row["is_end"]]
+    return len({row["trial"] for row in results}), points
 
 
 def _stop_after(process: subprocess.Popen, seconds: float) -> None:
@@ -112,7 +114,7 @@ def documented_pattern(folder: Path, seed: int, seconds: float) -> None:
             self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
         ) -> None:
             if time.monotonic() - started < seconds and "retention" in result:
-                row = {name: result[name] for name in ("size_ratio", "retention", "samples_seen")}
+                row = {name: result[name] for name in ("size_ratio", "retention", "samples_seen", "is_end")}
                 append_json(folder / RESULTS, {"trial": trial.trial_id, **row})
 
     # Drivers that took a sliver of a CPU each would leave room for one worker fewer than there are cores.
@@ -194,7 +196,7 @@ def _train(config: dict[str, Any]) -> None:
     for score in trial.scores([round(level) for level in config["levels"]]):
         size_ratio = trial.size.size_bytes / bench.dense_size.size_bytes
         facts = {"size_ratio": size_ratio, "retention": score.retention, "samples_seen": score.samples_seen}
-        train.report(facts)
+        train.report({**facts, "is_end": score.samples_seen >= trial.end})
 
 
 def _options() -> argparse.Namespace:

@@ -178,9 +178,9 @@ def _decoder_and_batches(options: argparse.Namespace) -> tuple[PreTrainedModel, 
         )
         model, vocabulary = LlamaForCausalLM(config).eval(), 1024
     else:
-        from smollm2_table import load_smollm2
+        from raysearch.pocket.smollm2 import pretrained
 
-        model, vocabulary = load_smollm2(torch.float32)[0], 49152
+        model, vocabulary = pretrained(torch.float32)[0], 49152
     ids = torch.randint(5, vocabulary, (options.batches, 2, 128))
     return model, [{"input_ids": rows, "labels": rows} for rows in ids]
 

@@ -23,13 +23,14 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from smollm2_table import _package_folder, load_smollm2
+from smollm2_table import _package_folder
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from raysearch import families
 from raysearch.data.encoding import Encoder
 from raysearch.data.reading import Sample, load_samples
 from raysearch.importance import importance
+from raysearch.pocket.smollm2 import pretrained
 from raysearch.prune import prune
 from raysearch.prune.shape import solve
 from raysearch.recipe import Recipe
@@ -132,7 +133,7 @@ def loaded(
     """A model, its processor or tokenizer, and rows to train on."""
     if name != "smollm2":
         return *families.load(name, dtype), load_samples(data)
-    model, tokenizer = load_smollm2(dtype)
+    model, tokenizer = pretrained(dtype)
     tokenizer.chat_template = tokenizer.chat_template or CHATML
     return model, tokenizer, list(_description_samples())
 

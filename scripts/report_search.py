@@ -1,20 +1,23 @@
 """Tables and a picture from the lines that bench_search.py wrote with --out.
 
 python scripts/report_search.py docs/data/search-replay.jsonl --picture docs/images/search-replay.png
+python scripts/report_search.py docs/data/search-replay.jsonl --against ours    # differences, seed by seed
 """
 
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import t as student
 
 SHOWN = {
     "ours": ("#0072B2", "o"),
-    "ours, random proposals": ("#56B4E9", "^"),
     "random": ("#8a8a8a", "s"),
     "optuna-nsga2": ("#009E73", "D"),
+    "optuna-tpe": ("#56B4E9", "^"),
     "synetune-moasha": ("#CC79A7", "v"),
     "ray-asha": ("#E69F00", "<"),
     "ray-optuna-asha": ("#D55E00", ">"),
@@ -27,90 +30,115 @@ NAMES = {
     "optuna-nsga2": "Optuna's NSGA-II",
     "optuna-tpe": "Optuna's TPE",
 }
-Results = dict[tuple[str, str], dict[float, dict[str, list[float]]]]
+OTHERS = [method for method in SHOWN if method != "ours"]
+REGRET_AT = (5, 20, 50)
+
+Run = tuple[str, int]
+"""A table and a seed."""
+Values = dict[Run, float]
+Results = dict[tuple[str, str], dict[str, dict[float, Values]]]
+"""By (problem, method), then by "hypervolume" or "regret", then by cost. A problem is curves and a first rung."""
 
 
-def read(paths: list[Path]) -> Results:
-    """By (curves, method): by cost, the values of all tables and seeds."""
-    results: Results = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+def read(paths: Sequence[Path]) -> Results:
+    """All lines of all files."""
+    results: Results = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for path in paths:
         for line in map(json.loads, path.read_text().splitlines()):
-            for cost, area, regret in zip(
-                line["costs"],
-                line["hypervolume"],
-                line["regret"] or [np.nan] * len(line["costs"]),
-                strict=True,
-            ):
-                entry = results[line["curves"], line["method"]][cost]
-                entry["hypervolume"].append(area)
-                entry["regret"].append(regret)
+            problem = f"{line['curves']}, first rung at 1/{line['first_rung']}"
+            for what in ("hypervolume", "regret"):
+                for cost, value in zip(line["costs"], line[what], strict=True):
+                    results[problem, line["method"]][what][cost][line["table"], line["seed"]] = value
     return results
 
 
-def summary(values: list[float]) -> tuple[float, float]:
-    """Mean, and half of its 95% interval."""
-    half = 1.96 * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    return float(np.mean(values)), float(half)
+def summary(values: Mapping[Run, float]) -> tuple[float, float]:
+    """Mean, and half of its 95% interval by Student's t: over the means of tables, or over the seeds of one table."""
+    by_table = defaultdict(list)
+    for (table, _), value in values.items():
+        by_table[table].append(value)
+    means = [np.mean(group) for group in by_table.values()]
+    sample = means if len(means) > 1 else list(values.values())
+    num = len(sample)
+    half = student.ppf(0.975, num - 1) * np.std(sample, ddof=1) / np.sqrt(num) if num > 1 else 0.0
+    return float(np.mean(means)), float(half)
 
 
-def tables(results: Results) -> str:
-    """Markdown: per kind of curves, a row per method and a column per cost."""
+def paired(values: Mapping[Run, float], other: Mapping[Run, float]) -> Values:
+    """Differences, run by run."""
+    return {run: values[run] - other[run] for run in values if run in other}
+
+
+def tables(results: Results, against: str | None = None) -> str:
+    """Markdown: per problem, a row per method and a column per cost; differences to a method, if it is named."""
     lines = []
-    for curves in dict.fromkeys(curves for curves, _ in results):
-        chosen = {method: costs for (kind, method), costs in results.items() if kind == curves}
-        at = sorted({cost for costs in chosen.values() for cost in costs})
-        lines += ["", f"Curves `{curves}`:", ""]
-        lines += [
-            "| method | replays | " + " | ".join(f"{cost:g} full runs" for cost in at) + " | regret at 20 |"
-        ]
-        lines += ["|---" * (len(at) + 3) + "|"]
-        for method, costs in chosen.items():
-            cells = [
-                "{:.3f} ± {:.3f}".format(*summary(costs[c]["hypervolume"])) if c in costs else "" for c in at
-            ]
-            num = len(next(iter(costs.values()))["hypervolume"])
-            known = 20 in costs and np.isfinite(costs[20]["regret"]).all()
-            regret = f"{summary(costs[20]['regret'])[0]:.3f}" if known else ""
-            lines.append(f"| {NAMES.get(method, method)} | {num} | {' | '.join(cells)} | {regret} |")
+    for problem in dict.fromkeys(problem for problem, _ in results):
+        chosen = {method: found for (name, method), found in results.items() if name == problem}
+        if against not in chosen and against is not None:
+            continue
+        costs = sorted({cost for found in chosen.values() for cost in found["hypervolume"]})
+        columns = [("hypervolume", cost) for cost in costs]
+        columns += [("regret", cost) for cost in costs if cost in REGRET_AT]
+        heads = [f"{cost:g}" if what == "hypervolume" else f"regret at {cost:g}" for what, cost in columns]
+        title = f"{problem}{f', less that of {against}' if against else ''}"
+        lines += ["", title, "", f"| method | runs | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
+        for method, found in chosen.items():
+            if method == against:
+                continue
+            cells = []
+            for what, cost in columns:
+                values = found[what][cost]
+                if against:
+                    values = paired(values, chosen[against][what][cost])
+                cells.append("{:{sign}.3f} ± {:.3f}".format(*summary(values), sign="+" if against else ""))
+            num = len(found["hypervolume"][costs[0]])
+            lines.append(f"| {NAMES.get(method, method)} | {num} | {' | '.join(cells)} |")
+        if "ours" in chosen and not against:
+            lines += ["", reach(chosen)]
     return "\n".join(lines)
 
 
+def reach(chosen: Mapping[str, Mapping[str, Mapping[float, Values]]]) -> str:
+    """When ours has what the best of the others has in the end."""
+    last = max(chosen["ours"]["hypervolume"])
+    ends = {name: summary(chosen[name]["hypervolume"][last])[0] for name in OTHERS if name in chosen}
+    if not ends:
+        return ""
+    best = max(ends, key=ends.__getitem__)
+    ours = {cost: summary(values)[0] for cost, values in sorted(chosen["ours"]["hypervolume"].items())}
+    when = next((f"{cost:g}" for cost, mean in ours.items() if mean >= ends[best]), None)
+    has = f"{NAMES[best]} has {ends[best]:.3f} after {last:g} full runs; ours has as much"
+    return f"Of the others, {has} " + (f"after {when}." if when else "at no cost measured.")
+
+
 def draw(results: Results, picture: Path) -> None:
-    """One panel per kind of curves."""
+    """One panel per problem."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kinds = list(dict.fromkeys(curves for curves, _ in results))
-    figure, axes = pyplot.subplots(1, len(kinds), figsize=(5.2 * len(kinds), 4.2), sharey=True, squeeze=False)
-    for axis, curves in zip(axes[0], kinds, strict=True):
+    problems = list(dict.fromkeys(problem for problem, _ in results))
+    figure, axes = pyplot.subplots(
+        1, len(problems), figsize=(4.6 * len(problems), 4.2), sharey=True, squeeze=False
+    )
+    for axis, problem in zip(axes[0], problems, strict=True):
         for method, (colour, mark) in SHOWN.items():
-            costs = results.get((curves, method), {})
-            if not costs:
+            found = results.get((problem, method), {}).get("hypervolume", {})
+            if not found:
                 continue
-            at = sorted(costs)
-            means = np.array([summary(costs[cost]["hypervolume"]) for cost in at]).reshape(-1, 2)
-            axis.errorbar(
-                at,
-                means[:, 0],
-                means[:, 1],
-                color=colour,
-                marker=mark,
-                capsize=2,
-                lw=1.6,
-                ms=5,
-                label=NAMES.get(method, method),
-            )
-        axis.set(title=f"curves: {curves}", xlabel="cost, in full runs", xscale="log", xticks=[5, 10, 20, 50])
+            at = sorted(found)
+            means, halves = zip(*(summary(found[cost]) for cost in at), strict=True)
+            label = NAMES.get(method, method)
+            axis.errorbar(at, means, halves, color=colour, marker=mark, capsize=2, lw=1.6, ms=5, label=label)
+        axis.set(title=problem, xlabel="cost, in full runs", xscale="log", xticks=[5, 10, 20, 50])
         axis.set_xticklabels(["5", "10", "20", "50"])
         axis.minorticks_off()
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("hypervolume, 1 = optimum")
-    for axis in axes[0]:
-        axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axes[0][-1].legend(frameon=False, fontsize=8, loc="lower right")
     figure.tight_layout()
-    figure.savefig(picture, dpi=130)
+    figure.savefig(picture, dpi=110)
 
 
 def main() -> None:
@@ -118,10 +146,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--against", help="a method: print differences to it, seed by seed")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     results = read(options.results)
-    print(tables(results))
+    print(tables(results, options.against))
     if options.picture:
         draw(results, options.picture)
 

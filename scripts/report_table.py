@@ -80,10 +80,10 @@ def rungs(trials: pandas.DataFrame) -> list[str]:
         )
         end = going_on["final_retention"].to_numpy()
         band = np.floor(going_on["size_ratio"].to_numpy() * 10)
-        overall = _with_interval(lambda at, now=now, end=end: spearmanr(now[at], end[at])[0], len(now))
-        within = _with_interval(
+        overall = with_interval(lambda at, now=now, end=end: spearmanr(now[at], end[at])[0], len(now))
+        within = with_interval(
             lambda at, now=now, end=end, band=band: spearmanr(
-                _centred(now[at], band[at]), _centred(end[at], band[at])
+                centred(now[at], band[at]), centred(end[at], band[at])
             )[0],
             len(now),
         )
@@ -93,7 +93,7 @@ def rungs(trials: pandas.DataFrame) -> list[str]:
 
 def seeds(trials: pandas.DataFrame) -> list[str]:
     """How far two runs of one recipe lie apart, beside the error over questions."""
-    fields = [name for name in Recipe.model_fields if name != "seed"]
+    fields = [name for name in Recipe.model_fields if name != "seed" and name in trials]
     gaps, errors = [], []
     for _, pair in trials.groupby(fields, dropna=False):
         if len(pair) == 2:
@@ -126,13 +126,13 @@ def _best(values: "pandas.Series[float]") -> str:
     return f"{values.max():.3f} (of {len(values)})" if len(values) else "none"
 
 
-def _centred(values: np.ndarray, groups: Iterable[float]) -> np.ndarray:
+def centred(values: np.ndarray, groups: Iterable[float]) -> np.ndarray:
     """Values less the mean of their group."""
     _, index = np.unique(np.asarray(groups), return_inverse=True)
     return values - (np.bincount(index, values) / np.bincount(index))[index]
 
 
-def _with_interval(statistic: Callable[[np.ndarray], float], num: int) -> str:
+def with_interval(statistic: Callable[[np.ndarray], float], num: int) -> str:
     draw = np.random.default_rng(0)
     resampled = [statistic(draw.integers(num, size=num)) for _ in range(NUM_RESAMPLES)]
     low, high = np.nanquantile(resampled, [0.025, 0.975])

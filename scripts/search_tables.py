@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from raysearch.counting import counts_of_model
 from raysearch.dimensions import Ask
 from raysearch.errors import InputError
 from raysearch.front import hypervolume
@@ -17,15 +18,17 @@ from raysearch.recipe import Recipe
 from raysearch.search.proposing import answers_of
 from raysearch.search.sampling import fit_to_space
 from raysearch.search.surrogate import Encoding
+from raysearch.shape import shape_for
 from raysearch.space import SearchSpace
 
-FULL = 27.0  # samples seen by a full run on a made-up curve, in units of the smallest first rung
+FULL = 27.0  # samples seen by a full run on a made-up curve
 NOISE = 0.01  # standard error of a retention measured on a made-up curve
 CURVES = {  # rate of recovery of the smallest and of the largest model, and its spread between recipes
     "alike": (3.0, 8.0, 0.5),
     "crossing": (1.0, 10.0, 2.0),
     "late": (-2.0, 10.0, 1.0),  # small models hardly move before the end
 }
+KEEPING = 10.0  # samples of the embedded LVLM that could be trained on while a trial's state is written
 RATIO_WEIGHT = 10.0  # of the ratio's range in distances; the other ranges count 1, words 1.4
 
 
@@ -40,6 +43,7 @@ class Table:
         finals: (n, repeats) retention after a full run.
         full: samples seen by the longest run.
         cost_of_result: what measuring takes at each result, in samples that could be trained on meanwhile.
+        budgets: shares at which the regret is measured.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Table:
     finals: np.ndarray
     full: float
     cost_of_result: float
+    budgets: tuple[float, ...]
 
     @property
     def optimum(self) -> float:
@@ -56,6 +61,14 @@ class Table:
 
     def suggest(self, ask: Ask, taken: Container[int]) -> int:
         """The row that the answers of `ask` lead to; where rows stand for their neighbours, none of `taken`."""
+        raise NotImplementedError
+
+    def world(self, curves: str, seed: int, first_rung: float) -> "CurveWorld | RecordedWorld":
+        """How its trials learn: by `curves`, measured from `first_rung` on."""
+        raise NotImplementedError
+
+    def count(self, recipe: Recipe) -> float:
+        """The share that a recipe has, be it in the table or not."""
         raise NotImplementedError
 
 
@@ -80,6 +93,17 @@ class GridTable(Table):
         ]
         return self.index[tuple(levels)]
 
+    def world(self, curves: str, seed: int, first_rung: float) -> "CurveWorld":
+        return CurveWorld(self, curves, seed, first_rung)
+
+
+@dataclass(frozen=True)
+class Early:
+    """What trials were scored on a share of the questions: retention and standard error by samples seen, per row."""
+
+    share: float
+    values: Sequence[Mapping[float, tuple[float, float]]]
+
 
 @dataclass(frozen=True)
 class RecordedTable(Table):
@@ -90,12 +114,14 @@ class RecordedTable(Table):
         recipes: one per row.
         curves: (samples seen, retention, standard error) per row, one entry per rung; retention is the first repeat's.
         truths: retention by samples seen, per row, on the mean over repeats.
+        early: what the first repeat's verdicts below its end rest on, where these are not all of the questions.
     """
 
     space: SearchSpace
     recipes: Sequence[Recipe]
     curves: Sequence[Sequence[tuple[float, float, float]]]
     truths: Sequence[Mapping[float, float]]
+    early: Early | None
 
     def suggest(self, ask: Ask, taken: Container[int]) -> int:
         """The nearest recipe that is not taken; the nearest one if all are.
@@ -109,10 +135,13 @@ class RecordedTable(Table):
         order = np.argsort(np.abs(points - here) @ weights, kind="stable").tolist()
         return next((row for row in order if row not in taken), order[0])
 
-    @property
-    def first_rung(self) -> float:
-        """Samples seen at the first rung of trials that were trained."""
-        return min(seen for curve in self.curves for seen, _, _ in curve if seen)
+    def world(self, curves: str, seed: int, first_rung: float) -> "RecordedWorld":
+        levels = {seen for curve in self.curves for seen, _, _ in curve[:-1]}
+        return RecordedWorld(self, max(level for level in levels if level <= first_rung), self.early)
+
+    def count(self, recipe: Recipe) -> float:
+        counts = counts_of_model(self.space.model)
+        return counts.size(shape_for(counts, recipe)).size_bytes / counts.size(counts.dense).size_bytes
 
     @cached_property
     def _encoded(self) -> tuple[Encoding, np.ndarray]:
@@ -147,7 +176,8 @@ def load_hpo_table(name: str) -> GridTable:
         finals = raw / raw.mean(1).max()
     shares = np.log(sizes / sizes.min()) / np.log(sizes.max() / sizes.min())
     index = {tuple(map(int, key)): row for row, key in enumerate(keys)}
-    return GridTable(name, sizes, shares, finals, FULL, 0.0, list(bench.search_space.items()), index)
+    choices = list(bench.search_space.items())
+    return GridTable(name, sizes, shares, finals, FULL, 0.0, (0.25, 0.5, 0.75), choices, index)
 
 
 HPO_TABLES = (
@@ -166,7 +196,7 @@ class CurveWorld:
     and small models have a small rate k, below 0 for a late start."""
 
     def __init__(self, table: GridTable, curves: str, seed: int, first_rung: float) -> None:
-        self.table, self.seed, self.cost_of_result = table, seed, table.cost_of_result
+        self.table, self.first_rung, self.cost_of_full_run = table, first_rung, FULL
         slow, fast, spread = CURVES[curves]
         draw = np.random.default_rng((seed, 1))
         self._rates = slow + (fast - slow) * table.shares + spread * draw.normal(size=len(table.sizes))
@@ -179,6 +209,9 @@ class CurveWorld:
 
     def checkpoints(self, row: int) -> list[float]:
         return self._checkpoints
+
+    def cost_of_result(self, row: int, seen: float) -> float:
+        return 0.0
 
     def progress(self, row: int, seen: float) -> float:
         rate = self._rates[row]
@@ -194,14 +227,35 @@ class CurveWorld:
 
 
 class RecordedWorld:
-    """A table of recorded trials: each row has its own length and its own values."""
+    """A table of recorded trials: each row has its own length and its own values.
 
-    def __init__(self, table: RecordedTable) -> None:
-        self.table, self.cost_of_result = table, table.cost_of_result
-        self._measured = [{seen: (value, se) for seen, value, se in curve} for curve in table.curves]
+    A result costs what scoring took, and what keeping a checkpoint takes. Results just short of the end of a full run
+    are left out.
+
+    Args:
+        table: of the trials.
+        first_rung: samples seen at the first result that is wanted below a trial's end.
+        early: what was measured there on a share of the questions; left out, all were asked.
+    """
+
+    def __init__(self, table: RecordedTable, first_rung: float, early: "Early | None" = None) -> None:
+        self.table, self.first_rung, self._share = table, first_rung, early.share if early else 1.0
+        self.cost_of_full_run = table.full + table.cost_of_result
+        self._measured = []
+        for row, curve in enumerate(table.curves):
+            end, last, se = curve[-1]
+            values = early.values[row] if early else {seen: (value, se) for seen, value, se in curve}
+            rungs = {
+                seen: values[seen] for seen in values if first_rung <= seen < min(end, 0.99 * table.full)
+            }
+            self._measured.append({**rungs, end: (last, se)})
 
     def checkpoints(self, row: int) -> list[float]:
         return list(self._measured[row])
+
+    def cost_of_result(self, row: int, seen: float) -> float:
+        share = 1.0 if seen == self.table.curves[row][-1][0] else self._share
+        return share * self.table.cost_of_result + KEEPING
 
     def measure(self, trial: str, row: int, seen: float) -> tuple[float, float, float]:
         return (float(self.table.sizes[row]), *self._measured[row][seen])
@@ -224,16 +278,18 @@ class EndsOnly:
         return self._checkpoints(row)[-1:]
 
 
-def load_recorded_table(path: Path, space: SearchSpace) -> RecordedTable:
+def load_recorded_table(path: Path, space: SearchSpace, early_share: float = 1.0) -> RecordedTable:
     """Trials that were really run, without stopping: the Parquet file of record_table.py.
 
     Trials that failed are left out. Recipes that differ in nothing but `seed` are repeats of one: the first one's
     values are measured in the replay, and their mean is the truth.
 
     Args:
-        path: one row per trial: a column per field of a recipe, null where it does not apply, `end`, `size_ratio`, and
-            `seconds`, and the lists `samples_seen`, `retention` and `retention_se`, one entry per rung.
+        path: one row per trial: a column per field of a recipe, null where it does not apply, `end`, `size_ratio` and
+            `seconds`, and the lists `samples_seen`, `retention` and `retention_se`, one entry per rung. Fields that
+            are newer than the table are left out.
         space: what the recipes were drawn from.
+        early_share: of the embedded LVLM's questions, asked below a trial's end.
 
     Raises:
         InputError: it is no such file.
@@ -246,7 +302,9 @@ def load_recorded_table(path: Path, space: SearchSpace) -> RecordedTable:
         by_recipe: dict[Recipe, list[dict[str, Any]]] = {}
         for trial in trials:
             if trial["end"] == "finished":
-                recipe = Recipe(**{name: trial[name] for name in Recipe.model_fields} | {"seed": 0})
+                recipe = Recipe(
+                    **{name: trial[name] for name in Recipe.model_fields if name in trial} | {"seed": 0}
+                )
                 by_recipe.setdefault(recipe, []).append(trial)
     except (OSError, pyarrow.ArrowInvalid, KeyError, ValidationError) as error:
         raise InputError(f"{path}: no table of trials ({error}); make one with record_table.py") from None
@@ -260,7 +318,13 @@ def load_recorded_table(path: Path, space: SearchSpace) -> RecordedTable:
     ]
     full = max(row["samples_seen"][-1] for row in first)
     cost = _cost_of_result([row for rows in repeats for row in rows])
-    return RecordedTable(path.stem, sizes, sizes, finals, full, cost, space, list(by_recipe), curves, truths)
+    facts = (path.stem, sizes, sizes, finals, full, cost, (0.45, 0.6, 0.75, 0.9))
+    early = None
+    if early_share < 1:
+        from recorded_questions import Questions  # loads the model
+
+        early = Early(early_share, Questions().early_values(first, early_share))
+    return RecordedTable(*facts, space, list(by_recipe), curves, truths, early)
 
 
 def _cost_of_result(rows: Sequence[dict[str, Any]]) -> float:

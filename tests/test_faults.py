@@ -52,6 +52,25 @@ def test_a_driver_killed_again_and_again_comes_to_the_same_front(unbroken, tmp_p
     assert len(begun) == len(set(begun)) == 40  # none was begun twice
 
 
+def test_a_killed_driver_keeps_to_its_quota_and_loses_no_point(unbroken, tmp_path):
+    folder, draw, made = tmp_path / "study", random.Random(9), stand_in.plan(40, num_checkpoints=1)
+    for start in range(100):
+        when = stand_in.after(draw.uniform(0.1, 0.5) * unbroken[1] * (1 + start / 5))
+        if not stand_in.killed(made, folder, when, name=f"{start}-"):
+            break
+    found, wanted = stand_in.outcome(folder), unbroken[0]
+    assert len(found["checkpoints"]) == 1
+    named = [point.pop("checkpoint") for point in found["front"]["points"]]
+    assert sorted(f"checkpoints/{name}" for name in found["checkpoints"]) == sorted(filter(None, named))
+    answer = found["front"]["budgets"]["60%"]
+    assert answer in found["checkpoints"], "the answer to a budget goes last"
+    assert found["trials"] == wanted["trials"]
+    assert found["front"]["points"] == [
+        {name: value for name, value in point.items() if name != "checkpoint"}
+        for point in wanted["front"]["points"]
+    ]
+
+
 def test_with_several_slots_no_trial_is_lost_or_run_twice_and_the_front_never_loses_a_point(tmp_path):
     folder, draw, areas = tmp_path / "study", random.Random(5), [0.0]
     for start in range(100):

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from recovery_setup import recipe, samples, tiny_encoder, tiny_family, tiny_model
 
+from raysearch.data.samples import BadRows
+from raysearch.errors import InputError
 from raysearch.evaluation.retention import Results
+from raysearch.recipe import Recipe
 from raysearch.recovery.teacher import Teacher
 from raysearch.settings import RecoverySettings
-from raysearch.trial import Trial
+from raysearch.trial import Trial, _refuse_too_few
 
 RUNGS = [8, 24]
 
@@ -20,6 +23,9 @@ class Bench(SimpleNamespace):
 
     def prune(self, chosen):
         return tiny_model(seed=1)
+
+    def kept_layers(self, chosen):
+        return [0, 1]
 
     def evaluate(self, model, benchmarks):
         kept = float(sum(param.detach().double().abs().mean() for param in model.parameters()))
@@ -33,15 +39,18 @@ def bench(**settings):
         model=tiny_model(),
         family=tiny_family(),
         samples=samples(),
+        bad_rows=BadRows("rows", 40),
         encoder=tiny_encoder(),
         teacher=Teacher(tiny_model(), tiny_family()),
         questions=(),
+        early_questions=(),
         space=SimpleNamespace(
             recovery=RecoverySettings(batch_size=8, precision="fp32", zero_stage=1, **settings),
             retention="ratio_of_averages",
         ),
     )
-    made.prepared = SimpleNamespace(search=made.evaluate(made.model, ()))
+    dense = made.evaluate(made.model, ())
+    made.prepared = SimpleNamespace(search=dense, early=dense)
     return made
 
 
@@ -96,3 +105,49 @@ def test_another_recipes_state_is_not_taken(tmp_path):
     scores(made, tmp_path, 2)
     other = recipe(trained="projector").model_copy(update={"ratio": 0.0})
     assert scores(made, tmp_path, chosen=other) == scores(made, None, chosen=other)
+
+
+class AskedByName(Bench):
+    """Its model gets half of the early questions right, and three of four at the end; the dense one gets more."""
+
+    RIGHT = {"early": [1, 0], "all": [1, 1, 0, 1]}
+    DENSE = {"early": [1, 1], "all": [1, 1, 1, 1]}
+
+    def evaluate(self, model, benchmarks):
+        return self.results(self.RIGHT[benchmarks])
+
+    def results(self, right):
+        return Results({"b": np.array(right, float)}, {"b": np.arange(len(right)).astype(str)}, {"b": 0.0})
+
+
+def test_rungs_are_scored_on_fewer_questions_against_the_dense_model_on_the_same_ones(tmp_path):
+    made = AskedByName(**{**vars(bench()), "questions": "all", "early_questions": "early"})
+    made.prepared = SimpleNamespace(
+        search=made.results(made.DENSE["all"]), early=made.results(made.DENSE["early"])
+    )
+    found = scores(made, tmp_path, 2)
+    assert scores(made, tmp_path)[:2] == found  # taken up again, they are the same
+    found = scores(made, None)
+    assert [score.retention for score in found] == [0.5, 0.5, 0.75]
+    assert [score.num_questions for score in found] == [2, 2, 4]
+    # Deviations of 1/2 and of 1/4: sqrt(n / (n - 1) * sum of squares) / n
+    assert found[0].retention_se == pytest.approx((2 * 2 * 0.25) ** 0.5 / 2)
+    assert found[2].retention_se == pytest.approx((4 / 3 * (3 / 16 + 9 / 16)) ** 0.5 / 4)
+
+
+def test_a_trial_without_recovery_is_scored_on_all_questions():
+    made = AskedByName(**{**vars(bench()), "questions": "all", "early_questions": "early"})
+    made.prepared = SimpleNamespace(search=made.results(made.DENSE["all"]), early=None)
+    untrained = Recipe(mode="layerwise", ratio=0.15, criterion="deepest", trained="nothing")
+    (score,) = Trial(untrained, made).scores(RUNGS)
+    assert (score.retention, score.num_questions) == (0.75, 4)
+
+
+def test_questions_that_tell_nothing_are_refused():
+    nothing = AskedByName().results([0, 0])
+    space = SimpleNamespace(retention="ratio_of_averages", search=SimpleNamespace(early_questions=0.01))
+    with pytest.raises(
+        InputError, match=r"^search\.early_questions: 0\.01: .* on b: nothing to keep; raise it"
+    ):
+        _refuse_too_few(nothing, space)
+    _refuse_too_few(AskedByName().results([0, 1]), space)

@@ -54,6 +54,9 @@ def test_a_trial_prunes_recovers_and_exports_it(bench, tmp_path):
     first, last = trial.scores([8])
     assert (first.samples_seen, last.samples_seen) == (8, 24)
     assert 0 < last.retention < 1
+    early, whole = bench.prepared.early.scores["own"], bench.prepared.search.scores["own"]
+    assert (first.num_questions, last.num_questions) == (len(early), len(whole))
+    assert 20 <= len(early) < len(whole)
     heldout = trial.finish(tmp_path / "made")
     trial.close()
     assert heldout.scores.keys() == {"own"}

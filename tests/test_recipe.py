@@ -15,6 +15,7 @@ def recipe(**fields):
 def test_defaults_fill_only_what_applies():
     assert recipe(trained="nothing").as_dict() == {
         "mode": "layerwise",
+        "quantization": "none",
         "ratio": 0.3,
         "criterion": "block_influence",
         "trained": "nothing",

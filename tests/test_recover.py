@@ -13,18 +13,21 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from recovery_setup import recipe, samples, shared_teacher, tiny_encoder, tiny_family, tiny_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from raysearch.data.encoding import IGNORED
-from raysearch.data.samples import Sample
+from raysearch.data.samples import BadRows, Sample
 from raysearch.errors import InputError
 from raysearch.recovery.engine import compute_dtype, master_states
 from raysearch.recovery.loop import Recovery, _Student
 from raysearch.recovery.losses import LossTerms
 from raysearch.recovery.schedule import SampleOrder, average_decay, lr_factor, micro_batches
+from raysearch.recovery.states import LAST_OF_ANSWERS, Compared
 from raysearch.recovery.teacher import Teacher
 from raysearch.settings import RecoverySettings
+from raysearch.trial import Workbench
 
 PARTS = ("projector", "projector+lora", "projector+decoder", "decoder")
 ENCODER = tiny_encoder()
@@ -197,6 +200,18 @@ def test_foreign_and_broken_checkpoints_are_refused(tmp_path: Path) -> None:
     other = start(seed=5)
     with pytest.raises(InputError, match="recipe is"):
         other.restore(tmp_path)
+    other.close()
+    other = start({"batch_size": 4})
+    with pytest.raises(InputError, match="batch_size is 8, here 4; start the trial anew"):
+        other.restore(tmp_path)
+    before = [master.clone() for master, _ in master_states(recovery._engine)]
+    state = load_file(tmp_path / "worker-0.safetensors")
+    for spoilt in ({"1.master": torch.zeros(3)}, {"0.master": torch.zeros(3)}):
+        rest = {name: value for name, value in state.items() if name != "0.master"}
+        save_file(rest | spoilt, tmp_path / "worker-0.safetensors")
+        with pytest.raises(InputError, match="tensors are not those of this model; start the trial anew"):
+            recovery.restore(tmp_path)
+    assert all(map(torch.equal, before, (master for master, _ in master_states(recovery._engine))))
     (tmp_path / "worker-0.safetensors").write_bytes(b"cut")
     with pytest.raises(InputError, match="no checkpoint"):
         recovery.restore(tmp_path)
@@ -309,6 +324,30 @@ def test_a_bad_sample_within_the_limit_is_named_and_left_out(
     recovery.close()
 
 
+def test_importance_is_measured_on_the_first_rows_that_can_be_used(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [replace(sample, id=f"row-{index}") for index, sample in enumerate(samples()[:8])]
+    rows[1] = replace(rows[1], images=(b"no picture",))
+    bench = object.__new__(Workbench)
+    bench.samples, bench.family, bench.encoder = rows, tiny_family(), ENCODER
+    bench.bad_rows = BadRows("rows.json", 100)
+    found = list(bench._to_calibrate())
+    assert [id(row) for row in found] == [
+        id(ENCODER.encode(row)) for row in rows if row.images and row is not rows[1]
+    ]
+    assert list(bench.bad_rows.found) == ["row row-1"]
+
+
+def test_a_recipe_all_of_whose_samples_are_bad_ends_with_one_line() -> None:
+    rows = [replace(samples()[index % 40], id=f"row-{index}") for index in range(200)]
+    rows[0] = replace(rows[0], images=(b"no picture",))
+    chosen = RecoverySettings(batch_size=8, precision="fp32", zero_stage=1)
+    alone = recipe(logits_kd=0, hidden_kd=0, data_fraction=0.005)
+    recovery = Recovery(tiny_model(1), tiny_family(), alone, rows, ENCODER, None, chosen)
+    with pytest.raises(InputError, match=r"none of its 1 samples can be used \(row row-0: image 10 bytes"):
+        recovery.train_until(1)
+    recovery.close()
+
+
 def _let_memory_run_out(layer: nn.Module, most_tokens: int, where: str) -> None:
     """Passes of more tokens than that end in this layer, on their way forward or back."""
 
@@ -413,9 +452,11 @@ def test_any_mask_any_lengths_any_answers(data: st.DataObject, part: str) -> Non
     model.set_attn_implementation(data.draw(st.sampled_from(["eager", "sdpa"])))
     trained = choose_trained(model, tiny_family(), recipe(trained=part))
     terms = LossTerms.of(recipe(trained=part))
-    targets = ONLINE.targets(batch, range(num_rows))
-    sums = _Student(model, tiny_family(), terms, ONLINE)(batch, targets)
-    terms.weighted(sums).backward()
+    compared = data.draw(st.sampled_from([LAST_OF_ANSWERS, Compared((0, 1), image_token=9)]))
+    teacher = Teacher(ONLINE.model, tiny_family(), compared)
+    targets = teacher.targets(batch, range(num_rows))
+    sums = _Student(model, tiny_family(), terms, teacher, compared)(batch, targets)
+    terms.loss(sums, dict.fromkeys(sums, len(targets))).backward()
     assert all(value.isfinite() for value in sums.values())
     for name, param in model.named_parameters():
         if name not in trained:

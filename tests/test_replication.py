@@ -64,6 +64,7 @@ def test_cells_of_recipes():
         L, 0.15, "sft+rkl+l2", 0.2
     )
     assert cell(sft=0.0, logits_kd=0.5) == joint(L, 0.15, "kl")
+    assert cell(trained="nothing", quantization="int8") == Cell(L, 0.15, quantization="int8")
 
 
 def test_results_survive_their_file(tmp_path):
@@ -94,6 +95,16 @@ def test_the_spread_of_seeds_widens_the_interval():
     # One run, where nothing is drawn, is set against each of several.
     gap = gap_over_seeds([same[0]], apart, dense)
     assert gap.value == pytest.approx(np.mean([difference(same[0], run, dense).value for run in apart]))
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(0.9, "holds"), (0.8, "fails")])
+def test_int8_is_held_against_the_same_recipe_in_16_bits(kept, expected):
+    """4-bit models and int8 ones without a counterpart take no part."""
+    rounded = [Cell(L, 0.3, quantization=how) for how in ("int8", "int4")]
+    alone = Cell(L, 0.6, quantization="int8")
+    assert (
+        found(22, table({untrained(L, 0.3): 0.9, rounded[0]: kept, rounded[1]: 0.1, alone: 0.1})) == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,6 +190,18 @@ def test_claims_on_probes():
         answers(1.0), {(10, wide): answers(0.5), (50, wide): many}, answers(1.0), {wide: many}, {}
     )
     assert [found(number, made, drifting) for number in (18, 19)] == ["fails"] * 2
+
+
+def test_probes_are_those_of_recipes_that_only_prune(tmp_path):
+    base = {"mode": L, "ratio": 0.15, "criterion": "deepest", "trained": "nothing"}
+    recipes = [Recipe(**base), Recipe(**base, quantization="int8"), Recipe(**base | {"trained": "projector"})]
+    save_results(tmp_path / "probes" / "text-layerwise-0.15.npz", answers(0.5))
+    (tmp_path / "probes" / "seconds.json").write_text(
+        json.dumps({"dense": [0.3, 0.1], "layerwise-0.15": [0.2, 0.1]})
+    )
+    found = Probes.load(tmp_path, recipes)
+    assert list(found.text) == [untrained(L, 0.15)]
+    assert found.seconds == {None: Retention(0.3, 0.1), untrained(L, 0.15): Retention(0.2, 0.1)}
 
 
 def test_relative_to_another_recipe():
@@ -298,7 +321,7 @@ def test_a_dry_run_counts_the_grid(capsys):
     with pytest.raises(SystemExit) as ended:
         app(["study", str(ROOT / "search_spaces" / "pocket-study.yaml"), "--dry-run"])
     assert ended.value.code == 0
-    assert "194 by grid, seed 0, all run to their end" in capsys.readouterr().out
+    assert "202 by grid, seed 0, all run to their end" in capsys.readouterr().out
 
 
 @pytest.mark.slow

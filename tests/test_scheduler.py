@@ -64,9 +64,7 @@ def test_contradictory_rungs_are_refused():
         ParetoASHA(max_t=27, grace_period=30)
 
 
-@pytest.mark.parametrize(
-    "rule", [None, Rule(noise_margin=1, movement_margin=0.5, veto=True, veto_evidence=3)]
-)
+@pytest.mark.parametrize("rule", [None, Rule(keep_budget_leaders=False)])
 def test_a_resumed_scheduler_decides_as_an_unbroken_one(tmp_path, rule):
     def make(name):
         return ParetoASHA(

@@ -74,6 +74,9 @@ def test_every_trial_has_ended_with_its_rungs(study):
         seen = [rung["samples_seen"] for rung in row["rungs"]]
         assert seen == sorted(set(seen))
         assert all(0 <= rung["retention"] <= 2 for rung in row["rungs"])
+        asked = [rung["num_questions"] for rung in row["rungs"]]  # a tenth below the end, and all at it
+        assert asked == [100] * (len(asked) - 1) + [1000 if row["end"] == "finished" else 100]
+        assert 0 < row["seconds_training"] + row["seconds_evaluating"] < row["seconds"]
 
 
 def test_the_front_is_written_and_its_checkpoints_are_there(study):

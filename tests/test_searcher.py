@@ -39,8 +39,8 @@ def size_of(recipe):
     return Size(num_params, 2 * num_params)
 
 
-def make(**settings):
-    return Searcher(SPACE, size_of, DENSE, **settings)
+def make(space=SPACE, **settings):
+    return Searcher(space, size_of, DENSE, **settings)
 
 
 def retention_of(recipe, seen, total=90):
@@ -63,31 +63,32 @@ def run(searcher, names, stop_every=3):
     return recipes
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "quasirandom", "ehvi"])
 def test_every_sampler_proposes_recipes_within_the_budget_each_once(sampler):
     searcher = make(budgets=[Budget.parse("60%"), Budget.parse("40%")], sampler=sampler)
-    num = 13 if sampler == "gp" else 24  # the first ten are random; a proposal by GP takes a second
-    recipes = run(searcher, map(str, range(num)))
-    assert len({recipe.key for recipe in recipes}) == num
+    recipes = run(searcher, map(str, range(24)))
+    assert len({recipe.key for recipe in recipes}) == 24
     assert all(size_of(recipe).size_bytes <= 1200 for recipe in recipes)
 
 
 def test_named_budgets_draw_the_proposals_just_below_them():
-    recipes = run(make(budgets=[Budget.parse("60%"), Budget.parse("40%")]), map(str, range(40)))
+    searcher = make(budgets=[Budget.parse("60%"), Budget.parse("40%")], sampler="tpe")
+    recipes = run(searcher, map(str, range(40)))
     sizes = [size_of(recipe).num_params / 1000 for recipe in recipes]
     assert sum(0.5 < size <= 0.6 or 0.3 < size <= 0.4 for size in sizes) >= 26
 
 
 def test_without_budgets_the_proposals_are_spread_over_size():
-    recipes = run(make(), map(str, range(32)))
+    recipes = run(make(sampler="tpe"), map(str, range(32)))
     sizes = [size_of(recipe).num_params / 1000 for recipe in recipes]
     for low in (0.28, 0.45, 0.6, 0.78):
         assert sum(low <= size < low + 0.2 for size in sizes) >= 4
 
 
-def test_an_unreachable_budget_names_the_smallest_size():
+@pytest.mark.parametrize("sampler", ["ehvi", "tpe"])
+def test_an_unreachable_budget_names_the_smallest_size(sampler):
     with pytest.raises(InputError, match=r"budgets 10%.*28\.\d% of the dense size"):
-        make(budgets=[Budget.parse("10%")]).suggest("0")
+        make(budgets=[Budget.parse("10%")], sampler=sampler).suggest("0")
 
 
 def test_an_unknown_sampler_is_refused_at_once():
@@ -98,7 +99,7 @@ def test_an_unknown_sampler_is_refused_at_once():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampler": "magic"}, r"search\.sampler: .*'tpe', 'nsga2'.*not 'magic'"),
+        ({"sampler": "magic"}, r"search\.sampler: .*'ehvi', 'tpe'.*not 'magic'"),
         ({"first_rung": 1.5}, r"search\.first_rung: .*less than or equal to 1, not 1\.5"),
         ({"first_rung": 0}, r"search\.first_rung: .*greater than 0, not 0"),
         ({"reduction_factor": 1}, r"search\.reduction_factor: .*greater than 1, not 1"),
@@ -112,7 +113,8 @@ def test_settings_that_no_search_can_have_are_refused(settings, message, tmp_pat
         SearchSpace.load(path)
 
 
-def test_a_space_that_is_used_up_ends_the_search():
+@pytest.mark.parametrize("sampler", ["ehvi", "tpe"])
+def test_a_space_that_is_used_up_ends_the_search(sampler):
     space = SearchSpace.model_validate(
         {
             "name": "small",
@@ -125,7 +127,7 @@ def test_a_space_that_is_used_up_ends_the_search():
             },
         }
     )
-    searcher = Searcher(space, size_of, DENSE)
+    searcher = make(space, sampler=sampler)
     recipes = [searcher.suggest(str(number)) for number in range(6)]
     assert len({recipe.key for recipe in recipes if recipe}) == 4
     assert recipes[4:] == [None, None]
@@ -196,7 +198,7 @@ def test_two_ratios_that_give_one_shape_are_one_recipe(sampler):
             },
         }
     )
-    searcher = Searcher(space, size_of, DENSE, sampler=sampler)
+    searcher = make(space, sampler=sampler)
     found = [searcher.suggest(str(number)) for number in range(20)]
     shapes = [(size_of(recipe), recipe.criterion) for recipe in found if recipe]
     assert len(shapes) == len(set(shapes)) >= 10  # of 12: six numbers of layers, two criteria
@@ -259,26 +261,27 @@ def test_a_long_search_forgets_all_but_the_best_and_the_newest(sampler, monkeypa
 
 def test_the_gain_model_believes_its_own_trials_over_earlier_ones():
     """Earlier studies say that training nothing is best; here it is worst."""
-    searcher = make(sampler="ehvi")
-    draws = run(make(sampler="random"), map(str, range(30)))
-    searcher.learn_from([(recipe, 0.5 + 0.4 * (recipe.trained == "nothing")) for recipe in draws])
-    early = run(searcher, map(str, range(1, 7)), stop_every=100)
-    late = run(searcher, map(str, range(7, 41)), stop_every=100)[-16:]
-    assert sum(recipe.trained == "nothing" for recipe in early) >= 1
-    assert sum(recipe.trained == "nothing" for recipe in late) <= 4
+    early, late = [], []
+    for seed in (0, 1, 2):
+        searcher = make(sampler="ehvi", seed=seed)
+        draws = run(make(sampler="random", seed=seed), map(str, range(30)))
+        searcher.learn_from([(recipe, 0.5 + 0.4 * (recipe.trained == "nothing")) for recipe in draws])
+        early += run(searcher, map(str, range(1, 7)), stop_every=100)
+        late += run(searcher, map(str, range(7, 41)), stop_every=100)[-16:]
+    assert sum(recipe.trained == "nothing" for recipe in early) >= 18 / 3  # by chance, a third
+    assert sum(recipe.trained == "nothing" for recipe in late) <= 48 / 4
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "quasirandom", "ehvi"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "quasirandom", "ehvi"])
 def test_a_resumed_search_proposes_what_an_unbroken_one_would(sampler):
     unbroken, broken = make(sampler=sampler, seed=5), make(sampler=sampler, seed=5)
     for searcher in (unbroken, broken):
         searcher.enqueue(published_recipes([0.15, 0.3]))
-    num = 19 if sampler == "gp" else 30
-    expected = run(unbroken, map(str, range(num)))
+    expected = run(unbroken, map(str, range(30)))
     assert run(broken, map(str, range(17))) == expected[:17]
     resumed = make(sampler=sampler, seed=5)
     resumed.set_state(json.loads(json.dumps(broken.state())))
-    assert run(resumed, map(str, range(17, num))) == expected[17:]
+    assert run(resumed, map(str, range(17, 30))) == expected[17:]
 
 
 def test_ray_sees_a_flat_configuration_and_the_end():

@@ -10,7 +10,8 @@ from raysearch.search.simulator import simulate
 class Straight:
     """Trials that rise in a straight line to their quality; size and quality come with the configuration."""
 
-    cost_of_result = 0.0
+    def cost_of_result(self, config, samples_seen):
+        return 0.0
 
     def checkpoints(self, config):
         return [1, 3, 9]
@@ -53,9 +54,9 @@ def test_results_come_in_order_of_the_clock_and_cost_adds_up():
 
 def test_measuring_takes_its_time():
     world = Straight()
-    world.cost_of_result = 0.5
+    world.cost_of_result = lambda config, samples_seen: 0.5 if samples_seen < 9 else 2
     results = simulate(InTurn([(0.1, 0.9), (0.05, 0.95)]), world, num_slots=1, max_cost=100)
-    assert [r.cost for r in results] == [1.5, 4, 10.5, 12, 14.5, 21]
+    assert [r.cost for r in results] == [1.5, 4, 12, 13.5, 16, 24]
 
 
 def test_a_stopped_trial_makes_room_for_the_next():

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 
+from raysearch.data.samples import BadData
 from raysearch.slots import recipe_trial
 from raysearch.slots import slot as slot_module
+from raysearch.slots import worker as worker_module
 from raysearch.slots.recipe_trial import RecipeTrial
 from raysearch.slots.slot import Slot, SlotDied
 
@@ -107,6 +109,23 @@ def test_what_will_not_pass_is_not_tried_again(trial):
     results = run(trial, None, {"failed": "FloatingPointError: sft is nan", "may_pass": False})
     assert [result.get("failed") for result in results] == [None, "FloatingPointError: sft is nan"]
     assert trial.asked == ["slot", "run", "next"]
+
+
+def test_data_of_no_use_end_the_study_and_not_the_trial_alone():
+    def scores():
+        raise BadData(
+            "rows.json: more than 1.0% of 40 rows can't be used (row 3: no answer); mend or remove them"
+        )
+        yield
+
+    worker = object.__new__(worker_module._Worker)
+    worker._trial, worker._refusal, worker._num_workers = None, None, 1
+    worker._scores = scores()
+    for command in ({"do": "next"}, {"do": "run", "recipe": RECIPE}):
+        reply = worker.obey(command)
+        assert reply["refused"].startswith("rows.json: more than 1.0%")
+        assert reply["failed"] == f"BadData: {reply['refused']}"
+        assert not reply["may_pass"]
 
 
 def test_full_or_lost_storage_is_waited_for_and_is_no_fault_of_the_recipe(trial, monkeypatch):

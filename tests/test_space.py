@@ -43,36 +43,37 @@ def test_shipped_spaces_load_and_suggest(path):
     assert any(line.startswith("# Needs ") for line in lines)
 
 
+LAYERS, WIDTHS = ("block_influence", "greedy_loss"), ("taylor", "activation")
+
+
 def test_a_name_is_always_asked_with_the_same_bounds_and_only_when_it_applies():
     space, dice = SearchSpace.load(POCKET), Dice()
     for _ in range(300):
         recipe = space.suggest(dice)
         assert (recipe.lora_rank is None) == (recipe.trained != "projector+lora")
         assert (recipe.temperature is None) == (not recipe.logits_kd)
-        assert (
-            recipe.criterion == "block_influence"
-            if recipe.mode == "layerwise"
-            else recipe.criterion in ("taylor", "activation")
-        )
-    assert {"lr#0", "lr#1", "lr#2", "width_criterion"} <= set(dice.asked)
-    assert "layer_criterion" not in dice.asked  # a single choice is no question
+        assert (recipe.depth_share is None) == (recipe.mode != "both")
+        assert recipe.criteria[0] in ((None,) if recipe.mode == "widthwise" else LAYERS)
+        assert recipe.criteria[1] in ((None,) if recipe.mode == "layerwise" else WIDTHS)
+    assert {"lr#0", "lr#1", "lr#2", "layer_criterion", "width_criterion"} <= set(dice.asked)
+    assert "sft" not in dice.asked  # a single choice is no question
 
 
 def test_mode_both_joins_a_layer_and_a_width_criterion():
     content = yaml.safe_load(POCKET.read_text())
     content["recipe"]["mode"] = "both"
     recipe = SearchSpace.model_validate(content).suggest(Dice())
-    assert recipe.criteria[0] == "block_influence"
-    assert recipe.criteria[1] in ("taylor", "activation")
+    assert recipe.criteria[0] in LAYERS
+    assert recipe.criteria[1] in WIDTHS
 
 
 def test_criteria_and_largest_recovery():
     space = SearchSpace.load(POCKET)
-    assert space.criteria() == ["block_influence", "taylor", "activation"]
+    assert space.criteria() == [*LAYERS, *WIDTHS]
     assert space.largest_recovery(2000) == 2000
     narrow = yaml.safe_load(POCKET.read_text())
     narrow["recipe"] |= {"mode": "layerwise", "data_fraction": {"low": 0.1, "high": 0.5}, "epochs": 2}
-    assert SearchSpace.model_validate(narrow).criteria() == ["block_influence"]
+    assert SearchSpace.model_validate(narrow).criteria() == list(LAYERS)
     assert SearchSpace.model_validate(narrow).largest_recovery(2000) == 2000
 
 
@@ -103,6 +104,13 @@ MISTAKES = [
     ({"search.trials": 0}, "search.trials: .*not 0"),
     ({"name": "../x"}, "name: .*not '../x'"),
     ({"recovery.zero_stage": 4}, "recovery.zero_stage: "),
+    ({"recovery.hidden_layers": [0.5, 1.5]}, "recovery.hidden_layers.1: .*not 1.5"),
+    ({"recovery.hidden_layers": []}, "recovery.hidden_layers: "),
+    ({"recovery.kd_tokens": "all"}, "recovery.kd_tokens: .*'answers' or 'answers\\+images', not 'all'"),
+    (
+        {"recipe.sft": 0, "recipe.logits_kd": [0.0], "recipe.hidden_kd": 0},
+        "recipe.sft, logits_kd, hidden_kd: all 0; raise one, or set trained: nothing",
+    ),
 ]
 
 

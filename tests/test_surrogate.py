@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from optuna.distributions import CategoricalDistribution
 
 from raysearch.front import hypervolume
 from raysearch.search.proposing import Candidate, GainModel, Observation
@@ -47,6 +46,7 @@ def test_answers_that_do_not_apply_and_words_have_columns_of_their_own():
     columns = encoding.encode([{"lr": 0.2, "mode": "a"}, {"mode": "b"}])
     assert columns.tolist() == [[0.2, 0.7, 0.7, 0.0], [0.5, 0.0, 0.0, 0.7]]
     assert encoding.groups.tolist() == [0, 0, 1, 1]
+    assert encoding.encode([{"mode": "new", "rank": 0.3}]).tolist() == [[0.5, 0.0, 0.0, 0.0]]
 
 
 def test_the_gain_model_prefers_what_is_good_at_its_size():
@@ -58,6 +58,5 @@ def test_the_gain_model_prefers_what_is_good_at_its_size():
 
     observations = [known(size, word) for size in np.linspace(0.2, 0.9, 10) for word in ("good", "bad")]
     observations.append(Observation({"size": 0.55, "word": "bad"}, 0.55, None, 0.0))  # under way
-    asked = {"word": CategoricalDistribution(["good", "bad"])}
-    candidates = [Candidate(None, {"word": word}, asked, 0.6) for word in ("bad", "good")]
-    assert GainModel().best(candidates, observations, [0.65]) is candidates[1]
+    candidates = [Candidate(None, {}, {"size": 0.6, "word": word}, 0.6) for word in ("bad", "good")]
+    assert GainModel().ranked(candidates, observations, [0.65], len(observations)) == candidates[::-1]

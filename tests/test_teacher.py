@@ -8,7 +8,8 @@ from tiny_models import FAMILIES
 
 from raysearch.data.encoding import IGNORED
 from raysearch.families import family_for
-from raysearch.recovery.teacher import Teacher, answer_labels, answer_states, language_head
+from raysearch.recovery.states import answer_labels, answer_states
+from raysearch.recovery.teacher import Teacher, language_head
 
 
 @pytest.mark.parametrize("name", FAMILIES)

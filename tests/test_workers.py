@@ -2,22 +2,35 @@
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from recovery_setup import recipe, tiny_encoder, tiny_family, tiny_model
 from test_recover import samples, series, start
+
+from raysearch.data.samples import BadData
+from raysearch.recovery.loop import Recovery
+from raysearch.recovery.schedule import SampleOrder
+from raysearch.recovery.states import Compared
+from raysearch.recovery.teacher import Teacher
+from raysearch.settings import RecoverySettings
 
 ENDS = [8, 16, 21, 32, 33, 40]
 """Batches of 8 samples, and rungs that leave 5 and 1: one worker then has fewer rows than the other, or none."""
 STAGES = (1, 2, 3)
 
 
-def _worker(rank: int, world: int, folder: str) -> None:
+def _join(rank: int, world: int, folder: str) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(f"{folder}/store", world)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+
+
+def _worker(rank: int, world: int, folder: str) -> None:
+    _join(rank, world, folder)
     found = {}
     for stage in STAGES:
         for part in ("projector+decoder", "projector+lora"):
@@ -28,6 +41,12 @@ def _worker(rank: int, world: int, folder: str) -> None:
                     {"weight": sum(p.double().sum().item() for p in model.parameters())}
                 )
             recovery.close()
+        where = {"hidden_layers": [0.5, 1.0], "kd_tokens": "answers+images"}
+        compared = Compared.of(RecoverySettings(**where), tiny_family(), tiny_model().config)
+        teacher = Teacher(tiny_model(), tiny_family(), compared)
+        recovery = start({"zero_stage": stage} | where, teacher)
+        found[stage, "image tokens and inner layers"] = series(recovery, ENDS)
+        recovery.close()
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
 
@@ -36,6 +55,31 @@ def _run(world: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_worker, (world, folder), nprocs=world)
         return torch.load(Path(folder) / "found.pt")
+
+
+def _worker_with_a_bad_row(rank: int, world: int, folder: str) -> None:
+    _join(rank, world, folder)
+    rows = list(samples())
+    place = SampleOrder(len(rows), seed=0)[9]  # of the second step, and of worker 1
+    rows[place] = replace(rows[place], id="spoilt", images=(b"no picture",))
+    chosen = RecoverySettings(batch_size=8, precision="fp32", zero_stage=1)
+    alone = recipe(logits_kd=0, hidden_kd=0)
+    recovery = Recovery(tiny_model(1), tiny_family(), alone, rows, tiny_encoder(), None, chosen)
+    recovery.train_until(8)
+    try:
+        recovery.train_until(40)
+    except BadData as error:
+        Path(folder, f"worker-{rank}").write_text(f"{recovery.samples_seen} {error}")
+    recovery.close()
+
+
+@pytest.mark.slow
+def test_too_many_bad_rows_end_all_workers_at_the_same_step(tmp_path: Path) -> None:
+    """One of 40 rows is more than a hundredth; only worker 1 reads it, and worker 0 must not wait for it."""
+    torch.multiprocessing.spawn(_worker_with_a_bad_row, (2, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        said = (tmp_path / f"worker-{rank}").read_text()
+        assert said.startswith("8 recovery data: more than 1.0% of 40 rows can't be used (row spoilt: image ")
 
 
 @pytest.mark.slow

@@ -45,6 +45,10 @@ class BadRow(InputError):
     """A row that can't be trained on. The message says why."""
 
 
+class BadData(InputError):
+    """Too many rows of a data set can't be used: no trial on it can be."""
+
+
 @dataclass
 class BadRows:
     """Counts unusable rows of one data set, and ends the run when there are too many."""
@@ -55,15 +59,28 @@ class BadRows:
     found: dict[str, str] = field(default_factory=dict)
     _num_reported: int = field(default=0, init=False)
 
+    @property
+    def most(self) -> float:
+        """How many may be bad."""
+        return self.limit * self.num_rows
+
     def add(self, row: str, reason: str) -> None:
         """Note a row.
 
         Raises:
-            InputError: more than `limit` of the rows are bad by now.
+            BadData: more than `limit` of the rows are bad by now.
         """
         self.found.setdefault(row, reason)
-        if len(self.found) > self.limit * self.num_rows:
-            raise InputError(
+        self.check()
+
+    def check(self) -> None:
+        """Look at how many there are.
+
+        Raises:
+            BadData: more than `limit` of the rows.
+        """
+        if len(self.found) > self.most:
+            raise BadData(
                 f"{self.data}: more than {self.limit:.1%} of {self.num_rows} rows can't be used ({self.named()}); "
                 "mend or remove them"
             )

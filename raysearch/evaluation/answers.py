@@ -20,7 +20,7 @@ from raysearch.evaluation.benchmarks import Benchmark, Question
 from raysearch.evaluation.metrics import METRICS
 from raysearch.evaluation.retention import Results
 from raysearch.families import Family
-from raysearch.recovery.teacher import answer_labels, answer_states, num_answer_labels
+from raysearch.recovery.states import answer_labels, answer_states, num_answer_labels
 
 GENERATION_BATCH = 16
 """Prompts that are answered together; each holds a cache of keys and values of its length."""

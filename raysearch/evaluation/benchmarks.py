@@ -1,7 +1,7 @@
 """Benchmarks: the questions of a split, how they are scored, and the score that guessing gets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from raysearch import pocket
@@ -10,7 +10,7 @@ from raysearch.errors import InputError
 from raysearch.evaluation import metrics
 from raysearch.evaluation.entries import BenchmarkEntry, TaskEntry
 from raysearch.evaluation.metrics import MetricName
-from raysearch.evaluation.questions import Question, read_questions
+from raysearch.evaluation.questions import Question, early_part, limited, read_questions
 
 if TYPE_CHECKING:
     from raysearch.evaluation.lmms_tasks import OfficialTask
@@ -34,6 +34,10 @@ class Benchmark:
     """Longest answer that is generated; `exact` needs none."""
     task: "OfficialTask | None" = None
     """Scores the answers in the place of `metric`."""
+
+    def early(self, share: float) -> "Benchmark":
+        """The same with the questions of `early_part`."""
+        return replace(self, questions=early_part(self.questions, share))
 
 
 def load_benchmarks(wanted: str | Sequence[Entry], split: str) -> list[Benchmark]:
@@ -96,9 +100,10 @@ def _load(entry: Entry, split: str) -> Benchmark:
     return _embedded(entry, split) if isinstance(entry, str) else _own(entry, split)
 
 
-def _embedded(name: str, split: str) -> Benchmark:
+def _embedded(name: str, split: str, limit: int | None = None) -> Benchmark:
+    rows = pocket.questions(name, split)
     questions = []
-    for row in pocket.questions(name, split):
+    for row in (rows[index] for index in limited([row["image_id"] for row in rows], limit)):
         asked = [{"type": "image"}, {"type": "text", "text": row["prompt"]}]
         turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": row["answer"]}]
         sample = sample_from_row({"id": row["id"], "messages": turns, "image": row["image"]}, 0)
@@ -107,6 +112,8 @@ def _embedded(name: str, split: str) -> Benchmark:
 
 
 def _own(entry: BenchmarkEntry, split: str) -> Benchmark:
+    if entry.data == "pocket":
+        return _embedded(entry.name, split, entry.num_search if split == "search" else entry.num_heldout)
     questions = read_questions(entry, split)
     guess = metrics.chance(entry.metric, questions) if entry.chance is None else entry.chance
     return Benchmark(entry.name, questions, guess, entry.metric, entry.max_new_tokens)

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from raysearch import pocket
 from raysearch.evaluation.metrics import MetricName
 from raysearch.settings import PathOrName, Scalar, Strict
 
@@ -16,7 +17,7 @@ class BenchmarkEntry(Strict):
     data: PathOrName
     """Questions: a JSON or JSONL file with its images beside it, a Parquet file, a folder of Parquet files or of the
     datasets library, or a hub id. Columns: question, answer or answers, image or images, and where there are any
-    options, category, id, image_id."""
+    options, category, id, image_id. `pocket` for fewer questions of the embedded benchmark `name`."""
     split: str | None = None
     """Split of `data`, where it has several."""
     heldout_data: PathOrName | None = None
@@ -53,6 +54,26 @@ class BenchmarkEntry(Strict):
                 f"{unknown!r} is no field of a question; known are {', '.join(_QUESTION_FIELDS)}"
             )
         return columns
+
+    @model_validator(mode="after")
+    def _check_embedded(self) -> "BenchmarkEntry":
+        if self.data != "pocket":
+            return self
+        if self.name not in pocket.BENCHMARKS:
+            raise ValueError(f"{self.name!r} is not embedded; known are {', '.join(pocket.BENCHMARKS)}")
+        plain = BenchmarkEntry.model_construct(
+            name=self.name,
+            data="pocket",
+            metric="exact",
+            num_search=self.num_search,
+            num_heldout=self.num_heldout,
+        )
+        other = [field for field in type(self).model_fields if getattr(self, field) != getattr(plain, field)]
+        if other:
+            raise ValueError(
+                f"data pocket goes with metric exact, num_search and num_heldout alone; change or remove {other[0]}"
+            )
+        return self
 
 
 class TaskEntry(Strict):

@@ -15,6 +15,8 @@ from raysearch.evaluation.entries import BenchmarkEntry
 from raysearch.evaluation.metrics import LETTERS, METRICS, options_of
 
 _NUMBERED = re.compile(r"<image (\d+)>")
+MIN_EARLY_QUESTIONS = 20
+"""Of a benchmark, at a rung below a trial's end."""
 _SPLIT_SEED = 0  # not the study's: studies under other seeds are compared on the same questions
 
 
@@ -68,7 +70,7 @@ def read_questions(entry: BenchmarkEntry, split: str) -> tuple[Question, ...]:
     groups = _image_ids(rows, entry)
     limit = entry.num_search if split == "search" else entry.num_heldout
     if has_own:
-        chosen = _rows_of(_first(_shuffled(groups), limit))
+        chosen = limited(groups, limit)
     else:
         chosen = dealt(groups, split, entry.num_search, entry.num_heldout)
     bad, questions = BadRows(where, len(chosen)), []
@@ -96,6 +98,23 @@ def dealt(groups: Sequence[str], split: str, num_search: int | None, num_heldout
     images = _shuffled(groups)
     search = _first(images, num_search or len(groups) // 2)
     return _rows_of(search if split == "search" else _first(images[len(search) :], num_heldout))
+
+
+def early_part(questions: Sequence[Question], share: float) -> tuple[Question, ...]:
+    """A share of a benchmark's questions, at least `MIN_EARLY_QUESTIONS`, in their order; all of them if it has fewer.
+
+    Whole images, in a fixed random order: a metric that joins the questions of an image finds them together, and the
+    questions of a smaller share are among those of a larger one.
+    """
+    images = _shuffled([question.image_id for question in questions])
+    totals = np.cumsum([len(rows) for rows in images])
+    wanted = max(MIN_EARLY_QUESTIONS, round(share * len(questions)))
+    return tuple(questions[row] for row in _rows_of(images[: int(np.searchsorted(totals, wanted)) + 1]))
+
+
+def limited(groups: Sequence[str], limit: int | None) -> list[int]:
+    """At most `limit` rows of a split with questions of its own, whole images; all without a limit."""
+    return _rows_of(_first(_shuffled(groups), limit))
 
 
 def _shuffled(groups: Sequence[str]) -> list[list[int]]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
 from raysearch.export.card import flat, model_card
+from raysearch.export.packed import save_packed
 from raysearch.families import ProcessorLike, family_for, quiet
 from raysearch.files import replace_folder
 from raysearch.recipe import Recipe
@@ -34,12 +35,13 @@ def save(
         model: a stock model; tied weights are written once.
         processor: what turns images and text into inputs, or a tokenizer; None writes none.
         folder: where to; an earlier checkpoint there is replaced.
-        recipe: goes to `recipe.yaml`.
+        recipe: goes to `recipe.yaml`; if it quantises, the decoder's weights are packed.
         scores: goes to `scores.json`, and to the card but for what is under `pruning`.
         card: facts for the model card, in the order to be shown; `base_model` and `title` are used specially.
 
     Raises:
-        InputError: `folder` is a file, or holds something that is no checkpoint.
+        InputError: `folder` is a file, or holds something that is no checkpoint; or the recipe quantises, and the
+            package that packs the weights is missing.
     """
     folder = Path(folder)
     check_target(folder)
@@ -47,7 +49,10 @@ def save(
     built = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         with quiet():
-            model.save_pretrained(built, max_shard_size=MAX_SHARD_SIZE)
+            if recipe is None or recipe.quantization == "none":
+                model.save_pretrained(built, max_shard_size=MAX_SHARD_SIZE)
+            else:
+                save_packed(model, recipe.quantization, built, max_shard_size=MAX_SHARD_SIZE)
         if processor is not None:
             processor.save_pretrained(built)
         if recipe is not None:

@@ -7,10 +7,15 @@ from typing import Any
 import yaml
 
 from raysearch.front import Front, FrontPoint, Speed, retention_text
+from raysearch.quantization import describe
 from raysearch.recipe import Recipe
 from raysearch.size import rate_text, size_text
 
 Rows = Mapping[str, Any]
+_PACKED = (
+    "They are packed in the format of compressed-tensors, so `pip install compressed-tensors`. Transformers unpacks "
+    "them at the first pass: the files are small, the running model is not."
+)
 
 
 def model_card(multimodal: bool, recipe: Recipe | None, sections: Mapping[str, Rows], card: Rows) -> str:
@@ -41,6 +46,7 @@ def model_card(multimodal: bool, recipe: Recipe | None, sections: Mapping[str, R
         _table(facts),
         *(f"## {title}\n\n{_table(rows)}" for title, rows in sections.items() if rows),
         f"## Recipe\n\n```yaml\n{yaml.safe_dump(recipe.as_dict(), sort_keys=False)}```" if recipe else "",
+        f"{describe(recipe.quantization)}. {_PACKED}" if recipe and recipe.quantization != "none" else "",
         f"## Use\n\n```python\nfrom transformers import {auto}, {processor}\n\n"
         f'model = {auto}.from_pretrained("FOLDER")\nprocessor = {processor}.from_pretrained("FOLDER")\n```',
     ]

@@ -42,7 +42,7 @@ def deliver(
     Raises:
         InputError: the point has no checkpoint, `to` is taken, or the checkpoint does not load as what it should be.
     """
-    checkpoint = _checkpoint_of(study, point)
+    checkpoint = checkpoint_of(study, point)
     check_free(to)
     to = to.resolve()
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def measure_front(study: Path) -> Front:
     points = list(front.points)
     for number, point in enumerate(points):
         if point.checkpoint:
-            speed = load_alone(_checkpoint_of(study, point), speed=True).speed
+            speed = load_alone(checkpoint_of(study, point), speed=True).speed
             points[number] = point.model_copy(update={"measured": speed})
             front = front.model_copy(update={"points": list(points)})
             front.save(study)
@@ -114,10 +114,16 @@ def load_alone(model: Path | str, speed: bool = False) -> Loaded:
     return Loaded(found["num_params"], found["text"], measured)
 
 
-def _checkpoint_of(study: Path, point: FrontPoint) -> Path:
+def checkpoint_of(study: Path, point: FrontPoint) -> Path:
+    """The folder of a point's checkpoint.
+
+    Raises:
+        InputError: it has none, or it isn't there.
+    """
     if point.checkpoint is None:
         raise InputError(
-            f"{study}: recipe {point.key} has no checkpoint in front.json; choose another budget"
+            f"{study}: recipe {point.key} has no checkpoint, since the study kept to recovery.checkpoint_quota_gb; add "
+            "--retrain to make it again, or choose another budget"
         )
     checkpoint = (study / point.checkpoint).resolve()
     if not checkpoint.is_relative_to(study.resolve()):

@@ -82,6 +82,10 @@ def load_config(model: str | Path, trust_remote_code: bool = False) -> Pretraine
 def _weights(
     source: Path, config: PretrainedConfig, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(
+            f"{source}: its weights are quantised; give the folder that they were quantised from"
+        )
     auto = (
         AutoModelForImageTextToText
         if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

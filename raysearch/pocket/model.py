@@ -76,7 +76,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+def make_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str = CHAT_TEMPLATE) -> LlavaProcessor:
     """The processor; its image side needs PIL only, not torchvision."""
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -89,7 +89,7 @@ def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         vision_feature_select_strategy="full",
         num_additional_image_tokens=0,
         image_token=IMAGE,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
 
 

@@ -17,7 +17,7 @@ IGNORED = -100
 PREFIX = 2 + NUM_IMAGE_TOKENS
 BIN = 72
 """Tokens of a bin: the longest conversation of four turns fits."""
-_SHORT_WEIGHTS = (2.0, 0.2)  # the answer's one word, and <eos> after it
+_SHORT_WEIGHTS = (2.0, 0.2)  # the answer's one word, and the end after it
 _LIST_WEIGHT = 1.0
 _DESCRIPTION_WEIGHT = 0.5
 _DESCRIPTION_PROMPT = "describe"
@@ -65,7 +65,7 @@ _FILL = {"conversations": -1, "labels": IGNORED, "weights": 0.0}
 
 @dataclass
 class PackedBatch:
-    """Rows padded on the right to the same number of bins; every array is (batch, seq)."""
+    """Rows padded on the right to the same number of bins of `bin_size`; every array is (batch, seq)."""
 
     tokens: np.ndarray
     conversations: np.ndarray
@@ -73,6 +73,7 @@ class PackedBatch:
     labels: np.ndarray
     weights: np.ndarray
     turns: np.ndarray
+    bin_size: int = BIN
 
     def visible(self) -> np.ndarray:
         """What each token sees, (batch, seq, seq) bool, query by key."""
@@ -80,9 +81,11 @@ class PackedBatch:
         return (same | (self.conversations == 0)[:, None, :]) & np.tri(same.shape[1], dtype=bool)
 
     def visible_in_bins(self) -> np.ndarray:
-        """What a token behind the prefix sees of its bin, (batch, bins, BIN, BIN) bool; it sees the whole prefix."""
-        binned = self.conversations[:, PREFIX:].reshape(len(self.tokens), -1, BIN)
-        return (binned[..., :, None] == binned[..., None, :]) & np.tri(BIN, dtype=bool)
+        """What a token behind the prefix sees of its bin, (batch, bins, bin_size, bin_size) bool; it sees the whole
+        prefix."""
+        prefix = int((self.conversations[0] == 0).sum())
+        binned = self.conversations[:, prefix:].reshape(len(self.tokens), -1, self.bin_size)
+        return (binned[..., :, None] == binned[..., None, :]) & np.tri(self.bin_size, dtype=bool)
 
 
 def words_of(text: str) -> list[str]:
@@ -91,10 +94,22 @@ def words_of(text: str) -> list[str]:
 
 
 class Packer:
-    """Turns conversations into rows of token ids."""
+    """Turns conversations into rows of token ids, by the embedded LVLM's chat format."""
+
+    bin_size = BIN
 
     def __init__(self, vocab: dict[str, int]) -> None:
         self._vocab = vocab
+        self.prefix = [vocab[word] for word in (BOS, USER, *[IMAGE] * NUM_IMAGE_TOKENS)]
+
+    def asked(self, prompt: str, is_first: bool) -> list[int]:
+        """The tokens of a question, up to and including the cue for its answer."""
+        words = [USER] * (not is_first) + words_of(prompt) + [ASSISTANT]
+        return [self._vocab[word] for word in words]
+
+    def answered(self, answer: str) -> list[int]:
+        """The tokens of an answer and of its end."""
+        return [self._vocab[word] for word in (*answer.split(), EOS)]
 
     def pack(self, conversations: Sequence[Sequence[Question]]) -> Row:
         """One row of independent conversations about one picture.
@@ -102,54 +117,61 @@ class Packer:
         Raises:
             ValueError: a conversation is longer than a bin.
         """
-        tokens = [self._vocab[word] for word in (BOS, USER, *[IMAGE] * NUM_IMAGE_TOKENS)]
-        row = Row(tokens, [0] * PREFIX, list(range(PREFIX)), [IGNORED] * PREFIX, [0.0] * PREFIX, [0] * PREFIX)
+        length = len(self.prefix)
+        row = Row(
+            [*self.prefix],
+            [0] * length,
+            list(range(length)),
+            [IGNORED] * length,
+            [0.0] * length,
+            [0] * length,
+        )
         bins: list[Row] = []
         turn = 1
         for number, conversation in enumerate(conversations, 1):
             piece = self._conversation(conversation, number, turn)
             turn += len(conversation)
-            if len(piece) > BIN:
-                raise ValueError(f"a conversation of {len(piece)} tokens does not fit in a bin of {BIN}")
+            if len(piece) > self.bin_size:
+                raise ValueError(
+                    f"a conversation of {len(piece)} tokens does not fit in a bin of {self.bin_size}"
+                )
             for each in bins:
-                if len(each) + len(piece) <= BIN:
+                if len(each) + len(piece) <= self.bin_size:
                     each.append(piece)
                     break
             else:
                 bins.append(piece)
         for each in bins:
-            each.pad(BIN)
+            each.pad(self.bin_size)
             row.append(each)
         return row
 
     def _conversation(self, conversation: Sequence[Question], number: int, first_turn: int) -> Row:
         """The tokens of one conversation; its last answer's <eos> is a label only."""
-        vocab = self._vocab
         row = Row([], [], [], [], [], [])
         for index, question in enumerate(conversation):
             middle = index < len(conversation) - 1
-            asked = [USER] * (index > 0) + words_of(question.prompt) + [ASSISTANT]
-            labels = [vocab[word] for word in question.answer.split()] + [vocab[EOS]]
+            asked, labels = self.asked(question.prompt, index == 0), self.answered(question.answer)
             before = len(asked) - 1
-            row.tokens += [vocab[word] for word in asked] + labels[: None if middle else -1]
+            row.tokens += asked + labels[: None if middle else -1]
             row.labels += [IGNORED] * before + labels + [IGNORED] * middle
-            row.weights += [0.0] * before + _weights(question) + [0.0] * middle
+            row.weights += [0.0] * before + _weights(question, len(labels)) + [0.0] * middle
             row.turns += [0] * before + [first_turn + index] * len(labels) + [0] * middle
         row.conversations += [number] * len(row)
-        row.positions += range(PREFIX, PREFIX + len(row))
+        row.positions += range(len(self.prefix), len(self.prefix) + len(row))
         return row
 
 
-def _weights(question: Question) -> list[float]:
-    num_words = len(question.answer.split())
-    if num_words == 1:
-        return list(_SHORT_WEIGHTS)
+def _weights(question: Question, num_tokens: int) -> list[float]:
+    if " " not in question.answer:
+        word, end = _SHORT_WEIGHTS
+        return [word] * (num_tokens - 1) + [end]
     described = question.prompt.startswith(_DESCRIPTION_PROMPT)
-    return [_DESCRIPTION_WEIGHT if described else _LIST_WEIGHT] * (num_words + 1)
+    return [_DESCRIPTION_WEIGHT if described else _LIST_WEIGHT] * num_tokens
 
 
-def batch_rows(rows: Sequence[Row]) -> PackedBatch:
-    """Pad rows to the longest."""
+def batch_rows(rows: Sequence[Row], bin_size: int = BIN) -> PackedBatch:
+    """Pad rows, which were packed in bins of `bin_size`, to the longest."""
     length = max(len(row) for row in rows)
     arrays = {}
     for field in fields(Row):
@@ -158,4 +180,4 @@ def batch_rows(rows: Sequence[Row]) -> PackedBatch:
         for index, row in enumerate(rows):
             array[index, : len(row)] = getattr(row, field.name)
         arrays[field.name] = array
-    return PackedBatch(**arrays)
+    return PackedBatch(**arrays, bin_size=bin_size)

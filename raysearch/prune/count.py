@@ -1,7 +1,7 @@
 """Count a model on the meta device, once per configuration; sizes of pruned models follow by arithmetic."""
 
 import copy
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import AutoModel, PretrainedConfig
 from raysearch.errors import InputError
 from raysearch.families import Kind, Layout, empty_model, family_for, layout_of
 from raysearch.prune.config import head_dim_of, pruned_text_config, shape_of
-from raysearch.shape import Counts, Shape
+from raysearch.shape import Counts, Linear, Shape
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class _Decoder:
         per_group = range(1, self.layout.heads_per_group + 1)
         pairs = [(kv, kv * q) for kv in range(1, self.dense.num_kv_heads + 1) for q in per_group]
         return [pair for pair in pairs if self._holds(pair)]
+
+    def num_linears(self, pair: tuple[int, int]) -> int:
+        """Linear layers of a decoder layer that holds these heads."""
+        shape = Shape(1, *pair, self.dense.num_ffn_channels)
+        return len(_linear_modules(self._one_layer(pruned_text_config(self.text_config, shape))))
 
     def _holds(self, pair: tuple[int, int]) -> bool:
         if pair == (self.dense.num_kv_heads, self.dense.num_heads):
@@ -99,7 +104,9 @@ def _count(config: PretrainedConfig) -> Counts:
     in_decoder = sum(p.numel() for p in model.parameters() if id(p) in decoder_ids)
     in_layers = sum(p.numel() for p in decoder.layers.parameters())
     buffers = [b for name, b in model.named_buffers() if name in model.state_dict()]
-    held = _Decoder(dense, layout, text_config, shapes, type(decoder)).attention_choices()
+    linears = _linears(layers[0], layout)
+    tried = _Decoder(dense, layout, text_config, shapes, type(decoder))
+    held = tried.attention_choices()
     held.sort(key=lambda pair: pair[0] * per_unit["kv_groups"] + pair[1] * per_unit["heads"], reverse=True)
     return Counts(
         dense=dense,
@@ -110,6 +117,8 @@ def _count(config: PretrainedConfig) -> Counts:
         per_kv_head=per_unit["kv_groups"],
         per_head=per_unit["heads"],
         per_channel=per_unit["ffn_channels"],
+        linears=linears,
+        num_split_linears=tried.num_linears(held[-1]) - len(linears),
         num_buffer_values=sum(b.numel() for b in buffers if b.is_floating_point()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in buffers if not b.is_floating_point()),
         num_leading_layers_kept=family.num_leading_layers_kept(config),
@@ -117,6 +126,26 @@ def _count(config: PretrainedConfig) -> Counts:
         head_dim=head_dim_of(text_config),
         vocab_size=int(text_config.vocab_size),
         attention_choices=tuple(held),
+    )
+
+
+def _linear_modules(layer: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _linears(layer: nn.Module, layout: Layout) -> tuple[Linear, ...]:
+    """A decoder layer's linear layers, by what their extents depend on."""
+
+    def per_unit(name: str, axis: int, extent: int) -> tuple[int, int, int, int]:
+        slabs = [slab for slab in layout.by_module.get(name, ()) if slab.axis == axis]
+        sizes = Counter[str]()
+        for slab in slabs:
+            sizes[slab.kind] += slab.size
+        return (0 if slabs else extent, sizes["kv_groups"], sizes["heads"], sizes["ffn_channels"])
+
+    return tuple(
+        Linear(per_unit(name, 0, module.out_features), per_unit(name, 1, module.in_features))
+        for name, module in _linear_modules(layer).items()
     )
 
 

@@ -6,6 +6,7 @@ from transformers import PretrainedConfig
 from raysearch import shape as counted
 from raysearch.prune.config import shape_of
 from raysearch.prune.count import counts_of
+from raysearch.quantization import Quantization
 from raysearch.recipe import Mode
 from raysearch.shape import Shape
 from raysearch.size import Budget, Size
@@ -21,11 +22,14 @@ __all__ = [
 
 
 def size_of(
-    config: PretrainedConfig, shape: Shape | None = None, bytes_per_param: int | torch.dtype = 2
+    config: PretrainedConfig,
+    shape: Shape | None = None,
+    bytes_per_param: int | torch.dtype = 2,
+    quantization: Quantization = "none",
 ) -> Size:
     """Exact size of the whole model with a decoder of `shape` (None: as it is); milliseconds after the first call."""
     counts = counts_of(config)
-    return counts.size(shape or counts.dense, _num_bytes(bytes_per_param))
+    return counts.size(shape or counts.dense, _num_bytes(bytes_per_param), quantization)
 
 
 def removed_share(config: PretrainedConfig, shape: Shape) -> float:
@@ -52,9 +56,10 @@ def solve_budget(
     depth_share: float | None = None,
     multiple: int | None = None,
     bytes_per_param: int | torch.dtype = 2,
+    quantization: Quantization = "none",
 ) -> Shape:
     """As `raysearch.shape.solve_budget`."""
-    chosen = depth_share, multiple, _num_bytes(bytes_per_param)
+    chosen = depth_share, multiple, _num_bytes(bytes_per_param), quantization
     return counted.solve_budget(counts_of(config), mode, budget, *chosen)
 
 

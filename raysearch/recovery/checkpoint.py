@@ -53,7 +53,8 @@ def restore(folder: Path, rank: int, into: Saved, identity: Mapping[str, Any]) -
         The position that was saved.
 
     Raises:
-        InputError: files are missing or broken, or the position disagrees with `identity`; nothing is overwritten.
+        InputError: files are missing or broken, the position disagrees with `identity`, or the tensors are of other
+            shapes; nothing is overwritten.
     """
     try:
         position = json.loads((folder / POSITION).read_text())
@@ -64,6 +65,10 @@ def restore(folder: Path, rank: int, into: Saved, identity: Mapping[str, Any]) -
     for key, value in identity.items():
         if position.get(key) != value:
             raise InputError(f"{folder}: {key} is {position.get(key)}, here {value}; start the trial anew")
+    wanted = {f"{index}.master": master for index, (master, _) in enumerate(into.masters)}
+    wanted |= {f"average.{index}": value for index, value in enumerate(into.average)}
+    if any(name not in state or state[name].shape != value.shape for name, value in wanted.items()):
+        raise InputError(f"{folder}: its tensors are not those of this model; start the trial anew")
     into.weights = weights
     for index, (master, moments) in enumerate(into.masters):
         master.data.copy_(state.pop(f"{index}.master"))

@@ -73,6 +73,11 @@ def _silent_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
+def is_first_worker() -> bool:
+    """Whether this process writes what all workers of a trial have in common."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
 def current_device() -> torch.device:
     """Where this process computes: its GPU, else the CPU."""
     if torch.cuda.is_available():

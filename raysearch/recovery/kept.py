@@ -11,6 +11,7 @@ import torch
 
 from raysearch.errors import InputError
 from raysearch.files import write_json
+from raysearch.recovery.engine import is_first_worker
 from raysearch.recovery.loop import Recovery
 from raysearch.score import Score
 
@@ -28,13 +29,13 @@ def keep(recovery: Recovery, scores: Sequence[Score], folder: Path) -> None:
     """
     unfinished, whole = folder / UNFINISHED, folder / str(recovery.samples_seen)
     recovery.save(unfinished)
-    if torch.distributed.get_rank() == 0:
+    if is_first_worker():
         write_json(unfinished / SCORES, [score.model_dump() for score in scores])
         shutil.rmtree(whole, ignore_errors=True)  # of an earlier attempt that could not be restored
         os.replace(unfinished, whole)
         for other in _rungs(folder):
             if other != whole:
-                shutil.rmtree(other)
+                shutil.rmtree(other, ignore_errors=True)  # the study may have deleted it to keep to its quota
 
 
 def restore(recovery: Recovery, folder: Path) -> list[Score] | None:
@@ -44,9 +45,10 @@ def restore(recovery: Recovery, folder: Path) -> list[Score] | None:
         The scores of all rungs up to there, none if nothing was kept; None if what was kept is broken, or of other
         settings: then the recovery may be half overwritten.
     """
-    if _least(bool(_rungs(folder))) == 0:
+    rungs = _rungs(folder)
+    if _least(bool(rungs)) == 0:
         return []
-    newest = _rungs(folder)[-1]
+    newest = rungs[-1]
     try:
         scores = [Score(**row) for row in json.loads((newest / SCORES).read_text())]
         recovery.restore(newest)

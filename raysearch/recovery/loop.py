@@ -8,12 +8,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from raysearch.data.encoding import Batch, Encoder
-from raysearch.data.samples import Sample
+from raysearch.data.samples import BadRows, Sample
 from raysearch.errors import InputError
 from raysearch.families import Family
 from raysearch.recipe import Recipe
@@ -32,10 +33,23 @@ from raysearch.recovery.losses import LossTerms
 from raysearch.recovery.passes import Passes
 from raysearch.recovery.planner import MemoryPlan, free_bytes, host_bytes, needs_of, plan_memory
 from raysearch.recovery.schedule import SampleOrder, average_decay, lr_factor
-from raysearch.recovery.teacher import Teacher, answer_labels, answer_states, language_head
+from raysearch.recovery.states import LAST_OF_ANSWERS, Compared
+from raysearch.recovery.teacher import Teacher, language_head
 from raysearch.settings import RecoverySettings
 
 __all__ = ["Recovery", "start_distributed"]
+
+_DECIDING = {
+    "batch_size",
+    "max_length",
+    "hidden_layers",
+    "kd_tokens",
+    "schedule",
+    "warmup",
+    "grad_clip",
+    "deepspeed",
+}
+"""Settings under which a trial that goes on would not be the one that was interrupted."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +58,23 @@ class _Student(nn.Module):
     """What the engine wraps: a batch in, the loss terms' sums out, so that ZeRO sees one forward pass."""
 
     def __init__(
-        self, model: PreTrainedModel, family: Family, terms: LossTerms, teacher: Teacher | None
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        terms: LossTerms,
+        teacher: Teacher | None,
+        compared: Compared,
     ) -> None:
         super().__init__()
-        self.model, self._terms, self._teacher = model, terms, teacher
+        self.model, self._family, self._terms, self._teacher = model, family, terms, teacher
+        self._compared = compared
         self._head = language_head(model, family)
         self._vocabulary = int(family.text_config(model.config).vocab_size)
 
     def forward(self, batch: Batch, targets: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        states = answer_states(self.model, batch)
+        states, labels = self._compared.states(self.model, self._family, batch), self._compared.labels(batch)
         teacher_head = self._teacher.head_on(states.device) if self._teacher else None
-        return self._terms.sums(
-            states, answer_labels(batch), self._head, targets, teacher_head, self._vocabulary
-        )
+        return self._terms.sums(states, labels, self._head, targets, teacher_head, self._vocabulary)
 
 
 class Recovery:
@@ -75,6 +93,8 @@ class Recovery:
         encoder: Encoder,
         teacher: Teacher | None,
         settings: RecoverySettings,
+        kept_layers: Sequence[int] | None = None,
+        bad_rows: BadRows | None = None,
     ) -> None:
         """Start the engine; nothing is trained yet.
 
@@ -82,6 +102,8 @@ class Recovery:
             model: the pruned model; it is trained in place.
             samples: the whole data set in the order in which fractions take it; the recipe's fraction is a prefix.
             teacher: the dense model; may be None when the recipe weighs no distillation loss.
+            kept_layers: which of the dense decoder's layers the model has; left out, all of them.
+            bad_rows: takes the samples that can't be used, of all trials on these samples; left out, of this one.
 
         Raises:
             InputError: the recipe trains nothing of this model, its fraction holds no sample, or the teacher is
@@ -91,10 +113,12 @@ class Recovery:
         assert recipe.data_fraction is not None, recipe
         assert recipe.lr is not None, recipe
         self.recipe, self.settings = recipe, settings
-        self._terms = LossTerms.of(recipe)
+        self._terms = LossTerms.of(recipe, match_last=1.0 in settings.hidden_layers)
         self._teacher = teacher if self._terms.need_teacher else None
         if self._terms.need_teacher:
             _check_teacher(teacher, family.text_config(model.config).vocab_size)
+        compared = self._teacher.compared if self._teacher else LAST_OF_ANSWERS
+        self._compared = compared if kept_layers is None else compared.in_student(kept_layers)
         num_samples = round(recipe.data_fraction * len(samples))
         if not num_samples:
             raise InputError(
@@ -102,6 +126,7 @@ class Recovery:
             )
         order = SampleOrder(num_samples, recipe.seed)
         self.samples_seen, self.samples_to_see = 0, recipe.samples_to_see(len(samples))
+        self._num_samples, self._largest_pass = len(samples), torch.Size((1, 0))
 
         start_distributed()
         self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -115,8 +140,10 @@ class Recovery:
         self._prepare_model()
         plan = self._plan()
         image_in_every_pass = self._world > 1 or recipe.trained == "projector"
-        shared = (self._rank, self._world, self._device, image_in_every_pass, plan.tokens_per_pass)
-        self._passes = Passes(order, samples, encoder, *shared)
+        workers = (self._rank, self._world, self._device)
+        how = (self._compared, image_in_every_pass, plan.tokens_per_pass)
+        self._bad_rows = BadRows("recovery data", len(samples)) if bad_rows is None else bad_rows
+        self._passes = Passes(order, samples, self._bad_rows, encoder, *workers, *how)
         self._config = deepspeed_config(settings, self._dtype, plan.zero_stage, plan.offload)
         self._stage = int(self._config["zero_optimization"]["stage"])
         self._engine: Any = self._started_engine()
@@ -150,37 +177,36 @@ class Recovery:
         return plan
 
     def _started_engine(self) -> Any:
-        student = _Student(self._model, self._family, self._terms, self._teacher)
+        student = _Student(self._model, self._family, self._terms, self._teacher, self._compared)
         return start_engine(student, list(self._trained.values()), self._config, self._lr)
 
     def train_until(self, samples_seen: int) -> dict[str, float]:
         """Train until that many samples have been seen in all.
 
         Returns:
-            Mean of each loss term per answer token since the last call, unweighted: `sft`, `logits_kd`, `hidden_kd`,
-            as far as the recipe weighs them.
+            Mean of each loss term per token since the last call, unweighted: `sft`, `logits_kd`, `hidden_kd`, as far as
+            the recipe weighs them.
 
         Raises:
             FloatingPointError: a term is not finite.
-            InputError: too many samples can't be used.
+            BadData: too many samples can't be used.
         """
         self._model.train()
         for module in self._family.vision(self._model):
             module.eval()
-        totals = dict.fromkeys([*self._terms.weights, "tokens"], 0.0)
+        totals = {name: np.zeros(2) for name in self._terms.weights}
         while self.samples_seen < samples_seen:
-            for name, value in self._step(samples_seen).items():
-                totals[name] += value
-        self._passes.bad.report()
-        num_tokens = totals.pop("tokens")
-        return {name: total / num_tokens for name, total in totals.items()} if num_tokens else {}
+            for name, found in self._step(samples_seen).items():
+                totals[name] += found
+        self._bad_rows.report()
+        return {name: float(total / count) for name, (total, count) in totals.items() if count}
 
-    def _step(self, rung: int) -> dict[str, float]:
-        """One optimizer step, not beyond `rung` samples; sums of the terms, and of tokens."""
+    def _step(self, rung: int) -> dict[str, tuple[float, int]]:
+        """One optimizer step, not beyond `rung` samples; each term's sum, and how many tokens it is of."""
         end = min(rung, self.samples_seen + self.settings.batch_size)
         while (found := self._gradients_if_they_fit(end, rung)) is None:
             self._halve_passes()
-        for name, value in found.items():
+        for name, (value, _) in found.items():
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"{name} is {value} in the step from sample {self.samples_seen} to {end}; lower lr"
@@ -191,7 +217,7 @@ class Recovery:
         self._join_average(size)
         return found
 
-    def _gradients_if_they_fit(self, end: int, rung: int) -> dict[str, float] | None:
+    def _gradients_if_they_fit(self, end: int, rung: int) -> dict[str, tuple[float, int]] | None:
         """None if memory ran out and smaller passes may help; the tensors that the error held are free again."""
         try:
             return self._gradients(end, rung)
@@ -200,7 +226,7 @@ class Recovery:
                 raise
         return None
 
-    def _gradients(self, end: int, rung: int) -> dict[str, float]:
+    def _gradients(self, end: int, rung: int) -> dict[str, tuple[float, int]]:
         """Of the step to `end`; weights and optimizer stay as they are. Returns as `_step`."""
         torch.manual_seed(hash((self.recipe.seed, self.samples_seen, self._rank)) % 2**63)
         middle = (self.samples_seen + end) / 2 / max(end, self.samples_to_see)
@@ -208,14 +234,15 @@ class Recovery:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self._lr * factor
         next_end = min(rung, end + self.settings.batch_size)
-        passes, num_tokens = self._passes.of_step(self.samples_seen, end, next_end)
+        passes, num_answers, num_compared = self._passes.of_step(self.samples_seen, end, next_end)
+        counts = {name: num_answers if name == "sft" else num_compared for name in self._terms.weights}
         self._largest_pass = max((batch["input_ids"] for batch, _ in passes), key=torch.numel).shape
         sums = torch.zeros(len(self._terms.weights), dtype=torch.float64, device=self._device)
         for index, (batch, places) in enumerate(passes):
-            sums += self._pass(batch, places, num_tokens, is_last=index == len(passes) - 1)
+            sums += self._pass(batch, places, counts, is_last=index == len(passes) - 1)
         if self._world > 1:
             torch.distributed.all_reduce(sums)
-        return {**dict(zip(self._terms.weights, sums.tolist(), strict=True)), "tokens": num_tokens}
+        return {name: (value, counts[name]) for name, value in zip(counts, sums.tolist(), strict=True)}
 
     def _can_halve_passes(self) -> bool:
         """Whether smaller passes are possible here. Other workers would wait for this one in the middle of a pass."""
@@ -238,12 +265,14 @@ class Recovery:
             master.data.copy_(value)
             moments.update(_on(others, master.device))
 
-    def _pass(self, batch: Batch, places: Sequence[int], num_tokens: int, is_last: bool) -> torch.Tensor:
+    def _pass(
+        self, batch: Batch, places: Sequence[int], counts: Mapping[str, int], is_last: bool
+    ) -> torch.Tensor:
         self._engine.set_gradient_accumulation_boundary(is_last)
         targets = self._teacher.targets(batch, places) if self._teacher else None
         sums = self._engine(batch, targets)
         # Gradients are averaged over workers, and every worker's share counts by its tokens.
-        self._engine.backward(self._terms.weighted(sums) * (self._world / max(1, num_tokens)))
+        self._engine.backward(self._terms.loss(sums, counts) * self._world)
         return torch.stack([sums[name].detach().double() for name in self._terms.weights])
 
     @contextmanager
@@ -317,6 +346,8 @@ class Recovery:
             "workers": self._world,
             "precision": str(self._dtype).removeprefix("torch."),
             "weight_average": self._average is not None,
+            "num_samples": self._num_samples,
+            **self.settings.model_dump(mode="json", include=_DECIDING),
         }
 
     def _free_engine(self) -> None:

@@ -1,17 +1,19 @@
-"""The three recovery losses, on answer tokens: pure functions, one fp32 value per token.
+"""The three recovery losses: pure functions, one fp32 value per token.
 
-A batch's loss is the mean over its answer tokens (all workers and micro-batches together), so its scale depends
-neither on how long rows are nor on how they are split. Symbols: n answer tokens, v vocabulary, d hidden size.
+A batch's loss is the mean over its answer tokens, and for distillation over all positions that are compared (all
+workers and micro-batches together), so its scale depends neither on how long rows are nor on how they are split.
+Symbols: n positions, v vocabulary, d hidden size, l states per position, the last normalised one last.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from raysearch.data.encoding import IGNORED
 from raysearch.recipe import LOSS_FIELDS, Recipe
 from raysearch.recovery.planner import LOGITS_AT_A_TIME
 
@@ -20,8 +22,8 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-log p(label), in nats: (n, v), (n,) -> (n,)."""
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    """-log p(label), in nats: (n, v), (n,) -> (n,); 0 where the label is `IGNORED`."""
+    return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
 
 
 def kl_divergence(
@@ -38,24 +40,50 @@ def kl_divergence(
 
     Args:
         student: logits, (n, v).
-        teacher: logits, (n, v).
+        teacher: logits, (n, v), finite; constants, no gradient goes there.
 
     Returns:
         (n,), in nats.
     """
-    ours = F.log_softmax(student.float() / temperature, -1)
-    theirs = F.log_softmax(teacher.float() / temperature, -1)
-    if direction == "reverse":
-        ours, theirs = theirs, ours
-    # The product is 0 where a probability is 0, though its logarithm may be -inf.
-    divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-    return divergence * temperature**2
+    return _KlDivergence.apply(student, teacher, temperature, direction)
+
+
+class _KlDivergence(torch.autograd.Function):
+    """With its gradient by hand, which spares half of the passes over (n, v) that autograd would make.
+
+    With q = softmax(student / T) and p the teacher's, the gradient to the student's logits is T (q - p) for forward
+    and T q (log q - log p - KL) for reverse, T^2 included.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: torch.Tensor, teacher: torch.Tensor, temperature: float, direction: str
+    ) -> torch.Tensor:
+        log_q = F.log_softmax(student.float() / temperature, -1)
+        log_p = F.log_softmax(teacher.float() / temperature, -1)
+        # A product with a probability of 0 is 0, since no logarithm of a softmax in fp32 is infinite.
+        if direction == "forward":
+            p = log_p.exp()
+            divergence = torch.linalg.vecdot(p, log_p.sub_(log_q))
+            gradient = log_q.exp_().sub_(p)
+        else:
+            ratio, q = log_p.neg_().add_(log_q), log_q.exp_()
+            divergence = torch.linalg.vecdot(q, ratio)
+            gradient = ratio.sub_(divergence[:, None]).mul_(q)
+        ctx.save_for_backward(gradient)
+        ctx.temperature, ctx.dtype = temperature, student.dtype
+        return divergence.clamp_min(0) * temperature**2
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * (ctx.temperature * grad)[:, None]).to(ctx.dtype), None, None, None
 
 
 def hidden_match(
     student: torch.Tensor, teacher: torch.Tensor, kind: Literal["mse", "cosine"] = "mse"
 ) -> torch.Tensor:
-    """Distance of last normalised hidden states: (n, d), (n, d) -> (n,).
+    """Distance of hidden states: (..., d), (..., d) -> (...).
 
     mse is mean_d (s - t)^2 / mean_d t^2: the mean squared error (arXiv 2604.24380 matches by squared L2) relative to
     the teacher's own mean square, so that a weight means the same for models with large and with small states.
@@ -77,9 +105,11 @@ class LossTerms:
     temperature: float = 2.0
     kl: Literal["forward", "reverse"] = "forward"
     hidden: Literal["mse", "cosine"] = "mse"
+    match_last: bool = True
+    """Whether `hidden_kd` looks at the last normalised state, too."""
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "LossTerms":
+    def of(cls, recipe: Recipe, match_last: bool = True) -> "LossTerms":
         """The terms of a recipe with recovery."""
         weights = {name: getattr(recipe, name) or 0.0 for name in LOSS_FIELDS}
         return cls(
@@ -87,6 +117,7 @@ class LossTerms:
             recipe.temperature or 1.0,
             recipe.kl or "forward",
             recipe.hidden_match or "mse",
+            match_last,
         )
 
     @property
@@ -99,9 +130,10 @@ class LossTerms:
         """Whether a term looks at the vocabulary."""
         return bool({"sft", "logits_kd"} & set(self.weights))
 
-    def weighted(self, sums: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The weighted sum of `sums`."""
-        return torch.stack([self.weights[name] * value for name, value in sums.items()]).sum()
+    def loss(self, sums: Mapping[str, torch.Tensor], counts: Mapping[str, int]) -> torch.Tensor:
+        """The weighted sum of the terms' means, given how many tokens each is the mean of; no token counts as one."""
+        means = [self.weights[name] / max(1, counts[name]) * value for name, value in sums.items()]
+        return torch.stack(means).sum()
 
     def sums(
         self,
@@ -112,25 +144,29 @@ class LossTerms:
         teacher_head: Logits | None = None,
         vocabulary: int = 1,
     ) -> dict[str, torch.Tensor]:
-        """Each term summed over answer tokens, unweighted; 0, but with a gradient, when there is none.
+        """Each term summed over its tokens, unweighted; 0, but with a gradient, when there is none. `hidden_kd` is the
+        mean over the states that are compared at a position.
 
         Logits are made for `LOGITS_AT_A_TIME // vocabulary` tokens at a time, and made again on the way back when
         there is more than one such chunk, so that (n, v) tensors are never all in memory.
 
         Args:
-            hidden: the student's last normalised states at the positions before answer tokens, (n, d).
-            labels: the answer tokens, (n,).
+            hidden: the student's states, (n, l, d).
+            labels: the answer token behind each position, (n,); `IGNORED` where there is none.
             head: the student's language head.
-            teacher_hidden: the dense model's states at the same places, (n, d); None if no term needs them.
+            teacher_hidden: the dense model's states at the same places, (n, l, d); None if no term needs them.
             teacher_head: the dense model's language head.
             vocabulary: v.
         """
         sums = {}
         if self.need_logits:
-            sums = self._logit_sums(hidden, labels, head, teacher_hidden, teacher_head, vocabulary)
+            theirs = None if teacher_hidden is None else teacher_hidden[:, -1]
+            sums = self._logit_sums(hidden[:, -1], labels, head, theirs, teacher_head, vocabulary)
         if "hidden_kd" in self.weights:
             assert teacher_hidden is not None
-            sums["hidden_kd"] = hidden_match(hidden, teacher_hidden, self.hidden).sum()
+            states = slice(None) if self.match_last else slice(-1)
+            match = hidden_match(hidden[:, states], teacher_hidden[:, states], self.hidden)  # (n, l)
+            sums["hidden_kd"] = match.mean(1).sum()
         return sums
 
     def _logit_sums(

@@ -10,8 +10,9 @@ import torch
 
 from raysearch.data.encoding import IGNORED, TOKEN_KEYS, Batch, Encoded, Encoder
 from raysearch.data.samples import BadRow, BadRows, Sample
+from raysearch.errors import InputError
 from raysearch.recovery.schedule import SampleOrder, micro_batches
-from raysearch.recovery.teacher import num_answer_labels
+from raysearch.recovery.states import Compared, num_answer_labels
 
 LENGTH_MULTIPLE = 8
 NO_SAMPLE = -1
@@ -28,53 +29,61 @@ class Passes:
     Attributes:
         order: which sample is the i-th to be seen.
         samples: the whole data set.
+        bad_rows: takes those that can't be used.
         rank, num_workers: this worker, and how many share a step's samples.
         device: where batches go.
+        compared: where student and teacher are.
         image_in_every_pass: add an image to a pass without one (see `_batch`).
         max_tokens: bound on the tokens of a pass, padding included; None for one pass per step.
     """
 
     order: SampleOrder
     samples: Sequence[Sample]
+    bad_rows: BadRows
     encoder: Encoder
     rank: int
     num_workers: int
     device: torch.device
+    compared: Compared
     image_in_every_pass: bool
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        self.bad = BadRows("recovery data", len(self.samples))
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[range, Future[list[_Row]]] | None = None
 
-    def of_step(self, start: int, end: int, next_end: int) -> tuple[list[Pass], int]:
+    def of_step(self, start: int, end: int, next_end: int) -> tuple[list[Pass], int, int]:
         """This worker's passes over the samples from `start` to `end`, as many as every other worker's.
 
         The rows up to `next_end` are then read and encoded by another thread, while this one computes.
 
         Returns:
-            The passes, and the answer tokens of the whole step, over all workers.
+            The passes; and of the whole step, over all workers, the answer tokens and the positions that are compared.
 
         Raises:
-            InputError: too many samples can't be used.
+            BadData: too many samples can't be used.
         """
         rows = self._rows(start, end)
         groups = micro_batches([len(row["input_ids"]) for _, row in rows], self.max_tokens)
         passes = [self._batch([rows[index] for index in group]) for group in groups]
-        num_tokens, num_passes = sum(num_answer_labels(row) for _, row in rows), max(1, len(passes))
+        num_answers = sum(num_answer_labels(row) for _, row in rows)
+        num_compared = sum(self.compared.num_positions(row) for _, row in rows)
+        num_passes = max(1, len(passes))
         if self.num_workers > 1:
-            counts = torch.tensor([num_tokens, num_passes], device=self.device)
-            gathered = [torch.empty_like(counts) for _ in range(self.num_workers)]
-            torch.distributed.all_gather(gathered, counts)
-            num_tokens = int(sum(count[0] for count in gathered))
-            num_passes = int(max(count[1] for count in gathered))
+            counts = torch.tensor([num_passes, num_answers, num_compared, len(self.bad_rows.found)])
+            every = [torch.empty_like(counts, device=self.device) for _ in range(self.num_workers)]
+            torch.distributed.all_gather(every, counts.to(self.device))
+            num_passes = max(int(theirs[0]) for theirs in every)
+            num_answers, num_compared, num_bad = sum(every)[1:].tolist()  # type: ignore[index]
+            if num_bad > self.bad_rows.most:
+                self._share_bad_rows()
+        self.bad_rows.check()
         if len(passes) < num_passes:
             passes += [self._batch(self._unlabelled)] * (num_passes - len(passes))
         if next_end > end:  # from here on nothing else encodes until this has ended
             mine = self._mine(end, next_end)
             self._ahead = mine, self._reader.submit(self._read, mine)
-        return passes, num_tokens
+        return passes, num_answers, num_compared
 
     def close(self) -> None:
         """Wait until nothing is read ahead any more: the encoder serves one thread at a time."""
@@ -101,8 +110,15 @@ class Passes:
         try:
             return index, self.encoder.encode(sample)
         except BadRow as error:
-            self.bad.add(f"row {sample.id}", str(error))
+            self.bad_rows.found.setdefault(f"row {sample.id}", str(error))
             return None
+
+    def _share_bad_rows(self) -> None:
+        """Let every worker know all, so that all come to an end, or none."""
+        found: list[dict[str, str]] = [{} for _ in range(self.num_workers)]
+        torch.distributed.all_gather_object(found, self.bad_rows.found)
+        for theirs in found:
+            self.bad_rows.found.update(theirs)
 
     def _batch(self, rows: Sequence[_Row]) -> Pass:
         """Rows as a pass. Where it matters, a pass without an image gets one that nothing is learnt from: workers'
@@ -116,7 +132,12 @@ class Passes:
     def _unlabelled(self) -> list[_Row]:
         """The first row with an image, or else the first row, without its answers."""
         usable = (pair for index in range(self.order.num_samples) if (pair := self._encoded(index)))
-        first = next(usable)
+        first = next(usable, None)
+        if first is None:
+            raise InputError(
+                f"recipe.data_fraction: none of its {self.order.num_samples} samples can be used "
+                f"({self.bad_rows.named()}); raise it, or mend them"
+            )
         _, row = next((pair for pair in itertools.chain([first], usable) if _has_image(pair[1])), first)
         return [(NO_SAMPLE, {**row, "labels": torch.full_like(row["labels"], IGNORED)})]
 

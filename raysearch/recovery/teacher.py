@@ -1,8 +1,8 @@
-"""The dense model as teacher: its last normalised states of answer tokens.
+"""The dense model as teacher: its states where students are compared with it.
 
-Logits are `head(states)` exactly, so one small tensor per sample serves both distillation losses. The teacher sees
-images through its own tower and projector, and is in eval mode. `teacher_cache.CachedTeacher` computes each state once
-per study.
+Logits are the head of the last normalised states exactly, so one tensor per sample serves both distillation losses.
+The teacher sees images through its own tower and projector, and is in eval mode. `teacher_cache.CachedTeacher` computes
+each state once per study.
 """
 
 import copy
@@ -12,37 +12,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from raysearch.data.encoding import IGNORED
 from raysearch.families import Family
-
-
-def answer_states(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Last normalised hidden states at the positions whose next token is an answer token.
-
-    Args:
-        model: any model of transformers whose `base_model` is everything but the language head.
-        batch: of `Encoder.collate`; `labels` (batch, seq).
-
-    Returns:
-        (n, hidden), row by row; `answer_labels(batch)` are the tokens that these states predict.
-    """
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    for key, value in inputs.items():
-        if value.is_floating_point():
-            inputs[key] = value.to(model.dtype)
-    states = model.base_model(**inputs, use_cache=False).last_hidden_state  # (batch, seq, hidden)
-    return states[:, :-1][batch["labels"][:, 1:] != IGNORED]
-
-
-def answer_labels(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The answer tokens of a batch, (n,), row by row; a row's first token is predicted by nothing and left out."""
-    labels = batch["labels"][:, 1:]
-    return labels[labels != IGNORED]
-
-
-def num_answer_labels(row: Mapping[str, torch.Tensor]) -> int:
-    """How many entries of `answer_labels` are one encoded row's."""
-    return int((row["labels"][1:] != IGNORED).sum())
+from raysearch.recovery.states import LAST_OF_ANSWERS, Compared
 
 
 def language_head(model: PreTrainedModel, family: Family) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -67,9 +38,9 @@ def language_head(model: PreTrainedModel, family: Family) -> Callable[[torch.Ten
 class Teacher:
     """The dense model at work: its states are computed whenever they are asked for."""
 
-    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+    def __init__(self, model: PreTrainedModel, family: Family, compared: Compared = LAST_OF_ANSWERS) -> None:
         """`model` is the dense one; it is put into eval mode and its weights never change."""
-        self.model = model.eval()
+        self.model, self.compared = model.eval(), compared
         self._family = family
         self._heads: dict[torch.device, Callable[[torch.Tensor], torch.Tensor]] = {}
 
@@ -92,7 +63,7 @@ class Teacher:
         self.model.to(device)
 
     def targets(self, batch: Mapping[str, torch.Tensor], places: Sequence[int]) -> torch.Tensor:
-        """States of a batch's answer tokens, (n, hidden), as `answer_states` orders them.
+        """States of a batch, (n, states per position, hidden), as `Compared.states` orders them.
 
         Args:
             batch: of `Encoder.collate`.
@@ -100,11 +71,11 @@ class Teacher:
         """
         inputs = {key: value.to(self.model.device) for key, value in batch.items()}
         with torch.no_grad():
-            return answer_states(self.model, inputs).to(batch["labels"].device)
+            return self.compared.states(self.model, self._family, inputs).to(batch["labels"].device)
 
     def head_on(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-        """From `targets` on `device` to logits, (n, hidden) to (n, vocabulary): the dense model's language head,
-        copied there once if the model is elsewhere."""
+        """From last normalised states on `device` to logits, (n, hidden) to (n, vocabulary): the dense model's language
+        head, copied there once if the model is elsewhere."""
         if device not in self._heads:
             copied = self.model
             if device != self.model.device:

@@ -1,9 +1,10 @@
 """The dense model's states on disk: computed once per study, by whichever worker needs them first, read by all.
 
-Shard i holds the states of the answer tokens of `SHARD_SAMPLES` consecutive samples, in bf16. It carries the digest of
-all that its states depend on, and a checksum; a shard that is cut short, damaged or of something else is made again.
-Files are replaced whole, so any number of processes and machines may read and write one folder. Writers take missing
-shards in an order of their own and look again before each; if two still make the same one, the later replaces its like.
+Shard i holds the states of `SHARD_SAMPLES` consecutive samples where students are compared with them, in bf16. It
+carries the digest of all that its states depend on, and a checksum; a shard that is cut short, damaged or of something
+else is made again. Files are replaced whole, so any number of processes and machines may read and write one folder.
+Writers take missing shards in an order of their own and look again before each; if two still make the same one, the
+later replaces its like.
 """
 
 import hashlib
@@ -23,19 +24,20 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from raysearch.data.encoding import IGNORED, Encoded, Encoder
+from raysearch.data.encoding import Encoded, Encoder
 from raysearch.data.samples import BadRow, Picture, Sample
 from raysearch.errors import InputError
 from raysearch.families import Family
 from raysearch.files import write_tensors
 from raysearch.recovery.engine import moved
 from raysearch.recovery.schedule import micro_batches
-from raysearch.recovery.teacher import Teacher, answer_states, num_answer_labels
+from raysearch.recovery.states import LAST_OF_ANSWERS, Compared
+from raysearch.recovery.teacher import Teacher
 
 SHARD_SAMPLES = 128
 TOKENS_PER_PASS = 8192
 GB = 10**9
-_LAYOUT = "last normalised states, bf16, 1"
+_LAYOUT = "states, bf16, 2"
 _VALUES_PER_TENSOR = 1024
 
 logger = logging.getLogger(__name__)
@@ -44,12 +46,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class _Shard:
     states: torch.Tensor
-    """(tokens of all samples, hidden), bf16; mapped from the file, so that processes of a machine share it."""
+    """(positions of all samples, states per position, hidden), bf16; mapped from the file, so that processes of a
+    machine share it."""
     ends: list[int]
     """Where each sample's states end."""
 
     def of(self, place: int) -> torch.Tensor:
-        """States of the shard's sample number `place`, (n, hidden)."""
+        """States of the shard's sample number `place`, (n, states per position, hidden)."""
         return self.states[self.ends[place - 1] if place else 0 : self.ends[place]]
 
 
@@ -65,6 +68,7 @@ class CachedTeacher(Teacher):
         folder: Path,
         quota_gb: float,
         largest_fraction: float = 1.0,
+        compared: Compared = LAST_OF_ANSWERS,
     ) -> None:
         """A cache in `folder`; nothing is computed yet.
 
@@ -73,7 +77,7 @@ class CachedTeacher(Teacher):
             quota_gb: the most that the states of the largest fraction may take, in 10^9 bytes.
             largest_fraction: of the samples, that any trial will ask for.
         """
-        super().__init__(model, family)
+        super().__init__(model, family, compared)
         self._encoder, self._samples = encoder, samples
         self._folder, self._quota_bytes = folder, quota_gb * GB
         self._num_shards = _num_shards(max(1, round(largest_fraction * len(samples))))
@@ -96,12 +100,13 @@ class CachedTeacher(Teacher):
 
     def targets(self, batch: Mapping[str, torch.Tensor], places: Sequence[int]) -> torch.Tensor:
         """As `Teacher.targets`, in the dense model's precision; the samples must have been prepared."""
-        labels = batch["labels"]
-        found = [torch.empty(0, self.hidden, dtype=torch.bfloat16)]
-        found += [self._states_of(place) for place in places if place >= 0]
-        states = torch.cat(found)
-        assert len(states) == int((labels[:, 1:] != IGNORED).sum()), (len(states), places)
-        return states.to(labels.device, self.model.dtype)
+        states = torch.cat([self._none(), *(self._states_of(place) for place in places if place >= 0)])
+        assert len(states) == int(self.compared.positions(batch).sum()), (len(states), places)
+        return states.to(batch["labels"].device, self.model.dtype)
+
+    def _none(self) -> torch.Tensor:
+        """The states of a sample without any."""
+        return torch.empty(0, len(self.compared.layers) + 1, self.hidden, dtype=torch.bfloat16)
 
     def _states_of(self, sample: int) -> torch.Tensor:
         shard, place = divmod(sample, SHARD_SAMPLES)
@@ -134,7 +139,7 @@ class CachedTeacher(Teacher):
     def _make(self, index: int) -> None:
         rows = [self._encoded(sample) for sample in self._samples_of(index)]
         parts = self._computed(rows)
-        states = torch.cat([torch.empty(0, self.hidden, dtype=torch.bfloat16), *parts])
+        states = torch.cat(parts)
         ends = torch.tensor(list(itertools.accumulate(map(len, parts))))
         self._check_room(states.nbytes)
         header = {"key": self._key(index), "checksum": _checksum(states, ends)}
@@ -150,15 +155,15 @@ class CachedTeacher(Teacher):
 
     @torch.no_grad()
     def _computed(self, rows: Sequence[Encoded | None]) -> list[torch.Tensor]:
-        """States of every row, (n, hidden) each; none for a missing one."""
-        parts = [torch.empty(0, self.hidden, dtype=torch.bfloat16) for _ in rows]
+        """States of every row, (n, states per position, hidden) each; none for a missing one."""
+        parts = [self._none() for _ in rows]
         usable = [(place, row) for place, row in enumerate(rows) if row is not None]
         for group in micro_batches([len(row["input_ids"]) for _, row in usable], TOKENS_PER_PASS):
             chosen = [usable[index] for index in group]
             batch = self._encoder.collate([row for _, row in chosen])
             batch = {key: value.to(self.model.device) for key, value in batch.items()}
-            states = answer_states(self.model, batch).to("cpu", torch.bfloat16)
-            counts = [num_answer_labels(row) for _, row in chosen]
+            states = self.compared.states(self.model, self._family, batch).to("cpu", torch.bfloat16)
+            counts = [self.compared.num_positions(row) for _, row in chosen]
             for (place, _), own in zip(chosen, states.split(counts), strict=True):
                 parts[place] = own
         return parts
@@ -190,8 +195,9 @@ class CachedTeacher(Teacher):
 
     @cached_property
     def _common_key(self) -> bytes:
-        """Digest of the model: its configuration and some values of every tensor; and of what makes its inputs."""
-        digest = hashlib.blake2b(_LAYOUT.encode())
+        """Digest of the model (its configuration and some values of every tensor), of what makes its inputs, and of
+        where its states are taken."""
+        digest = hashlib.blake2b(f"{_LAYOUT} {self.compared}".encode())
         digest.update(self.model.config.to_json_string().encode())
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -43,7 +43,7 @@ class Probes:
     @classmethod
     def load(cls, folder: Path, recipes: Sequence[Recipe]) -> "Probes":
         """As far as the study in `folder` has them."""
-        cells = {_name(recipe): cell_of(recipe) for recipe in recipes if recipe.trained == "nothing"}
+        cells = {_name(recipe): cell_of(recipe) for recipe in _probed(recipes)}
         stored = {path.stem: load_results(path) for path in sorted((folder / PROBES).glob("*.npz"))}
         timed = json.loads(path.read_text()) if (path := folder / PROBES / "seconds.json").exists() else {}
         calibration = {
@@ -59,7 +59,7 @@ class Probes:
 
 def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None:
     """Measure what the study in `folder` lacks, in this process."""
-    untrained = [recipe for recipe in recipes if recipe.trained == "nothing" and recipe.ratio > 0]
+    untrained = _probed(recipes)
     wanted = {f"text-{_name(recipe)}" for recipe in untrained} | {"search-dense", "text-dense", "seconds"}
     wanted |= {f"calibration-{num}-{_name(recipe)}" for num in CALIBRATION_SIZES for recipe in untrained}
     if not untrained or wanted <= {path.stem for path in (folder / PROBES).glob("*")}:
@@ -67,7 +67,7 @@ def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None
     from raysearch.trial import Prepared, Workbench
 
     dense = load_results(folder / SCORES / "dense.npz")
-    bench = Workbench(space, Prepared(dense, dense, {}))
+    bench = Workbench(space, Prepared(dense, dense, dense, {}))
     words = [replace(b, questions=tuple(q.without_images() for q in b.questions)) for b in bench.heldout]
     _keep(folder, "search-dense", partial(bench.evaluate, bench.model, bench.questions))
     _keep(folder, "text-dense", partial(bench.evaluate, bench.model, words))
@@ -82,6 +82,11 @@ def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None
             save_results(
                 _path(folder, f"calibration-{num}-{_name(recipe)}"), bench.evaluate(model, bench.questions)
             )
+
+
+def _probed(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """The recipes that only prune."""
+    return [r for r in recipes if r.trained == "nothing" and r.quantization == "none" and r.ratio > 0]
 
 
 def _pruned(bench: Any, recipes: Sequence[Recipe], num_samples: int) -> Iterator[tuple[Recipe, Any]]:

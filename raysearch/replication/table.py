@@ -29,6 +29,7 @@ class Cell:
         regime: what is trained: none, projector, or joint (the decoder too, with LoRA or whole).
         losses: of sft, kl, rkl and l2, those with a weight, in this order, joined by `+`.
         fraction: share of the recovery data; 1 where nothing is trained.
+        quantization: of the decoder's weights afterwards.
     """
 
     mode: str
@@ -36,6 +37,7 @@ class Cell:
     regime: str = "none"
     losses: str = ""
     fraction: float = 1.0
+    quantization: str = "none"
 
 
 def cell_of(recipe: Recipe) -> Cell:
@@ -49,6 +51,7 @@ def cell_of(recipe: Recipe) -> Cell:
         _REGIMES.get(recipe.trained, "joint"),
         losses,
         1.0 if recipe.data_fraction is None else recipe.data_fraction,
+        recipe.quantization,
     )
 
 
@@ -130,7 +133,8 @@ class Table:
         variances, weights = [0.0], [0]
         for cell, runs in self._results.items():
             if cell.ratio == ratio and cell.regime != "none" and len(runs) > 1:
-                variances.append(np.var([retention(run, self.dense).value for run in runs], ddof=1))
+                values = [retention(run, self.dense).value for run in runs]
+                variances.append(float(np.var(values, ddof=1)))
                 weights.append(len(runs) - 1)
         return float(np.sqrt(np.dot(variances, weights) / max(sum(weights), 1)))
 

@@ -120,6 +120,7 @@ def point_cells(point: FrontPoint, criterion: bool = False) -> list[str]:
     """A row of `POINT_HEAD`; with the criterion behind the mode if wanted."""
     recipe = point.recipe
     by = f" by {recipe.criterion}" if criterion else ""
+    by += f", {recipe.quantization}" if recipe.quantization != "none" else ""
     return [
         size_text(point.size_bytes),
         f"{point.size_ratio:.1%}",

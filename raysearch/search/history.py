@@ -26,7 +26,7 @@ class Proposal:
     """A trial as the searcher sees it."""
 
     number: int
-    """Its number in the Optuna study."""
+    """Its number in the Optuna study; without one, among the proposals."""
     recipe: Recipe
     size_ratio: float
     params: dict[str, Any]
@@ -52,7 +52,6 @@ class History:
         """Finished trials that none of them dominates."""
         self.sizes = Counter[float]()
         """How many trials there are of each size ratio."""
-        self._spreads: dict[float, float] = {}  # standard deviation of gains, as far as it was asked for
         self._gains: dict[
             float, list[float]
         ] = {}  # of finished trials, from each number of samples seen to the end
@@ -107,7 +106,7 @@ class History:
         return value + max(0.0, middle)
 
     def deviation(self, trial: str) -> float:
-        """Standard deviation of `final`, where there is one."""
+        """Standard deviation of `final`, where there is one; of gains, half the way between 16% and 84% of them."""
         proposal = self.proposals[trial]
         if proposal.end in ("failed", "finished") or not proposal.curve:
             return 0.0
@@ -115,9 +114,9 @@ class History:
         gains = self._gains.get(seen)
         if not gains:
             return 0.1 * abs(value)
-        if seen not in self._spreads:
-            self._spreads[seen] = float(np.std(gains))
-        return self._spreads[seen] + 0.05 * abs(value) / len(gains)
+        last = len(gains) - 1
+        low, high = gains[math.floor(0.16 * last)], gains[math.ceil(0.84 * last)]
+        return (high - low) / 2 + 0.05 * abs(value) / len(gains)
 
     def state(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
@@ -144,6 +143,5 @@ class History:
         points = np.array([(self.proposals[n].size_ratio, -self.proposals[n].curve[-1][1]) for n in named])
         layers = nondomination_layers(points)
         self.front = [name for name, layer in zip(named, layers, strict=True) if layer == 0]
-        self._spreads.clear()
         for seen, value in proposal.curve[:-1]:
             bisect.insort(self._gains.setdefault(seen, []), proposal.curve[-1][1] - value)

@@ -1,7 +1,8 @@
 """Proposals by expected hypervolume: of many candidates of known size, the one that can be expected to add most."""
 
+import functools
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,18 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from pydantic import ValidationError
 
 from raysearch.recipe import Recipe
-from raysearch.search.history import Made, made_by
-from raysearch.search.surrogate import MAX_POINTS, Encoding, RetentionModel, expected_gain
+from raysearch.search.sampling import Solve, is_ratio, to_smaller_step
+from raysearch.search.surrogate import Encoding, RetentionModel, expected_gain
 from raysearch.settings import Scalar
 from raysearch.space import SearchSpace
 
-NUM_CANDIDATES = 96
+NUM_RANDOM = 48  # candidates drawn over the whole space, for RENEWED_EVERY proposals
+RENEWED_EVERY = 12
+NUM_CHILDREN = 24  # candidates near good recipes, drawn for each proposal
+NUM_OTHERS = 200  # random ones, where all these have been tried
+MAX_POINTS = 200  # values that the model holds
 NUM_FIT_POINTS = 100  # the latest values, from which length scales are found
+GROWTH = 1 / 10  # of the number of trials, after which they are found anew
 CHANGE = 0.25  # share of a parent's answers that its child draws anew
 
 
@@ -26,7 +32,9 @@ class Candidate:
 
     recipe: Recipe
     params: dict[str, Any]
-    distributions: dict[str, BaseDistribution]
+    """The answers as the space was given them."""
+    answers: dict[str, Any]
+    """The same as the gain model reads them."""
     size_ratio: float
 
 
@@ -42,36 +50,53 @@ class Observation:
 
 
 class DrawAsk:
-    """An `Ask` that draws at random, or keeps most of a parent's answers."""
+    """An `Ask` that draws at random, or keeps most of a parent's answers.
+
+    Args:
+        draw: source of randomness.
+        parent: answers to keep.
+        solve: decides the ratio, if given.
+    """
 
     def __init__(
-        self, draw: np.random.Generator, parent: Mapping[str, Any] | None = None, change: float = CHANGE
+        self, draw: np.random.Generator, parent: Mapping[str, Any] | None = None, solve: Solve | None = None
     ) -> None:
-        self._draw, self._parent, self._change = draw, parent or {}, change
+        self._draw, self._parent, self._solve = draw, parent or {}, solve
         self.params: dict[str, Any] = {}
         self.distributions: dict[str, BaseDistribution] = {}
 
     def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
         """One of `choices`."""
         kept: Scalar = choices[int(self._draw.integers(len(choices)))]
-        if self._parent.get(name) in choices and self._draw.random() >= self._change:
+        if self._parent.get(name) in choices and self._draw.random() >= CHANGE:
             kept = self._parent[name]
-        self.params[name], self.distributions[name] = kept, CategoricalDistribution(list(choices))
+        self.params[name], self.distributions[name] = kept, _categorical(*choices)
         return kept
 
     def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
         """A number from `low` to `high`; a child's is often near its parent's."""
-        at = float(self._draw.random())
-        if name in self._parent and self._draw.random() >= self._change:
-            at = _scaled(self._parent[name], low, high, log) + 0.4 * self._change * self._draw.normal()
-            at = float(np.clip(at, 0, 1))
-        value = low * (high / low) ** at if log else low + (high - low) * at
-        if step:
-            value = min(low + step * round((value - low) / step), high)
+        if self._solve is not None and is_ratio(name):
+            value = to_smaller_step(self._solve(self.params, low, high), low, high, step)
+        else:
+            at = float(self._draw.random())
+            if name in self._parent and self._draw.random() >= CHANGE:
+                at = _scaled(self._parent[name], low, high, log) + 0.4 * CHANGE * self._draw.normal()
+                at = min(max(at, 0.0), 1.0)
+            value = low * (high / low) ** at if log else low + (high - low) * at
+            if step:
+                value = low + step * round((value - low) / step)
         value = float(min(max(value, low), high))
         self.params[name] = value
-        self.distributions[name] = FloatDistribution(low, high, log=log, step=None if log else step)
+        self.distributions[name] = _float(low, high, log, None if log else step)
         return value
+
+
+_float = functools.cache(lambda low, high, log, step: FloatDistribution(low, high, log=log, step=step))
+
+
+@functools.lru_cache(typed=True)  # True, 1 and 1.0 are choices apart
+def _categorical(*choices: Scalar) -> CategoricalDistribution:
+    return CategoricalDistribution(choices)
 
 
 def answers_of(
@@ -95,68 +120,66 @@ def answers_of(
 class Candidates:
     """Draws recipes of a space that have a size within the budgets.
 
+    What is drawn depends on the seed, the number of the proposal and the parents alone.
+
     Args:
         space: where recipes come from.
         size_ratio: share of the dense model's size that a recipe keeps; None if it has no shape or fits no budget.
-        limits: size ratios that answers are wanted for.
-        draw: source of randomness.
+        solvers: each decides the ratio so that the model is just within a size that an answer is wanted for; if there
+            are any, half of the candidates are drawn so.
+        seed: of the draws.
     """
 
     def __init__(
         self,
         space: SearchSpace,
         size_ratio: Callable[[Recipe], float | None],
-        limits: Sequence[float],
-        draw: np.random.Generator,
+        solvers: Sequence[Solve],
+        seed: int,
     ) -> None:
-        self._space, self._size_ratio, self._limits, self._draw = space, size_ratio, limits, draw
+        self._space, self._size_ratio, self._solvers, self._seed = space, size_ratio, solvers, seed
+        self._block, self._random = -1, list[Candidate]()
 
-    def many(self, parents: Sequence[Mapping[str, Any]], taken: Container[Made]) -> list[Candidate]:
-        """New recipes, about half of them children of `parents`; every other one just below a limit, if there are."""
-        found: dict[Made, Candidate] = {}
-        for attempt in range(4 * NUM_CANDIDATES):
-            parent = parents[int(self._draw.integers(len(parents)))] if parents and attempt % 2 else None
-            ask = DrawAsk(self._draw, parent)
-            candidate = self._make(ask)
-            if self._limits and ask.params and (candidate is None or attempt % 4 < 2):
-                limit = self._limits[int(self._draw.integers(len(self._limits)))]
-                candidate = self._just_below(ask.params, limit) or candidate
-            if candidate is not None:
-                made = made_by(candidate.recipe, candidate.size_ratio)
-                if made not in taken:
-                    found.setdefault(made, candidate)
-            if len(found) == NUM_CANDIDATES:
+    def of_proposal(self, number: int, parents: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+        """Random recipes, most of them candidates of the proposals before, and new children of `parents`."""
+        block = number // RENEWED_EVERY
+        if block != self._block:
+            draw = np.random.default_rng((self._seed, 1, block))
+            self._block, self._random = block, self._draw(draw, NUM_RANDOM)
+        children = self._draw(np.random.default_rng((self._seed, 0, number)), NUM_CHILDREN, parents)
+        return [*self._random, *children]
+
+    def others(self, number: int) -> Iterator[Candidate]:
+        """Where those of the proposal have all been tried: random recipes of its own."""
+        yield from self._draw(np.random.default_rng((self._seed, 2, number)), NUM_OTHERS)
+
+    def _draw(
+        self, draw: np.random.Generator, num: int, parents: Sequence[Mapping[str, Any]] = ()
+    ) -> list[Candidate]:
+        found: list[Candidate] = []
+        for attempt in range(4 * num):
+            parent = parents[int(draw.integers(len(parents)))] if parents else None
+            solve = None
+            if self._solvers and attempt % 2:
+                solve = self._solvers[int(draw.integers(len(self._solvers)))]
+            ask = DrawAsk(draw, parent, solve)
+            try:
+                recipe = self._space.suggest(ask)
+            except ValidationError:
+                continue
+            ratio = self._size_ratio(recipe)
+            if ratio is not None:
+                answers = answers_of(ask.params, ask.distributions, ratio)
+                found.append(Candidate(recipe, ask.params, answers, ratio))
+            if len(found) == num:
                 break
-        return list(found.values())
-
-    def _make(self, ask: DrawAsk) -> Candidate | None:
-        try:
-            recipe = self._space.suggest(ask)
-        except ValidationError:
-            return None
-        ratio = self._size_ratio(recipe)
-        return None if ratio is None else Candidate(recipe, ask.params, ask.distributions, ratio)
-
-    def _just_below(self, params: Mapping[str, Any], limit: float) -> Candidate | None:
-        """The recipe with the smallest removed ratio that is within `limit`, its other answers kept."""
-        name = next((name for name in params if name.partition("#")[0] == "ratio"), None)
-        if name is None:
-            return None
-        best, low, high = None, 0.0, 1.0
-        for _ in range(10):
-            middle = (low + high) / 2
-            made = self._make(DrawAsk(self._draw, {**params, name: middle}, change=0.0))
-            if made is not None and made.size_ratio <= limit:
-                best, high = made, middle
-            else:
-                low = middle
-        return best
+        return found
 
 
 class GainModel:
     """Says which of several candidates can be expected to add most to the hypervolume.
 
-    The length scales are searched for anew whenever the number of values has grown by a third; in between they stay.
+    The length scales are searched for anew whenever the number of trials has grown by a tenth; in between they stay.
     """
 
     def __init__(self) -> None:
@@ -165,44 +188,46 @@ class GainModel:
         self.jitter = 0.03
         self.next_fit = 0
 
-    def best(
+    def ranked(
         self,
         candidates: Sequence[Candidate],
         known: Sequence[Observation],
         limits: Sequence[float],
+        num_trials: int,
         prior: Sequence[Observation] = (),
-    ) -> Candidate:
-        """The candidate with the largest expected gain, trials under way taken at their expected value.
+    ) -> list[Candidate]:
+        """The candidates, largest expected gain first, trials under way taken at their expected value.
 
         Args:
             candidates: at least one.
             known: trials so far, at least two of them with a retention.
             limits: size ratios that answers are wanted for.
-            prior: trials of earlier studies; they inform the model, and are on no front.
+            num_trials: how many trials there are, those that `known` leaves out included.
+            prior: trials of earlier studies; they inform the model while it has room, and are on no front.
         """
         measured = [o for o in known if o.retention is not None]
         running = [o for o in known if o.retention is None]
-        answers = [answers_of(c.params, c.distributions, c.size_ratio) for c in candidates]
-        encoding = Encoding([o.answers for o in (*prior, *known)] + answers)
-        model = self._model(encoding, [*prior, *measured])
+        used = [*prior, *measured][-max(MAX_POINTS, len(measured)) :]
+        answers = [candidate.answers for candidate in candidates]
+        encoding = Encoding([o.answers for o in (*used, *running)] + answers)
+        model = self._model(encoding, used, num_trials)
+        mean, deviation = model.predict(encoding.encode([*answers, *(o.answers for o in running)]))
         front = [(o.size_ratio, float(o.retention or 0.0)) for o in measured]
-        if running:
-            expected, _ = model.predict(encoding.encode([o.answers for o in running]))
-            front += [(o.size_ratio, float(v)) for o, v in zip(running, expected, strict=True)]
-        mean, deviation = model.predict(encoding.encode(answers))
-        sizes = np.array([c.size_ratio for c in candidates])
-        return candidates[int(np.argmax(expected_gain(sizes, mean, deviation, _front_of(front), limits)))]
+        expected = mean[len(candidates) :].tolist()
+        front += [(o.size_ratio, value) for o, value in zip(running, expected, strict=True)]
+        sizes, here = np.array([c.size_ratio for c in candidates]), slice(len(candidates))
+        gain = expected_gain(sizes, mean[here], deviation[here], _front_of(front), limits)
+        return [candidates[at] for at in np.argsort(-gain, kind="stable")]
 
-    def _model(self, encoding: Encoding, measured: Sequence[Observation]) -> RetentionModel:
-        used = measured[-MAX_POINTS:]
+    def _model(self, encoding: Encoding, used: Sequence[Observation], num_trials: int) -> RetentionModel:
         values = np.array([o.retention for o in used], float)
         noise = np.array([o.deviation for o in used])
         points = encoding.encode([o.answers for o in used])
-        if len(measured) >= self.next_fit or set(encoding.names) - set(self.scales):
+        if num_trials >= self.next_fit or set(encoding.names) - set(self.scales):
             last = slice(-NUM_FIT_POINTS, None)
             fitted = RetentionModel(points[last], encoding.groups, values[last], noise[last])
             self.scales = dict(zip(encoding.names, fitted.weights.tolist(), strict=True))
-            self.jitter, self.next_fit = fitted.jitter, len(measured) + max(3, len(measured) // 3)
+            self.jitter, self.next_fit = fitted.jitter, num_trials + max(3, int(num_trials * GROWTH))
         scales = np.array([self.scales[name] for name in encoding.names])
         return RetentionModel(points, encoding.groups, values, noise, (scales, self.jitter))
 

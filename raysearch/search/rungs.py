@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from raysearch.errors import InputError
-from raysearch.search.rung import BestWithin, Rung
+from raysearch.search.rung import Rung
 
 
 @dataclass(frozen=True)
@@ -19,22 +19,10 @@ class Rule:
     """What the stopping rule uses; each part can be switched off.
 
     Attributes:
-        noise_margin: z; a trial counts as behind another only if it trails by z standard errors of its own retention.
-        movement_margin: the same in units of how far values at the rung have moved by later rungs. Where nothing is
-            known yet, the spread of the rung's values stands in, with the weight of `movement_prior` trials.
-        movement_prior: see there.
-        veto: stop a trial whose retention plus the 95th percentile of the gains seen from its rung to the end stays
-            below the best finished retention at no more than its size.
-        veto_evidence: finished trials that the veto waits for.
         keep_budget_leaders: never stop the best trial of those that fit a named budget.
         count_finished: trials that ended below a rung count there with their final value.
     """
 
-    noise_margin: float = 0.0
-    movement_margin: float = 0.0
-    movement_prior: float = 3.0
-    veto: bool = False
-    veto_evidence: int = 10
     keep_budget_leaders: bool = True
     count_finished: bool = True
 
@@ -45,7 +33,7 @@ class Decision:
 
     `rung` is None when the result is at no rung. `num_better` and `num_own` count the trials in better layers and in
     the newcomer's own, itself included, of `num_trials` at the rung; `rank` (1 is best) is its place in its layer,
-    where it was needed. `margin` is what was added to its retention for the comparison.
+    where it was needed.
     """
 
     trial: str
@@ -60,7 +48,6 @@ class Decision:
     num_better: int = 0
     num_own: int = 0
     rank: int | None = None
-    margin: float = 0.0
 
 
 class Rungs:
@@ -97,12 +84,13 @@ class Rungs:
         self.rule = rule or Rule()
         self.rungs = [Rung(level, self.budgets) for level in self._levels()]
         self._live: dict[str, _Progress] = {}
-        self._best_finished = BestWithin()
         self.num_decisions = 0
 
     def _levels(self) -> list[float]:
+        """A rung nearer to the end than halfway to the next one, on the log scale of rungs, would save little."""
+        last = self.max_t / math.sqrt(self.reduction_factor)
         levels = [self.grace_period]
-        while levels[-1] * self.reduction_factor < self.max_t * (1 - 1e-9):
+        while levels[-1] * self.reduction_factor <= last:
             levels.append(levels[-1] * self.reduction_factor)
         if float(self.grace_period).is_integer() and float(self.max_t).is_integer():
             levels = [round(level) for level in levels]  # samples are whole
@@ -135,8 +123,7 @@ class Rungs:
         self.num_decisions += 1
         rung = self.rungs[reached]
         decision = self._judge(trial, rung, *facts)
-        self._move(trial, retention)
-        rung.add(trial, size, retention, retention_se)
+        rung.add(trial, size, retention)
         progress.rung, progress.stopped = reached, not decision.go_on
         return decision
 
@@ -153,15 +140,10 @@ class Rungs:
         if not math.isfinite(retention):
             self.fail(trial)
             return
-        self._move(trial, retention)
         progress.finished = True
-        self._best_finished.add(size, retention)
-        for rung in self.rungs[: progress.rung + 1]:
-            if trial in rung.values:
-                bisect.insort(rung.gains_to_end, retention - rung.values[trial][1])
         if self.rule.count_finished:
             for rung in self.rungs[progress.rung + 1 :]:
-                rung.add(trial, size, retention, retention_se)
+                rung.add(trial, size, retention)
 
     def fail(self, trial: str) -> None:
         """Forget a failed trial: it holds back no other."""
@@ -192,17 +174,11 @@ class Rungs:
         for rung in self.rungs:
             rung.set_failed(trial, failed)
 
-    def _move(self, trial: str, retention: float) -> None:
-        """Note how far the trial has come since the rungs it passed."""
-        for rung in self.rungs:
-            rung.note_value(trial, retention)
-
     def _judge(
         self, trial: str, rung: "Rung", size: float, retention: float, se: float, samples_seen: float
     ) -> Decision:
-        margin = self._margin(rung, retention, se)
-        layer = rung.layers.place(size, retention + margin)
-        better, own = rung.layers.num_better(layer), rung.layers.num_company(size, retention + margin, layer)
+        layer = rung.layers.place(size, retention)
+        better, own = rung.layers.num_better(layer), rung.layers.num_company(size, retention, layer)
         num = rung.num_trials + 1
         allowed = max(1.0, num / self.reduction_factor + 1e-9)
         rank = None
@@ -211,15 +187,13 @@ class Rungs:
         elif better + 1 > allowed:
             go_on, reason = False, "enough trials are better"
         else:
-            rank = rung.rank(*rung.layers.company(size, retention + margin, layer), retention)
+            rank = rung.rank(*rung.layers.company(size, retention, layer))
             go_on = better + rank <= allowed
             reason = f"number {rank} of {own} in the layer that is split"
         if not go_on and self.rule.keep_budget_leaders:
             led = rung.budgets_led(size, retention)
             if led:
                 go_on, reason = True, f"leads budget {led[0]:g}"
-        if go_on and layer > 0 and self.rule.veto and self._is_hopeless(rung, size, retention):
-            go_on, reason = False, "hopeless: even a rare gain leaves it behind a finished trial"
         return Decision(
             trial,
             go_on,
@@ -233,23 +207,7 @@ class Rungs:
             better,
             own,
             rank,
-            margin,
         )
-
-    def _margin(self, rung: "Rung", retention: float, se: float) -> float:
-        variance = 0.0
-        if self.rule.noise_margin and math.isfinite(se):
-            variance += (self.rule.noise_margin * se) ** 2
-        if self.rule.movement_margin:
-            variance += self.rule.movement_margin**2 * rung.movement(retention, self.rule.movement_prior)
-        return math.sqrt(variance)
-
-    def _is_hopeless(self, rung: "Rung", size: float, retention: float) -> bool:
-        gains = rung.gains_to_end
-        if len(gains) < self.rule.veto_evidence:
-            return False
-        rare = gains[min(len(gains) - 1, math.ceil(0.95 * len(gains)))]
-        return retention + rare < self._best_finished.within(size)
 
     def state(self) -> dict[str, Any]:
         """All that later decisions depend on, as plain JSON values."""
@@ -265,7 +223,6 @@ class Rungs:
                 for name, progress in self._live.items()
             },
             "rungs": [rung.state() for rung in self.rungs],
-            "best_finished": self._best_finished.points,
             "num_decisions": self.num_decisions,
         }
 
@@ -282,8 +239,6 @@ class Rungs:
         rungs._live = {name: _Progress(*entry) for name, entry in state["trials"].items()}
         for rung, saved in zip(rungs.rungs, state["rungs"], strict=True):
             rung.restore(saved)
-        for size, retention in state["best_finished"]:
-            rungs._best_finished.add(size, retention)
         rungs.num_decisions = state["num_decisions"]
         return rungs
 

@@ -13,7 +13,7 @@ from raysearch.recipe import Recipe
 from raysearch.settings import Scalar
 from raysearch.space import SearchSpace
 
-SAMPLERS = ("tpe", "nsga2", "gp", "random", "quasirandom")
+SAMPLERS = ("tpe", "nsga2", "random", "quasirandom")
 Solve = Callable[[Mapping[str, Any], float, float], float]
 
 
@@ -26,19 +26,18 @@ def make_sampler(name: str, seed: int, ask: int) -> BaseSampler:
     Raises:
         InputError: no such sampler.
     """
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     fresh = (seed * 1_000_003 + ask * 7919) % (2**31)
     samplers = optuna.samplers
     match name:
         case "tpe":
-            return samplers.TPESampler(seed=fresh, n_startup_trials=10, multivariate=False)
+            # Jointly: apart, it would sort out the best trials once for every value that it draws.
+            return samplers.TPESampler(seed=fresh, n_startup_trials=10, multivariate=True, group=True)
         case "nsga2":
             return samplers.NSGAIISampler(seed=fresh, population_size=20)
-        case "gp":
-            return samplers.GPSampler(seed=fresh, n_startup_trials=10, deterministic_objective=False)
         case "random":
             return samplers.RandomSampler(seed=fresh)
         case "quasirandom":
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
     raise InputError(f"search.sampler {name!r}: no such sampler; choose of {', '.join(SAMPLERS)}")
 
@@ -60,7 +59,7 @@ class SteeredSampler(BaseSampler):
     ) -> dict[str, BaseDistribution]:
         """What the base sampler would choose jointly, the ratio apart."""
         space = self._base.infer_relative_search_space(study, trial)
-        return {name: distribution for name, distribution in space.items() if not _is_ratio(name)}
+        return {name: distribution for name, distribution in space.items() if not is_ratio(name)}
 
     def sample_relative(
         self,
@@ -69,7 +68,8 @@ class SteeredSampler(BaseSampler):
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
         """The base sampler's joint choice."""
-        return self._base.sample_relative(study, trial, search_space)
+        values = self._base.sample_relative(study, trial, search_space)
+        return {name: value for name, value in values.items() if not is_ratio(name)}
 
     def sample_independent(
         self,
@@ -79,16 +79,13 @@ class SteeredSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """The ratio that meets the wanted size; the base sampler's choice for everything else."""
-        if _is_ratio(param_name) and isinstance(param_distribution, FloatDistribution):
+        if is_ratio(param_name) and isinstance(param_distribution, FloatDistribution):
             low, high = param_distribution.low, param_distribution.high
             ratio = self._solve(trial.params, low, high)
             if self._at_least:
                 free = self._base.sample_independent(study, trial, param_name, param_distribution)
                 ratio = max(ratio, free)
-            step = param_distribution.step
-            if step:  # to the smaller model, so that the budget still holds
-                ratio = min(high, low + step * -(-(ratio - low - 1e-9) // step))
-            return min(max(ratio, low), high)
+            return to_smaller_step(ratio, low, high, param_distribution.step)
         return self._base.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
@@ -96,8 +93,16 @@ class SteeredSampler(BaseSampler):
         self._base.before_trial(study, trial)
 
 
-def _is_ratio(name: str) -> bool:
+def is_ratio(name: str) -> bool:
+    """Whether a sampler is asked for the ratio, by whatever case of it."""
     return name.partition("#")[0] == "ratio"
+
+
+def to_smaller_step(ratio: float, low: float, high: float, step: float | None) -> float:
+    """A ratio within its bounds and on its steps, rounded to the smaller model, so that a budget still holds."""
+    if step:
+        ratio = low + step * -(-(ratio - low - 1e-9) // step)
+    return min(max(ratio, low), high)
 
 
 class OptunaAsk:

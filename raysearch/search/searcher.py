@@ -4,24 +4,35 @@ Ray's own OptunaSearch tells the sampler that a stopped trial completed with the
 no conditional spaces with several objectives; so the driver holds this object, and Ray sees a thin `RecipeSearch`.
 """
 
+import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
+from raysearch.dimensions import choose
 from raysearch.errors import InputError
 from raysearch.front import nondomination_layers
 from raysearch.recipe import Recipe
 from raysearch.search.history import End, History, Proposal, made_by
 from raysearch.search.optuna_study import OptunaStudy
-from raysearch.search.proposing import Candidate, Candidates, GainModel, Observation, answers_of
-from raysearch.search.sampling import OptunaAsk, fit_to_space
+from raysearch.search.proposing import (
+    MAX_POINTS,
+    Candidate,
+    Candidates,
+    GainModel,
+    Observation,
+    answers_of,
+)
+from raysearch.search.sampling import OptunaAsk, RecipeAsk, Solve, fit_to_space
+from raysearch.search.sizing import Sizing, bare
 from raysearch.search.warmstart import PUBLISHED_RATIOS, published_recipes
+from raysearch.settings import Scalar
 from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
 
@@ -29,7 +40,6 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 200
 SAMPLER_ATTEMPTS = 5  # then at random: a sampler may insist on what has been tried
 FREE_EVERY = 4  # one proposal in this many goes its own way; the others aim at a size
-NUM_NEWEST = 400  # trials that the gain model and its parents are chosen from, beside the front
 NUM_STARTUP = 10  # trials with a value before the gain model is asked
 CROWDED = 1 / 8  # largest share of the trials that proposals may aim at one size
 PRIOR_DEVIATION = 0.1  # of a retention that was measured on another model, or in another study of this one
@@ -45,8 +55,8 @@ class Searcher:
         dense: size of the whole dense model.
         budgets: sizes that answers are wanted for; a recipe over all of them is never proposed.
         num_trials: how many recipes to suggest in all; None for no end.
-        sampler: tpe, nsga2, gp, random or quasirandom of Optuna's; ehvi, which knows the sizes; or grid, which takes
-            what is in line and no more.
+        sampler: ehvi, which knows the sizes; tpe, nsga2, random or quasirandom of Optuna's; or grid, which takes what
+            is in line and no more.
         seed: of the sampler.
         steer: let three of Optuna's proposals in four aim at a size: just below a budget, or, without budgets, spread
             evenly.
@@ -59,19 +69,20 @@ class Searcher:
         dense: Size,
         budgets: Iterable[Budget] = (),
         num_trials: int | None = None,
-        sampler: str = "tpe",
+        sampler: str = "ehvi",
         seed: int = 0,
         steer: bool = True,
     ) -> None:
-        self.space, self.size_of, self.dense = space, size_of, dense
-        self.budgets = list(budgets)
+        self.space, self.budgets = space, list(budgets)
         self.num_trials, self.sampler, self.seed, self.steer = num_trials, sampler, seed, steer
         self.history = History()
         self.exhausted = False
-        self._limits = [budget.size_ratio(dense) for budget in self.budgets]
+        self._sizing = Sizing(size_of, dense, self.budgets)
+        self._limits = self._sizing.limits
         self._queue: list[dict[str, Any]] = []
-        self._smallest = math.inf  # smallest size ratio met among the rejected
-        self._study = OptunaStudy("random" if sampler in ("ehvi", "grid") else sampler, seed)
+        self._study = None if sampler in ("ehvi", "grid") else OptunaStudy(sampler, seed)
+        solvers = [functools.partial(self._ratio_for, limit) for limit in self._limits]
+        self._candidates = Candidates(space, self._sizing.ratio_of, solvers, seed)
         self._gain_model = GainModel()
         self._prior: list[Observation] = []
 
@@ -90,14 +101,14 @@ class Searcher:
         taken = set(self.history.made)
         for values in self._queue:
             queued = Recipe(**values)
-            taken.add(made_by(queued, self._size_ratio(queued) or 0.0))
+            taken.add(made_by(queued, self._sizing.ratio_of(queued) or 0.0))
         for recipe in recipes:
             values = recipe.as_dict() if isinstance(recipe, Recipe) else dict(recipe)
             try:
                 fitted, _ = fit_to_space(self.space, values)
             except ValidationError:
                 continue
-            ratio = self._size_ratio(fitted)
+            ratio = self._sizing.ratio_of(fitted)
             if ratio is not None and made_by(fitted, ratio) not in taken:
                 taken.add(made_by(fitted, ratio))
                 self._queue.append(fitted.as_dict())
@@ -121,11 +132,12 @@ class Searcher:
                 fitted, ask = fit_to_space(self.space, recipe.as_dict())
             except ValidationError:
                 continue
-            ratio = self._size_ratio(fitted)
+            ratio = self._sizing.ratio_of(fitted)
             if ratio is not None:
                 answers = answers_of(ask.params, ask.distributions, ratio)
                 self._prior.append(Observation(answers, ratio, retention, PRIOR_DEVIATION))
-                self._study.add_prior(ask.params, ask.distributions, ratio, retention)
+                if self._study is not None:
+                    self._study.add_prior(ask.params, ask.distributions, ratio, retention)
         return len(self._prior) - num_before
 
     def enqueue_published(self) -> int:
@@ -137,10 +149,10 @@ class Searcher:
         ratios = list(PUBLISHED_RATIOS)
         if self._limits:
             # Which recipe was published depends on the ratio; its mode then decides the ratio that meets the budget.
-            ratios = [self._solve("layerwise", limit) for limit in self._limits]
+            ratios = [self._sizing.solve(limit, mode="layerwise") for limit in self._limits]
         recipes = published_recipes(ratios)
         for recipe, limit in zip(recipes, self._limits, strict=False):
-            recipe["ratio"] = self._solve(str(recipe["mode"]), limit)
+            recipe["ratio"] = self._ratio_for(limit, recipe)
         most = len(recipes) if self.num_trials is None else max(1, self.num_trials // 4)
         return self.enqueue(recipes[:most])
 
@@ -154,7 +166,7 @@ class Searcher:
             return None
         proposal = self._next_in_line()
         if proposal is None and self.sampler != "grid":
-            proposal = self._by_gain() if self.sampler == "ehvi" else self._by_optuna()
+            proposal = self._by_gain() if self._study is None else self._by_optuna(self._study)
         if proposal is None:
             self._give_up()
             return None
@@ -163,14 +175,14 @@ class Searcher:
 
     def take_in(self, trial: str, recipe: Recipe) -> bool:
         """Take up a recipe that runs, or has run, as if it had been suggested; False if it has no place here."""
-        ratio = self._size_ratio(recipe)
+        ratio = self._sizing.ratio_of(recipe)
         try:
             _, ask = fit_to_space(self.space, recipe.as_dict())
         except ValidationError:
             return False
         if ratio is None or made_by(recipe, ratio) in self.history.made:
             return False
-        self.history.add(trial, self._register(Candidate(recipe, ask.params, ask.distributions, ratio)))
+        self.history.add(trial, self._register(_as_candidate(recipe, ask, ratio)))
         return True
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
@@ -202,94 +214,98 @@ class Searcher:
         return {
             "schema": 1,
             "queue": self._queue,
-            "smallest": None if math.isinf(self._smallest) else self._smallest,
+            "smallest": None if math.isinf(self._sizing.smallest) else self._sizing.smallest,
             "exhausted": self.exhausted,
             "prior": [asdict(observation) for observation in self._prior],
             "gain_model": vars(self._gain_model),
-            "study": self._study.state(),
+            "study": self._study and self._study.state(),
             "history": self.history.state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from the state of an earlier searcher made with the same arguments."""
         self._queue = [dict(values) for values in state["queue"]]
-        self._smallest = math.inf if state["smallest"] is None else state["smallest"]
+        self._sizing.smallest = math.inf if state["smallest"] is None else state["smallest"]
         self.exhausted = state["exhausted"]
         self._prior = [Observation(**saved) for saved in state["prior"]]
         vars(self._gain_model).update(state["gain_model"])
-        self._study.set_state(state["study"])
+        if self._study is not None:
+            self._study.set_state(state["study"])
         self.history = History.from_state(state["history"])
 
     def _next_in_line(self) -> Proposal | None:
         while self._queue:
             recipe, ask = fit_to_space(self.space, self._queue.pop(0))
-            ratio = self._size_ratio(recipe)
+            ratio = self._sizing.ratio_of(recipe)
             if ratio is not None and made_by(recipe, ratio) not in self.history.made:
-                return self._register(Candidate(recipe, ask.params, ask.distributions, ratio))
+                return self._register(_as_candidate(recipe, ask, ratio))
         return None
 
-    def _by_optuna(self) -> Proposal | None:
+    def _by_optuna(self, study: OptunaStudy) -> Proposal | None:
         """What the sampler proposes, steered in size; what does not fit or has been tried is told as failed."""
         target = self._target()
         for attempt in range(MAX_ATTEMPTS):
             steered = target if attempt < MAX_ATTEMPTS // 2 else None
             limit = steered if steered is not None else max(self._limits, default=None)
-            number, asked = self._study.ask(
+            number, asked = study.ask(
                 None if limit is None else self._solver(limit, attempt),
                 at_least=steered is None,
                 at_random=attempt >= SAMPLER_ATTEMPTS,
             )
             try:
                 recipe = self.space.suggest(OptunaAsk(asked))
-                ratio = self._size_ratio(recipe)
+                ratio = self._sizing.ratio_of(recipe)
             except ValidationError:
                 ratio = None
             if ratio is not None and made_by(recipe, ratio) not in self.history.made:
                 answers = answers_of(asked.params, asked.distributions, ratio)
                 return Proposal(number, recipe, ratio, asked.params, answers)
-            self._study.tell_failed(number)
+            study.tell_failed(number)
         return None
 
     def _by_gain(self) -> Proposal | None:
-        """Of many random recipes and children of good ones, that which can be expected to add most to the front."""
+        """Of random recipes and children of good ones, that which can be expected to add most to the front."""
+        number = len(self.history)
         known = self._observations()
-        measured = [name for name, observation in known.items() if observation.retention is not None]
-        parents: list[Mapping[str, Any]] = []
-        if measured:
-            points = np.array(
-                [(known[name].size_ratio, -(known[name].retention or 0.0)) for name in measured]
-            )
-            good = nondomination_layers(points) < 2
-            parents = [
-                self.proposals[name].params for name, is_good in zip(measured, good, strict=True) if is_good
-            ]
-        draw = np.random.default_rng((self.seed, len(self.history)))
-        candidates = Candidates(self.space, self._size_ratio, self._limits, draw).many(
-            parents, self.history.made
-        )
+        measured = {name: o for name, o in known.items() if o.retention is not None}
+        candidates = self._candidates.of_proposal(number, self._parents(measured))
+        explores = number % EXPLORE_EVERY == EXPLORE_EVERY - 1
         if not candidates:
             return None
-        num_known = len(measured) + len(self._prior)
-        explores = len(self.history) % EXPLORE_EVERY == EXPLORE_EVERY - 1
-        if len(measured) < 2 or num_known < NUM_STARTUP or explores:
-            return self._register(self._spread(candidates))
-        observations = list(known.values())
-        return self._register(self._gain_model.best(candidates, observations, self._limits, self._prior))
+        if len(measured) < 2 or len(measured) + len(self._prior) < NUM_STARTUP or explores:
+            candidates = self._by_size(candidates)
+        else:
+            observations = list(known.values())
+            candidates = self._gain_model.ranked(candidates, observations, self._limits, number, self._prior)
+        for candidate in itertools.chain(candidates, self._candidates.others(number)):
+            if made_by(candidate.recipe, candidate.size_ratio) not in self.history.made:
+                return self._register(candidate)
+        return None
+
+    def _parents(self, measured: Mapping[str, Observation]) -> list[dict[str, Any]]:
+        """The answers of the two best layers of what has been measured."""
+        if not measured:
+            return []
+        points = np.array([(o.size_ratio, -(o.retention or 0.0)) for o in measured.values()])
+        good = nondomination_layers(points) < 2
+        return [self.proposals[name].params for name, is_good in zip(measured, good, strict=True) if is_good]
 
     def _register(self, candidate: Candidate) -> Proposal:
-        number, asked = self._study.ask_for(candidate.params)
-        self.space.suggest(OptunaAsk(asked))
-        answers = answers_of(candidate.params, candidate.distributions, candidate.size_ratio)
-        return Proposal(number, candidate.recipe, candidate.size_ratio, candidate.params, answers)
+        number = len(self.history)
+        if self._study is not None:
+            number, asked = self._study.ask_for(candidate.params)
+            self.space.suggest(OptunaAsk(asked))
+        return Proposal(number, candidate.recipe, candidate.size_ratio, candidate.params, candidate.answers)
 
-    def _spread(self, candidates: list[Candidate]) -> Candidate:
-        """A candidate for its size alone: just below a budget, or where the golden ratio's sequence falls."""
-        sizes = [candidate.size_ratio for candidate in candidates]
+    def _by_size(self, candidates: list[Candidate]) -> list[Candidate]:
+        """The candidates by size alone: those just below a budget first, or near where the golden ratio's sequence
+        falls."""
+        number, sizes = len(self.history), [candidate.size_ratio for candidate in candidates]
         if self._limits:
-            target = self._limits[len(self.history) % len(self._limits)]
+            target = self._limits[number % len(self._limits)]
         else:
-            target = min(sizes) + self._golden(len(self.history)) * (max(sizes) - min(sizes))
-        return min(candidates, key=lambda c: (c.size_ratio > target + 1e-9, abs(c.size_ratio - target)))
+            target = min(sizes) + self._golden(number) * (max(sizes) - min(sizes))
+        return sorted(candidates, key=lambda c: (c.size_ratio > target + 1e-9, abs(c.size_ratio - target)))
 
     def _target(self) -> float | None:
         """What the next proposal aims at: a size ratio where budgets are named, else a share of the way from the
@@ -303,7 +319,7 @@ class Searcher:
     def _golden(self, turn: int) -> float:
         return (turn * 0.6180339887 + self.seed * 0.7548776662) % 1.0
 
-    def _solver(self, target: float, attempt: int) -> Callable[[Mapping[str, Any], float, float], float]:
+    def _solver(self, target: float, attempt: int) -> Solve:
         """The ratio whose model is just within `target`, or now and then a little below it, for variety's sake."""
         draw = np.random.default_rng((self.seed, len(self.history), attempt))
         margin = abs(draw.normal(0, 0.02)) * (attempt > 0 or draw.random() < 0.5)
@@ -311,48 +327,40 @@ class Searcher:
         def solve(values: Mapping[str, Any], low: float, high: float) -> float:
             if not self._limits:
                 return low + (high - low) * target
-            # Where the space has one mode only, it is never asked for.
-            mode = str(values.get("mode") or self.space.recipe["mode"][0].choices[0])  # type: ignore[union-attr]
-            ratio = self._solve(mode, target, low, high)
-            size = self._size_ratio(self._bare(mode, ratio))
+            ratio = min(max(self._ratio_for(target, values), low), high)
+            size = self._sizing.ratio_of(bare(ratio, **self._sized_by(values)))
             if size is not None and self._is_crowded(size):
-                ratio = self._solve(mode, size - 1e-9, low, high)
+                ratio = self._ratio_for(size - 1e-9, values)
             return ratio + margin
 
         return solve
+
+    def _ratio_for(self, target: float, values: Mapping[str, Any], *bounds: float) -> float:
+        """The ratio whose model is just within `target`, be it within the bounds or not."""
+        return self._sizing.solve(target, **self._sized_by(values))
 
     def _is_crowded(self, size_ratio: float) -> bool:
         """Whether many trials have this very size: layers come in few sizes, and there is more to learn one below."""
         num = self.history.sizes[size_ratio]
         return num >= 2 and num > CROWDED * len(self.history)
 
-    def _solve(self, mode: str, target: float, low: float = 0.0, high: float = 0.99) -> float:
-        """The smallest ratio between `low` and `high` whose model is within `target`; `high` if there is none."""
-        for _ in range(12):
-            middle = (low + high) / 2
-            size = self.size_of(self._bare(mode, middle))
-            fits = size is not None and size.size_bytes <= target * self.dense.size_bytes
-            low, high = (low, middle) if fits else (middle, high)
-        return high
+    def _sized_by(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields beside the ratio that decide a recipe's size, as far as the space has them.
 
-    def _bare(self, mode: Any, ratio: float) -> Recipe:
-        return Recipe(mode=mode, ratio=ratio, criterion=_ANY_CRITERION[mode])
-
-    def _size_ratio(self, recipe: Recipe) -> float | None:
-        """Share of the dense model's bytes, or None if there is no such shape or it fits no budget."""
-        size = self.size_of(recipe)
-        if size is None:
-            return None
-        ratio = size.size_bytes / self.dense.size_bytes
-        if self.budgets and not any(budget.admits(size, self.dense) for budget in self.budgets):
-            self._smallest = min(self._smallest, ratio)
-            return None
-        return ratio
+        Args:
+            values: answers so far; a field that has one value only is never asked for.
+        """
+        ask, found = _Told(values), dict[str, Any]()
+        for field in ("mode", "quantization"):
+            value = choose(ask, field, self.space.recipe.get(field, []), found)
+            if value is not None:
+                found[field] = value
+        return found
 
     def _observations(self) -> dict[str, Observation]:
         """The newest trials, those that run, and the front."""
         known = {}
-        newest = itertools.islice(reversed(self.proposals.items()), NUM_NEWEST)
+        newest = itertools.islice(reversed(self.proposals.items()), MAX_POINTS)
         front = {name: self.proposals[name] for name in self.history.front}
         named = dict(newest) | self.history.running | front
         for name, proposal in sorted(named.items(), key=lambda item: item[1].number):
@@ -366,11 +374,11 @@ class Searcher:
             self.exhausted = True
             logger.info("no new recipe in %d attempts: the space is used up", MAX_ATTEMPTS)
             return
-        if math.isinf(self._smallest):
+        if math.isinf(self._sizing.smallest):
             raise InputError("recipe: no values drawn from the space make a model; widen its ranges")
         raise InputError(
             f"budgets {', '.join(budget.text for budget in self.budgets)}: no recipe of the space is small enough; "
-            f"the smallest found has {self._smallest:.1%} of the dense size; raise the budget or recipe.ratio"
+            f"the smallest found has {self._sizing.smallest:.1%} of the dense size; raise the budget or recipe.ratio"
         )
 
     def _tell(self, trial: str, end: End) -> None:
@@ -379,6 +387,8 @@ class Searcher:
             return
         self.history.end(trial, end)
         final = self.history.final(trial)
+        if self._study is None:
+            return
         if final is None:
             self._study.tell_failed(proposal.number)
         else:
@@ -386,4 +396,21 @@ class Searcher:
             self._study.tell(proposal.number, proposal.size_ratio, final, measured_at)
 
 
-_ANY_CRITERION = {"layerwise": "deepest", "widthwise": "magnitude", "both": "deepest+magnitude"}
+def _as_candidate(recipe: Recipe, ask: RecipeAsk, size_ratio: float) -> Candidate:
+    return Candidate(recipe, ask.params, answers_of(ask.params, ask.distributions, size_ratio), size_ratio)
+
+
+class _Told:
+    """An `Ask` that answers with what was asked before, or with a recipe's field of that name."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
+        """The value of then if it is among `choices`, else the first of them."""
+        told = self._values.get(name, self._values.get(name.partition("#")[0]))
+        return told if told in choices else choices[0]
+
+    def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
+        """Never: what is asked for here is chosen."""
+        raise AssertionError(name)

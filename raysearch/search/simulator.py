@@ -9,11 +9,11 @@ from typing import Protocol
 class World(Protocol):
     """What there is to be tried, and how it learns."""
 
-    cost_of_result: float
-    """What measuring takes at each result, in samples that could be trained on meanwhile."""
-
     def checkpoints(self, config: object) -> Sequence[float]:
         """Samples seen at each result of a trial, rising; the last one is the trial's own end."""
+
+    def cost_of_result(self, config: object, samples_seen: float) -> float:
+        """What measuring takes there, in samples that could be trained on meanwhile."""
 
     def measure(self, trial: str, config: object, samples_seen: float) -> tuple[float, float, float]:
         """Size, measured retention and its standard error."""
@@ -56,12 +56,16 @@ def simulate(policy: Policy, world: World, num_slots: int, max_cost: float) -> l
     running: dict[int, tuple[object, Sequence[float]]] = {}
     num_trials, cost = 0, 0.0
 
+    def cost_of(config: object, checkpoints: Sequence[float], at: int) -> float:
+        before = checkpoints[at - 1] if at else 0
+        return checkpoints[at] - before + world.cost_of_result(config, checkpoints[at])
+
     def start(now: float) -> None:
         nonlocal num_trials
         config = policy.suggest(str(num_trials))
         if config is not None:
             running[num_trials] = (config, world.checkpoints(config))
-            heapq.heappush(queue, (now + running[num_trials][1][0] + world.cost_of_result, num_trials, 0))
+            heapq.heappush(queue, (now + cost_of(*running[num_trials], 0), num_trials, 0))
             num_trials += 1
 
     for _ in range(num_slots):
@@ -69,13 +73,12 @@ def simulate(policy: Policy, world: World, num_slots: int, max_cost: float) -> l
     while queue and cost < max_cost:
         now, number, at = heapq.heappop(queue)
         config, checkpoints = running[number]
-        cost += checkpoints[at] - (checkpoints[at - 1] if at else 0) + world.cost_of_result
+        cost += cost_of(config, checkpoints, at)
         trial, seen, last = str(number), checkpoints[at], at == len(checkpoints) - 1
         size, retention, se = world.measure(trial, config, seen)
         results.append(Result(cost, trial, config, seen, size, retention, se))
         if not last and policy.on_result(trial, size, retention, se, seen):
-            ready = now + checkpoints[at + 1] - seen + world.cost_of_result
-            heapq.heappush(queue, (ready, number, at + 1))
+            heapq.heappush(queue, (now + cost_of(config, checkpoints, at + 1), number, at + 1))
             continue
         policy.on_end(trial, results[-1], finished=last)
         del running[number]

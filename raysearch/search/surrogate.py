@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.special import ndtr
 
 Answers = Mapping[str, Any]
 """What was asked for in a recipe: a number scaled to [0, 1], or a category, by name."""
 
-MAX_POINTS = 200
+WORD = 0.7  # what stands in a word's column, so that two words are about as far apart as a number's two ends
 FIT_GRID = (0.1, 0.33, 1.0, 3.0, 10.0)
 
 
@@ -23,33 +23,30 @@ class Encoding:
     """Turns answers into columns: numbers as they are, categories one-hot, each in a group under its name."""
 
     def __init__(self, answers: Sequence[Answers]) -> None:
-        values: dict[str, set] = {}
-        for answer in answers:
-            for name, value in answer.items():
-                values.setdefault(name, set()).add(value)
-        self._columns: list[tuple[str, Any]] = []  # (name, category), or (name, None) for numbers
-        for name in sorted(values):
-            words = sorted(value for value in values[name] if isinstance(value, str))
-            sometimes = any(name not in answer for answer in answers)
-            self._columns += [(name, word) for word in words] or [(name, None)]
-            if sometimes and not words:
-                self._columns.append((name, "applies"))
-        self.names = sorted(values)
-        self.groups = np.array([self.names.index(name) for name, _ in self._columns], int)
+        self.names = sorted(set().union(*answers))
+        self._words: dict[str, list[str]] = {}
+        self._is_optional: dict[str, bool] = {}  # numbers that are asked for in some recipes only
+        for name in self.names:
+            values = {answer.get(name) for answer in answers}
+            self._words[name] = sorted(value for value in values if isinstance(value, str))
+            self._is_optional[name] = None in values
+        widths = [len(self._words[name]) or 1 + self._is_optional[name] for name in self.names]
+        self.groups = np.repeat(np.arange(len(self.names)), widths)
 
     def encode(self, answers: Sequence[Answers]) -> np.ndarray:
-        """(n, columns); a number that doesn't apply stands in the middle."""
-        encoded = np.empty((len(answers), len(self._columns)))
-        for row, answer in enumerate(answers):
-            for column, (name, category) in enumerate(self._columns):
-                value = answer.get(name)
-                if category is None:
-                    encoded[row, column] = 0.5 if value is None else value
-                elif category == "applies":
-                    encoded[row, column] = 0.7 * (value is not None)
-                else:
-                    encoded[row, column] = 0.7 * (value == category)
-        return encoded
+        """(n, columns); a number that doesn't apply stands in the middle, a word that is new is no word."""
+        return np.concatenate(
+            [self._columns(name, [answer.get(name) for answer in answers]) for name in self.names], 1
+        )
+
+    def _columns(self, name: str, values: Sequence[Any]) -> np.ndarray:
+        words = self._words[name]
+        if words:
+            return WORD * (np.array(values, object)[:, None] == np.array(words, object))
+        numbers = np.array([0.5 if value is None else value for value in values])
+        if not self._is_optional[name]:
+            return numbers[:, None]
+        return np.stack([numbers, [WORD * (value is not None) for value in values]], 1)
 
 
 class RetentionModel:
@@ -75,24 +72,28 @@ class RetentionModel:
         self._mean, self._scale = float(values.mean()), float(values.std()) or 1.0
         self._values = (values - self._mean) / self._scale
         self._noise = (noise / self._scale) ** 2 + 1e-4
-        self._distances = _distances(points, points, groups)
         self.weights, self.jitter = fitted or self._fit()
-        self._factor = cho_factor(self._covariance(self.weights, self.jitter), lower=True)
+        self._factor = cho_factor(self._covariance(self.weights, self.jitter), lower=True, overwrite_a=True)
         self._alpha = cho_solve(self._factor, self._values)
 
     def predict(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of retention, both (m,)."""
-        cross = _matern(_distances(points, self._points, self._groups), self.weights)  # (m, n)
+        scales = np.sqrt(self.weights)[self._groups]
+        cross = _matern(points * scales, self._points * scales)  # (m, n)
         mean = cross @ self._alpha
-        variance = 1.0 - np.sum(cross * cho_solve(self._factor, cross.T).T, 1)
-        return self._mean + self._scale * mean, self._scale * np.sqrt(np.maximum(variance, 1e-6))
+        half = solve_triangular(self._factor[0], cross.T, lower=True)
+        deviation = np.sqrt(np.maximum(1.0 - np.sum(half**2, 0), 1e-6))
+        return self._mean + self._scale * mean, self._scale * deviation
 
     def _covariance(self, weights: np.ndarray, jitter: float) -> np.ndarray:
-        return _matern(self._distances, weights) + np.diag(self._noise + jitter)
+        scaled = self._points * np.sqrt(weights)[self._groups]
+        covariance = _matern(scaled, scaled)
+        covariance[np.diag_indices_from(covariance)] += self._noise + jitter
+        return covariance
 
     def _fit(self) -> tuple[np.ndarray, float]:
         """Coordinate-wise search over the inverse squared length scales, two sweeps from one common scale."""
-        num = len(self._distances)
+        num = int(self._groups.max()) + 1
         best, at = -np.inf, (np.ones(num), 0.01)
         for common in FIT_GRID:
             for jitter in (0.003, 0.03, 0.3):
@@ -114,19 +115,15 @@ class RetentionModel:
     def _likelihood(self, weights: np.ndarray, jitter: float) -> float:
         """Log likelihood, with a log-normal prior on the weights that keeps few points from explaining too much."""
         lower = np.linalg.cholesky(self._covariance(weights, jitter))
-        solved = np.linalg.solve(lower, self._values)
+        solved = solve_triangular(lower, self._values, lower=True)
         prior = -0.5 * np.sum((np.log(weights) / 2.0) ** 2)
         return float(-0.5 * solved @ solved - np.log(np.diag(lower)).sum() + prior)
 
 
-def _distances(left: np.ndarray, right: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """(groups, n, m) squared distances, apart by group."""
-    squared = (left[:, None, :] - right[None, :, :]) ** 2
-    return np.stack([squared[..., groups == group].sum(-1) for group in range(groups.max() + 1)])
-
-
-def _matern(distances: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    scaled = np.sqrt(5.0 * np.tensordot(weights, distances, 1) + 1e-12)
+def _matern(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(n, m) covariances of unit variance between points whose columns are in units of their length scales."""
+    squared = np.sum(left**2, 1)[:, None] + np.sum(right**2, 1) - 2 * left @ right.T
+    scaled = np.sqrt(5.0 * np.maximum(squared, 0.0))
     return (1.0 + scaled + scaled**2 / 3.0) * np.exp(-scaled)
 
 
@@ -151,16 +148,16 @@ def expected_gain(
     ordered = sorted(front)
     edges = np.array([0.0] + [size for size, _ in ordered] + [1.0])
     heights = np.maximum.accumulate(np.array([0.0] + [max(0.0, retention) for _, retention in ordered]))
-    gain = np.zeros(len(sizes))
-    for start, end, height in zip(edges[:-1], edges[1:], heights, strict=True):
-        width = np.maximum(0.0, min(end, 1.0) - np.maximum(start, sizes))
-        gain += width * _expected_improvement(mean, deviation, height)
-    for limit in limits:
-        best = max((retention for size, retention in ordered if size <= limit), default=0.0)
-        gain += np.where(sizes <= limit, _expected_improvement(mean, deviation, best), 0.0)
-    return gain
+    starts, ends = edges[:-1], np.minimum(edges[1:], 1.0)
+    widths = np.maximum(0.0, ends - np.maximum(starts, sizes[:, None]))  # (m, steps of the front)
+    gain = np.sum(widths * _expected_improvement(mean, deviation, heights), 1)
+    bests = np.array([heights[np.searchsorted(edges[:-1], limit, "right") - 1] for limit in limits])
+    within = sizes[:, None] <= np.asarray(limits)
+    return gain + np.sum(np.where(within, _expected_improvement(mean, deviation, bests), 0.0), 1)
 
 
-def _expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: float) -> np.ndarray:
-    z = (mean - best) / deviation
+def _expected_improvement(mean: np.ndarray, deviation: np.ndarray, bests: np.ndarray) -> np.ndarray:
+    """(m, bests) expected excess over each of `bests`."""
+    deviation = deviation[:, None]
+    z = (mean[:, None] - bests) / deviation
     return deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))

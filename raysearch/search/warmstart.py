@@ -6,8 +6,8 @@ from typing import Any
 # arXiv 2604.24380, Table 5 and its decision guide: layers up to 30% of the decoder, widths from 45%, both recovered by
 # cross-entropy and a match of the last hidden states, projector and decoder together.
 _LOSSES = {"sft": 1.0, "logits_kd": 0.0, "hidden_kd": 1.0, "data_fraction": 1.0, "epochs": 1.0}
-_LAYERS = {"mode": "layerwise", "criterion": "block_influence"}
-_WIDTHS = {"mode": "widthwise", "criterion": "taylor"}
+_LAYERS = {"mode": "layerwise", "quantization": "none", "criterion": "block_influence"}
+_WIDTHS = {"mode": "widthwise", "quantization": "none", "criterion": "taylor"}
 # Where the space has no LoRA, the next of these that it has.
 _TRAINED = ["projector+lora", "projector+decoder", "decoder", "projector"]
 PUBLISHED_RATIOS = (0.15, 0.3, 0.45, 0.6)

@@ -12,7 +12,7 @@ import ray
 from raysearch.slots.node import versions
 from raysearch.slots.worker import SECONDS_BETWEEN_LIFE_SIGNS, serve
 from raysearch.space import SearchSpace
-from raysearch.study import RUNNING
+from raysearch.study import RUNNING, TEACHER
 
 MIN_PATIENCE_S, PATIENCE = 1800.0, 10.0  # without a sign of life; see settings.Slots.timeout_s
 
@@ -53,7 +53,7 @@ class Slot:
             "slot": self.name,
             "space": space.model_dump(mode="json"),
             "rungs": list(rungs),
-            "teacher_folder": str(Path(folder) / "teacher"),
+            "teacher_folder": str(Path(folder) / TEACHER),
             "running": str(Path(folder) / RUNNING),
             "versions": versions(),
         }

@@ -1,5 +1,6 @@
 """A slot's worker: loads the model and the data once, then does what it is told."""
 
+import gc
 import pickle
 import threading
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import ray
 
+from raysearch.data.samples import BadData
 from raysearch.errors import InputError
 from raysearch.files import STORAGE_PROBLEMS
 from raysearch.recipe import Recipe
@@ -75,6 +77,7 @@ class _Worker:
                 self._refusal = found
             else:
                 self._bench = Workbench(space, found, teacher_folder)
+        gc.freeze()  # what a trial leaves behind is then found without a look through all that stays
 
     def _measure(self, space: SearchSpace, teacher_folder: Path) -> Any:
         """What all slots share; or the mistake that stands in the way of every trial."""
@@ -112,6 +115,9 @@ class _Worker:
             if command["do"] == "run":
                 self._start(Recipe(**command["recipe"]))
             return self._next()
+        except BadData as error:  # all other trials would meet it too
+            self._refusal = error
+            return self.obey(command)
         except Exception as error:  # the slot outlives any recipe; the reason goes into the trial's record
             if self._num_workers > 1 and not isinstance(error, FloatingPointError | InputError):
                 raise
@@ -130,6 +136,7 @@ class _Worker:
         size, dense = self._trial.size, self._bench.dense_size
         return {
             **score.model_dump(),
+            **self._trial.seconds,
             "num_params": size.num_params,
             "size_bytes": size.size_bytes,
             "size_ratio": size.size_bytes / dense.size_bytes,
@@ -138,7 +145,8 @@ class _Worker:
 
     def _finish(self, folder: Path) -> dict[str, Any]:
         heldout = self._trial.finish(folder)
-        return {"checkpoint": f"{CHECKPOINTS}/{folder.name}", "heldout": heldout.model_dump()}
+        made = {"checkpoint": f"{CHECKPOINTS}/{folder.name}", "heldout": heldout.model_dump()}
+        return made | self._trial.seconds
 
     def _keep(self, folder: Path) -> dict[str, Any]:
         from raysearch.evaluation.retention import save_results

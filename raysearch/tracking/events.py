@@ -72,7 +72,7 @@ def end_event(record: TrialRecord) -> Event:
     """How a trial ended."""
     tags = {"end": record.end, "reason": mask(record.reason)}
     step = record.rungs[-1].samples_seen if record.rungs else 0
-    metrics = {"seconds": record.seconds}
+    metrics = {name: getattr(record, name) for name in ("seconds", "seconds_training", "seconds_evaluating")}
     status = STATUS[record.end]
     return event_of(record.key, tags=tags, metrics=metrics, step=step, status=status, final=True)
 
