@@ -49,6 +49,7 @@ def search(folder: Path, budgets: list[Budget], seed: int, trials: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(space))
     started = ["--resume", str(folder)] if folder.exists() else [str(path), "--out", str(folder)]
+    started += ["--trials", str(trials)]
     subprocess.run([sys.executable, "-m", "raysearch.pareto", *started], check=True)
 
 
