@@ -15,12 +15,12 @@ from pathlib import Path
 
 import yaml
 
-from raysearch.evaluation.retention import load_results
+from raysearch.evaluation.retention import load_results, retention
 from raysearch.files import write_text
 from raysearch.front import Front
 from raysearch.pareto import EMBEDDED_SPACE
 from raysearch.replication.statements import LAYER, WIDTH, joint, projector
-from raysearch.replication.table import SCORES, Cell, Table, gap_over_seeds, kept_over_seeds, percent
+from raysearch.replication.table import SCORES, Cell, Table, percent
 from raysearch.size import Budget
 from raysearch.study import read_trials
 
@@ -65,38 +65,56 @@ def report(grid: Path, searches: list[Path]) -> str:
     table = Table.load(grid, read_trials(grid))
     whole, parts = cost(grid), [cost(folder) for folder in searches]
     seconds, samples = (max(part[i] for part in parts) / whole[i] for i in range(2))
-    trials = sorted(len(read_trials(folder)) for folder in searches)
+    trials = max(len(read_trials(folder)) for folder in searches)
     lines = [
         "# The search against the paper's decision guide",
         "",
         f"Measured {date.today().isoformat()} by `scripts/compare_guide.py` on the embedded LVLM. The guide of arXiv",
         "2604.24380: up to 30% of the decoder drop layers, beyond that slice widths; recover projector and decoder by",
         "SFT and a match of hidden states (at 15% the projector alone will do). Its recipes are those of the grid in",
-        f"[study-pocket.md](study-pocket.md), three seeds each. {len(searches)} searches of the embedded space with",
-        f"{trials[0]} to {trials[-1]} trials took at most {seconds:.0%} of the grid's time each, and saw at most",
+        f"[study-pocket.md](study-pocket.md), three seeds each. {len(searches)} searches of the embedded space with up to",
+        f"{trials} trials took at most {seconds:.0%} of the grid's time each, and saw at most",
         f"{samples:.0%} of its training samples. Retention is that of held-out questions, in % of the dense model,",
-        "differences in points; 95% intervals over questions (paired, clustered by image) and seeds.",
+        "differences in points; 95% intervals, paired by question and clustered by image.",
         "",
-        "| guide | size | the guide keeps | the search keeps | search - guide | the searches' answers |",
-        "|---|---|---|---|---|---|",
+        "| guide | size | the guide keeps | "
+        + " | ".join(f"search {i}" for i in range(len(searches)))
+        + " |",
+        "|---" * (3 + len(searches)) + "|",
         *(row(name, cell, table, searches) for name, cell in GUIDE.items()),
+        "",
+        "A search's cell has what its answer keeps, and the difference to the guide. Intervals of the guide are over",
+        "questions and seeds, those of a difference over questions and the guide's seeds: what another seed of the",
+        "search would find is what the columns differ by.",
+        "",
+        *(answers(i, folder, table) for i, folder in enumerate(searches)),
     ]
     return "\n".join([*lines, ""])
 
 
 def row(name: str, cell: Cell, table: Table, searches: list[Path]) -> str:
-    """One of the guide's recipes, and what the searches answer to its size."""
-    budget, guide = budget_of(table, cell), table.runs(cell)
-    points = [Front.load(folder).pick(budget) for folder in searches]
-    start = f"| {name} | {budget.text} | {percent(kept_over_seeds(guide, table.dense))} |"
-    if not all(points):
-        return f"{start} | | {points.count(None)} of the searches found nothing so small |"
-    found = [
-        load_results(folder / SCORES / f"{p.key}.npz") for folder, p in zip(searches, points, strict=True)
-    ]
-    gap = percent(gap_over_seeds(found, guide, table.dense), signed=True)
-    answers = "; ".join(f"{point.size_ratio:.1%}: {point.recipe.describe()}" for point in points)
-    return f"{start} {percent(kept_over_seeds(found, table.dense))} | {gap} | {answers} |"
+    """One of the guide's recipes, and how the searches' answers to its size compare."""
+    budget = budget_of(table, cell)
+    cells = [compared(folder, budget, cell, table) for folder in searches]
+    return f"| {name} | {budget.text} | {percent(table.kept(cell))} | {' | '.join(cells)} |"
+
+
+def compared(folder: Path, budget: Budget, cell: Cell, table: Table) -> str:
+    """What a search's answer keeps, and the paired difference to the guide's recipe."""
+    point = Front.load(folder).pick(budget)
+    if point is None:
+        return "nothing so small"
+    found = load_results(folder / SCORES / f"{point.key}.npz")
+    kept = retention(found, table.dense).value
+    return f"{100 * kept:.1f}, {percent(table.gap_to(found, cell), signed=True)}"
+
+
+def answers(number: int, folder: Path, table: Table) -> str:
+    """The recipes that a search answers with."""
+    front = Front.load(folder)
+    points = [front.pick(budget_of(table, cell)) for cell in GUIDE.values()]
+    told = dict.fromkeys(f"{p.size_ratio:.1%} of the size: {p.recipe.describe()}" for p in points if p)
+    return f"- Search {number}: " + "; ".join(told)
 
 
 def main() -> None:

@@ -223,6 +223,7 @@ def test_seeds_are_pooled_over_the_recipes_of_a_ratio():
     questions = difference(same[0], apart[0], dense)
     assert gap.value == pytest.approx(questions.value)
     assert gap.se == pytest.approx(np.hypot(questions.se, pooled / np.sqrt(3)))
+    assert made.gap_to(apart[0], calm) == Retention(-gap.value, gap.se)
     assert made.kept(untrained(W, 0.3)) == retention(apart[0], dense)
     assert made.kept(joint(W, 0.15)) == retention(same[0], dense)
     share = made.relative(calm, calm)

@@ -86,10 +86,6 @@ class Table:
     def __contains__(self, cell: Cell) -> bool:
         return cell in self._results
 
-    def runs(self, cell: Cell) -> list[Results]:
-        """A cell's results, one per seed."""
-        return list(self._results[cell])
-
     @property
     def cells(self) -> list[Cell]:
         """All that was measured."""
@@ -116,6 +112,11 @@ class Table:
         overall = difference(ours, theirs, _only(self.dense, benchmarks))
         errors = (overall.se, self._seed_error(first), self._seed_error(second))
         return Retention(overall.value, float(np.linalg.norm(errors)))
+
+    def gap_to(self, other: Results, cell: Cell) -> Retention:
+        """Retention of one model of another study, whose seed is as it is, minus that of a cell."""
+        overall = difference(other, _mean(self._results[cell]), self.dense)
+        return Retention(overall.value, float(np.hypot(overall.se, self._seed_error(cell))))
 
     def relative(self, first: Cell, second: Cell) -> Retention:
         """What `first` keeps of what `second` has."""
