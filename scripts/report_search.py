@@ -90,7 +90,9 @@ def tables(results: Results, against: str | None = None) -> str:
                 values = found[what][cost]
                 if against:
                     values = paired(values, chosen[against][what][cost])
-                cells.append("{:{sign}.3f} ± {:.3f}".format(*summary(values), sign="+" if against else ""))
+                mean, half = summary(values)
+                interval = f" ± {half:.3f}" if len(values) > 1 else ""
+                cells.append(f"{mean:{'+' if against else ''}.3f}{interval}")
             num = len(found["hypervolume"][costs[0]])
             lines.append(f"| {NAMES.get(method, method)} | {num} | {' | '.join(cells)} |")
         if "ours" in chosen and not against:
