@@ -138,7 +138,7 @@ def draw(results: Results, picture: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("hypervolume, 1 = optimum")
-    axes[0][-1].legend(frameon=False, fontsize=8, loc="lower right")
+    axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
 
