@@ -90,7 +90,9 @@ def tables(results: Results, against: str | None = None) -> str:
                 values = found[what][cost]
                 if against:
                     values = paired(values, chosen[against][what][cost])
-                cells.append("{:{sign}.3f} ± {:.3f}".format(*summary(values), sign="+" if against else ""))
+                mean, half = summary(values)
+                interval = f" ± {half:.3f}" if len(values) > 1 else ""
+                cells.append(f"{mean:{'+' if against else ''}.3f}{interval}")
             num = len(found["hypervolume"][costs[0]])
             lines.append(f"| {NAMES.get(method, method)} | {num} | {' | '.join(cells)} |")
         if "ours" in chosen and not against:
@@ -136,7 +138,7 @@ def draw(results: Results, picture: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("hypervolume, 1 = optimum")
-    axes[0][-1].legend(frameon=False, fontsize=8, loc="lower right")
+    axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
 
