@@ -206,8 +206,9 @@ def pretend_search(monkeypatch, tmp_path, fail_at):
             raise InputError("slots: too few")
 
     import raysearch.tuner as tuner
+    from raysearch.slots import cluster
 
-    monkeypatch.setattr(tuner, "join_cluster", join)
+    monkeypatch.setattr(cluster, "join_cluster", join)
     monkeypatch.setattr(tuner, "search", run)
     monkeypatch.setattr(plots, "write_pictures", draw)
     monkeypatch.setattr(tracking, "Tracker", Told)
