@@ -219,6 +219,7 @@ def test_it_does_better_than_chance(benchmark):
         text=[cue.format(row["prompt"]) for row in rows],
         return_tensors="pt",
         padding=True,
+        padding_side="left",
     )
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     tokens = model.generate(**inputs, max_new_tokens=24, do_sample=False)[:, inputs["input_ids"].shape[1] :]
