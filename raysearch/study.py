@@ -1,16 +1,15 @@
 """The files of a study: what has ended, the front so far, and the checkpoints that the front needs."""
 
-import json
 import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Retention
@@ -24,6 +23,7 @@ from raysearch.space import SearchSpace
 TRIALS, SPACE, LAYERS = "trials.jsonl", "space.json", "layer-importance.json"
 CHECKPOINTS, RUNNING, TEACHER = "checkpoints", "running", "teacher"
 GB = 10**9
+_LAYER_SCORES = TypeAdapter(dict[str, Annotated[list[FiniteFloat], Field(min_length=1)]])
 
 logger = logging.getLogger(__name__)
 
@@ -233,14 +233,25 @@ def read_trials(folder: Path) -> list[TrialRecord]:
         raise InputError(f"{folder}: no {TRIALS}, so this is no study; give the --out folder of a search")
     try:
         return [TrialRecord.model_validate(row) for row in read_json_lines(path)]
-    except ValidationError as error:
+    except ValueError as error:
         raise InputError(f"{path}: not trials of this version ({str(error).splitlines()[0]})") from None
 
 
 def read_layer_importance(folder: Path) -> dict[str, list[float]]:
-    """Scores of the dense model's decoder layers by criterion; empty if the study has none."""
+    """Scores of the dense model's decoder layers by criterion; empty if the study has none.
+
+    Raises:
+        InputError: the file holds something else.
+    """
     path = folder / LAYERS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return _LAYER_SCORES.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(
+            f"{path}: no scores of layers ({str(error).splitlines()[0]}); delete it, to go without them"
+        ) from None
 
 
 def read_space(folder: Path) -> SearchSpace:

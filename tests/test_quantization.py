@@ -180,7 +180,9 @@ def test_the_score_of_a_trial_is_that_of_its_checkpoint(bench, trained, tmp_path
     trial.close()
     assert sum(tensor.nbytes for tensor in tensors_of(tmp_path / "out").values()) == trial.size.size_bytes
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
-    loaded(input_ids=torch.tensor([[1]]))  # weights are unpacked at the first pass of the whole model, not of its base
+    loaded(
+        input_ids=torch.tensor([[1]])
+    )  # weights are unpacked at the first pass of the whole model, not of its base
     again = bench.evaluate(loaded, bench.heldout).scores["digits"]
     if trained == "nothing":
         assert again.tolist() == scored.tolist()
