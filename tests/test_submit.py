@@ -140,7 +140,7 @@ def test_a_stopped_job_has_written_its_front_and_says_how_to_go_on(head):
     log = head.ray("job", "logs", "to-be-stopped").stdout
     assert "Interrupted;" in log
     assert re.search(rf"Go on with: .* --resume {study}", log)
-    assert "STOPPED" in head.ray("job", "status", "to-be-stopped").stdout
+    assert "was stopped" in head.ray("job", "status", "to-be-stopped").stdout
     front = json.loads((study / "front.json").read_text())
     assert front["points"]
     assert (study / "front.png").stat().st_size > 10_000

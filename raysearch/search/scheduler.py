@@ -133,6 +133,7 @@ class ParetoASHA(FIFOScheduler):
             return
         # Lines of JSON under a name in .json, since Ray brings back no files of other names.
         self._journal = Path(storage.experiment_driver_staging_path) / "pareto-asha-events.json"
+        self._journal.parent.mkdir(parents=True, exist_ok=True)  # Ray makes it with its first save
         if self._journal.exists():
             for event, name, *facts in read_json_lines(self._journal):
                 getattr(self.rungs, event)(name, *(math.nan if fact is None else fact for fact in facts))
