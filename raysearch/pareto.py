@@ -92,9 +92,8 @@ def run(planned: "Plan", folder: Path, earlier: Sequence["EarlierTrial"] = ()) -
         study.create()
         with closing(Tracker(study, dense=planned.dense)) as tracker:
             try:
-                with LiveView(
-                    planned, study
-                ) as view:  # says at once how to go on, should the search be stopped
+                # Closed before the tracker: it says at once how to go on, should the search be stopped.
+                with LiveView(planned, study) as view:
                     front = run_search(planned, study, [tracker, view], earlier)
             finally:
                 if study.front:

@@ -19,8 +19,7 @@ import numpy as np
 import pandas
 from bench_search import TABLE_SPACE, Ours
 from recorded_questions import Questions
-from report_table import centred, read, with_interval
-from scipy.stats import spearmanr
+from report_table import agreement, read
 from search_tables import Early, EndsOnly, RecordedTable, RecordedWorld, load_recorded_table
 
 from raysearch.front import hypervolume
@@ -53,18 +52,12 @@ def correlations(trials: pandas.DataFrame, questions: Questions) -> Iterable[str
     for level in sorted({seen for values in trials["samples_seen"] for seen in values[:-1] if seen < 999}):
         rows = [row for _, row in trials.iterrows() if level in row["samples_seen"][:-1]]
         end = np.array([row["final_retention"] for row in rows])
-        band = np.floor([row["size_ratio"] * 10 for row in rows])
+        size_ratios = np.array([row["size_ratio"] for row in rows])
         right = [row["right"][list(row["samples_seen"]).index(level)] for row in rows]
         for share in SHARES:
             now, errors = np.array([questions.retention(values, share) for values in right]).T
             asked = sum(int(part.sum()) for part in questions.part(share).values())
-            overall = with_interval(lambda at, now=now, end=end: spearmanr(now[at], end[at])[0], len(now))
-            within = with_interval(
-                lambda at, now=now, end=end, band=band: spearmanr(
-                    centred(now[at], band[at]), centred(end[at], band[at])
-                )[0],
-                len(now),
-            )
+            overall, within = agreement(now, end, size_ratios)
             yield f"| {level} | {len(now)} | {asked} | {overall} | {within} | {errors.mean():.3f} |"
 
 

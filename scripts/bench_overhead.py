@@ -1,6 +1,6 @@
 """What a trial takes besides training and evaluation, in a real search of the embedded LVLM on one slot.
 
-    python scripts/bench_overhead.py                  # 28 trials: about four minutes of two cores
+    python scripts/bench_overhead.py                  # 28 trials
     python scripts/bench_overhead.py --trials 8
 
 Between the end of a trial and the end of the next one lie the proposal, Ray Tune and the slot's commands, pruning, the

@@ -79,16 +79,19 @@ def rungs(trials: pandas.DataFrame) -> list[str]:
             [row["retention"][list(row["samples_seen"]).index(level)] for _, row in going_on.iterrows()]
         )
         end = going_on["final_retention"].to_numpy()
-        band = np.floor(going_on["size_ratio"].to_numpy() * 10)
-        overall = with_interval(lambda at, now=now, end=end: spearmanr(now[at], end[at])[0], len(now))
-        within = with_interval(
-            lambda at, now=now, end=end, band=band: spearmanr(
-                centred(now[at], band[at]), centred(end[at], band[at])
-            )[0],
-            len(now),
-        )
+        overall, within = agreement(now, end, going_on["size_ratio"].to_numpy())
         lines.append(f"| {level} | {len(now)} | {overall} | {within} | {np.median(end - now):+.3f} |")
     return lines
+
+
+def agreement(now: np.ndarray, end: np.ndarray, size_ratios: np.ndarray) -> tuple[str, str]:
+    """Rank correlation of values on the way with those at the end, over all trials and within a tenth of size."""
+    band = np.floor(size_ratios * 10)
+    overall = with_interval(lambda at: spearmanr(now[at], end[at])[0], len(now))
+    within = with_interval(
+        lambda at: spearmanr(centred(now[at], band[at]), centred(end[at], band[at]))[0], len(now)
+    )
+    return overall, within
 
 
 def seeds(trials: pandas.DataFrame) -> list[str]:

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,8 +193,10 @@ class Workplace:
         self.front = json.loads((self.study / "front.json").read_text())
         self.whole = folder / "whole"
         shutil.copytree(self.study, self.whole)
+        self.statuses: Counter[int] = Counter()
+        """How many commands have ended with each exit status."""
 
-    def check(self, *arguments: str, may_write: bool = False) -> int:
+    def check(self, *arguments: str, may_write: bool = False) -> None:
         """Run a command; its exit status is 0 or 2, and with 2 it has said one line and touched nothing."""
         before, started = self._listing(), time.monotonic()
         out, complaints = io.StringIO(), io.StringIO()
@@ -210,7 +213,7 @@ class Workplace:
         assert "Traceback" not in complaints.getvalue()
         assert seconds < LONGEST_S, (arguments, seconds)
         assert (may_write and status == 0) or self._listing() == before, arguments
-        return int(status)
+        self.statuses[status] += 1
 
     def with_file(self, name: str, content: bytes) -> None:
         """Let the study hold one file of this content, and all others as they were."""
@@ -243,8 +246,9 @@ def fuzz_spaces(place: Workplace, num: int) -> None:
     one()
 
 
-def fuzz_recipes(num: int) -> None:
-    """A recipe, and its way through a text and back."""
+def fuzz_recipes(num: int) -> Counter[str]:
+    """A recipe, and its way through a text and back; how many were taken and how many refused."""
+    found: Counter[str] = Counter()
 
     @_many(num)
     @given(damaged([RECIPE, {**RECIPE, "mode": "layerwise", "criterion": "deepest", "trained": "projector"}]))
@@ -252,13 +256,16 @@ def fuzz_recipes(num: int) -> None:
         try:
             recipe = Recipe.model_validate(fields)
         except ValidationError:
+            found["refused"] += 1
             return
+        found["taken"] += 1
         again = Recipe.model_validate(yaml.safe_load(yaml.safe_dump(recipe.as_dict())))
         assert again.key == recipe.key
         assert recipe.samples_to_see(100) >= 0
         assert recipe.describe()
 
     one()
+    return found
 
 
 def fuzz_fronts(place: Workplace, num: int) -> None:

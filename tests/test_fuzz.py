@@ -11,7 +11,8 @@ def place():
 
 
 def test_recipes():
-    fuzzing.fuzz_recipes(200)
+    found = fuzzing.fuzz_recipes(200)
+    assert found["taken"] > 0 < found["refused"]
 
 
 @pytest.mark.parametrize(
@@ -24,4 +25,7 @@ def test_recipes():
     ],
 )
 def test_files_and_command_lines(kind, num, place):
+    place.statuses.clear()
     kind(place, num)
+    assert place.statuses.total() >= num
+    assert place.statuses[2] > 0
