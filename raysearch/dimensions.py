@@ -112,7 +112,7 @@ def choose(ask: Ask, name: str, cases: Sequence[Dimension], values: Mapping[str,
     The name told to `ask` is one per case, since a sampler wants the same bounds under the same name.
     """
     for index, case in enumerate(cases):
-        if all(values.get(field) in _as_list(wanted) for field, wanted in case.when.items()):
+        if not case.when or _holds(case.when, values):
             named = name if len(cases) == 1 else f"{name}#{index}"
             if isinstance(case, Choices):
                 return case.choices[0] if len(case.choices) == 1 else ask.choice(named, case.choices)
@@ -123,5 +123,8 @@ def choose(ask: Ask, name: str, cases: Sequence[Dimension], values: Mapping[str,
     return None
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _holds(when: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(
+        values.get(field) in (wanted if isinstance(wanted, list) else [wanted])
+        for field, wanted in when.items()
+    )

@@ -137,7 +137,7 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"criterion {self.criterion!r} names no width criterion; choose of {', '.join(WIDTH_CRITERIA)}"
             )
-        values = self.model_dump()
+        values = vars(self)
         for field, (_, condition) in _CONDITIONS.items():
             if values[field] is not None and not applies(field, values):
                 raise ValueError(f"{field} needs {condition}; remove it")

@@ -11,7 +11,15 @@ from raysearch.dimensions import Ask, Choices, Dimension, choose, criteria_kinds
 from raysearch.errors import InputError
 from raysearch.evaluation.entries import BenchmarkEntry, OwnOrNamed
 from raysearch.recipe import LAYER_CRITERIA, Recipe, applies
-from raysearch.settings import Calibration, PathOrName, RecoverySettings, SearchSettings, Slots, Strict
+from raysearch.settings import (
+    Calibration,
+    PathOrName,
+    RecoverySettings,
+    Scalar,
+    SearchSettings,
+    Slots,
+    Strict,
+)
 from raysearch.size import Budget
 
 
@@ -132,13 +140,14 @@ class SearchSpace(Strict):
     def _suggest_criterion(self, ask: Ask, values: Mapping[str, Any]) -> str:
         parts = []
         for known in criteria_kinds(values["mode"]):
-            cases = [
-                case.model_copy(update={"choices": [value for value in case.choices if value in known]})
-                for case in self.recipe["criterion"]
-                if isinstance(case, Choices)
-            ]
+            cases: list[Dimension] = []
+            for case in self.recipe["criterion"]:
+                assert isinstance(case, Choices), case
+                choices: list[Scalar] = [value for value in case.choices if value in known]
+                if choices:  # they were checked when the space was read
+                    cases.append(Choices.model_construct(choices=choices, when=case.when))
             name = "layer_criterion" if known is LAYER_CRITERIA else "width_criterion"
-            parts.append(str(choose(ask, name, [case for case in cases if case.choices], values)))
+            parts.append(str(choose(ask, name, cases, values)))
         return "+".join(parts)
 
     def pinned(self, recipe: Recipe) -> "SearchSpace":

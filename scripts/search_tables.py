@@ -129,10 +129,10 @@ class RecordedTable(Table):
         Raises:
             pydantic.ValidationError: the answers exclude each other.
         """
-        encoding, points = self._encoded
+        encoding = self._encoding
         weights = np.array([RATIO_WEIGHT if encoding.names[g] == "ratio" else 1.0 for g in encoding.groups])
         here = encoding.encode([_answers(self.space, self.space.suggest(ask))])
-        order = np.argsort(np.abs(points - here) @ weights, kind="stable").tolist()
+        order = np.argsort(np.abs(encoding.points - here) @ weights, kind="stable").tolist()
         return next((row for row in order if row not in taken), order[0])
 
     def world(self, curves: str, seed: int, first_rung: float) -> "RecordedWorld":
@@ -144,10 +144,8 @@ class RecordedTable(Table):
         return counts.size(shape_for(counts, recipe)).size_bytes / counts.size(counts.dense).size_bytes
 
     @cached_property
-    def _encoded(self) -> tuple[Encoding, np.ndarray]:
-        answers = [_answers(self.space, recipe) for recipe in self.recipes]
-        encoding = Encoding(answers)
-        return encoding, encoding.encode(answers)
+    def _encoding(self) -> Encoding:
+        return Encoding([_answers(self.space, recipe) for recipe in self.recipes])
 
 
 def _answers(space: SearchSpace, recipe: Recipe) -> dict[str, Any]:

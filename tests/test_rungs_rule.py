@@ -37,6 +37,24 @@ def test_layers_grown_point_by_point_are_those_of_the_whole_set(seed, ties):
     assert sum(map(len, layers)) == 150
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("digits", [1, 12])
+def test_of_many_points_the_better_layers_alone_are_told_apart(seed, digits):
+    draw = random.Random(seed)
+    points = [(draw.randrange(1, 9), round(draw.random(), digits)) for _ in range(1500)]
+    layers, num_sorted = Layers(points[:200], share=1 / 3), []
+    for point in points[200:]:
+        layers.add(*point)
+        num_sorted.append(sum(map(len, layers.as_lists())))
+    expected = nondomination_layers(np.array(points) * [1, -1])
+    for number, layer in enumerate(layers.as_lists()):
+        assert layer == sorted(point for point, at in zip(points, expected, strict=True) if at == number)
+    assert all(num > (200 + came) / 3 for came, num in enumerate(num_sorted, 1))
+    assert num_sorted[-1] < 1500
+    worst = layers.place(9, -1)
+    assert layers.num_better(worst) == num_sorted[-1]
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("ties", [False, True])
 def test_company_of_a_newcomer_is_its_layer_after_it_came(seed, ties):
@@ -55,7 +73,11 @@ def test_rule_by_hand():
     chain = [(1.0, 0.9), (2.0, 0.8), (3.0, 0.7), (4.0, 0.6), (5.0, 0.5)]
     assert rung_of(chain).decide("new", 0.5, 0.95, 0, 10).reason == "its layer goes on whole"
     behind = rung_of(chain).decide("new", 2.5, 0.75, 0, 10)
-    assert (behind.go_on, behind.num_better, behind.num_own) == (False, 2, 1)
+    assert (behind.go_on, behind.num_better, behind.num_own) == (
+        False,
+        2,
+        0,
+    )  # which layer it is in was not needed
     second = rung_of(chain).decide("new", 1.5, 0.85, 0, 10)
     assert (second.go_on, second.num_better, second.num_own) == (True, 1, 1)
 
@@ -115,11 +137,13 @@ def test_equal_trials_do_not_all_go_on():
 
 
 def test_failed_trials_hold_back_no_other_until_revived():
-    rungs = rung_of([(0.1, 0.9), (0.1, 0.89), (0.3, 0.3), (0.4, 0.2)])
+    rungs = rung_of([(0.1, 0.9), (0.1, 0.89), (0.3, 0.3), (0.4, 0.2), (0.5, 0.1)])
     rungs.fail("earlier0")
-    assert rungs.decide("a", 0.2, 0.88, 0, 10).num_better == 1
+    first = rungs.decide("a", 0.2, 0.88, 0, 10)
+    assert (first.go_on, first.num_better, first.num_trials) == (False, 1, 5)
     rungs.revive("earlier0")
-    assert rungs.decide("b", 0.2, 0.87, 0, 10).num_better == 3
+    second = rungs.decide("b", 0.05, 0.885, 0, 10)  # in the first layer, with "earlier0"
+    assert (second.go_on, second.num_own, second.num_trials) == (True, 2, 7)
 
 
 def test_results_between_rungs_and_repeated_ones_change_nothing():
@@ -138,7 +162,11 @@ def test_a_trial_that_ended_below_a_rung_counts_in_later_rungs():
     for number in range(6):
         rungs.finish(f"short{number}", 0.2, 0.8 + number / 100, 0, 4)
     late = rungs.decide("long", 0.5, 0.79, 0, 30)
-    assert (late.go_on, late.num_better, late.num_trials) == (False, 6, 7)
+    assert (late.go_on, late.num_better, late.num_trials) == (
+        False,
+        2,
+        7,
+    )  # of six better ones, the two that may
     alone = Rungs(90, 10, 3, rule=Rule(count_finished=False))
     alone.finish("short", 0.2, 0.8, 0, 4)
     assert alone.decide("long", 0.5, 0.79, 0, 30).go_on

@@ -43,8 +43,7 @@ def test_the_model_learns_what_matters_and_knows_where_it_is_unsure():
 def test_answers_that_do_not_apply_and_words_have_columns_of_their_own():
     encoding = Encoding([{"lr": 0.2, "mode": "a"}, {"mode": "b"}])
     assert encoding.names == ["lr", "mode"]
-    columns = encoding.encode([{"lr": 0.2, "mode": "a"}, {"mode": "b"}])
-    assert columns.tolist() == [[0.2, 0.7, 0.7, 0.0], [0.5, 0.0, 0.0, 0.7]]
+    assert encoding.points.tolist() == [[0.2, 0.7, 0.7, 0.0], [0.5, 0.0, 0.0, 0.7]]
     assert encoding.groups.tolist() == [0, 0, 1, 1]
     assert encoding.encode([{"mode": "new", "rank": 0.3}]).tolist() == [[0.5, 0.0, 0.0, 0.0]]
 

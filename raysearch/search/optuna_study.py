@@ -93,24 +93,23 @@ class OptunaStudy:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from the state of a study with the same sampler and seed."""
         self._num_asks, self._num_told, self._at = state["num_asks"], state["num_told"], dict(state["at"])
-        self._study = _new_study()
-        for key, value in state["attrs"].items():
-            self._study._storage.set_study_system_attr(self._study._study_id, key, value)
-        self._study.add_trials([_from_json(saved) for saved in state["trials"]])
+        self._begin_anew(state["attrs"], [_from_json(saved) for saved in state["trials"]])
 
     def _forget(self, kept: Collection[int]) -> None:
         """Make the study anew with some of its trials, and with those that run."""
-        state = self.state()
         numbers = sorted({*kept, *self._at.values()})
         now_at = {before: now for now, before in enumerate(numbers)}
-        self.set_state(
-            {
-                **state,
-                "at": [(number, now_at[at]) for number, at in self._at.items()],
-                "attrs": {key: value for key, value in state["attrs"].items() if "parent" not in key},
-                "trials": [state["trials"][number] for number in numbers],
-            }
-        )
+        self._at = {number: now_at[at] for number, at in self._at.items()}
+        trials = self._study.get_trials(deepcopy=False)
+        attrs = self._study._storage.get_study_system_attrs(self._study._study_id)
+        attrs = {key: value for key, value in attrs.items() if "parent" not in key}
+        self._begin_anew(attrs, [trials[number] for number in numbers])
+
+    def _begin_anew(self, attrs: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> None:
+        self._study = _new_study()
+        for key, value in attrs.items():
+            self._study._storage.set_study_system_attr(self._study._study_id, key, value)
+        self._study.add_trials(trials)
 
 
 def _worth_keeping(trials: Sequence[FrozenTrial]) -> set[int]:

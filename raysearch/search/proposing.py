@@ -208,10 +208,11 @@ class GainModel:
         measured = [o for o in known if o.retention is not None]
         running = [o for o in known if o.retention is None]
         used = [*prior, *measured][-max(MAX_POINTS, len(measured)) :]
-        answers = [candidate.answers for candidate in candidates]
-        encoding = Encoding([o.answers for o in (*used, *running)] + answers)
+        answers: list[Mapping[str, Any]] = [o.answers for o in used]
+        answers += [c.answers for c in candidates] + [o.answers for o in running]
+        encoding = Encoding(answers)
         model = self._model(encoding, used, num_trials)
-        mean, deviation = model.predict(encoding.encode([*answers, *(o.answers for o in running)]))
+        mean, deviation = model.predict(encoding.points[len(used) :])
         front = [(o.size_ratio, float(o.retention or 0.0)) for o in measured]
         expected = mean[len(candidates) :].tolist()
         front += [(o.size_ratio, value) for o, value in zip(running, expected, strict=True)]
@@ -222,7 +223,7 @@ class GainModel:
     def _model(self, encoding: Encoding, used: Sequence[Observation], num_trials: int) -> RetentionModel:
         values = np.array([o.retention for o in used], float)
         noise = np.array([o.deviation for o in used])
-        points = encoding.encode([o.answers for o in used])
+        points = encoding.points[: len(used)]
         if num_trials >= self.next_fit or set(encoding.names) - set(self.scales):
             last = slice(-NUM_FIT_POINTS, None)
             fitted = RetentionModel(points[last], encoding.groups, values[last], noise[last])

@@ -15,6 +15,9 @@ REFERENCE = np.array([1.1, 1.1])  # just beyond the unit square, so that the end
 class Rung:
     """The trials at one rung.
 
+    Args:
+        share: of the trials, best layers first, that are told apart (see `Layers`).
+
     Attributes:
         level: samples seen here.
         values: (size, retention) by trial, in order of arrival.
@@ -22,8 +25,8 @@ class Rung:
         layers: non-domination layers of the trials that count.
     """
 
-    def __init__(self, level: float, budgets: Sequence[float]) -> None:
-        self.level, self._budgets = level, budgets
+    def __init__(self, level: float, budgets: Sequence[float], share: float) -> None:
+        self.level, self._budgets, self._share = level, budgets, share
         self.values: dict[str, tuple[float, float]] = {}
         self.failed: set[str] = set()
         self._rebuild()
@@ -37,7 +40,8 @@ class Rung:
         """A trial came here; a second time changes nothing."""
         if trial not in self.values:
             self.values[trial] = (size, retention)
-            self._count(size, retention)
+            self.layers.add(size, retention)
+            self._widen(size, retention)
 
     def set_failed(self, trial: str, failed: bool) -> None:
         """Leave a trial out, or count it again."""
@@ -85,14 +89,13 @@ class Rung:
         self._rebuild()
 
     def _rebuild(self) -> None:
-        self.layers, self._best = Layers(), dict.fromkeys(self._budgets, -math.inf)
+        counted = [value for trial, value in self.values.items() if trial not in self.failed]
+        self.layers, self._best = Layers(counted, self._share), dict.fromkeys(self._budgets, -math.inf)
         self._low, self._high = np.full(2, math.inf), np.full(2, -math.inf)
-        for trial, (size, retention) in self.values.items():
-            if trial not in self.failed:
-                self._count(size, retention)
+        for size, retention in counted:
+            self._widen(size, retention)
 
-    def _count(self, size: float, retention: float) -> None:
-        self.layers.add(size, retention)
+    def _widen(self, size: float, retention: float) -> None:
         for budget in self.budgets_led(size, retention):
             self._best[budget] = retention
         here = np.array([math.log(size), -retention])

@@ -31,9 +31,9 @@ class Rule:
 class Decision:
     """Whether a trial goes on after a result, and why.
 
-    `rung` is None when the result is at no rung. `num_better` and `num_own` count the trials in better layers and in
-    the newcomer's own, itself included, of `num_trials` at the rung; `rank` (1 is best) is its place in its layer,
-    where it was needed.
+    `rung` is None when the result is at no rung. `num_better` counts the trials in better layers, of `num_trials` at
+    the rung, as far as the number that may go on; `num_own` those in the newcomer's own layer, itself included, and
+    `rank` (1 is best) its place there, both where they were needed.
     """
 
     trial: str
@@ -82,7 +82,7 @@ class Rungs:
         self.max_t, self.grace_period, self.reduction_factor = max_t, grace_period, reduction_factor
         self.budgets = sorted(budgets)
         self.rule = rule or Rule()
-        self.rungs = [Rung(level, self.budgets) for level in self._levels()]
+        self.rungs = [Rung(level, self.budgets, 1 / reduction_factor) for level in self._levels()]
         self._live: dict[str, _Progress] = {}
         self.num_decisions = 0
 
@@ -185,7 +185,7 @@ class Rungs:
         if better + own <= allowed:
             go_on, reason = True, "its layer goes on whole"
         elif better + 1 > allowed:
-            go_on, reason = False, "enough trials are better"
+            go_on, reason, better, own = False, "enough trials are better", int(allowed), 0
         else:
             rank = rung.rank(*rung.layers.company(size, retention, layer))
             go_on = better + rank <= allowed

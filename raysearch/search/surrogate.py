@@ -20,18 +20,27 @@ FIT_GRID = (0.1, 0.33, 1.0, 3.0, 10.0)
 
 
 class Encoding:
-    """Turns answers into columns: numbers as they are, categories one-hot, each in a group under its name."""
+    """Turns answers into columns: numbers as they are, categories one-hot, each in a group under its name.
+
+    Attributes:
+        names: what was asked for in any of the answers.
+        points: the answers encoded, (n, columns).
+        groups: (columns,) which name each column belongs to.
+    """
 
     def __init__(self, answers: Sequence[Answers]) -> None:
         self.names = sorted(set().union(*answers))
         self._words: dict[str, list[str]] = {}
         self._is_optional: dict[str, bool] = {}  # numbers that are asked for in some recipes only
+        columns = []
         for name in self.names:
-            values = {answer.get(name) for answer in answers}
-            self._words[name] = sorted(value for value in values if isinstance(value, str))
-            self._is_optional[name] = None in values
-        widths = [len(self._words[name]) or 1 + self._is_optional[name] for name in self.names]
-        self.groups = np.repeat(np.arange(len(self.names)), widths)
+            values = [answer.get(name) for answer in answers]
+            kinds = set(values)
+            self._words[name] = sorted(value for value in kinds if isinstance(value, str))
+            self._is_optional[name] = None in kinds
+            columns.append(self._columns(name, values))
+        self.points = np.concatenate(columns, 1)
+        self.groups = np.repeat(np.arange(len(columns)), [each.shape[1] for each in columns])
 
     def encode(self, answers: Sequence[Answers]) -> np.ndarray:
         """(n, columns); a number that doesn't apply stands in the middle, a word that is new is no word."""
