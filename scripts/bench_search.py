@@ -309,7 +309,7 @@ class Ours(NoStopping):
             at_budgets = np.interp(budgets, self.table.shares[order], self.table.sizes[order])
             self.rungs = Rungs(self.max_t, self.grace, 3, at_budgets, Rule(**parts))
             if random_ties:
-                self.rungs.rungs = [RandomTies(level, at_budgets) for level in self.rungs.levels]
+                self.rungs.rungs = [RandomTies(level, at_budgets, 1 / 3) for level in self.rungs.levels]
         self.searcher = Searcher(
             TableSpace(self.table, self.row_of),
             self._size_of,

@@ -44,6 +44,7 @@ class MlflowRuns:
         self._client = connect(uri)
         self._folder = folder
         self._state = read_state(folder, uri)
+        self._ended = dict.fromkeys(self._state["ended"])  # a set in the order of their ends
         self._experiment_id = self._find_experiment(experiment, uri)
 
     @property
@@ -54,7 +55,7 @@ class MlflowRuns:
     @property
     def ended(self) -> set[str]:
         """Recipes whose end has been sent."""
-        return set(self._state["ended"])
+        return set(self._ended)
 
     def send(self, events: Sequence[Event]) -> list[str]:
         """Send events in their order, as few requests as that takes.
@@ -70,7 +71,7 @@ class MlflowRuns:
             for key, group in _by_run(events).items():
                 refused += self._send_to(key, group)
         finally:
-            write_json(self._folder / IDS, self._state)
+            write_json(self._folder / IDS, {**self._state, "ended": list(self._ended)})
         return refused
 
     def _send_to(self, key: str, events: Sequence[Event]) -> list[str]:
@@ -117,8 +118,8 @@ class MlflowRuns:
             self._client.update_run(run_id, status="RUNNING")
         else:
             self._client.set_terminated(run_id, status=last["status"], end_time=last["time"])
-            if last.get("final") and key not in self._state["ended"]:
-                self._state["ended"].append(key)
+            if last.get("final"):
+                self._ended[key] = None
 
     def _run_id(self, key: str, first: Event) -> str:
         if key not in self._state["runs"]:
