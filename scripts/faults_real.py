@@ -56,9 +56,8 @@ def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[]
         check_as_unbroken(study)
 
     def driver_killed(study: Path, then_damage: str) -> None:
-        """At a moment when there is a file of that kind, which is damaged before the study goes on."""
-        num_ended = draw.randrange(4)
-        search = begun(study, lambda: _num_ended(study) >= num_ended and any(study.glob(then_damage)))
+        """As soon as there is a file of that kind, which is damaged before the study goes on."""
+        search = begun(study, lambda: any(study.glob(then_damage)))
         search.process.kill()
         search.wait()
         search.check_gone()
@@ -135,11 +134,7 @@ def _title(process: psutil.Process) -> str:
 
 def _has_come_to(study: Path, moment: float) -> bool:
     """Whether a study has kept so many rungs and ended so many trials: `moment` is a share of four trials."""
-    num_ended = _num_ended(study)
+    path = study / "trials.jsonl"
+    num_ended = path.read_bytes().count(b"\n") if path.exists() else 0
     inside = any((study / "running").glob("*/[0-9]*"))
     return num_ended >= int(4 * moment) and (inside or num_ended > int(4 * moment))
-
-
-def _num_ended(study: Path) -> int:
-    path = study / "trials.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
