@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import faults_driver
 import pytest
 import stand_in
+from ray.exceptions import ActorDiedError
 
 from raysearch import tuner
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
 from raysearch.search.recipe_search import EVENTS, STATE
+from raysearch.slots import board
 from raysearch.study import Study, locked
 
 
@@ -202,7 +204,7 @@ def test_a_file_that_cannot_be_written_ends_the_search_and_is_blamed_on_no_trial
             return "done"
 
     called = Called()
-    tuner._let_lost_files_end_search(called)
+    tuner._let_losses_end_search(called)
     assert called.on_trial_complete() == "done"
     with pytest.raises(tuner._LostFile, match="nowhere/lines: No such file or directory") as lost:
         called.on_trial_result({})
@@ -215,6 +217,33 @@ def test_storage_that_stays_away_ends_the_search_and_no_trial(tmp_path):
     with pytest.raises(tuner._LostFile, match="Input/output error"):
         recorder.on_trial_complete(0, [], SimpleNamespace(trial_id="a", last_result=result))
     assert not (tmp_path / "trials.jsonl").exists()
+
+
+def test_a_lost_board_ends_the_search_and_is_blamed_on_no_trial(tmp_path, monkeypatch):
+    def get(reference):
+        raise ActorDiedError
+
+    monkeypatch.setattr(tuner.ray, "get", get)
+    dead = SimpleNamespace(dense_scores=SimpleNamespace(remote=lambda: None))
+    study = Study(tmp_path, stand_in.plan(4).space)
+    recorder = tuner.Recorder(stand_in.plan(4), study, None, dead, [])
+    tuner._let_losses_end_search(recorder)
+    with pytest.raises(tuner._LostBoard, match="commands the slots has died"):
+        recorder.on_trial_error(0, [], SimpleNamespace(trial_id="t", get_error=lambda: None, last_result={}))
+    assert not study.records
+
+
+def test_the_board_is_on_the_node_that_the_cluster_stands_on(monkeypatch):
+    """A node that works and is lost took every later trial with it, when the board happened to be there."""
+    asked = {}
+
+    def remote(**options):
+        asked.update(options)
+        return lambda actor: SimpleNamespace(remote=lambda: None)
+
+    monkeypatch.setattr(board.ray, "remote", remote)
+    board.start_board()
+    assert asked == {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 
 
 def test_two_drivers_on_one_study_get_one_plain_error(tmp_path):
