@@ -29,6 +29,15 @@ STORAGE_PROBLEMS = {
 """Numbers of an `OSError` that lies with a disk or a network file system, not with who uses it: it may pass."""
 
 
+class StorageProblem(OSError):
+    """What the storage has done to one of several workers, raised on all of them at the same place."""
+
+
+def is_storage_problem(error: BaseException | None) -> bool:
+    """Whether an error lies with a full disk or lost storage."""
+    return isinstance(error, OSError) and error.errno in STORAGE_PROBLEMS
+
+
 def cache_folder(kind: str) -> Path:
     """Where things that can be made again are kept for this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysearch" / kind

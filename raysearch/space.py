@@ -1,5 +1,6 @@
 """A search space: which recipes may be tried on which model, and how the search goes about it. Read from YAML."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -101,18 +102,19 @@ class SearchSpace(Strict):
 
     @classmethod
     def load(cls, path: str | Path) -> "SearchSpace":
-        """Read and check a YAML file.
+        """Read and check a YAML file, or a JSON file by its name.
 
         Raises:
             InputError: no such file, not YAML, or a key or value that doesn't fit; one line that names the key.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
+            content = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; spaces to start from are in search_spaces/") from None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: can't be read ({error}); give a YAML file") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(content, dict):
             raise InputError(f"{path}: holds no space; it must map name, model and recipe to values")
@@ -120,6 +122,9 @@ class SearchSpace(Strict):
             return cls.model_validate(content)
         except ValidationError as error:
             raise InputError(f"{path}: {first_problem(error, cls)}") from None
+        except UnicodeEncodeError as error:
+            half = error.object[error.start : error.end]
+            raise InputError(f"{path}: holds {half!a}, which is no text") from None
 
     def suggest(self, ask: Ask) -> Recipe:
         """Let `ask` choose a recipe; dimensions that do not apply to it are never asked for.

@@ -28,7 +28,7 @@ from raysearch.prune.cut import Scores, kept_layers
 from raysearch.prune.shape import Shape, shape_of, size_of
 from raysearch.recipe import Recipe
 from raysearch.recovery import kept
-from raysearch.recovery.engine import current_device, is_first_worker, moved
+from raysearch.recovery.engine import current_device, is_first_worker, moved, storage_shared
 from raysearch.recovery.loop import Recovery
 from raysearch.recovery.states import Compared
 from raysearch.recovery.teacher import Teacher
@@ -294,8 +294,9 @@ class Trial:
             "bytes": f"{self.size.size_bytes:,} of {bench.dense_size.size_bytes:,}",
         }
         model = self._recovery.finished_model() if self._recovery else self.model
-        if is_first_worker():
-            export.save(model, bench.processor, folder, recipe=self.recipe, scores=scores, card=card)
+        with storage_shared():
+            if is_first_worker():
+                export.save(model, bench.processor, folder, recipe=self.recipe, scores=scores, card=card)
         return heldout
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 
 from raysearch.earlier import EarlierTrial
 from raysearch.errors import InputError, Refused
@@ -21,7 +22,7 @@ from raysearch.search.scheduler import ParetoASHA
 from raysearch.search.searcher import Searcher
 from raysearch.size import Budget, Size
 from raysearch.slots.board import post_front, start_board
-from raysearch.slots.cluster import Room, join_cluster
+from raysearch.slots.cluster import ON_HEAD, Room, join_cluster
 from raysearch.slots.recipe_trial import RecipeTrial
 from raysearch.space import SearchSpace
 from raysearch.study import Study
@@ -62,14 +63,12 @@ def search(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     try:
         for called in (proposals, proposals.scheduler, recorder):
-            _let_lost_files_end_search(called)
+            _let_losses_end_search(called)
         _tuner(plan, study, proposals, recorder).fit()
         front = recorder.conclude()
     except BaseException as error:
-        if isinstance(error, _LostFile):
-            raise InputError(
-                f"{error}; see to the storage, then go on with raysearch search --resume {study.folder}"
-            ) from None
+        if isinstance(error, _Lost):
+            raise InputError(f"{error}, then go on with raysearch search --resume {study.folder}") from None
         with contextlib.suppress(OSError):
             recorder.conclude()
         raise
@@ -94,7 +93,7 @@ def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorde
         folder=str(study.folder),
     )
     # A trial only passes commands on: it sits on the head node and takes no CPU from the slots.
-    head = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+    head = tune.PlacementGroupFactory([ON_HEAD])
     return tune.Tuner(
         tune.with_resources(trainable, head),
         tune_config=tune.TuneConfig(
@@ -154,12 +153,26 @@ def _make_proposals(plan: Plan, space: SearchSpace, study: Study) -> RecipeSearc
     return RecipeSearch(searcher, scheduler, folder=study.folder)
 
 
-class _LostFile(BaseException):
-    """A file of the study can't be written. No `Exception`: Tune would blame the trial at hand, and go on."""
+class _Lost(BaseException):
+    """What the whole search needs is gone. No `Exception`: Tune would blame the trial at hand, and go on."""
 
 
-def _let_lost_files_end_search(called: Any) -> None:
-    """Turn an `OSError` in what Tune calls into a `_LostFile`."""
+class _LostFile(_Lost):
+    """A file of the study can't be written."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; see to the storage")
+
+
+class _LostBoard(_Lost):
+    """The process that the slots take their commands from has died."""
+
+    def __init__(self) -> None:
+        super().__init__("the process that commands the slots has died; see to the head node's memory")
+
+
+def _let_losses_end_search(called: Any) -> None:
+    """Turn an `OSError` in what Tune calls into a `_LostFile`, and a board that doesn't answer into a `_LostBoard`."""
 
     def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -169,6 +182,8 @@ def _let_lost_files_end_search(called: Any) -> None:
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
                 raise _LostFile(f"{where}{error.strerror}") from error
+            except RayActorError as error:
+                raise _LostBoard from error
 
         return call
 
@@ -233,7 +248,8 @@ class Recorder(tune.Callback):
             self._end(trial, "finished", result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune gave the trial up."""
+        """Tune gave the trial up; without the board it would give up all others, too."""
+        ray.get(self.board.dense_scores.remote())
         message = str(trial.get_error() or "the trial's process ended").strip().splitlines()[-1]
         self._end(trial, "failed", trial.last_result or {}, message)
 

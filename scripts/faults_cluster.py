@@ -68,6 +68,7 @@ def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[]
         unbroken = Broken(folder / "unbroken", space, machines)
         unbroken.run()
         wanted = outcome(folder / "unbroken")
+        check(wanted["checkpoints"], f"the unbroken study made nothing: {unbroken.said()}")
         trials = [line.split()[0] for line in stand_in.rungs_of(folder / "unbroken").read_text().splitlines()]
         server: Server | None = None
         for number, kinds in enumerate(itertools.cycle(STUDIES)):
@@ -179,10 +180,14 @@ class Broken:
                 if status == 0:
                     break
                 status = self._follow("--resume", str(self._study))
-        check(status == 0, f"exit status {status}: {self._log.read_text()[-2000:]}")
+        check(status == 0, f"exit status {status}: {self.said()}")
         check(not list(faults.iterdir()), f"did not happen: {[path.name for path in faults.iterdir()]}")
         self._check_gone()
         self._machines.check_free()
+
+    def said(self) -> str:
+        """The end of what its drivers have printed."""
+        return self._log.read_text()[-2000:]
 
     @property
     def _log(self) -> Path:
@@ -281,7 +286,7 @@ def outcome(folder: Path) -> dict:
     return {
         "trials": kept,
         "front": front,
-        "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
+        "checkpoints": sorted(path.name for path in (folder / "checkpoints").glob("*")),
         "half written": [p.name for p in folder.rglob(".*") if p.name != ".lock" and _is_ours(p, folder)],
         "running": [path.name for path in (folder / "running").glob("*")],
     }

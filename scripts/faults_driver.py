@@ -65,11 +65,10 @@ class Driver:
         """Run the unbroken study, in `folder`."""
         self._draw, self._made = random.Random(seed), stand_in.plan(num_trials)
         self._num_trials = num_trials
-        started = time.monotonic()
         with operations(-1, lambda *operation: None) as count:
             stand_in.drive(self._made, folder / "unbroken")
         self._num_operations = next(count)
-        self._seconds = time.monotonic() - started
+        self._num_lines = stand_in.num_lines(folder / "unbroken")
         self._wanted = stand_in.outcome(folder / "unbroken")
 
     def killed(self, study: Path) -> int:
@@ -102,7 +101,7 @@ class Driver:
 
     def line_cut(self, study: Path) -> int:
         """Half a line at the end of a file, as a crash of the machine leaves it."""
-        stand_in.killed(self._made, study, stand_in.after(self._draw.uniform(0.2, 0.9) * self._seconds))
+        check(stand_in.killed(self._made, study, self._later(study, 0.2, 0.9)), "the driver ended unbroken")
         with (study / self._draw.choice(LINES)).open("a") as stream:
             stream.write('{"trial": "cut", "key": "01234'[: self._draw.randrange(1, 30)])
         self._go_on(study)
@@ -180,11 +179,15 @@ class Driver:
         """Trials, rungs, decisions, front and files are those of the unbroken study."""
         check(stand_in.outcome(study) == self._wanted, "another outcome than unbroken")
 
+    def _later(self, study: Path, least: float, most: float) -> Callable[[], bool]:
+        """A condition that comes true when a study has come on by a share of its whole, between the two."""
+        num = int(self._draw.uniform(least, most) * self._num_lines)
+        return stand_in.further(study, num, self._draw.uniform(0, 0.05))
+
     def _kill_until_done(self, study: Path, num_slots: int) -> int:
         log, area = study.parent / f"{study.name}.begun", 0.0
         for start in range(1000):
-            # Later starts are given longer, so that the study ends on a machine that has become slow, too.
-            when = stand_in.after(self._draw.uniform(0.05, 0.6) * self._seconds * (1 + start / 5))
+            when = self._later(study, 0, 0.3)
             more = {"name": f"{start}-", "num_slots": num_slots, "log": log}
             killed = stand_in.killed(self._made, study, when, **more)
             if (study / "front.json").exists():

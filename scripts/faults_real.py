@@ -32,43 +32,57 @@ def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[]
         unbroken.check_gone()
     wanted = outcome(folder / "unbroken")
 
-    def disturbed(study: Path, act: Callable[[Search], None], between: Callable[[Path], None] | None) -> None:
+    def begun(study: Path, has_come: Callable[[], bool]) -> Search:
         search = Search(space, "--out", study.name, cwd=folder)
-        moment = draw.uniform(0, 1)
-        while search.process.poll() is None and not _has_come_to(study, moment):
+        while search.process.poll() is None and not has_come():
             search.look()
             time.sleep(0.05)
-        act(search)
+        return search
+
+    def ended(search: Search) -> None:
         status = search.wait()
         search.check_gone()
-        if between is not None:
-            between(study)
-            again = Search("--resume", study.name, cwd=folder)
-            status = again.wait()
-            again.check_gone()
         check(status == 0, f"exit status {status}")
+
+    def check_as_unbroken(study: Path) -> None:
         check(outcome(study) == wanted, "another outcome than unbroken")
 
-    def end(search: Search, what: signal.Signals) -> None:
+    def workers_sent(study: Path, what: signal.Signals) -> None:
+        moment = draw.uniform(0, 1)
+        search = begun(study, lambda: _has_come_to(study, moment))
         for worker in search.workers():
             worker.send_signal(what)
+        ended(search)
+        check_as_unbroken(study)
+
+    def driver_killed(study: Path, then_damage: str) -> None:
+        """As soon as there is a file of that kind, which is damaged before the study goes on."""
+        search = begun(study, lambda: any(study.glob(then_damage)))
+        search.process.kill()
+        search.wait()
+        search.check_gone()
+        damage(study, then_damage)
+        ended(Search("--resume", study.name, cwd=folder))
+        check_as_unbroken(study)
 
     def damage(study: Path, pattern: str) -> None:
         """Change bytes in the middle of the newest file of a kind."""
-        path = max(study.glob(pattern), key=lambda path: path.stat().st_mtime)
+        found = sorted(study.glob(pattern), key=lambda path: path.stat().st_mtime)
+        check(found, f"no {pattern} to damage")
+        path = found[-1]
         with path.open("r+b") as stream:
             stream.seek(path.stat().st_size // 2)
             stream.write(draw.randbytes(64))
 
     kinds: dict[str, Callable[[Path], None]] = {
-        "worker killed": lambda study: disturbed(study, lambda s: end(s, signal.SIGKILL), None),
-        "driver killed, running checkpoint broken": lambda study: disturbed(
-            study, lambda s: s.process.kill(), lambda s: damage(s, "running/*/[0-9]*/*.safetensors")
+        "worker killed": lambda study: workers_sent(study, signal.SIGKILL),
+        "driver killed, running checkpoint broken": lambda study: driver_killed(
+            study, then_damage="running/*/[0-9]*/*.safetensors"
         ),
-        "driver killed, teacher shard broken": lambda study: disturbed(
-            study, lambda s: s.process.kill(), lambda s: damage(s, "teacher/*.safetensors")
+        "driver killed, teacher shard broken": lambda study: driver_killed(
+            study, then_damage="teacher/*.safetensors"
         ),
-        "worker hung": lambda study: disturbed(study, lambda s: end(s, signal.SIGSTOP), None),
+        "worker hung": lambda study: workers_sent(study, signal.SIGSTOP),
     }
     for number in itertools.count(len(list(folder.glob("study-*")))):
         kind, act = list(kinds.items())[number % len(kinds)]

@@ -240,10 +240,24 @@ def in_a_child(first: Callable[[], object], made: MadePlan, folder: Path, **more
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def after(seconds: float) -> Callable[[], bool]:
-    """A condition that comes true when so much time has passed."""
-    deadline = time.monotonic() + seconds
-    return lambda: time.monotonic() > deadline
+def num_lines(folder: Path) -> int:
+    """How far a study has come: trials that have ended, and decisions about trials."""
+    paths = (folder / "trials.jsonl", folder / "decisions.jsonl")
+    return sum(path.read_bytes().count(b"\n") for path in paths if path.exists())
+
+
+def further(folder: Path, num: int, delay: float = 0.0) -> Callable[[], bool]:
+    """A condition that comes true, `delay` seconds late, when a study has `num` lines more than now: on a slow machine
+    as on a fast one."""
+    wanted = num_lines(folder) + num
+    reached: list[float] = []
+
+    def has_come() -> bool:
+        if not reached and num_lines(folder) >= wanted:
+            reached.append(time.monotonic())
+        return bool(reached) and time.monotonic() >= reached[0] + delay
+
+    return has_come
 
 
 def outcome(folder: Path) -> dict:

@@ -59,6 +59,7 @@ class Trial:
         self.recipe, self.bench, self.samples_seen = recipe, bench, 0
         self.size = bench.counts.size(shape_for(bench.counts, recipe))
         self.end = recipe.samples_to_see(bench.space.num_samples or 0)
+        self.seconds = {"seconds_training": 0.0, "seconds_evaluating": 0.0}
 
     def scores(self, rungs: Iterable[int], keep_in: Path) -> Iterator[Score]:
         """A score per rung; those that were kept come again."""

@@ -1,5 +1,6 @@
 """cluster.yaml by Ray's own rules, without a network; and a cluster that lacks what a trial asks for."""
 
+import errno
 import os
 import re
 import subprocess
@@ -190,3 +191,18 @@ def test_a_node_that_does_not_reach_the_study_says_so(tmp_path, monkeypatch):
         problem = str(node_problem(folder, {"name": "b"}, versions()))
         assert f"--out {folder}: not there on node" in problem
         assert "storage that every node reaches" in problem
+
+
+def test_storage_that_is_away_is_not_told_as_a_wrong_folder(tmp_path, monkeypatch):
+    read_text = Path.read_text
+
+    def away(path, *arguments, **more):
+        if path.is_relative_to(tmp_path):
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return read_text(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "read_text", away)
+    with pytest.raises(
+        OSError, match="Stale"
+    ):  # which the trial waits for, where a wrong folder ends the search
+        node_problem(tmp_path, {}, versions())

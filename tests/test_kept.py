@@ -100,6 +100,18 @@ def test_a_broken_state_starts_the_trial_anew(tmp_path, broken):
     assert [path.name for path in tmp_path.iterdir()] == ["40"]
 
 
+@pytest.mark.parametrize("damaged", ["weights.safetensors", "worker-0.safetensors"])
+def test_a_state_whose_bytes_have_changed_starts_the_trial_anew(tmp_path, damaged):
+    """The file is as long as it was, and its header is right."""
+    made = bench()
+    unbroken = scores(made, tmp_path, 2)
+    content = bytearray((tmp_path / "24" / damaged).read_bytes())
+    content[len(content) // 2] ^= 0x41
+    (tmp_path / "24" / damaged).write_bytes(content)
+    assert scores(made, tmp_path) == scores(made, None)
+    assert unbroken == scores(made, None, 2)
+
+
 def test_another_recipes_state_is_not_taken(tmp_path):
     made = bench()
     scores(made, tmp_path, 2)

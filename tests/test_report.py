@@ -11,6 +11,7 @@ import synthetic_study
 from raysearch.front import Front
 from raysearch.report.live import SYMBOLS, LiveView, ended_line, is_interactive, sketch
 from raysearch.report.page import report_html, write_report
+from raysearch.report.summary import print_result
 from raysearch.size import Size
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -196,6 +197,18 @@ def test_build_servers_get_lines(monkeypatch, name, value):
     assert is_interactive()
     monkeypatch.setenv(name, value)
     assert not is_interactive()
+
+
+def test_the_last_line_of_a_search_offers_what_can_be_had(study, capsys):
+    front = study.front
+    first = next(budget for budget, key in front.budgets.items() if key)
+    unmet = front.model_copy(update={"budgets": {"1%": None}})
+    empty = unmet.model_copy(update={"points": []})
+    for shown, budget in ((front, first), (unmet, "100%"), (empty, None)):
+        print_result(shown, study.folder)
+        said = capsys.readouterr().out
+        assert f"raysearch export {study.folder} --budget {budget} --to" in said or budget is None
+        assert ("export" in said) == bool(budget)
 
 
 def test_sketch_of_two_points():

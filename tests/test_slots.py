@@ -1,12 +1,15 @@
 """What a Tune trial does when its slot or its recipe fails; the slot is a script, the trial is real."""
 
+import errno
 import math
 from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from raysearch.data.samples import BadData
+from raysearch.files import StorageProblem
 from raysearch.slots import recipe_trial
 from raysearch.slots import slot as slot_module
 from raysearch.slots import worker as worker_module
@@ -19,7 +22,7 @@ SCORES = [
     for seen in (10, 30, 90)
 ]
 KEPT = {"checkpoint": "checkpoints/x", "heldout": {}}
-DIES, LOST_NODE = "dies", "lost node"
+DIES, LOST_NODE, NO_STORAGE = "dies", "lost node", "no storage"
 
 
 @pytest.fixture
@@ -35,8 +38,8 @@ def trial(monkeypatch, tmp_path):
         def ask(self, command):
             asked.append(command["do"])
             wrong = script.pop(0) if script else None
-            if wrong in (DIES, LOST_NODE):
-                raise SlotDied(str(wrong), ["gone" if wrong == LOST_NODE else "here"])
+            if wrong in (DIES, LOST_NODE, NO_STORAGE):
+                raise SlotDied(str(wrong), ["gone" if wrong == LOST_NODE else "here"], wrong == NO_STORAGE)
             if wrong is not None:
                 return wrong
             if command["do"] == "finish":
@@ -144,6 +147,52 @@ def test_full_or_lost_storage_is_waited_for_and_is_no_fault_of_the_recipe(trial,
     assert max(pauses) == 60
 
 
+def test_a_slot_that_storage_has_ended_is_no_fault_of_the_recipe(trial, monkeypatch):
+    monkeypatch.setattr(recipe_trial.time, "sleep", lambda seconds: None)
+    results = run(trial, None, NO_STORAGE, NO_STORAGE, NO_STORAGE, DIES)
+    assert [result["samples_seen"] for result in results] == [10, 30, 90]
+    assert trial.asked.count("slot") == 5
+    trial.reset_config({"recipe": RECIPE})
+    (result,) = run(trial, *[NO_STORAGE] * 100)
+    assert result["storage"]
+
+
+FULL = OSError(errno.ENOSPC, "no space left")
+
+
+@pytest.mark.parametrize(
+    ("failure", "storage"),
+    [
+        (WorkerGroupError("two", {0: RuntimeError("connection closed"), 1: FULL}), True),
+        (ControllerError(FULL), True),
+        (FULL, True),
+        (WorkerGroupError("one", {1: OSError(errno.ENOENT, "no such file")}), False),
+        (None, False),
+    ],
+)
+def test_a_slot_says_whether_storage_has_ended_it(monkeypatch, failure, storage):
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(ray, "kill", lambda worker: None)
+    slot = object.__new__(Slot)
+    slot.name, slot._board, slot._failure = "slot-a", SilentBoard(0), failure
+    slot._thread = SimpleNamespace(join=lambda seconds: None)
+    assert slot._died("ended").storage is storage
+
+
+def test_a_storage_problem_of_all_workers_is_a_reply(monkeypatch):
+    worker = object.__new__(worker_module._Worker)
+    worker._refusal, worker._num_workers = None, 2
+
+    def asked(error):
+        worker._trial = SimpleNamespace(close=lambda: None)
+        monkeypatch.setattr(worker, "_next", lambda: (_ for _ in ()).throw(error), raising=False)
+        return worker.obey({"do": "next"})
+
+    assert asked(StorageProblem(errno.ENOSPC, "no space left"))["storage"]
+    with pytest.raises(OSError, match="no space left"):  # the others would wait for this one
+        asked(FULL)
+
+
 def test_what_stands_in_the_way_of_every_recipe_is_said_so(trial):
     mistake = "InputError: benchmarks: own: at chance"
     (result,) = run(trial, {"failed": mistake, "may_pass": False, "refused": "benchmarks: own: at chance"})
@@ -189,13 +238,8 @@ def test_a_slot_without_signs_of_life_is_ended(monkeypatch):
     monkeypatch.setattr(ray, "kill", killed.append)
     monkeypatch.setattr(slot_module.time, "monotonic", lambda: clock[0])
     slot = object.__new__(Slot)
-    slot.name, slot._board, slot._num_replies, slot._longest_s, slot._timeout_s = (
-        "slot-a",
-        board,
-        0,
-        0.0,
-        20.0,
-    )
+    slot.name, slot._board, slot._failure, slot._num_replies = "slot-a", board, None, 0
+    slot._longest_s, slot._timeout_s = 0.0, 20.0
     slot._thread = SimpleNamespace(is_alive=lambda: True, join=lambda seconds: None)
     with pytest.raises(SlotDied, match=r"slot-a: no sign of life for 25 s") as died:
         slot.ask({"do": "next"})

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import random
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from raysearch.errors import InputError
+from raysearch.files import write_json
 from raysearch.space import SearchSpace
 
 SHIPPED = sorted(Path(__file__).parents[1].glob("search_spaces/*.yaml"))
@@ -130,12 +132,29 @@ def test_mistakes_name_file_key_and_way_out_in_one_line(tmp_path, change, messag
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "just words", "a: [", "\x00", "name: pocket\nname: x\nmodel"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "just words", "a: [", "\x00", "name: pocket\nname: x\nmodel", "name: 2001-99-99"]
+)
 def test_files_that_hold_no_space(tmp_path, text):
     path = tmp_path / "space.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=rf"^{path}: "):
         SearchSpace.load(path)
+
+
+def test_half_a_character_is_no_text(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(json.dumps({"name": "s", "model": "pocket", "recipe": {"\ud800": None}}))
+    with pytest.raises(InputError, match=r"space.yaml: holds '\\ud800', which is no text") as error:
+        SearchSpace.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_with_a_path_of_any_characters_can_be_read_back(tmp_path):
+    """JSON writes a character beyond U+FFFF as two halves, of which YAML makes no whole."""
+    space = SearchSpace.load(POCKET).model_copy(update={"data": "\N{COLLISION SYMBOL}"})
+    write_json(tmp_path / "space.json", space.model_dump(mode="json"))
+    assert SearchSpace.load(tmp_path / "space.json") == space
 
 
 def test_a_deepspeed_configuration_may_be_a_file_of_its_own(tmp_path):

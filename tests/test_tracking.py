@@ -18,7 +18,7 @@ from raysearch.study import Study
 from raysearch.tracking.events import event_of, parent_event, rung_event
 from raysearch.tracking.lookup import front_of_experiment, register
 from raysearch.tracking.masking import mask
-from raysearch.tracking.runs import read_state
+from raysearch.tracking.runs import connect, read_state
 from raysearch.tracking.sender import UNSENT, read_unsent
 from raysearch.tracking.tracker import Tracker, sync_unsent, tell_speeds, tracking_uri
 
@@ -390,6 +390,14 @@ def test_secrets_are_masked_in_what_is_sent(tmp_path):
 )
 def test_mask(value, masked):
     assert mask(value) == masked
+
+
+def test_mlflow_prints_nothing_into_the_lines_of_a_search():
+    """A server would have two lines printed per ended run."""
+    from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
+
+    connect("http://127.0.0.1:9")
+    assert MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get()
 
 
 def test_where_a_study_is_tracked(tmp_path, monkeypatch):

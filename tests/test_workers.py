@@ -1,5 +1,7 @@
 """Two workers over gloo are one worker with twice the batch."""
 
+import errno
+import json
 import os
 import tempfile
 from dataclasses import replace
@@ -11,10 +13,13 @@ from recovery_setup import recipe, tiny_encoder, tiny_family, tiny_model
 from test_recover import samples, series, start
 
 from raysearch.data.samples import BadData
+from raysearch.files import StorageProblem
+from raysearch.recovery import kept
 from raysearch.recovery.loop import Recovery
 from raysearch.recovery.schedule import SampleOrder
 from raysearch.recovery.states import Compared
 from raysearch.recovery.teacher import Teacher
+from raysearch.score import Score
 from raysearch.settings import RecoverySettings
 
 ENDS = [8, 16, 21, 32, 33, 40]
@@ -80,6 +85,54 @@ def test_too_many_bad_rows_end_all_workers_at_the_same_step(tmp_path: Path) -> N
     for rank in range(2):
         said = (tmp_path / f"worker-{rank}").read_text()
         assert said.startswith("8 recovery data: more than 1.0% of 40 rows can't be used (row spoilt: image ")
+
+
+FAILURES = [("worker-1", 1), ("position.json", 0), ("scores.json", 0)]
+"""A file and the worker whose disk is full when it comes to write it."""
+
+
+def _worker_with_a_full_disk(rank: int, world: int, folder: str) -> None:
+    _join(rank, world, folder)
+    kept_in, replace_file = Path(folder, "kept"), os.replace
+    said = []
+    for name, _ in [*FAILURES, ("", 0)]:
+        recovery = start({"zero_stage": 1})
+        scores = kept.restore(recovery, kept_in)
+        losses = series(recovery, ENDS[:2])
+
+        def full(source: str, target: str, name: str = name) -> None:
+            if name and Path(target).name.startswith(name):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            replace_file(source, target)
+
+        os.replace = full
+        try:
+            kept.keep(recovery, [Score(samples_seen=16, retention=1, retention_se=0, scores={})], kept_in)
+        except StorageProblem as error:
+            said.append([error.errno, error.filename, scores, losses])
+        else:
+            said.append([0, None, scores, losses])
+        os.replace = replace_file
+        recovery.close()
+    again = start({"zero_stage": 1})
+    restored = kept.restore(again, kept_in)
+    assert restored is not None
+    said.append([again.samples_seen, len(restored)])
+    again.close()
+    Path(folder, f"worker-{rank}").write_text(json.dumps(said))
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_worker_is_told_to_all_and_they_go_on(tmp_path: Path) -> None:
+    """Whichever worker's write fails, nothing is kept of the rung, and the same workers train it again."""
+    torch.multiprocessing.spawn(_worker_with_a_full_disk, (2, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        said = json.loads((tmp_path / f"worker-{rank}").read_text())
+        for (name, owner), (number, file, known, losses) in zip(FAILURES, said, strict=False):
+            assert (number, known, losses) == (errno.ENOSPC, [], said[0][3])
+            assert (name in file) if rank == owner else file is None
+        assert said[len(FAILURES)] == [0, None, [], said[0][3]]
+        assert said[-1] == [16, 1]
 
 
 @pytest.mark.slow

@@ -1,14 +1,14 @@
 """Checkpoints of a running recovery: what is trained and its optimizer state, in safetensors and JSON."""
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from raysearch.errors import InputError
 from raysearch.files import write_json, write_tensors
@@ -40,9 +40,9 @@ def save(folder: Path, rank: int, saved: Saved, position: Mapping[str, Any]) -> 
         state |= {f"{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     state |= {f"average.{index}": value for index, value in enumerate(saved.average)}
     own = {key: value.detach().contiguous().cpu().clone() for key, value in state.items()}
-    write_tensors(folder / _own_file(rank), own)
+    _write(folder / _own_file(rank), own)
     if rank == 0:
-        write_tensors(folder / WEIGHTS, saved.weights)
+        _write(folder / WEIGHTS, saved.weights)
         write_json(folder / POSITION, dict(position))
 
 
@@ -58,8 +58,8 @@ def restore(folder: Path, rank: int, into: Saved, identity: Mapping[str, Any]) -
     """
     try:
         position = json.loads((folder / POSITION).read_text())
-        state = load_file(folder / _own_file(rank))
-        weights = load_file(folder / WEIGHTS)
+        state = _read(folder / _own_file(rank))
+        weights = _read(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: no checkpoint of a recovery ({error}); start the trial anew") from None
     for key, value in identity.items():
@@ -82,3 +82,30 @@ def restore(folder: Path, rank: int, into: Saved, identity: Mapping[str, Any]) -
 
 def _own_file(rank: int) -> str:
     return f"worker-{rank}.safetensors"
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    write_tensors(path, tensors, {"checksum": _checksum(tensors)})
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """What `_write` has written.
+
+    Raises:
+        ValueError: the file is whole, and some of its bytes are not those that were written.
+    """
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        header = file.metadata()
+    if header != {"checksum": _checksum(tensors)}:
+        raise ValueError(f"{path.name} is damaged")
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """CRC-32 of names and values: a disk that changes some bytes leaves a file that reads well."""
+    total = 0
+    for name in sorted(tensors):
+        values = tensors[name].contiguous().flatten().view(torch.uint8).numpy()
+        total = zlib.crc32(memoryview(values), zlib.crc32(name.encode(), total))
+    return f"{total:08x}"

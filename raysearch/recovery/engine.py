@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from raysearch.files import StorageProblem, is_storage_problem
 from raysearch.settings import RecoverySettings
 
 ADAM_BETAS = (0.9, 0.95)
@@ -76,6 +77,46 @@ def _silent_stderr() -> Iterator[None]:
 def is_first_worker() -> bool:
     """Whether this process writes what all workers of a trial have in common."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def least(value: int) -> int:
+    """The least value of all workers; every worker must ask."""
+    if _is_alone():
+        return value
+    shared = torch.tensor(value)
+    if torch.distributed.get_backend() == "nccl":
+        shared = shared.cuda()
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MIN)
+    return int(shared)
+
+
+def _is_alone() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+
+
+@contextmanager
+def storage_shared() -> Iterator[None]:
+    """Reads and writes after which all workers go on, or none does. Every worker must enter, and inside none may wait
+    for another.
+
+    Raises:
+        StorageProblem: on all workers, when the storage has failed one of them.
+    """
+    if _is_alone():
+        yield
+        return
+    problem = None
+    try:
+        yield
+    except OSError as error:
+        if not is_storage_problem(error):
+            raise
+        problem = error
+    number = -least(-(problem.errno or 0) if problem else 0)
+    if problem:
+        raise StorageProblem(problem.errno, problem.strerror, problem.filename)
+    if number:
+        raise StorageProblem(number, f"{os.strerror(number)}, on another worker")
 
 
 def current_device() -> torch.device:

@@ -7,11 +7,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from raysearch.errors import InputError
 from raysearch.files import write_json
-from raysearch.recovery.engine import is_first_worker
+from raysearch.recovery.engine import is_first_worker, least, storage_shared
 from raysearch.recovery.loop import Recovery
 from raysearch.score import Score
 
@@ -26,16 +24,22 @@ def keep(recovery: Recovery, scores: Sequence[Score], folder: Path) -> None:
 
     Args:
         scores: of all rungs so far.
+
+    Raises:
+        StorageProblem: on all of several workers, if the storage fails one.
     """
     unfinished, whole = folder / UNFINISHED, folder / str(recovery.samples_seen)
     recovery.save(unfinished)
-    if is_first_worker():
-        write_json(unfinished / SCORES, [score.model_dump() for score in scores])
-        shutil.rmtree(whole, ignore_errors=True)  # of an earlier attempt that could not be restored
-        os.replace(unfinished, whole)
-        for other in _rungs(folder):
-            if other != whole:
-                shutil.rmtree(other, ignore_errors=True)  # the study may have deleted it to keep to its quota
+    with storage_shared():
+        if is_first_worker():
+            write_json(unfinished / SCORES, [score.model_dump() for score in scores])
+            shutil.rmtree(whole, ignore_errors=True)  # of an earlier attempt that could not be restored
+            os.replace(unfinished, whole)
+            for other in _rungs(folder):
+                if other != whole:
+                    shutil.rmtree(
+                        other, ignore_errors=True
+                    )  # the study may have deleted it to keep to its quota
 
 
 def restore(recovery: Recovery, folder: Path) -> list[Score] | None:
@@ -46,7 +50,7 @@ def restore(recovery: Recovery, folder: Path) -> list[Score] | None:
         settings: then the recovery may be half overwritten.
     """
     rungs = _rungs(folder)
-    if _least(bool(rungs)) == 0:
+    if least(bool(rungs)) == 0:
         return []
     newest = rungs[-1]
     try:
@@ -56,21 +60,10 @@ def restore(recovery: Recovery, folder: Path) -> list[Score] | None:
     except (InputError, OSError, ValueError, TypeError) as error:
         logger.warning("%s: can't go on from it (%s); the trial starts anew", newest, error)
         usable = False
-    return scores if _least(usable) else None
+    return scores if least(usable) else None
 
 
 def _rungs(folder: Path) -> list[Path]:
     """What has been kept, whole, in the order of samples seen."""
     found = folder.iterdir() if folder.exists() else ()
     return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
-
-
-def _least(value: bool) -> int:
-    """The least value of all workers."""
-    if torch.distributed.get_world_size() == 1:
-        return int(value)
-    shared = torch.tensor(int(value))
-    if torch.distributed.get_backend() == "nccl":
-        shared = shared.cuda()
-    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MIN)
-    return int(shared)

@@ -28,6 +28,7 @@ from raysearch.recovery.engine import (
     quiet_deepspeed,
     start_distributed,
     start_engine,
+    storage_shared,
 )
 from raysearch.recovery.losses import LossTerms
 from raysearch.recovery.passes import Passes
@@ -136,7 +137,8 @@ class Recovery:
         self._lr = recipe.lr
         self._attention, self._stored_dtype = model.config._attn_implementation, model.dtype
         if self._teacher:
-            self._teacher.prepare(num_samples, self._device)
+            with storage_shared():
+                self._teacher.prepare(num_samples, self._device)
         self._prepare_model()
         plan = self._plan()
         image_in_every_pass = self._world > 1 or recipe.trained == "projector"
@@ -310,12 +312,17 @@ class Recovery:
         return model.to(self._stored_dtype).eval()
 
     def save(self, folder: Path) -> None:
-        """Write trained weights, optimizer state and position (see `checkpoint.save`); every worker must call it."""
+        """Write trained weights, optimizer state and position (see `checkpoint.save`); every worker must call it.
+
+        Raises:
+            StorageProblem: on all of several workers, if the storage fails one.
+        """
         with self._gathered():
             weights = {name: param.detach().cpu().clone() for name, param in self._trained.items()}
         state = checkpoint.Saved(weights, master_states(self._engine), self._average or [])
-        checkpoint.save(folder, self._rank, state, self._identity() | {"samples_seen": self.samples_seen})
-        torch.distributed.barrier()
+        position = self._identity() | {"samples_seen": self.samples_seen}
+        with storage_shared():
+            checkpoint.save(folder, self._rank, state, position)
 
     def restore(self, folder: Path) -> None:
         """Go on from what `save` wrote: losses are then the same, bit by bit, as without the break.

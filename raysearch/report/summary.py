@@ -161,11 +161,12 @@ def print_result(front: Front, folder: Path) -> None:
             "recovery taught these very questions, the dense model isn't asked as it was trained: compare its scores "
             "with published ones, and mend the chat template or the benchmarks' prompt."
         )
-    budget = next((text for text, key in front.budgets.items() if key), "60%")
     where, command = typed(folder), own_command()
     print(f"\nFront      {where}/front.json, front.png, front.html")
     print(f"Report     {command} report {where}")
-    print(f"Checkpoint {command} export {where} --budget {budget} --to FOLDER")
+    if front.points:
+        budget = next((text for text, key in front.budgets.items() if key), "100%")
+        print(f"Checkpoint {command} export {where} --budget {budget} --to FOLDER")
 
 
 def own_command() -> str:

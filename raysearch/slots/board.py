@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from raysearch.front import FrontPoint
+from raysearch.slots.cluster import ON_HEAD
 
 
 class _Board:
@@ -112,8 +113,9 @@ class _Board:
 
 
 def start_board() -> Any:
-    """The board of a study: an actor without a share of any CPU."""
-    return ray.remote(num_cpus=0)(_Board).remote()
+    """The board of a study: an actor without a share of any CPU, on the head node, since a node that works may be
+    lost."""
+    return ray.remote(num_cpus=0, resources=ON_HEAD)(_Board).remote()
 
 
 def post_front(board: Any, points: Sequence[FrontPoint]) -> None:

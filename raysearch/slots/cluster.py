@@ -13,6 +13,8 @@ from raysearch.settings import Slots
 
 SECONDS_BETWEEN_LOOKS = 10.0
 SECONDS_TO_ANSWER = 10.0
+ON_HEAD = {"node:__internal_head__": 0.001}
+"""Resources of what must outlive the nodes that work: room for a thousand, and no CPU of anybody's."""
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study's own files say it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search` ends cleanly itself

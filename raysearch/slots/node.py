@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from raysearch.errors import InputError
+from raysearch.files import is_storage_problem
 from raysearch.study import SPACE
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "accelerate")
@@ -35,6 +36,9 @@ def node_problem(study: Path, space: Mapping[str, Any], wanted: Mapping[str, str
         study: the folder of the study, as the driver names it.
         space: what the driver wrote into it.
         wanted: the driver's `versions`.
+
+    Raises:
+        OSError: the storage is away; it may come back.
     """
     here = f"node {ray.util.get_node_ip_address()}"
     mine = versions()
@@ -57,5 +61,7 @@ def node_problem(study: Path, space: Mapping[str, Any], wanted: Mapping[str, str
 def _space_in(study: Path) -> Any:
     try:
         return json.loads((study / SPACE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if is_storage_problem(error):
+            raise
         return None

@@ -49,8 +49,9 @@ class RecipeTrial(tune.Trainable):
                 reply = self._next_score()
             except SlotDied as death:
                 self._slot, self._num_asked = None, 0
-                self._deaths.append(death)
-                reply = {"failed": str(death), "may_pass": True}
+                if not death.storage:
+                    self._deaths.append(death)
+                reply = {"failed": str(death), "may_pass": True, "storage": death.storage}
             if not reply.get("failed"):
                 break
             if self._is_for_good(reply):

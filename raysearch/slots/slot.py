@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from raysearch.files import is_storage_problem
 from raysearch.slots.node import versions
 from raysearch.slots.worker import SECONDS_BETWEEN_LIFE_SIGNS, serve
 from raysearch.space import SearchSpace
@@ -22,11 +23,12 @@ class SlotDied(RuntimeError):
 
     Attributes:
         nodes: ids of the nodes they were on.
+        storage: whether a full disk or lost storage has ended them.
     """
 
-    def __init__(self, message: str, nodes: Sequence[str]) -> None:
+    def __init__(self, message: str, nodes: Sequence[str], storage: bool = False) -> None:
         super().__init__(message)
-        self.nodes = nodes
+        self.nodes, self.storage = nodes, storage
 
     def with_node(self) -> bool:
         """Whether a node went with them: then it was no fault of their recipe."""
@@ -103,7 +105,8 @@ class Slot:
             ray.kill(worker)
         self._thread.join(60)
         ray.get(self._board.forget.remote(self.name))
-        return SlotDied(f"{self.name}: {reason}", [node for _, node in workers])
+        nodes = [node for _, node in workers]
+        return SlotDied(f"{self.name}: {reason}", nodes, _is_by_storage(self._failure))
 
     def close(self) -> None:
         """Let the workers end, and wait a little for it."""
@@ -117,3 +120,10 @@ class Slot:
             trainer.fit()
         except BaseException as error:  # a thread has nobody to raise to; `ask` tells
             self._failure = error
+
+
+def _is_by_storage(failure: Any) -> bool:
+    """Whether storage has failed a worker, or Ray Train itself, which writes into the study's folder, too."""
+    causes = [failure, getattr(failure, "controller_failure", None)]
+    causes += getattr(failure, "worker_failures", {}).values()
+    return any(map(is_storage_problem, causes))

@@ -12,13 +12,15 @@ import ray
 
 from raysearch.data.samples import BadData
 from raysearch.errors import InputError
-from raysearch.files import STORAGE_PROBLEMS
+from raysearch.files import StorageProblem, is_storage_problem
 from raysearch.recipe import Recipe
 from raysearch.slots.node import node_problem
 from raysearch.space import SearchSpace
 from raysearch.study import CHECKPOINTS
 
 SECONDS_BETWEEN_LIFE_SIGNS = 5.0
+SHARED = (FloatingPointError, InputError, StorageProblem)
+"""What goes wrong on all workers of a slot at the same place."""
 
 
 def serve(config: dict[str, Any]) -> None:
@@ -119,7 +121,7 @@ class _Worker:
             self._refusal = error
             return self.obey(command)
         except Exception as error:  # the slot outlives any recipe; the reason goes into the trial's record
-            if self._num_workers > 1 and not isinstance(error, FloatingPointError | InputError):
+            if self._num_workers > 1 and not isinstance(error, SHARED):
                 raise
             return self._failed(error)
 
@@ -150,11 +152,13 @@ class _Worker:
 
     def _keep(self, folder: Path) -> dict[str, Any]:
         from raysearch.evaluation.retention import save_results
+        from raysearch.recovery.engine import storage_shared
 
         results = self._trial.heldout_results()
-        if self.rank == 0:
-            save_results(folder / "dense.npz", self._bench.prepared.heldout)
-            save_results(folder / f"{self._trial.recipe.key}.npz", results)
+        with storage_shared():
+            if self.rank == 0:
+                save_results(folder / "dense.npz", self._bench.prepared.heldout)
+                save_results(folder / f"{self._trial.recipe.key}.npz", results)
         return {}
 
     def _failed(self, error: Exception) -> dict[str, Any]:
@@ -165,5 +169,5 @@ class _Worker:
         return {
             "failed": reason,
             "may_pass": isinstance(error, OSError | RuntimeError | MemoryError),
-            "storage": isinstance(error, OSError) and error.errno in STORAGE_PROBLEMS,
+            "storage": is_storage_problem(error),
         }

@@ -25,6 +25,7 @@ _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS",
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a trial, in the midst of ours
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is away is tried again later, by us
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
