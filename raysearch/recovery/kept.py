@@ -22,20 +22,37 @@ logger = logging.getLogger(__name__)
 def keep(recovery: Recovery, scores: Sequence[Score], folder: Path) -> None:
     """Write the state at a rung to FOLDER/SAMPLES_SEEN, whole or not at all, and delete the rung before.
 
-    Every worker must call it; worker 0 moves and deletes.
+    Where it can't be written, on a full disk for instance, the rung before stays and a warning says so: the trial needs
+    no state unless it is interrupted. Every worker must call it; worker 0 moves and deletes.
 
     Args:
         scores: of all rungs so far.
     """
     unfinished, whole = folder / UNFINISHED, folder / str(recovery.samples_seen)
-    recovery.save(unfinished)
+    problem = None
+    try:
+        recovery.save(unfinished)
+        if is_first_worker():
+            write_json(unfinished / SCORES, [score.model_dump() for score in scores])
+    except OSError as error:
+        problem = error
+    is_whole = bool(_least(problem is None))
     if is_first_worker():
-        write_json(unfinished / SCORES, [score.model_dump() for score in scores])
-        shutil.rmtree(whole, ignore_errors=True)  # of an earlier attempt that could not be restored
-        os.replace(unfinished, whole)
-        for other in _rungs(folder):
-            if other != whole:
-                shutil.rmtree(other, ignore_errors=True)  # the study may have deleted it to keep to its quota
+        try:
+            _take(unfinished, whole) if is_whole else shutil.rmtree(unfinished, ignore_errors=True)
+        except OSError as error:
+            problem = error
+    if problem:
+        logger.warning("%s: not kept (%s); the trial goes on without it", whole, problem.strerror or problem)
+
+
+def _take(unfinished: Path, whole: Path) -> None:
+    """Let a finished state be the only one."""
+    shutil.rmtree(whole, ignore_errors=True)  # of an earlier attempt that could not be restored
+    os.replace(unfinished, whole)
+    for other in _rungs(whole.parent):
+        if other != whole:
+            shutil.rmtree(other, ignore_errors=True)  # the study may have deleted it to keep to its quota
 
 
 def restore(recovery: Recovery, folder: Path) -> list[Score] | None:

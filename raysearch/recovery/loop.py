@@ -310,12 +310,19 @@ class Recovery:
         return model.to(self._stored_dtype).eval()
 
     def save(self, folder: Path) -> None:
-        """Write trained weights, optimizer state and position (see `checkpoint.save`); every worker must call it."""
+        """Write trained weights, optimizer state and position (see `checkpoint.save`); every worker must call it.
+
+        Raises:
+            OSError: this worker could not write its part; the others have written theirs.
+        """
         with self._gathered():
             weights = {name: param.detach().cpu().clone() for name, param in self._trained.items()}
         state = checkpoint.Saved(weights, master_states(self._engine), self._average or [])
-        checkpoint.save(folder, self._rank, state, self._identity() | {"samples_seen": self.samples_seen})
-        torch.distributed.barrier()
+        position = self._identity() | {"samples_seen": self.samples_seen}
+        try:
+            checkpoint.save(folder, self._rank, state, position)
+        finally:
+            torch.distributed.barrier()
 
     def restore(self, folder: Path) -> None:
         """Go on from what `save` wrote: losses are then the same, bit by bit, as without the break.
