@@ -1,5 +1,8 @@
 """A trial that another process takes up at its last rung is the unbroken trial."""
 
+import errno
+import os
+import pkgutil
 import shutil
 from types import SimpleNamespace
 
@@ -11,6 +14,7 @@ from raysearch.data.samples import BadRows
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Results
 from raysearch.recipe import Recipe
+from raysearch.recovery import checkpoint
 from raysearch.recovery.teacher import Teacher
 from raysearch.settings import RecoverySettings
 from raysearch.trial import Trial, _refuse_too_few
@@ -110,6 +114,45 @@ def test_a_state_whose_bytes_have_changed_starts_the_trial_anew(tmp_path, damage
     (tmp_path / "24" / damaged).write_bytes(content)
     assert scores(made, tmp_path) == scores(made, None)
     assert unbroken == scores(made, None, 2)
+
+
+@pytest.mark.parametrize("fails", ["checkpoint.write_tensors", "checkpoint.write_json", "kept.write_json"])
+def test_a_full_disk_costs_the_state_and_not_the_trial(tmp_path, monkeypatch, caplog, fails):
+    """The state before stays; once there is room again, the next is written."""
+    made = bench()
+    unbroken = scores(made, None)
+    target = f"raysearch.recovery.{fails}"
+    writer, when_full = pkgutil.resolve_name(target), [False, True, False]
+
+    def write(path, *given):
+        if when_full[len(found)]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        writer(path, *given)
+
+    monkeypatch.setattr(target, write)
+    trial, found = Trial(CHOSEN, made), []
+    for score in trial.scores(RUNGS, tmp_path):
+        found.append(score)
+        states = [path.name for path in tmp_path.iterdir()]
+        assert states == [["8"], ["8"], ["40"]][len(found) - 1]
+    trial.close()
+    assert found == unbroken
+    (warning,) = caplog.messages
+    assert warning == f"{tmp_path / '24'}: not kept (No space left on device); the trial goes on without it"
+
+
+def test_a_trial_goes_on_from_the_last_state_there_was_room_for(tmp_path, monkeypatch):
+    made = bench()
+    unbroken = scores(made, tmp_path, 1)
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_tensors", full)
+        unbroken = scores(made, tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["8"]
+    assert scores(made, tmp_path)[:2] == unbroken
 
 
 def test_another_recipes_state_is_not_taken(tmp_path):

@@ -66,7 +66,7 @@ def test_the_gradient_of_kl_is_that_of_its_formula(direction: str, temperature: 
     torch.testing.assert_close(
         gradient(ours, student.bfloat16()).float(),
         gradient(ours, student.bfloat16().float()),
-        rtol=2**-8,
+        rtol=2**-7,  # rounded when it is kept, and when a token's weight comes to it
         atol=1e-6,
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raysearch.errors import InputError
-from raysearch.files import write_json
+from raysearch.files import is_storage_problem, write_json
 from raysearch.recovery.engine import is_first_worker, least, storage_shared
 from raysearch.recovery.loop import Recovery
 from raysearch.score import Score
@@ -20,26 +20,34 @@ logger = logging.getLogger(__name__)
 def keep(recovery: Recovery, scores: Sequence[Score], folder: Path) -> None:
     """Write the state at a rung to FOLDER/SAMPLES_SEEN, whole or not at all, and delete the rung before.
 
-    Every worker must call it; worker 0 moves and deletes.
+    Where it can't be written, on a full disk for instance, the rung before stays and a warning says so: the trial needs
+    no state unless it is interrupted. Every worker must call it; worker 0 moves and deletes.
 
     Args:
         scores: of all rungs so far.
-
-    Raises:
-        StorageProblem: on all of several workers, if the storage fails one.
     """
     unfinished, whole = folder / UNFINISHED, folder / str(recovery.samples_seen)
-    recovery.save(unfinished)
-    with storage_shared():
+    try:
+        recovery.save(unfinished)
+        with storage_shared():
+            if is_first_worker():
+                write_json(unfinished / SCORES, [score.model_dump() for score in scores])
+                _take(unfinished, whole)
+    except OSError as error:
+        if not is_storage_problem(error):
+            raise
         if is_first_worker():
-            write_json(unfinished / SCORES, [score.model_dump() for score in scores])
-            shutil.rmtree(whole, ignore_errors=True)  # of an earlier attempt that could not be restored
-            os.replace(unfinished, whole)
-            for other in _rungs(folder):
-                if other != whole:
-                    shutil.rmtree(
-                        other, ignore_errors=True
-                    )  # the study may have deleted it to keep to its quota
+            shutil.rmtree(unfinished, ignore_errors=True)
+            logger.warning("%s: not kept (%s); the trial goes on without it", whole, error.strerror)
+
+
+def _take(unfinished: Path, whole: Path) -> None:
+    """Let a finished state be the only one."""
+    shutil.rmtree(whole, ignore_errors=True)  # of an earlier attempt that could not be restored
+    os.replace(unfinished, whole)
+    for other in _rungs(whole.parent):
+        if other != whole:
+            shutil.rmtree(other, ignore_errors=True)  # the study may have deleted it to keep to its quota
 
 
 def restore(recovery: Recovery, folder: Path) -> list[Score] | None:

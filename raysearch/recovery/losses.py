@@ -5,6 +5,7 @@ workers and micro-batches together), so its scale depends neither on how long ro
 Symbols: n positions, v vocabulary, d hidden size, l states per position, the last normalised one last.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,15 +16,20 @@ from torch.utils.checkpoint import checkpoint
 
 from raysearch.data.encoding import IGNORED
 from raysearch.recipe import LOSS_FIELDS, Recipe
-from raysearch.recovery.planner import LOGITS_AT_A_TIME
+from raysearch.recovery.planner import KEPT_BYTES, LOGITS_AT_A_TIME
+
+LOGITS_IN_CACHE = 2**21
+"""Logits whose fp32 intermediates are made at once: 8 MiB a tensor, which a processor's cache and glibc's heap hold."""
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 """From hidden states (n, d) to logits (n, v): a language head."""
+_ValueAndGradient = tuple[torch.Tensor, torch.Tensor]
+"""A loss per row, (n,), and its gradient to the row's logits, (n, v); both fp32."""
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-log p(label), in nats: (n, v), (n,) -> (n,); 0 where the label is `IGNORED`."""
-    return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
+    return _CrossEntropy.apply(logits, labels)
 
 
 def kl_divergence(
@@ -48,18 +54,64 @@ def kl_divergence(
     return _KlDivergence.apply(student, teacher, temperature, direction)
 
 
-class _KlDivergence(torch.autograd.Function):
-    """With its gradient by hand, which spares half of the passes over (n, v) that autograd would make.
+class _OfLogits(torch.autograd.Function):
+    """A loss per row of logits with its gradient by hand, which is kept in the logits' precision.
 
-    With q = softmax(student / T) and p the teacher's, the gradient to the student's logits is T (q - p) for forward
-    and T q (log q - log p - KL) for reverse, T^2 included.
+    Autograd would keep and pass over several fp32 tensors of (n, v). Here they are made for a few rows at a time.
     """
+
+    @staticmethod
+    def by_rows(
+        ctx: Any, logits: torch.Tensor, loss: Callable[..., _ValueAndGradient], *given: torch.Tensor
+    ) -> torch.Tensor:
+        """The losses of all rows, (n,), by `loss` of some rows of the fp32 logits and of what else is `given`."""
+        values = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+        gradient = torch.empty_like(logits)
+        for rows in _in_cache(logits):
+            values[rows], gradient[rows] = loss(logits[rows].float(), *(each[rows] for each in given))
+        ctx.save_for_backward(gradient)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        for rows in _in_cache(gradient):  # in its place, since a graph is gone back through once
+            gradient[rows] = gradient[rows] * grad[rows, None]
+        return gradient, *[None] * (len(ctx.needs_input_grad) - 1)
+
+
+class _CrossEntropy(_OfLogits):
+    """The gradient is softmax(logits), less 1 at the label."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return _OfLogits.by_rows(ctx, logits, _CrossEntropy._of_rows, labels)
+
+    @staticmethod
+    def _of_rows(logits: torch.Tensor, labels: torch.Tensor) -> _ValueAndGradient:
+        places, ignored = labels.clamp_min(0)[:, None], labels == IGNORED
+        log_p = F.log_softmax(logits, -1)
+        values = -log_p.gather(1, places)[:, 0]
+        gradient = log_p.exp_().scatter_add_(1, places, log_p.new_full(places.shape, -1.0))
+        return values.masked_fill(ignored, 0), gradient.masked_fill_(ignored[:, None], 0)
+
+
+class _KlDivergence(_OfLogits):
+    """With q = softmax(student / T) and p the teacher's, the gradient is T (q - p) for forward, and for reverse
+    T q (log q - log p - KL), T^2 included."""
 
     @staticmethod
     def forward(
         ctx: Any, student: torch.Tensor, teacher: torch.Tensor, temperature: float, direction: str
     ) -> torch.Tensor:
-        log_q = F.log_softmax(student.float() / temperature, -1)
+        of_rows = functools.partial(_KlDivergence._of_rows, temperature=temperature, direction=direction)
+        return _OfLogits.by_rows(ctx, student, of_rows, teacher)
+
+    @staticmethod
+    def _of_rows(
+        student: torch.Tensor, teacher: torch.Tensor, temperature: float, direction: str
+    ) -> _ValueAndGradient:
+        log_q = F.log_softmax(student / temperature, -1)
         log_p = F.log_softmax(teacher.float() / temperature, -1)
         # A product with a probability of 0 is 0, since no logarithm of a softmax in fp32 is infinite.
         if direction == "forward":
@@ -70,14 +122,7 @@ class _KlDivergence(torch.autograd.Function):
             ratio, q = log_p.neg_().add_(log_q), log_q.exp_()
             divergence = torch.linalg.vecdot(q, ratio)
             gradient = ratio.sub_(divergence[:, None]).mul_(q)
-        ctx.save_for_backward(gradient)
-        ctx.temperature, ctx.dtype = temperature, student.dtype
-        return divergence.clamp_min(0) * temperature**2
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * (ctx.temperature * grad)[:, None]).to(ctx.dtype), None, None, None
+        return divergence.clamp_min(0).mul_(temperature**2), gradient.mul_(temperature)
 
 
 def hidden_match(
@@ -147,8 +192,8 @@ class LossTerms:
         """Each term summed over its tokens, unweighted; 0, but with a gradient, when there is none. `hidden_kd` is the
         mean over the states that are compared at a position.
 
-        Logits are made for `LOGITS_AT_A_TIME // vocabulary` tokens at a time, and made again on the way back when
-        there is more than one such chunk, so that (n, v) tensors are never all in memory.
+        Logits are made for `LOGITS_AT_A_TIME // vocabulary` tokens at a time. Their gradients are kept for the way back
+        if they take no more than `KEPT_BYTES`; else they are made again there, so that memory does not grow with n.
 
         Args:
             hidden: the student's states, (n, l, d).
@@ -195,17 +240,22 @@ class LossTerms:
 
         names = [name for name in ("sft", "logits_kd") if name in self.weights]
         chunks = list(_chunks(len(labels), max(1, LOGITS_AT_A_TIME // vocabulary)))
+        kept_bytes = len(names) * len(labels) * vocabulary * hidden.element_size()
+        again = len(chunks) > 1 and kept_bytes > KEPT_BYTES
         parts = []
         for chunk in chunks:
             theirs = None if teacher_hidden is None else teacher_hidden[chunk]
             given = (hidden[chunk], labels[chunk], theirs)
-            parts.append(
-                of_chunk(*given) if len(chunks) == 1 else checkpoint(of_chunk, *given, use_reentrant=False)
-            )
+            parts.append(checkpoint(of_chunk, *given, use_reentrant=False) if again else of_chunk(*given))
         return {
             name: torch.stack(values).sum()
             for name, values in zip(names, zip(*parts, strict=True), strict=True)
         }
+
+
+def _in_cache(logits: torch.Tensor) -> Iterator[slice]:
+    """Rows of (n, v), as many at a time as `LOGITS_IN_CACHE` allows."""
+    yield from _chunks(len(logits), max(1, LOGITS_IN_CACHE // logits.shape[1]))
 
 
 def _chunks(total: int, size: int) -> Iterator[slice]:

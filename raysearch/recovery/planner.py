@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LOGITS_AT_A_TIME = 2**25
 """Logits held at once by `losses.LossTerms.sums`, per model; 128 MiB of fp32."""
+KEPT_BYTES = 16 * LOGITS_AT_A_TIME
+"""Up to which the gradients of a pass's logits are kept for its way back; beyond, logits are made twice."""
 
 USABLE = 0.85
 """Share of the free memory that is planned for; the rest is fragmentation and what libraries take."""
@@ -76,8 +78,8 @@ class Needs:
 
     @property
     def logit_bytes(self) -> int:
-        """One chunk of logits of student and teacher, in fp32, with their gradients and log-probabilities."""
-        return 6 * 4 * LOGITS_AT_A_TIME if self.vocabulary else 0
+        """One chunk of logits of student and teacher, in fp32, and the gradients that are kept."""
+        return 2 * 4 * LOGITS_AT_A_TIME + KEPT_BYTES if self.vocabulary else 0
 
 
 @dataclass(frozen=True)
