@@ -80,7 +80,11 @@ def _read_case(field: str, case: Any) -> Any:
         return case
     if not isinstance(case, dict):
         case = {"choices": case if isinstance(case, list) else [case]}
-    for condition in case.get("when") or {}:
+    conditions, choices = (
+        case.get("when"),
+        case.get("choices"),
+    )  # refused later on if they are of another kind
+    for condition in conditions if isinstance(conditions, dict) else ():
         names = list(Recipe.model_fields)
         if condition not in names or names.index(condition) >= names.index(field):
             earlier = ", ".join(names[: names.index(field)]) or "none"
@@ -95,7 +99,7 @@ def _read_case(field: str, case: Any) -> Any:
         info = Recipe.model_fields[field]
         kind = Annotated[info.annotation, info]
     adapter: TypeAdapter[Any] = TypeAdapter(kind)
-    for value in [*(case.get("choices") or []), *bounds]:
+    for value in [*(choices if isinstance(choices, list) else ()), *bounds]:
         try:
             adapter.validate_python(value)
         except ValidationError as error:

@@ -49,6 +49,7 @@ def trial(monkeypatch, tmp_path):
 
     monkeypatch.setattr(recipe_trial, "Slot", ScriptedSlot)
     monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(recipe_trial, "SECONDS_TO_MISS_A_NODE", 0.0)
     monkeypatch.setattr(
         recipe_trial.ray,
         "nodes",
@@ -98,6 +99,21 @@ def test_lost_nodes_are_no_fault_of_the_recipe(trial):
     results = run(trial, LOST_NODE, LOST_NODE, None, LOST_NODE, DIES)
     assert [result["samples_seen"] for result in results] == [10, 30, 90]
     assert trial.asked.count("slot") == 5
+
+
+def test_a_node_whose_loss_is_noticed_late_is_no_fault_of_the_recipe(trial, monkeypatch):
+    looks = []
+
+    def nodes():
+        looks.append("look")
+        return [{"NodeID": "here", "Alive": True}, {"NodeID": "gone", "Alive": len(looks) < 9}]
+
+    monkeypatch.setattr(recipe_trial, "SECONDS_TO_MISS_A_NODE", 60.0)
+    monkeypatch.setattr(recipe_trial.ray, "nodes", nodes)
+    monkeypatch.setattr(recipe_trial.time, "sleep", lambda seconds: None)
+    results = run(trial, LOST_NODE, DIES)
+    assert [result["samples_seen"] for result in results] == [10, 30, 90]
+    assert trial.asked.count("slot") == 3
 
 
 def test_what_may_pass_is_tried_once_more_on_the_same_slot(trial):

@@ -101,6 +101,11 @@ MISTAKES = [
     ),
     ({"recipe.lr": {"low": 0, "high": 0.1, "log": True}}, "recipe.lr: .*greater than 0, not 0"),
     ({"recipe.mode": {"low": 0, "high": 1}}, "recipe.mode: "),
+    ({"recipe.ratio": {"choices": True}}, "recipe.ratio.0.choices: Input should be a valid list, not True"),
+    (
+        {"recipe.ratio": {"choices": [0.1], "when": 5}},
+        "recipe.ratio.0.when: Input should be a valid dictionary, not 5",
+    ),
     ({"recipe": [1]}, "recipe: must map fields"),
     ({"budgets": ["12"]}, "budgets: budget '12': not a size; write a share"),
     ({"search.trials": 0}, "search.trials: .*not 0"),

@@ -14,6 +14,7 @@ from raysearch.space import SearchSpace
 from raysearch.study import CHECKPOINTS
 
 MAX_FAILURES = 2  # of one recipe, for reasons of its own
+SECONDS_TO_MISS_A_NODE = 90.0  # Ray gives a node up after five looks that may take 10 s each
 STORAGE_PATIENCE_S, LONGEST_PAUSE_S = 600.0, 60.0  # a full disk or lost storage is no fault of a recipe's
 FAILED = {"done": True, "retention": math.nan, "samples_seen": 0}
 
@@ -69,8 +70,19 @@ class RecipeTrial(tune.Trainable):
             time.sleep(pause)
             self._waited_s += pause
             return False
-        own = [death for death in self._deaths if not death.with_node()]
-        return not failure["may_pass"] or len(self._failures) + len(own) >= MAX_FAILURES
+        return not failure["may_pass"] or self._has_failed_too_often()
+
+    def _has_failed_too_often(self) -> bool:
+        """By its own fault. Ray takes a while to notice that a node is gone, and until then a slot's death looks like
+        the recipe's."""
+        deadline = time.monotonic() + SECONDS_TO_MISS_A_NODE
+        while True:
+            own = [death for death in self._deaths if not death.with_node()]
+            if len(self._failures) + len(own) < MAX_FAILURES:
+                return False
+            if not own or time.monotonic() > deadline:
+                return True
+            time.sleep(1)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the slot keeps the recipe's state at its rungs."""
