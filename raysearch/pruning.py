@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch import export, families
 from raysearch.data.encoding import Encoder
-from raysearch.data.reading import BadRow, Sample, fraction_order, load_samples
+from raysearch.data.reading import BadRow, BadRows, Sample, fraction_order, load_samples
 from raysearch.errors import InputError
 from raysearch.importance import importance, needs_data
 from raysearch.prune import Shape, compensation, prune, removed_share, shape_of, size_of, solve, solve_budget
@@ -100,7 +100,8 @@ def prune_checkpoint(
         dense, processor = families.load(model, dtype, trust_remote_code)
     shape = goal.shape(dense.config, dense.dtype)
     encoder = Encoder(processor, families.family_for(dense), max_length) if samples else None
-    data = _Calibration(encoder, samples, batch_size) if encoder else None
+    bad_rows = BadRows(str(calibration), len(samples))
+    data = _Calibration(encoder, samples, batch_size, bad_rows) if encoder else None
     with _timed(seconds, "score"):
         parts = zip(("depth", "width"), recipe.criteria, strict=True)
         scores: Any = {part: importance(dense, data, name, seed, tokens) for part, name in parts if name}
@@ -178,29 +179,31 @@ def _samples(
 
 @dataclass(frozen=True)
 class _Calibration:
-    """Calibration batches; samples that can't be encoded are left out."""
+    """Calibration batches; samples that can't be encoded are left out, with a warning."""
 
     encoder: Encoder
     samples: Sequence[Sample]
     batch_size: int
+    bad_rows: BadRows
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         rows: list[Any] = []
-        reasons: list[str] = []
         for sample in self.samples:
             try:
                 rows.append(self.encoder.encode(sample))
             except BadRow as error:
-                reasons.append(str(error))
+                self.bad_rows.found.setdefault(f"row {sample.id}", str(error))
             if len(rows) == self.batch_size:
                 yield self.encoder.collate(rows)
                 rows = []
         if rows:
             yield self.encoder.collate(rows)
-        if len(reasons) == len(self.samples):
+        if len(self.bad_rows.found) == len(self.samples):
             raise InputError(
-                f"calibration: none of {len(self.samples)} samples can be used ({reasons[0]}); mend them"
+                f"{self.bad_rows.data}: none of {len(self.samples)} samples can be used ({self.bad_rows.named()}); "
+                "mend them"
             )
+        self.bad_rows.report()
 
 
 def _check_use(recipe: Recipe, has_data: bool, compensate: bool) -> None:

@@ -51,7 +51,7 @@ def search(
     KeyboardInterrupt goes on.
 
     Raises:
-        InputError: the cluster lacks what a trial asks for, or no trial could be started.
+        InputError: the cluster lacks what a trial asks for, no trial could be started, or all have failed.
         Refused: the dense model can't be measured, or means nothing on a benchmark.
     """
     proposals = _proposals(plan, study, earlier)
@@ -81,7 +81,16 @@ def search(
         raise InputError(
             f"{plan.space.model}: no trial could be started ({reason}); see {study.folder}/slots"
         )
+    _refuse_all_failed(study)
     return front
+
+
+def _refuse_all_failed(study: Study) -> None:
+    """See that a search has come to something."""
+    if study.records and all(record.end == "failed" for record in study.records):
+        raise InputError(
+            f"{study.folder}: every trial failed (the last: {study.records[-1].reason}); put that right and start anew"
+        )
 
 
 def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorder") -> tune.Tuner:

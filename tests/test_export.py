@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny_models import dense
 from transformers import PreTrainedTokenizerFast
 
@@ -144,6 +145,21 @@ def test_calibration_without_a_usable_image_writes_nothing(folder: Path, tmp_pat
             )
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_calibration_rows_that_cannot_be_used_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = [{"from": "human", "value": "why"}, {"from": "gpt", "value": "because"}]
+    Image.new("RGB", (28, 28)).save(tmp_path / "fine.png")
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    rows = [{"id": name, "image": f"{name}.png", "conversations": turns} for name in ("fine", "torn")]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    prune_checkpoint(
+        "pocket", mode="layerwise", ratio=0.3, to=tmp_path / "out", calibration=tmp_path / "rows.json"
+    )
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{tmp_path / 'rows.json'}: left out 1 of 2 rows (row torn: image ")
 
 
 def broken(folder: Path, how: str) -> None:

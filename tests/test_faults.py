@@ -246,6 +246,15 @@ def test_the_board_is_on_the_node_that_the_cluster_stands_on(monkeypatch):
     assert asked == {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 
 
+def test_a_search_that_has_only_failed_trials_says_why():
+    failed = SimpleNamespace(end="failed", reason="InputError: none of its samples can be used")
+    finished = SimpleNamespace(end="finished", reason="")
+    for fine in ([], [failed, finished]):
+        tuner._refuse_all_failed(SimpleNamespace(folder="runs/a", records=fine))
+    with pytest.raises(InputError, match=r"^runs/a: every trial failed \(the last: InputError: none of its"):
+        tuner._refuse_all_failed(SimpleNamespace(folder="runs/a", records=[failed, failed]))
+
+
 def test_two_drivers_on_one_study_get_one_plain_error(tmp_path):
     folder = tmp_path / "study"
     with locked(folder):

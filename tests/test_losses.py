@@ -114,30 +114,56 @@ def test_impossible_tokens_and_silent_states_stay_finite() -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(num_tokens=st.integers(0, 40), at_a_time=st.integers(1, 50), seed=st.integers(0, 99))
-def test_chunks_change_nothing(num_tokens: int, at_a_time: int, seed: int) -> None:
-    """Sums and gradients are the same however few logits are made at a time, none included."""
+@given(
+    num_tokens=st.integers(0, 40),
+    at_a_time=st.integers(1, 50),
+    in_cache=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+@pytest.mark.parametrize("kept_bytes", [0, 10**9])
+def test_chunks_change_nothing(
+    kept_bytes: int, num_tokens: int, at_a_time: int, in_cache: int, seed: int
+) -> None:
+    """Sums and gradients are the same however few logits are made at a time, kept or made again, none included."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary, width = 11, 5
     head = torch.nn.Linear(width, vocabulary)
     states = torch.randn(num_tokens, width, generator=generator)
     targets = torch.randn(num_tokens, width, generator=generator)
     labels = torch.randint(vocabulary, (num_tokens,), generator=generator)
+    labels[::5] = losses.IGNORED
     terms = LossTerms({"sft": 1.0, "logits_kd": 0.3, "hidden_kd": 2.0})
+    small = {
+        "LOGITS_AT_A_TIME": at_a_time * vocabulary,
+        "LOGITS_IN_CACHE": in_cache * vocabulary,
+        "KEPT_BYTES": kept_bytes,
+    }
     found = []
-    for budget in (10**9, at_a_time * vocabulary):
+    for limits in (dict.fromkeys(small, 10**9), small):
         hidden = states.clone().requires_grad_()
         head.zero_grad()
-        before, losses.LOGITS_AT_A_TIME = losses.LOGITS_AT_A_TIME, budget
-        try:
+        with pytest.MonkeyPatch.context() as patched:
+            for name, limit in limits.items():
+                patched.setattr(losses, name, limit)
             sums = terms.sums(hidden[:, None], labels, head, targets[:, None], head, vocabulary)
-        finally:
-            losses.LOGITS_AT_A_TIME = before
-        terms.loss(sums, dict.fromkeys(sums, num_tokens)).backward()
+            terms.loss(sums, dict.fromkeys(sums, num_tokens)).backward()
         found.append((*sums.values(), hidden.grad, head.weight.grad))
     for whole, chunked in zip(*found, strict=True):
         assert torch.isfinite(chunked).all()
         torch.testing.assert_close(chunked, whole)
+
+
+def test_the_gradient_of_cross_entropy_is_torchs_own() -> None:
+    labels = torch.tensor([3, losses.IGNORED, 0])
+    ours, theirs = (torch.randn(3, 7, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    ours.requires_grad_(), theirs.requires_grad_()
+    found = cross_entropy(ours, labels)
+    wanted = torch.nn.functional.cross_entropy(theirs, labels, reduction="none", ignore_index=losses.IGNORED)
+    torch.testing.assert_close(found, wanted)
+    (weights * found).sum().backward()
+    (weights * wanted).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_terms_follow_the_weights() -> None:

@@ -85,10 +85,13 @@ class RecipeSearch(RaySearcher):
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        """The trial finished, was stopped, or failed."""
+        """The trial finished, was stopped, or failed. One that was refused, as every other would be, has not ended: it
+        goes on when the study does."""
         if trial_id not in self._live:
             return
         self._live.discard(trial_id)
+        if (result or {}).get("refused"):
+            return
         if result:
             self.on_trial_result(trial_id, result)
         value = (result or {}).get(self._retention, math.nan)
