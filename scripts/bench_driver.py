@@ -65,7 +65,7 @@ def main() -> None:
         trackers.append(Tracker(study, f"sqlite:///{study.folder}/mlflow.db", stand_in.DENSE))
         return trackers
 
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:  # MLflow may still be writing
         folder, started, wall = Path(name) / "study", time.process_time(), time.perf_counter()
         stand_in.drive(
             stand_in.plan(options.trials, options.sampler),

@@ -54,7 +54,10 @@ class History:
         """How many trials there are of each size ratio."""
         self._gains: dict[
             float, list[float]
-        ] = {}  # of finished trials, from each number of samples seen to the end
+        ] = {}  # of finished trials, from each number of samples to the end
+        self._expected: dict[
+            float, tuple[float, float]
+        ] = {}  # median and spread of these, as far as asked for
 
     def __len__(self) -> int:
         return len(self.proposals)
@@ -99,11 +102,7 @@ class History:
         if proposal.end == "failed" or not proposal.curve:
             return None
         seen, value = proposal.curve[-1]
-        gains = self._gains.get(seen, [])
-        if proposal.end == "finished" or not gains:
-            return value
-        middle = (gains[(len(gains) - 1) // 2] + gains[len(gains) // 2]) / 2
-        return value + max(0.0, middle)
+        return value if proposal.end == "finished" else value + max(0.0, self._gain_from(seen)[0])
 
     def deviation(self, trial: str) -> float:
         """Standard deviation of `final`, where there is one; of gains, half the way between 16% and 84% of them."""
@@ -111,12 +110,18 @@ class History:
         if proposal.end in ("failed", "finished") or not proposal.curve:
             return 0.0
         seen, value = proposal.curve[-1]
-        gains = self._gains.get(seen)
-        if not gains:
-            return 0.1 * abs(value)
-        last = len(gains) - 1
-        low, high = gains[math.floor(0.16 * last)], gains[math.ceil(0.84 * last)]
-        return (high - low) / 2 + 0.05 * abs(value) / len(gains)
+        num = len(self._gains.get(seen, ()))
+        return self._gain_from(seen)[1] + 0.05 * abs(value) / num if num else 0.1 * abs(value)
+
+    def _gain_from(self, seen: float) -> tuple[float, float]:
+        """Median, and half the way between 16% and 84%; 0 where nothing has been seen."""
+        if seen not in self._expected:
+            gains = self._gains.get(seen) or [0.0]
+            last = len(gains) - 1
+            middle = (gains[last // 2] + gains[len(gains) // 2]) / 2
+            low, high = gains[math.floor(0.16 * last)], gains[math.ceil(0.84 * last)]
+            self._expected[seen] = middle, (high - low) / 2
+        return self._expected[seen]
 
     def state(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
@@ -145,3 +150,4 @@ class History:
         self.front = [name for name, layer in zip(named, layers, strict=True) if layer == 0]
         for seen, value in proposal.curve[:-1]:
             bisect.insort(self._gains.setdefault(seen, []), proposal.curve[-1][1] - value)
+        self._expected.clear()

@@ -358,10 +358,11 @@ class Searcher:
         return found
 
     def _observations(self) -> dict[str, Observation]:
-        """The newest trials, those that run, and the front."""
+        """The front, those that run, and of the newest trials as many as there is room for."""
         known = {}
-        newest = itertools.islice(reversed(self.proposals.items()), MAX_POINTS)
         front = {name: self.proposals[name] for name in self.history.front}
+        num_newest = max(MAX_POINTS - len(front), MAX_POINTS // 2)
+        newest = itertools.islice(reversed(self.proposals.items()), num_newest)
         named = dict(newest) | self.history.running | front
         for name, proposal in sorted(named.items(), key=lambda item: item[1].number):
             if proposal.end != "failed":
