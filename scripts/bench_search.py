@@ -53,6 +53,9 @@ from raysearch.space import SearchSpace
 COSTS = (5, 10, 20, 25, 50)  # in full runs, measured at every rung
 FIRST_RUNG = 9  # one in this many of a full run
 SLOTS = 4
+SAMPLER_ATTEMPTS = 5
+"""Optuna learns nothing from failed trials, and may propose the same excluded recipe for ever: then one at random comes
+in its place, of which it is not told."""
 TABLE_SPACE = Path(__file__).parents[1] / "search_spaces" / "pocket-table.yaml"
 
 
@@ -145,7 +148,7 @@ class RayOptunaASHA(RayASHA):
         self._row = self.row_of(OptunaAsk(trial))
 
     def propose(self, trial: str) -> int | None:
-        for attempt in itertools.count():
+        for attempt in range(SAMPLER_ATTEMPTS):
             name = f"{trial}.{attempt}" if attempt else trial
             try:
                 self.search.suggest(name)
@@ -153,8 +156,11 @@ class RayOptunaASHA(RayASHA):
                 return self._row
             except ValidationError:
                 self.search.on_trial_complete(name, error=True)
+        return super().propose(trial)
 
     def on_end(self, trial: str, result: Result, finished: bool) -> None:
+        if trial not in self._names:
+            return
         last = {"size": result.size, "retention": result.retention, "training_iteration": result.samples_seen}
         self.search.on_trial_complete(self._names[trial], last)
 
@@ -243,15 +249,20 @@ class Optuna(NoStopping):
         self._asked: dict[str, optuna.Trial] = {}
 
     def propose(self, trial: str) -> int | None:
-        while True:
-            self._asked[trial] = asked = self.study.ask()
+        for _ in range(SAMPLER_ATTEMPTS):
+            asked = self.study.ask()
             try:
-                return self.row_of(OptunaAsk(asked))
+                row = self.row_of(OptunaAsk(asked))
             except ValidationError:
                 self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
+                continue
+            self._asked[trial] = asked
+            return row
+        return super().propose(trial)
 
     def on_end(self, trial: str, result: Result, finished: bool) -> None:
-        self.study.tell(self._asked[trial], [result.size, result.retention])
+        if trial in self._asked:
+            self.study.tell(self._asked[trial], [result.size, result.retention])
 
 
 @dataclass(frozen=True)
