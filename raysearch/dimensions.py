@@ -80,10 +80,8 @@ def _read_case(field: str, case: Any) -> Any:
         return case
     if not isinstance(case, dict):
         case = {"choices": case if isinstance(case, list) else [case]}
-    conditions, choices = (
-        case.get("when"),
-        case.get("choices"),
-    )  # refused later on if they are of another kind
+    # Of another kind than a mapping and a list they are refused later on.
+    conditions, choices = case.get("when"), case.get("choices")
     for condition in conditions if isinstance(conditions, dict) else ():
         names = list(Recipe.model_fields)
         if condition not in names or names.index(condition) >= names.index(field):
