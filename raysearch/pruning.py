@@ -99,9 +99,10 @@ def prune_checkpoint(
     with _timed(seconds, "load"):
         dense, processor = families.load(model, dtype, trust_remote_code)
     shape = goal.shape(dense.config, dense.dtype)
-    encoder = Encoder(processor, families.family_for(dense), max_length) if samples else None
-    bad_rows = BadRows(str(calibration), len(samples))
-    data = _Calibration(encoder, samples, batch_size, bad_rows) if encoder else None
+    data = None
+    if samples:
+        encoder = Encoder(processor, families.family_for(dense), max_length)
+        data = _Calibration(encoder, samples, batch_size, BadRows(str(calibration), len(samples)))
     with _timed(seconds, "score"):
         parts = zip(("depth", "width"), recipe.criteria, strict=True)
         scores: Any = {part: importance(dense, data, name, seed, tokens) for part, name in parts if name}

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-from bench_search import TABLE_SPACE, Ours
+from bench_search import TABLE_SPACE
 from recorded_questions import Questions
 from report_table import agreement, read
+from search_methods import Ours
 from search_tables import Early, EndsOnly, RecordedTable, RecordedWorld, load_recorded_table
 
 from raysearch.front import hypervolume

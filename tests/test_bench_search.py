@@ -6,8 +6,9 @@ from pathlib import Path
 import bench_search
 import numpy as np
 import pytest
-from bench_search import ConfigAsk, Replay, dimensions
+from bench_search import Replay
 from record_table import write_table
+from search_methods import ConfigAsk, dimensions
 from search_tables import Early, RecordedWorld, load_recorded_table
 
 from raysearch.errors import InputError

@@ -254,10 +254,8 @@ class LossTerms:
 
 
 def _in_cache(logits: torch.Tensor) -> Iterator[slice]:
-    """Rows of (n, v), as many at a time as `LOGITS_IN_CACHE` allows; on a GPU all, since many small kernels wait on
-    their launch."""
-    num, vocabulary = logits.shape
-    yield from _chunks(num, max(1, LOGITS_IN_CACHE // vocabulary if logits.device.type == "cpu" else num))
+    """Rows of (n, v), as many at a time as `LOGITS_IN_CACHE` allows."""
+    yield from _chunks(len(logits), max(1, LOGITS_IN_CACHE // logits.shape[1]))
 
 
 def _chunks(total: int, size: int) -> Iterator[slice]:

@@ -28,11 +28,9 @@ class Layers:
     def __init__(self, points: Iterable[Point] = (), share: float = 1.0) -> None:
         self._layers: list[_Layer] = []
         self._nums: list[int] = []  # points in each layer
-        self._behind = list(
-            points
-        )  # every layer's points dominate those of the next, and the last one's all of these
-        self._num, self._share = len(self._behind), share
-        self._num_sorted = 0
+        # Unsorted; each is dominated by a point of the last layer, as each of a layer is by one of the layer before.
+        self._behind = list(points)
+        self._share, self._num_sorted = share, 0
         self._keep_enough()
 
     def place(self, size: float, retention: float) -> int:
@@ -77,7 +75,7 @@ class Layers:
         """Insert a point; what it pushes out of its layer pushes on in the next."""
         layer = self.place(size, retention)
         sizes, retentions = [size], [retention]
-        self._num, self._num_sorted = self._num + 1, self._num_sorted + 1
+        self._num_sorted += 1
         while layer < len(self._layers):
             members = self._layers[layer]
             start, end = members.dominated(sizes[0], retentions[0], retentions[-1])
@@ -102,12 +100,13 @@ class Layers:
 
     def _keep_enough(self) -> None:
         """Sort points from behind in when too few are told apart, and put layers behind when there are too many."""
-        least = max(FEW, self._share * self._num + 1)
+        num = self._num_sorted + len(self._behind)
+        least = max(FEW, self._share * num + 1)
         if self._behind and self._num_sorted < least:
             for layer in _peeled(self._behind):
                 self._layers.append(layer)
                 self._nums.append(len(layer.sizes))
-            self._num_sorted, self._behind = self._num, []
+            self._num_sorted, self._behind = num, []
         if self._num_sorted > 2 * least:
             while self._num_sorted - self._nums[-1] >= 1.5 * least:
                 self._put_last_behind()

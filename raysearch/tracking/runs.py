@@ -45,7 +45,7 @@ class MlflowRuns:
         self._client = connect(uri)
         self._folder = folder
         self._state = read_state(folder, uri)
-        self._ended = dict.fromkeys(self._state["ended"])  # a set in the order of their ends
+        self._ended = dict.fromkeys(self._state.pop("ended"))  # a set in the order of their ends
         self._experiment_id = self._find_experiment(experiment, uri)
 
     @property
