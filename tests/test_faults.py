@@ -1,5 +1,7 @@
 """The driver killed at any instant, and a study that goes on as if nothing had happened."""
 
+import collections
+import itertools
 import json
 import random
 import signal
@@ -32,67 +34,76 @@ def unbroken(tmp_path_factory):
     return stand_in.outcome(folder), stand_in.num_lines(folder)
 
 
-def some_time_on(folder, draw, num_lines):
-    """A condition that comes true at a random moment of the next third of a study of `num_lines`."""
-    return stand_in.further(folder, draw.randrange(num_lines // 3), draw.uniform(0, 0.05))
+def ended_after_kills(made, root, draw, num_lines, after_start=lambda folder: None, **more):
+    """The folders of studies killed again and again, each at a random moment of the next third of its `num_lines`.
+
+    They are as many as it takes to be killed three times: on a crowded machine a study can end before its kill comes.
+    """
+    folders, num_kills = [], 0
+    while num_kills < 3:
+        assert len(folders) < 20, "hardly a study was killed"
+        folder = root / str(len(folders)) / "study"
+        folder.parent.mkdir()
+        folders.append(folder)
+        for start in itertools.count():
+            when = stand_in.further(folder, draw.randrange(num_lines // 3), draw.uniform(0, 0.05))
+            begun = {"name": f"{start}-", "log": folder.parent / "begun"}
+            killed = stand_in.killed(made, folder, when, **begun, **more)
+            after_start(folder)
+            if not killed:
+                break
+            num_kills += 1
+    return folders
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_driver_killed_again_and_again_comes_to_the_same_front(unbroken, tmp_path, seed):
     wanted, num_lines = unbroken
-    folder, draw, num_kills = tmp_path / "study", random.Random(seed), 0
-    for start in range(100):
-        more = {"name": f"{start}-", "log": tmp_path / "begun"}
-        when = some_time_on(folder, draw, num_lines)
-        if not stand_in.killed(stand_in.plan(40), folder, when, **more):
-            break
-        num_kills += 1
-        assert {row["key"] for row in read_json_lines(folder / "trials.jsonl")} <= {
-            row["key"] for row in wanted["trials"]
-        }
-    assert num_kills >= 3
-    assert stand_in.outcome(folder) == wanted
-    begun = (tmp_path / "begun").read_text().split()
-    assert len(begun) == len(set(begun)) == 40  # none was begun twice
+    keys = {row["key"] for row in wanted["trials"]}
+
+    def only_known_trials(folder):
+        assert {row["key"] for row in read_json_lines(folder / "trials.jsonl")} <= keys
+
+    made = stand_in.plan(40)
+    for folder in ended_after_kills(made, tmp_path, random.Random(seed), num_lines, only_known_trials):
+        assert stand_in.outcome(folder) == wanted
+        begun = (folder.parent / "begun").read_text().split()
+        assert len(begun) == len(set(begun)) == 40  # none was begun twice
 
 
 def test_a_killed_driver_keeps_to_its_quota_and_loses_no_point(unbroken, tmp_path):
-    folder, draw, made = tmp_path / "study", random.Random(9), stand_in.plan(40, num_checkpoints=1)
-    for start in range(100):
-        when = some_time_on(folder, draw, unbroken[1])
-        if not stand_in.killed(made, folder, when, name=f"{start}-"):
-            break
-    assert start >= 3
-    found, wanted = stand_in.outcome(folder), unbroken[0]
-    assert len(found["checkpoints"]) == 1
-    named = [point.pop("checkpoint") for point in found["front"]["points"]]
-    assert sorted(f"checkpoints/{name}" for name in found["checkpoints"]) == sorted(filter(None, named))
-    answer = found["front"]["budgets"]["60%"]
-    assert answer in found["checkpoints"], "the answer to a budget goes last"
-    assert found["trials"] == wanted["trials"]
-    assert found["front"]["points"] == [
-        {name: value for name, value in point.items() if name != "checkpoint"}
-        for point in wanted["front"]["points"]
-    ]
+    wanted, num_lines = unbroken
+    made = stand_in.plan(40, num_checkpoints=1)
+    for folder in ended_after_kills(made, tmp_path, random.Random(9), num_lines):
+        found = stand_in.outcome(folder)
+        assert len(found["checkpoints"]) == 1
+        named = [point.pop("checkpoint") for point in found["front"]["points"]]
+        assert sorted(f"checkpoints/{name}" for name in found["checkpoints"]) == sorted(filter(None, named))
+        answer = found["front"]["budgets"]["60%"]
+        assert answer in found["checkpoints"], "the answer to a budget goes last"
+        assert found["trials"] == wanted["trials"]
+        assert found["front"]["points"] == [
+            {name: value for name, value in point.items() if name != "checkpoint"}
+            for point in wanted["front"]["points"]
+        ]
 
 
 def test_with_several_slots_no_trial_is_lost_or_run_twice_and_the_front_never_loses_a_point(
     unbroken, tmp_path
 ):
-    folder, draw, areas = tmp_path / "study", random.Random(5), [0.0]
-    for start in range(100):
-        more = {"name": f"{start}-", "log": tmp_path / "begun", "num_slots": 4}
-        when = some_time_on(folder, draw, unbroken[1])
-        killed = stand_in.killed(stand_in.plan(40), folder, when, **more)
+    areas = collections.defaultdict(lambda: [0.0])
+
+    def note_hypervolume(folder):
         if (folder / "front.json").exists():
-            areas.append(json.loads((folder / "front.json").read_text())["hypervolume"])
-        if not killed:
-            break
-    assert start >= 3
-    keys = [row["key"] for row in stand_in.outcome(folder)["trials"]]
-    assert len(keys) == len(set(keys)) == 40
-    assert areas == sorted(areas)
-    assert sorted((tmp_path / "begun").read_text().split()) == sorted(keys)
+            areas[folder].append(json.loads((folder / "front.json").read_text())["hypervolume"])
+
+    made, draw = stand_in.plan(40), random.Random(5)
+    for folder in ended_after_kills(made, tmp_path, draw, unbroken[1], note_hypervolume, num_slots=4):
+        keys = [row["key"] for row in stand_in.outcome(folder)["trials"]]
+        assert len(keys) == len(set(keys)) == 40
+        assert len(areas[folder]) > 1
+        assert areas[folder] == sorted(areas[folder])
+        assert sorted((folder.parent / "begun").read_text().split()) == sorted(keys)
 
 
 @pytest.fixture(scope="module")
