@@ -263,6 +263,13 @@ def test_packed_questions_are_computed_as_if_alone():
         torch.testing.assert_close(logits[0, start : start + len(alone)], alone, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("split", pocket.SPLITS)
+@pytest.mark.parametrize("benchmark", pocket.BENCHMARKS)
+def test_chance_is_what_the_best_guess_gets(benchmark, split):
+    num_right = splits.num_guessed(benchmark, split)
+    assert pocket.chance(benchmark, split) == num_right / len(pocket.questions(benchmark, split))
+
+
 @pytest.mark.parametrize("benchmark", pocket.BENCHMARKS)
 def test_it_does_better_than_chance(benchmark):
     rows = sampled(benchmark)

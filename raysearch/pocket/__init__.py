@@ -13,6 +13,14 @@ SPLITS: tuple[str, ...] = ("search", "heldout")
 
 NUM_CONVERSATIONS = 2000
 _IMAGE_PLACEHOLDER = "<image>\n"
+_NUM_GUESSED: dict[str, dict[str, int]] = {
+    "easy-vqa": {"search": 78, "heldout": 158},
+    "digits": {"search": 59, "heldout": 113},
+    "scenes": {"search": 52, "heldout": 141},
+    "lists": {"search": 9, "heldout": 14},
+    "descriptions": {"search": 0, "heldout": 0},
+}
+"""What `splits.num_guessed` finds, which draws thousands of training pictures first: seconds in every process."""
 
 
 def weights_folder() -> Path:
@@ -88,6 +96,4 @@ def questions(benchmark: str, split: str) -> list[dict[str, Any]]:
 
 def chance(benchmark: str, split: str) -> float:
     """Share of right answers of the best guess that never sees the picture, learnt on training questions."""
-    from raysearch.pocket import splits
-
-    return splits.chance(benchmark, split)
+    return _NUM_GUESSED[benchmark][split] / len(_questions(benchmark, split))

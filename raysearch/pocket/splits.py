@@ -179,9 +179,8 @@ def _of_benchmark(benchmark: str, asked: Asked) -> list[Question]:
     return asked.short
 
 
-@functools.cache
-def chance(benchmark: str, split: str) -> float:
-    """Share of right answers of the best guess that sees only the question.
+def num_guessed(benchmark: str, split: str) -> int:
+    """Right answers of the best guess that sees only the question.
 
     Two guesses are learnt on training questions: the commonest answer to the same words (to the same kind where the
     words are new), and the commonest answer of the kind. The better of them on this split counts.
@@ -198,7 +197,7 @@ def chance(benchmark: str, split: str) -> float:
 
     of_kind = [commonest(by_kind[q.kind]) == q.answer for _, q in asked]
     of_words = [commonest(by_words[q.prompt] or by_kind[q.kind]) == q.answer for _, q in asked]
-    return max(sum(of_kind), sum(of_words)) / len(asked)
+    return max(sum(of_kind), sum(of_words))
 
 
 @functools.cache
