@@ -1,13 +1,15 @@
 """One trial, without ray: prune by a recipe, recover rung by rung, score every rung."""
 
+import functools
 import itertools
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
@@ -52,17 +54,32 @@ class Prepared:
     """Importance of the removable units, by criterion."""
 
 
+Measures = Mapping[str, Callable[[], Any]]
+"""How to measure each part of `Prepared`, those that take longest first."""
+
+
+def measured_here(measures: Measures) -> dict[str, Any]:
+    """Every part, measured by this process."""
+    return {name: measure() for name, measure in measures.items()}
+
+
 class Workbench:
     """What every trial of a worker shares: the dense model, its data, its questions and its importance scores."""
 
     def __init__(
-        self, space: SearchSpace, prepared: Prepared | None = None, teacher_folder: Path | None = None
+        self,
+        space: SearchSpace,
+        prepared: Prepared | None = None,
+        teacher_folder: Path | None = None,
+        once: Callable[[Measures], Mapping[str, Any]] = measured_here,
     ) -> None:
-        """Load the model and the data; measure what `prepared` would hold if it isn't given.
+        """Load the model and the data.
 
         Args:
+            prepared: left out, it is measured when it is first asked for.
             teacher_folder: where the dense model's states are kept, shared by all workers of a study; left out, a
                 folder of this workbench's own.
+            once: hands back all parts of `prepared`, having measured those that no other workbench of the study has.
 
         Raises:
             InputError: the model, the data or the benchmarks can't be used.
@@ -83,29 +100,37 @@ class Workbench:
         share = space.search.early_questions if space.search.early_stopping else 1.0
         self.early_questions = self.questions if share == 1 else [b.early(share) for b in self.questions]
         self.heldout = load_benchmarks(space.benchmarks, "heldout")
-        self.prepared = prepared or self.prepare()
+        self._once = once
+        if prepared:
+            self.prepared = prepared
 
-    def prepare(self) -> Prepared:
-        """Score the dense model and the importance of its units by every criterion that the space names.
+    @functools.cached_property
+    def prepared(self) -> Prepared:
+        """Scores of the dense model, and the importance of its units by every criterion that the space names.
 
         Raises:
             InputError: the dense model is at chance on a benchmark, so that there is nothing to retain, or has
                 nothing to retain on the questions below a trial's end; or the teacher's states would not fit on the
                 disk.
         """
+        measures: dict[str, Callable[[], Any]] = {
+            "heldout": partial(self.evaluate, self.model, self.heldout),
+            "search": partial(self.evaluate, self.model, self.questions),
+        }
+        num_samples, criteria = self.space.calibration.num_samples, self.space.criteria()
+        for name in criteria:
+            measures[f"importance by {name}"] = partial(self.importance, name, num_samples)
+        if self.early_questions is not self.questions:
+            measures["early"] = partial(self.evaluate, self.model, self.early_questions)
         with moved(self.model, current_device()):
-            search = self.evaluate(self.model, self.questions)
-            heldout = self.evaluate(self.model, self.heldout)
-            _refuse_at_chance(search, heldout)
-            early = search
-            if self.early_questions is not self.questions:
-                early = self.evaluate(self.model, self.early_questions)
-                _refuse_too_few(early, self.space)
-            num_samples = self.space.calibration.num_samples
-            importances = {name: self.importance(name, num_samples) for name in self.space.criteria()}
+            found = self._once(measures)
+        search, heldout, early = found["search"], found["heldout"], found.get("early", found["search"])
+        _refuse_at_chance(search, heldout)
+        if "early" in found:
+            _refuse_too_few(early, self.space)
         if self.space.uses_teacher():
             self.teacher.prepare(1, current_device())
-        return Prepared(search, early, heldout, importances)
+        return Prepared(search, early, heldout, {name: found[f"importance by {name}"] for name in criteria})
 
     def evaluate(self, model: PreTrainedModel, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of `model` on `benchmarks`."""

@@ -43,13 +43,18 @@ class Workbench:
     """A dense model without weights."""
 
     def __init__(
-        self, space: SearchSpace, prepared: Prepared | None = None, teacher_folder: Path | None = None
+        self, space: SearchSpace, teacher_folder: Path, once: Callable[[Mapping], Mapping[str, Any]]
     ) -> None:
-        assert teacher_folder is not None
-        self.space, self.prepared, self.study = space, prepared or Prepared(), teacher_folder.parent
+        self.space, self.study, self._once = space, teacher_folder.parent, once
         self.counts = counts_of_model(space.model)
         self.dense_size = self.counts.size(self.counts.dense)
         note_process(self.study)
+
+    @property
+    def prepared(self) -> Prepared:
+        """Each part by whichever slot comes to it first."""
+        assert self._once({"one": lambda: 1, "two": lambda: 2}) == {"one": 1, "two": 2}
+        return Prepared()
 
 
 class Trial:

@@ -20,8 +20,10 @@ class _Board:
         self._replies: dict[str, list[Any]] = defaultdict(list)
         self._workers: dict[str, list[tuple[Any, str]]] = defaultdict(list)
         self._signs: dict[str, int] = defaultdict(int)
-        self._preparing: str | None = None
-        self._prepared: bytes | None = None
+        self._names: list[str] | None = None
+        self._measuring: dict[str, str] = {}
+        self._parts: dict[str, bytes] = {}
+        self._refusal: bytes | None = None
         self._dense_scores: dict[str, float] | None = None
         self._layer_importance: dict[str, list[float]] = {}
         self._front: list[tuple[float, float]] = []
@@ -62,27 +64,52 @@ class _Board:
     async def signs(self, slot: str) -> int:
         return self._signs[slot]
 
-    async def prepared(self, slot: str) -> bytes | None:
-        """What is measured once per study, pickled (this process never loads torch).
+    async def next_part(self, slot: str, names: Sequence[str]) -> str | None:
+        """Which of the parts that are measured once per study this slot shall measure and `publish`; waits while others
+        measure the last of them.
 
-        None for the one slot that shall measure and `publish` it; the others wait for that.
+        Returns:
+            None once all are there, or the study is refused.
         """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._prepared is not None or self._preparing is None)
-            if self._prepared is None:
-                self._preparing = slot
-            return self._prepared
+            self._names = list(names)
+            await self._changed.wait_for(lambda: self._is_prepared() or self._free_parts())
+            if self._is_prepared():
+                return None
+            name = self._free_parts()[0]
+            self._measuring[name] = slot
+            return name
 
-    async def publish(
-        self,
-        prepared: bytes,
-        dense_scores: dict[str, float] | None,
-        layer_importance: dict[str, list[float]],
-    ) -> None:
+    async def publish(self, name: str, part: bytes) -> None:
+        """A part has been measured; pickled, since this process never loads torch."""
         async with self._changed:
-            self._prepared, self._dense_scores = prepared, dense_scores
-            self._layer_importance = layer_importance
+            self._parts[name] = part
+            self._measuring.pop(name, None)
             self._changed.notify_all()
+
+    async def refuse(self, error: bytes) -> None:
+        """Let no trial of this study be run, by a pickled `InputError`."""
+        async with self._changed:
+            self._refusal = error
+            self._changed.notify_all()
+
+    async def prepared(self) -> tuple[bytes | None, dict[str, bytes]]:
+        """Why the study is refused, if it is, and its parts, all of them if it isn't; waits for either."""
+        async with self._changed:
+            await self._changed.wait_for(self._is_prepared)
+            return self._refusal, self._parts
+
+    def _free_parts(self) -> list[str]:
+        names = self._names or []
+        return [name for name in names if name not in self._parts and name not in self._measuring]
+
+    def _is_prepared(self) -> bool:
+        known = self._names is not None and self._parts.keys() >= set(self._names)
+        return known or self._refusal is not None
+
+    async def post_dense(self, scores: dict[str, float], layer_importance: dict[str, list[float]]) -> None:
+        """What the driver wants to know of the dense model; every slot says the same."""
+        self._dense_scores, self._layer_importance = scores, layer_importance
 
     async def dense_scores(self) -> dict[str, float] | None:
         """Mean score per benchmark of the dense model on the search split, once it has been measured."""
@@ -93,12 +120,11 @@ class _Board:
         return self._layer_importance
 
     async def forget(self, slot: str) -> None:
-        """The slot is gone; if it was preparing, another one may."""
+        """The slot is gone; what it was measuring, another one may."""
         async with self._changed:
             for known in (self._commands, self._replies, self._workers, self._signs):
                 known.pop(slot, None)  # type: ignore[attr-defined]
-            if self._preparing == slot and self._prepared is None:
-                self._preparing = None
+            self._measuring = {name: busy for name, busy in self._measuring.items() if busy != slot}
             self._changed.notify_all()
 
     async def post_front(self, points: list[tuple[float, float]]) -> None:

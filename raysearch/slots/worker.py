@@ -4,6 +4,7 @@ import gc
 import pickle
 import threading
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,22 @@ def serve(config: dict[str, Any]) -> None:
             ray.get(config["board"].reply.remote(config["slot"], reply))
 
 
+def _once(board: Any, slot: str, rank: int, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """All parts of what is measured once per study, each measured by the first worker of whichever slot comes to it."""
+    if rank == 0:
+        while (name := ray.get(board.next_part.remote(slot, list(measures)))) is not None:
+            ray.get(board.publish.remote(name, pickle.dumps(measures[name]())))
+    refusal, parts = ray.get(board.prepared.remote())
+    if refusal:
+        raise pickle.loads(refusal)
+    return {name: pickle.loads(parts[name]) for name in measures}
+
+
 class _Worker:
     def __init__(self, config: dict[str, Any], rank: int, num_workers: int) -> None:
         import torch
 
         from raysearch.recovery.loop import start_distributed
-        from raysearch.trial import Workbench
 
         self.rank, self._num_workers, self._rungs = rank, num_workers, config["rungs"]
         self._running = Path(config["running"])
@@ -59,38 +70,41 @@ class _Worker:
         self._refusal: InputError | None = None
         self._trial: Any = None
         self._scores: Any = None
-        board, slot, teacher_folder = config["board"], config["slot"], Path(config["teacher_folder"])
-        problem = node_problem(self._running.parent, config["space"], config["versions"])
-        if problem:  # all slots shall hear of it, whichever worker of this one has found it
-            ray.get(board.publish.remote(pickle.dumps(problem), None, {}))
-            if rank:
-                raise problem
-        known = ray.get(board.prepared.remote(slot)) if rank == 0 else None
-        if rank == 0 and known is None:
-            found = self._measure(space, teacher_folder)
-            scores, layers = None, {}
-            if not isinstance(found, InputError):
-                scores = found.search.means()
-                layers = {name: units.per_layer().tolist() for name, units in found.importances.items()}
-            ray.get(board.publish.remote(pickle.dumps(found), scores, layers))
-        else:
-            found = pickle.loads(known or ray.get(board.prepared.remote(slot)))
-            if isinstance(found, InputError):
-                self._refusal = found
-            else:
-                self._bench = Workbench(space, found, teacher_folder)
+        self._load(config, space)
         gc.freeze()  # what a trial leaves behind is then found without a look through all that stays
 
-    def _measure(self, space: SearchSpace, teacher_folder: Path) -> Any:
-        """What all slots share; or the mistake that stands in the way of every trial."""
+    def _load(self, config: dict[str, Any], space: SearchSpace) -> None:
+        """Load what trials need, and measure what is measured once per study; or note why no trial can be run.
+
+        Raises:
+            InputError: this worker can't be used, and it isn't the one that replies.
+        """
         from raysearch.trial import Workbench
 
+        board = config["board"]
+        once = partial(_once, board, config["slot"], self.rank)
         try:
-            self._bench = Workbench(space, teacher_folder=teacher_folder)
+            problem = node_problem(self._running.parent, config["space"], config["versions"])
+            if problem:
+                raise problem
+            self._bench = Workbench(space, teacher_folder=Path(config["teacher_folder"]), once=once)
         except InputError as error:
-            self._refusal = error
-            return error
-        return self._bench.prepared
+            self._refuse(board, error)
+            if self.rank:  # the others of this slot may have found nothing amiss
+                raise
+            return
+        try:
+            found = self._bench.prepared
+        except InputError as error:
+            self._refuse(board, error)
+            return
+        layers = {name: units.per_layer().tolist() for name, units in found.importances.items()}
+        ray.get(board.post_dense.remote(found.search.means(), layers))
+
+    def _refuse(self, board: Any, error: InputError) -> None:
+        """All slots shall hear of it, whichever worker has found it."""
+        self._refusal = error
+        ray.get(board.refuse.remote(pickle.dumps(error)))
 
     def give_signs(self) -> None:
         """For ever: a sign of life whenever training has come on."""
