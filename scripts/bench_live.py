@@ -105,7 +105,7 @@ def documented_pattern(folder: Path, seed: int, seconds: float) -> None:
     planned = plan(space)
     first_rung = round(space.search.first_rung * planned.max_samples)
     levels = Rungs(planned.max_samples, first_rung, space.search.reduction_factor).levels
-    ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR)
 
     class Record(tune.Callback):
         """A line per result that comes while there is time."""
