@@ -262,6 +262,7 @@ class Recovery:
         )
         kept = [(master.cpu(), _on(moments, "cpu")) for master, moments in master_states(self._engine)]
         self._free_engine()
+        self._collect()
         self._engine = self._started_engine()
         for (master, moments), (value, others) in zip(master_states(self._engine), kept, strict=True):
             master.data.copy_(value)
@@ -300,10 +301,10 @@ class Recovery:
             self._average = None
         model = self._gathered_copy() if self._stage == 3 else self._model
         self._free_engine()
+        self._collect()
         for param in model.parameters():
-            param.data = (
-                param.data.clone()
-            )  # ZeRO keeps all in one buffer, which safetensors refuses to write
+            # ZeRO keeps all in one buffer, which safetensors refuses to write
+            param.data = param.data.clone()
             param.requires_grad_(False)
         trained.merge_for_good(model)
         model.set_attn_implementation(self._attention)
@@ -342,7 +343,7 @@ class Recovery:
         self._passes.close()
         self._free_engine()
         del self._model, self._trained, self._average
-        gc.collect()
+        self._collect()
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit."""
@@ -364,9 +365,12 @@ class Recovery:
             for param in self._model.parameters():
                 param.__dict__.clear()  # the engine's notes on its parameters would keep its buffers alive
                 param.grad = None
-            gc.collect()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+
+    def _collect(self) -> None:
+        """Give back what was freed; engines leave cycles."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _locals(self) -> list[torch.Tensor]:
         return [local(param) for param in self._trained.values()]

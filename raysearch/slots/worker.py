@@ -70,8 +70,8 @@ class _Worker:
         self._refusal: InputError | None = None
         self._trial: Any = None
         self._scores: Any = None
+        self._has_frozen = False
         self._load(config, space)
-        gc.freeze()  # what a trial leaves behind is then found without a look through all that stays
 
     def _load(self, config: dict[str, Any], space: SearchSpace) -> None:
         """Load what trials need, and measure what is measured once per study; or note why no trial can be run.
@@ -142,10 +142,18 @@ class _Worker:
     def _start(self, recipe: Recipe) -> None:
         from raysearch.trial import Trial
 
-        if self._trial:
-            self._trial.close()
+        self._end_trial()
         self._trial = Trial(recipe, self._bench)
         self._scores = self._trial.scores(self._rungs, keep_in=self._running / recipe.key)
+
+    def _end_trial(self) -> None:
+        if not self._trial:
+            return
+        self._trial.close()
+        self._trial = self._scores = None
+        if not self._has_frozen:  # all is loaded by now, and need not be looked through after every trial
+            gc.freeze()
+            self._has_frozen = True
 
     def _next(self) -> dict[str, Any]:
         score = next(self._scores)
@@ -176,9 +184,7 @@ class _Worker:
         return {}
 
     def _failed(self, error: Exception) -> dict[str, Any]:
-        if self._trial:
-            self._trial.close()
-            self._trial = self._scores = None
+        self._end_trial()
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return {
             "failed": reason,
