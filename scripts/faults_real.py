@@ -21,7 +21,8 @@ from test_search import SMALL_SPACE
 
 
 def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[], None]]]:
-    """A worker killed, the driver killed, a worker stopped for good, broken files, in turn, at random instants."""
+    """A worker, a trial's process or the driver killed, a worker stopped for good, broken files, in turn, at random
+    instants."""
     draw = random.Random(seed)
     space = folder / "small.yaml"
     slots = {**SMALL_SPACE["slots"], "timeout_s": 60}
@@ -50,8 +51,20 @@ def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[]
     def workers_sent(study: Path, what: signal.Signals) -> None:
         moment = draw.uniform(0, 1)
         search = begun(study, lambda: _has_come_to(study, moment))
-        for worker in search.workers():
+        for worker in search.processes("ray::RayTrainWorker"):
             worker.send_signal(what)
+        ended(search)
+        check_as_unbroken(study)
+
+    def trials_killed(study: Path) -> None:
+        """Two, one after the other: what one slot holds would be missed by the next but one."""
+        moment = draw.uniform(0, 0.5)
+        search = begun(study, lambda: _has_come_to(study, moment))
+        for wait_for in (moment + 0.25, None):
+            for process in search.processes("ray::ResourceTrainable"):
+                process.kill()
+            while wait_for and search.process.poll() is None and not _has_come_to(study, wait_for):
+                time.sleep(0.05)
         ended(search)
         check_as_unbroken(study)
 
@@ -83,6 +96,7 @@ def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[]
             study, then_damage="teacher/*.safetensors"
         ),
         "worker hung": lambda study: workers_sent(study, signal.SIGSTOP),
+        "trial's process killed, twice": trials_killed,
     }
     for number in itertools.count(len(list(folder.glob("study-*")))):
         kind, act = list(kinds.items())[number % len(kinds)]
@@ -106,12 +120,10 @@ class Search:
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 self.seen.setdefault(child.pid, child)
 
-    def workers(self) -> list[psutil.Process]:
-        """Those that train."""
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Those that bear a title: of workers that train, or of trials."""
         self.look()
-        return [
-            p for p in self.seen.values() if p.is_running() and _title(p).startswith("ray::RayTrainWorker")
-        ]
+        return [p for p in self.seen.values() if p.is_running() and _title(p).startswith(title)]
 
     def wait(self) -> int:
         while self.process.poll() is None:

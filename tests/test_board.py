@@ -1,7 +1,9 @@
 """What is measured once per study: shared out among slots, whichever of them comes, waits or dies."""
 
 import asyncio
+from unittest.mock import AsyncMock, patch
 
+from raysearch.slots import board as board_module
 from raysearch.slots.board import _Board
 
 NAMES = ["long", "middle", "short"]
@@ -81,3 +83,23 @@ async def test_a_refusal_reaches_all_who_wait(board):
     assert await waiting is None
     assert (await before)[0] == (await board.prepared())[0] == b"no"
     assert await board.next_part("late", NAMES) is None
+
+
+@runs
+async def test_what_slots_of_dead_owners_held_is_given_back(board):
+    removed = []
+    with (
+        patch.object(board_module, "remove_placement_group", removed.append),
+        patch.object(board_module, "_is_dead", AsyncMock(side_effect=lambda owner: owner == "dead")),
+    ):
+        for slot, owner in (("a", "dead"), ("b", "busy"), ("c", "dead")):
+            board._owners[slot] = owner
+        for slot in "ab":
+            await board.join(slot, f"worker of {slot}", "node", f"group of {slot}")
+        assert await board.next_part("a", NAMES) == "long"
+        await board.begin("d", "alive")
+        await board.begin("e", "alive")
+    assert removed == ["group of a"]
+    assert set(board._owners) == {"b", "d", "e"}
+    assert await board.workers("b") == [("worker of b", "node")]
+    assert await board.next_part("d", NAMES) == "long"

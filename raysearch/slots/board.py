@@ -1,14 +1,19 @@
 """The board: commands to slots, their replies, and what all slots share."""
 
 import asyncio
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raysearch.front import FrontPoint
 from raysearch.slots.cluster import ON_HEAD
+
+SECONDS_TO_ANSWER = 1.0
 
 
 class _Board:
@@ -20,6 +25,8 @@ class _Board:
         self._replies: dict[str, list[Any]] = defaultdict(list)
         self._workers: dict[str, list[tuple[Any, str]]] = defaultdict(list)
         self._signs: dict[str, int] = defaultdict(int)
+        self._owners: dict[str, Any] = {}
+        self._groups: dict[str, PlacementGroup] = {}
         self._names: list[str] | None = None
         self._measuring: dict[str, str] = {}
         self._parts: dict[str, bytes] = {}
@@ -27,6 +34,20 @@ class _Board:
         self._dense_scores: dict[str, float] | None = None
         self._layer_importance: dict[str, list[float]] = {}
         self._front: list[tuple[float, float]] = []
+
+    async def begin(self, slot: str, owner: Any) -> None:
+        """A slot begins, which the actor `owner` commands.
+
+        What the slots of dead owners held is given back: Ray Train does so by itself only where Ray's dashboard runs.
+        """
+        others = list(self._owners)
+        are_dead = await asyncio.gather(*(_is_dead(self._owners[other]) for other in others))
+        for other in itertools.compress(others, are_dead):
+            group = self._groups.get(other)
+            if group is not None:
+                remove_placement_group(group)
+            await self.forget(other)
+        self._owners[slot] = owner
 
     async def send(self, slot: str, command: dict[str, Any]) -> None:
         async with self._changed:
@@ -50,9 +71,11 @@ class _Board:
             value, self._replies[slot][index] = self._replies[slot][index], None
             return value
 
-    async def join(self, slot: str, worker: Any, node: str) -> None:
-        """A slot's worker begins: its actor, and the id of its node."""
+    async def join(self, slot: str, worker: Any, node: str, group: PlacementGroup | None) -> None:
+        """A slot's worker begins: its actor, the id of its node, and what holds the CPUs of the slot."""
         self._workers[slot].append((worker, node))
+        if group is not None:
+            self._groups[slot] = group
 
     async def workers(self, slot: str) -> list[tuple[Any, str]]:
         return self._workers[slot]
@@ -122,8 +145,16 @@ class _Board:
     async def forget(self, slot: str) -> None:
         """The slot is gone; what it was measuring, another one may."""
         async with self._changed:
-            for known in (self._commands, self._replies, self._workers, self._signs):
-                known.pop(slot, None)  # type: ignore[attr-defined]
+            known: dict[str, Any]
+            for known in (
+                self._commands,
+                self._replies,
+                self._workers,
+                self._signs,
+                self._owners,
+                self._groups,
+            ):
+                known.pop(slot, None)
             self._measuring = {name: busy for name, busy in self._measuring.items() if busy != slot}
             self._changed.notify_all()
 
@@ -136,6 +167,13 @@ class _Board:
             size <= size_ratio and kept >= retention and (size, kept) != (size_ratio, retention)
             for size, kept in self._front
         )
+
+
+async def _is_dead(actor: Any) -> bool:
+    """Whether an actor's process has ended; one that is busy doesn't answer, and lives."""
+    answer = actor.__ray_ready__.remote().as_future()
+    done, _ = await asyncio.wait({answer}, timeout=SECONDS_TO_ANSWER)
+    return bool(done) and isinstance(answer.exception(), ActorDiedError)
 
 
 def start_board() -> Any:

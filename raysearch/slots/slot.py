@@ -45,6 +45,7 @@ class Slot:
 
         self.name = f"slot-{uuid.uuid4().hex[:8]}"
         self._board, self._num_replies, self._longest_s = board, 0, 0.0
+        ray.get(board.begin.remote(self.name, ray.get_runtime_context().current_actor))
         slots = space.slots
         self._timeout_s = slots.timeout_s
         resources = {"CPU": slots.cpus_per_worker} | (

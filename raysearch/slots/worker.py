@@ -29,7 +29,9 @@ def serve(config: dict[str, Any]) -> None:
     from ray.train import get_context
 
     context = ray.get_runtime_context()
-    ray.get(config["board"].join.remote(config["slot"], context.current_actor, context.get_node_id()))
+    group = ray.util.get_current_placement_group()
+    joined = config["board"].join.remote(config["slot"], context.current_actor, context.get_node_id(), group)
+    ray.get(joined)
     worker = _Worker(config, get_context().get_world_rank(), get_context().get_world_size())
     if worker.rank == 0:
         threading.Thread(target=worker.give_signs, daemon=True).start()
