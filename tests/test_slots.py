@@ -197,7 +197,7 @@ def test_a_slot_says_whether_storage_has_ended_it(monkeypatch, failure, storage)
 
 def test_a_storage_problem_of_all_workers_is_a_reply(monkeypatch):
     worker = object.__new__(worker_module._Worker)
-    worker._refusal, worker._num_workers = None, 2
+    worker._refusal, worker._num_workers, worker._has_frozen = None, 2, True
 
     def asked(error):
         worker._trial = SimpleNamespace(close=lambda: None)
