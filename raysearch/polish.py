@@ -70,13 +70,13 @@ def polish(study: Path, point: FrontPoint, epochs: float = 1.0) -> Polished:
     # What is pruned already needs no importance measured.
     unpruned = longer.model_copy(update={"mode": "layerwise", "criterion": "deepest", "depth_share": None})
     bench = Workbench(read_space(study).pinned(unpruned))
+    form, dense = bench.space.retention, bench.prepared  # before another model is on the device
     model, _ = families.load(checkpoint)
     before, before_heldout = (bench.evaluate(model, asked) for asked in (bench.questions, bench.heldout))
     trial = Trial(longer, bench, model, _kept_layers(checkpoint))
     try:
         (score,) = trial.scores([])
         assert trial.latest_results is not None, trial.recipe
-        form, dense = bench.space.retention, bench.prepared
         gain = difference(trial.latest_results, before, dense.search, form)
         before_quality = quality_of(before_heldout, dense.heldout, form)
         folder = Path(f"{point.checkpoint}-polished")

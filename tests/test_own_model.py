@@ -69,7 +69,7 @@ def test_a_dense_model_at_chance_is_refused(brought):
         update={"metric": "exact"}
     )  # it never ends an answer, so none is right
     with pytest.raises(InputError, match=r"own: the dense model scores 0\.0% where guessing gets"):
-        Workbench(space.model_copy(update={"benchmarks": [own]}))
+        _ = Workbench(space.model_copy(update={"benchmarks": [own]})).prepared
 
 
 def run(*arguments, cwd):
