@@ -122,8 +122,7 @@ class Workbench:
             measures[f"importance by {name}"] = partial(self.importance, name, num_samples)
         if self.early_questions is not self.questions:
             measures["early"] = partial(self.evaluate, self.model, self.early_questions)
-        with moved(self.model, current_device()):
-            found = self._once(measures)
+        found = self._once(measures)
         search, heldout, early = found["search"], found["heldout"], found.get("early", found["search"])
         _refuse_at_chance(search, heldout)
         if "early" in found:
@@ -166,7 +165,8 @@ class Workbench:
         size = self.space.calibration.batch_size
         starts = range(0, len(chosen), size)
         batches = (self.encoder.collate(chosen[start : start + size]) for start in starts)
-        return importance(self.model, batches, criterion, seed=self.space.search.seed)
+        with moved(self.model, current_device()):
+            return importance(self.model, batches, criterion, seed=self.space.search.seed)
 
     def _to_calibrate(self) -> Iterator[Encoded]:
         for sample in self.samples:

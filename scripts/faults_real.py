@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,84 +24,94 @@ from test_search import SMALL_SPACE
 def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[], None]]]:
     """A worker, a trial's process or the driver killed, a worker stopped for good, broken files, in turn, at random
     instants."""
-    draw = random.Random(seed)
-    space = folder / "small.yaml"
-    slots = {**SMALL_SPACE["slots"], "timeout_s": 60}
-    space.write_text(yaml.safe_dump({**SMALL_SPACE, "slots": slots}))
-    if not (folder / "unbroken" / "front.json").exists():
-        unbroken = Search(space, "--out", "unbroken", cwd=folder)
-        check(unbroken.wait() == 0, "the unbroken search failed")
-        unbroken.check_gone()
-    wanted = outcome(folder / "unbroken")
+    broken = Broken(folder, seed)
+    kinds: dict[str, Callable[[Path], None]] = {
+        "worker killed": broken.worker_killed,
+        "driver killed, running checkpoint broken": broken.state_damaged,
+        "driver killed, teacher shard broken": broken.shard_damaged,
+        "worker hung": broken.worker_hung,
+        "trial's process killed, twice": broken.trial_killed_twice,
+    }
+    for number in itertools.count(len(list(folder.glob("study-*")))):
+        kind, act = list(kinds.items())[number % len(kinds)]
+        yield Counter({kind: 1}), partial(act, folder / f"study-{number}")
 
-    def begun(study: Path, has_come: Callable[[], bool]) -> Search:
-        search = Search(space, "--out", study.name, cwd=folder)
-        while search.process.poll() is None and not has_come():
-            search.look()
-            time.sleep(0.05)
-        return search
 
-    def ended(search: Search) -> None:
-        status = search.wait()
-        search.check_gone()
-        check(status == 0, f"exit status {status}")
+class Broken:
+    """Breaks real searches; each public method takes a new study's folder."""
 
-    def check_as_unbroken(study: Path) -> None:
-        check(outcome(study) == wanted, "another outcome than unbroken")
+    def __init__(self, folder: Path, seed: int) -> None:
+        """Run the unbroken search in `folder`, unless it is there."""
+        self._folder, self._draw = folder, random.Random(seed)
+        self._space = folder / "small.yaml"
+        slots = {**SMALL_SPACE["slots"], "timeout_s": 60}
+        self._space.write_text(yaml.safe_dump({**SMALL_SPACE, "slots": slots}))
+        if not (folder / "unbroken" / "front.json").exists():
+            unbroken = Search(self._space, "--out", "unbroken", cwd=folder)
+            check(unbroken.wait() == 0, "the unbroken search failed")
+            unbroken.check_gone()
+        self._wanted = outcome(folder / "unbroken")
 
-    def workers_sent(study: Path, what: signal.Signals) -> None:
-        moment = draw.uniform(0, 1)
-        search = begun(study, lambda: _has_come_to(study, moment))
-        for worker in search.processes("ray::RayTrainWorker"):
-            worker.send_signal(what)
-        ended(search)
-        check_as_unbroken(study)
+    def worker_killed(self, study: Path) -> None:
+        self._workers_sent(study, signal.SIGKILL)
 
-    def trials_killed(study: Path) -> None:
-        """Two, one after the other: what one slot holds would be missed by the next but one."""
-        moment = draw.uniform(0, 0.5)
-        search = begun(study, lambda: _has_come_to(study, moment))
+    def worker_hung(self, study: Path) -> None:
+        self._workers_sent(study, signal.SIGSTOP)
+
+    def trial_killed_twice(self, study: Path) -> None:
+        """On two cores: if the first left its slot's core taken, the second would take the last."""
+        moment = self._draw.uniform(0, 0.5)
+        search = self._begun(study, lambda: _has_come_to(study, moment))
         for wait_for in (moment + 0.25, None):
             for process in search.processes("ray::ResourceTrainable"):
                 process.kill()
             while wait_for and search.process.poll() is None and not _has_come_to(study, wait_for):
                 time.sleep(0.05)
-        ended(search)
-        check_as_unbroken(study)
+        self._check_ends_as_unbroken(search, study)
 
-    def driver_killed(study: Path, then_damage: str) -> None:
+    def state_damaged(self, study: Path) -> None:
+        self._driver_killed(study, then_damage="running/*/[0-9]*/*.safetensors")
+
+    def shard_damaged(self, study: Path) -> None:
+        self._driver_killed(study, then_damage="teacher/*.safetensors")
+
+    def _workers_sent(self, study: Path, what: signal.Signals) -> None:
+        moment = self._draw.uniform(0, 1)
+        search = self._begun(study, lambda: _has_come_to(study, moment))
+        for worker in search.processes("ray::RayTrainWorker"):
+            worker.send_signal(what)
+        self._check_ends_as_unbroken(search, study)
+
+    def _driver_killed(self, study: Path, then_damage: str) -> None:
         """As soon as there is a file of that kind, which is damaged before the study goes on."""
-        search = begun(study, lambda: any(study.glob(then_damage)))
+        search = self._begun(study, lambda: any(study.glob(then_damage)))
         search.process.kill()
         search.wait()
         search.check_gone()
-        damage(study, then_damage)
-        ended(Search("--resume", study.name, cwd=folder))
-        check_as_unbroken(study)
+        self._damage(study, then_damage)
+        self._check_ends_as_unbroken(Search("--resume", study.name, cwd=self._folder), study)
 
-    def damage(study: Path, pattern: str) -> None:
+    def _damage(self, study: Path, pattern: str) -> None:
         """Change bytes in the middle of the newest file of a kind."""
         found = sorted(study.glob(pattern), key=lambda path: path.stat().st_mtime)
         check(found, f"no {pattern} to damage")
         path = found[-1]
         with path.open("r+b") as stream:
             stream.seek(path.stat().st_size // 2)
-            stream.write(draw.randbytes(64))
+            stream.write(self._draw.randbytes(64))
 
-    kinds: dict[str, Callable[[Path], None]] = {
-        "worker killed": lambda study: workers_sent(study, signal.SIGKILL),
-        "driver killed, running checkpoint broken": lambda study: driver_killed(
-            study, then_damage="running/*/[0-9]*/*.safetensors"
-        ),
-        "driver killed, teacher shard broken": lambda study: driver_killed(
-            study, then_damage="teacher/*.safetensors"
-        ),
-        "worker hung": lambda study: workers_sent(study, signal.SIGSTOP),
-        "trial's process killed, twice": trials_killed,
-    }
-    for number in itertools.count(len(list(folder.glob("study-*")))):
-        kind, act = list(kinds.items())[number % len(kinds)]
-        yield Counter({kind: 1}), lambda act=act, number=number: act(folder / f"study-{number}")
+    def _begun(self, study: Path, has_come: Callable[[], bool]) -> "Search":
+        search = Search(self._space, "--out", study.name, cwd=self._folder)
+        while search.process.poll() is None and not has_come():
+            search.look()
+            time.sleep(0.05)
+        return search
+
+    def _check_ends_as_unbroken(self, search: "Search", study: Path) -> None:
+        status = search.wait()
+        search.check_gone()
+        check(status == 0, f"exit status {status}")
+        check(outcome(study) == self._wanted, "another outcome than unbroken")
 
 
 class Search:
