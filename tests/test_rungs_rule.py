@@ -172,13 +172,18 @@ def test_a_trial_that_ended_below_a_rung_counts_in_later_rungs():
     assert alone.decide("long", 0.5, 0.79, 0, 30).go_on
 
 
-def test_the_best_within_a_budget_is_never_stopped():
+def test_the_best_within_a_budget_is_not_stopped_before_the_budget_has_an_answer():
     front = [(0.1, 0.1), (0.2, 0.45), (0.3, 0.5), (0.4, 0.55), (0.95, 0.93)]
     assert not rung_of(front).decide("new", 0.31, 0.51, 0, 10).go_on
     leading = rung_of(front, budgets=[0.35]).decide("new", 0.31, 0.51, 0, 10)
     assert leading.go_on
-    assert leading.reason == "leads budget 0.35"
+    assert leading.reason == "leads budget 0.35, which has no answer yet"
     assert not rung_of(front, budgets=[0.35]).decide("new", 0.31, 0.499, 0, 10).go_on
+    for size, go_on in ((0.36, True), (0.35, False)):
+        rungs = rung_of(front, budgets=[0.35])
+        rungs.finish("beyond the rung", size, 0.2, 0, 9)
+        for restored in (rungs, Rungs.from_state(rungs.state())):
+            assert restored.decide("new", 0.31, 0.51, 0, 10).go_on is go_on
 
 
 @pytest.mark.parametrize("seed", range(4))

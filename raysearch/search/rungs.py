@@ -19,7 +19,7 @@ class Rule:
     """What the stopping rule uses; each part can be switched off.
 
     Attributes:
-        keep_budget_leaders: never stop the best trial of those that fit a named budget.
+        keep_budget_leaders: never stop the best trial within a named budget that no finished trial fits yet.
         count_finished: trials that ended below a rung count there with their final value.
     """
 
@@ -191,9 +191,9 @@ class Rungs:
             go_on = better + rank <= allowed
             reason = f"number {rank} of {own} in the layer that is split"
         if not go_on and self.rule.keep_budget_leaders:
-            led = rung.budgets_led(size, retention)
+            led = [budget for budget in rung.budgets_led(size, retention) if not self._is_answered(budget)]
             if led:
-                go_on, reason = True, f"leads budget {led[0]:g}"
+                go_on, reason = True, f"leads budget {led[0]:g}, which has no answer yet"
         return Decision(
             trial,
             go_on,
@@ -208,6 +208,9 @@ class Rungs:
             own,
             rank,
         )
+
+    def _is_answered(self, budget: float) -> bool:
+        return any(progress.finished and progress.size <= budget for progress in self._live.values())
 
     def state(self) -> dict[str, Any]:
         """All that later decisions depend on, as plain JSON values."""
