@@ -172,16 +172,16 @@ def test_a_trial_that_ended_below_a_rung_counts_in_later_rungs():
     assert alone.decide("long", 0.5, 0.79, 0, 30).go_on
 
 
-def test_the_best_within_a_budget_is_not_stopped_before_the_budget_has_an_answer():
+def test_the_best_within_a_budget_is_not_stopped_while_no_finished_trial_is_as_good():
     front = [(0.1, 0.1), (0.2, 0.45), (0.3, 0.5), (0.4, 0.55), (0.95, 0.93)]
     assert not rung_of(front).decide("new", 0.31, 0.51, 0, 10).go_on
     leading = rung_of(front, budgets=[0.35]).decide("new", 0.31, 0.51, 0, 10)
     assert leading.go_on
-    assert leading.reason == "leads budget 0.35, which has no answer yet"
+    assert leading.reason == "leads budget 0.35, and no finished trial is as good"
     assert not rung_of(front, budgets=[0.35]).decide("new", 0.31, 0.499, 0, 10).go_on
-    for size, go_on in ((0.36, True), (0.35, False)):
-        rungs = rung_of(front, budgets=[0.35])
-        rungs.finish("beyond the rung", size, 0.2, 0, 9)
+    for size, final, go_on in ((0.35, 0.509, True), (0.35, 0.51, False), (0.36, 0.6, True)):
+        rungs = rung_of(front, budgets=[0.35], rule=Rule(count_finished=False))
+        rungs.finish("finished", size, final, 0, 90)
         for restored in (rungs, Rungs.from_state(rungs.state())):
             assert restored.decide("new", 0.31, 0.51, 0, 10).go_on is go_on
 
@@ -206,6 +206,11 @@ def test_contradictory_rungs_are_refused(max_t, grace):
         Rungs(max_t, grace)
     with pytest.raises(InputError, match="reduction_factor"):
         Rungs(10, 1, 1)
+
+
+def test_a_state_of_another_version_is_refused():
+    with pytest.raises(InputError, match="schema 1 where 2 is read"):
+        Rungs.from_state({**Rungs(90, 10).state(), "schema": 1})
 
 
 def test_the_rule_loads_neither_ray_nor_torch():

@@ -13,13 +13,15 @@ from typing import Any
 from raysearch.errors import InputError
 from raysearch.search.rung import Rung
 
+SCHEMA = 2  # of `Rungs.state`
+
 
 @dataclass(frozen=True)
 class Rule:
     """What the stopping rule uses; each part can be switched off.
 
     Attributes:
-        keep_budget_leaders: never stop the best trial within a named budget that no finished trial fits yet.
+        keep_budget_leaders: never stop the best trial within a named budget while it is better than every finished one.
         count_finished: trials that ended below a rung count there with their final value.
     """
 
@@ -135,12 +137,12 @@ class Rungs:
         Trials that were stopped, or whose final value is no number, are left as they are.
         """
         progress = self._live.setdefault(trial, _Progress(size))
-        if progress.stopped or progress.finished:
+        if progress.stopped or progress.final is not None:
             return
         if not math.isfinite(retention):
             self.fail(trial)
             return
-        progress.finished = True
+        progress.final = retention
         if self.rule.count_finished:
             for rung in self.rungs[progress.rung + 1 :]:
                 rung.add(trial, size, retention)
@@ -191,9 +193,9 @@ class Rungs:
             go_on = better + rank <= allowed
             reason = f"number {rank} of {own} in the layer that is split"
         if not go_on and self.rule.keep_budget_leaders:
-            led = [budget for budget in rung.budgets_led(size, retention) if not self._is_answered(budget)]
+            led = [b for b in rung.budgets_led(size, retention) if retention > self._best_finished(b)]
             if led:
-                go_on, reason = True, f"leads budget {led[0]:g}, which has no answer yet"
+                go_on, reason = True, f"leads budget {led[0]:g}, and no finished trial is as good"
         return Decision(
             trial,
             go_on,
@@ -209,20 +211,21 @@ class Rungs:
             rank,
         )
 
-    def _is_answered(self, budget: float) -> bool:
-        return any(progress.finished and progress.size <= budget for progress in self._live.values())
+    def _best_finished(self, budget: float) -> float:
+        finals = (trial.final for trial in self._live.values() if trial.size <= budget)
+        return max((final for final in finals if final is not None), default=-math.inf)
 
     def state(self) -> dict[str, Any]:
         """All that later decisions depend on, as plain JSON values."""
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "max_t": self.max_t,
             "grace_period": self.grace_period,
             "reduction_factor": self.reduction_factor,
             "budgets": self.budgets,
             "rule": {entry.name: getattr(self.rule, entry.name) for entry in fields(Rule)},
             "trials": {
-                name: [progress.size, progress.rung, progress.stopped, progress.finished]
+                name: [progress.size, progress.rung, progress.stopped, progress.final]
                 for name, progress in self._live.items()
             },
             "rungs": [rung.state() for rung in self.rungs],
@@ -231,7 +234,16 @@ class Rungs:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Rungs":
-        """The rungs that `state` was taken from; they go on to make the same decisions."""
+        """The rungs that `state` was taken from; they go on to make the same decisions.
+
+        Raises:
+            InputError: another version has written it.
+        """
+        if state["schema"] != SCHEMA:
+            raise InputError(
+                f"state of early stopping: schema {state['schema']} where {SCHEMA} is read; go on with the version "
+                "that wrote it, or start anew"
+            )
         rungs = cls(
             state["max_t"],
             state["grace_period"],
@@ -251,4 +263,5 @@ class _Progress:
     size: float
     rung: int = -1
     stopped: bool = False
-    finished: bool = False
+    final: float | None = None
+    """Retention at its own end, of a trial that came there."""

@@ -27,8 +27,8 @@ class ParetoASHA(FIFOScheduler):
         max_t: a trial is ended when it gets there.
         grace_period: the first rung.
         reduction_factor: one trial in this many goes on from a rung, and rungs lie this factor apart.
-        budgets: sizes that answers are wanted for; until a trial within one has finished, the best within it is never
-            stopped.
+        budgets: sizes that answers are wanted for; the best trial within one is not stopped while it is better than
+            every finished one.
         retention_se: result key of the standard error of `retention`, if the trials report one.
         rule: which parts of the rule are in use.
         log: file that takes one JSON line per decision, with its reason.
