@@ -158,7 +158,7 @@ class Recovery:
         self._dtype = compute_dtype(self.settings.precision)
         self._trained = trained.choose_trained(self._model, self._family, self.recipe)
         self._model.to(device=self._device, dtype=self._dtype)
-        if self._device.type == "cpu":
+        if self._device.type == "cpu":  # where the backward pass of fused attention takes twice as long
             self._model.set_attn_implementation("eager")
 
     def _plan(self) -> MemoryPlan:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from pydantic import ValidationError
+from threadpoolctl import ThreadpoolController
 
 from raysearch.recipe import Recipe
 from raysearch.search.sampling import Solve, is_ratio, to_smaller_step
@@ -211,8 +212,10 @@ class GainModel:
         answers: list[Mapping[str, Any]] = [o.answers for o in used]
         answers += [c.answers for c in candidates] + [o.answers for o in running]
         encoding = Encoding(answers)
-        model = self._model(encoding, used, num_trials)
-        mean, deviation = model.predict(encoding.points[len(used) :])
+        # On several threads matrices this small take longer, and the processor from the slots of this machine.
+        with _blas().limit(limits=1):
+            model = self._model(encoding, used, num_trials)
+            mean, deviation = model.predict(encoding.points[len(used) :])
         front = [(o.size_ratio, float(o.retention or 0.0)) for o in measured]
         expected = mean[len(candidates) :].tolist()
         front += [(o.size_ratio, value) for o, value in zip(running, expected, strict=True)]
@@ -231,6 +234,11 @@ class GainModel:
             self.jitter, self.next_fit = fitted.jitter, num_trials + max(3, int(num_trials * GROWTH))
         scales = np.array([self.scales[name] for name in encoding.names])
         return RetentionModel(points, encoding.groups, values, noise, (scales, self.jitter))
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _front_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
