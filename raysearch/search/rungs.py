@@ -86,6 +86,7 @@ class Rungs:
         self.rule = rule or Rule()
         self.rungs = [Rung(level, self.budgets, 1 / reduction_factor) for level in self._levels()]
         self._live: dict[str, _Progress] = {}
+        self._best_finals = dict.fromkeys(self.budgets, -math.inf)  # of finished trials, by budget
         self.num_decisions = 0
 
     def _levels(self) -> list[float]:
@@ -143,6 +144,7 @@ class Rungs:
             self.fail(trial)
             return
         progress.final = retention
+        self._note_final(size, retention)
         if self.rule.count_finished:
             for rung in self.rungs[progress.rung + 1 :]:
                 rung.add(trial, size, retention)
@@ -193,7 +195,7 @@ class Rungs:
             go_on = better + rank <= allowed
             reason = f"number {rank} of {own} in the layer that is split"
         if not go_on and self.rule.keep_budget_leaders:
-            led = [b for b in rung.budgets_led(size, retention) if retention > self._best_finished(b)]
+            led = [b for b in rung.budgets_led(size, retention) if retention > self._best_finals[b]]
             if led:
                 go_on, reason = True, f"leads budget {led[0]:g}, and no finished trial is as good"
         return Decision(
@@ -211,9 +213,10 @@ class Rungs:
             rank,
         )
 
-    def _best_finished(self, budget: float) -> float:
-        finals = (trial.final for trial in self._live.values() if trial.size <= budget)
-        return max((final for final in finals if final is not None), default=-math.inf)
+    def _note_final(self, size: float, final: float) -> None:
+        for budget, best in self._best_finals.items():
+            if size <= budget and final > best:
+                self._best_finals[budget] = final
 
     def state(self) -> dict[str, Any]:
         """All that later decisions depend on, as plain JSON values."""
@@ -252,6 +255,9 @@ class Rungs:
             Rule(**state["rule"]),
         )
         rungs._live = {name: _Progress(*entry) for name, entry in state["trials"].items()}
+        for progress in rungs._live.values():
+            if progress.final is not None:
+                rungs._note_final(progress.size, progress.final)
         for rung, saved in zip(rungs.rungs, state["rungs"], strict=True):
             rung.restore(saved)
         rungs.num_decisions = state["num_decisions"]
