@@ -7,7 +7,8 @@
 
 Results come in the order in which their slots are asked, or with `--recorded` in that of a clock by which every trial
 takes as long as one of docs/data/pocket-trials.parquet. With `--tracked` MLflow is told, in SQLite. Prints results per
-second of processor time over each tenth of the trials, so that growing slower would be seen, and what memory and files
+second of processor time and milliseconds per trial over each tenth of the trials, so that growing slower would be seen
+(a trial that is stopped at once gives one result, and its proposal costs what any does), and what memory and files
 came to.
 """
 
@@ -84,8 +85,11 @@ def main() -> None:
         before = (0, 0, started)
         for tenth in range(1, 11):
             now = marks[len(marks) * tenth // 10 - 1]
-            rate = (now[1] - before[1]) / (now[2] - before[2])
-            print(f"to trial {now[0]:6}: {rate:5.0f} results a second")
+            trials, results, seconds = (later - earlier for later, earlier in zip(now, before, strict=True))
+            print(
+                f"to trial {now[0]:6}: {results / seconds:5.0f} results a second, "
+                f"{1000 * seconds / trials:.1f} ms a trial"
+            )
             before = now
         num_trials, num_results, ended = marks[-1]
         print(

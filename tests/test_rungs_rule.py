@@ -209,7 +209,7 @@ def test_contradictory_rungs_are_refused(max_t, grace):
 
 
 def test_a_state_of_another_version_is_refused():
-    with pytest.raises(InputError, match="schema 1 where 2 is read"):
+    with pytest.raises(ValueError, match="schema 1 where 2 is read"):
         Rungs.from_state({**Rungs(90, 10).state(), "schema": 1})
 
 

@@ -122,7 +122,7 @@ class RecipeSearch(RaySearcher):
                         self._replay(target, event, facts, ended)
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(
-                    f"{path}: no state of this version ({error!r}); delete it, to go on from trials.jsonl alone"
+                    f"{path}: no state of this version ({error}); delete it, to go on from trials.jsonl alone"
                 ) from None
         for record in records:
             self._take_in(record)

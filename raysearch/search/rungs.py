@@ -240,13 +240,10 @@ class Rungs:
         """The rungs that `state` was taken from; they go on to make the same decisions.
 
         Raises:
-            InputError: another version has written it.
+            ValueError: another version has written it.
         """
         if state["schema"] != SCHEMA:
-            raise InputError(
-                f"state of early stopping: schema {state['schema']} where {SCHEMA} is read; go on with the version "
-                "that wrote it, or start anew"
-            )
+            raise ValueError(f"state of early stopping: schema {state['schema']} where {SCHEMA} is read")
         rungs = cls(
             state["max_t"],
             state["grace_period"],
