@@ -108,14 +108,16 @@ def _read_case(field: str, case: Any) -> Any:
     return dict(case)
 
 
-def choose(ask: Ask, name: str, cases: Sequence[Dimension], values: Mapping[str, Any]) -> Any:
-    """Ask for the first case whose conditions hold; None when there is none.
+def asked_name(name: str, cases: Sequence[Dimension], index: int) -> str:
+    """What a case is asked for by: one name per case, since a sampler wants the same bounds under the same name."""
+    return name if len(cases) == 1 else f"{name}#{index}"
 
-    The name told to `ask` is one per case, since a sampler wants the same bounds under the same name.
-    """
+
+def choose(ask: Ask, name: str, cases: Sequence[Dimension], values: Mapping[str, Any]) -> Any:
+    """Ask for the first case whose conditions hold; None when there is none."""
     for index, case in enumerate(cases):
         if not case.when or _holds(case.when, values):
-            named = name if len(cases) == 1 else f"{name}#{index}"
+            named = asked_name(name, cases, index)
             if isinstance(case, Choices):
                 return case.choices[0] if len(case.choices) == 1 else ask.choice(named, case.choices)
             if case.low == case.high:

@@ -31,14 +31,16 @@ def nondomination_layers(points: np.ndarray) -> np.ndarray:
         ValueError: `points` is not (n, 2) or holds a NaN.
     """
     points = _checked(points)
-    distinct, inverse = np.unique(points, axis=0, return_inverse=True)
-    layer_of = np.empty(len(distinct), int)
+    order = np.lexsort((points[:, 1], points[:, 0]))  # by the first column, then the second
+    layers = [0] * len(points)
     lowest: list[float] = []  # per layer, the smallest second column so far; increasing from layer to layer
-    for row, (_, second) in enumerate(distinct.tolist()):  # sorted by the first column, then the second
-        layer = bisect.bisect_right(lowest, second)
-        lowest[layer : layer + 1] = [second]
-        layer_of[row] = layer
-    return layer_of[inverse.reshape(-1)]
+    previous, layer = None, 0
+    for row, point in zip(order.tolist(), points[order].tolist(), strict=True):
+        if point != previous:
+            layer = bisect.bisect_right(lowest, point[1])
+            lowest[layer : layer + 1] = [point[1]]
+        layers[row], previous = layer, point
+    return np.array(layers, int)
 
 
 def exclusive_hypervolume(points: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -1,14 +1,22 @@
 """A search space: which recipes may be tried on which model, and how the search goes about it. Read from YAML."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from raysearch.dimensions import Ask, Choices, Dimension, choose, criteria_kinds, read_dimension
+from raysearch.dimensions import (
+    Ask,
+    Choices,
+    Dimension,
+    asked_name,
+    choose,
+    criteria_kinds,
+    read_dimension,
+)
 from raysearch.errors import InputError
 from raysearch.evaluation.entries import BenchmarkEntry, OwnOrNamed
 from raysearch.recipe import LAYER_CRITERIA, Recipe, applies
@@ -134,26 +142,41 @@ class SearchSpace(Strict):
         """
         values: dict[str, Any] = {}
         for field in Recipe.model_fields:
+            if field not in self.recipe:
+                continue
             if field == "criterion":
-                values[field] = self._suggest_criterion(ask, values)
+                kinds = self._criterion_cases(values["mode"]).items()
+                values[field] = "+".join(str(choose(ask, name, cases, values)) for name, cases in kinds)
             elif applies(field, values):
-                chosen = choose(ask, field, self.recipe.get(field, []), values)
+                chosen = choose(ask, field, self.recipe[field], values)
                 if chosen is not None:
                     values[field] = chosen
         return Recipe(**values)
 
-    def _suggest_criterion(self, ask: Ask, values: Mapping[str, Any]) -> str:
-        parts = []
-        for known in criteria_kinds(values["mode"]):
-            cases: list[Dimension] = []
+    def asked(self) -> dict[str, Dimension]:
+        """All that `suggest` may ask for, by the name that it is asked for by."""
+        by_name: dict[str, Sequence[Dimension]] = {}
+        for field in Recipe.model_fields:
+            cases = {field: self.recipe[field]} if field in self.recipe else {}
+            by_name |= self._criterion_cases("both") if field == "criterion" else cases
+        return {
+            asked_name(name, cases, index): case
+            for name, cases in by_name.items()
+            for index, case in enumerate(cases)
+            if (len(case.choices) > 1 if isinstance(case, Choices) else case.low < case.high)
+        }
+
+    def _criterion_cases(self, mode: str) -> dict[str, list[Dimension]]:
+        """What the criterion is chosen from in a mode: layer criteria, width criteria or both, by name."""
+        found: dict[str, list[Dimension]] = {}
+        for known in criteria_kinds(mode):
+            cases = found["layer_criterion" if known is LAYER_CRITERIA else "width_criterion"] = []
             for case in self.recipe["criterion"]:
                 assert isinstance(case, Choices), case
                 choices: list[Scalar] = [value for value in case.choices if value in known]
                 if choices:  # they were checked when the space was read
                     cases.append(Choices.model_construct(choices=choices, when=case.when))
-            name = "layer_criterion" if known is LAYER_CRITERIA else "width_criterion"
-            parts.append(str(choose(ask, name, cases, values)))
-        return "+".join(parts)
+        return found
 
     def pinned(self, recipe: Recipe) -> "SearchSpace":
         """This space with one recipe alone in it."""

@@ -1,6 +1,5 @@
 """What bench_search.py compares: the search of raysearch, part by part, and those of other libraries as they are."""
 
-import contextlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from pydantic import ValidationError
 from search_tables import RecordedTable, Table
 
-from raysearch.dimensions import Ask
+from raysearch.dimensions import Ask, Choices, Dimension
 from raysearch.recipe import Recipe
 from raysearch.search.proposing import DrawAsk
 from raysearch.search.rung import Rung
@@ -140,7 +138,7 @@ class SyneTuneMOASHA(NoStopping):
         from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
 
         np.random.seed(self.seed)  # noqa: NPY002  Syne Tune draws from it
-        space = {name: syne_tune_domain(asked) for name, asked in dimensions(self.table).items()}
+        space = {name: syne_tune_domain(asked) for name, asked in sorted(self.table.asked().items())}
         self.scheduler = MOASHA(
             space,
             metrics=["size", "loss"],
@@ -179,22 +177,10 @@ class ConfigAsk:
         return float(self._config[name])
 
 
-def dimensions(table: Table) -> dict[str, BaseDistribution]:
-    """Everything that the space of a table may ask for, whatever the conditions."""
-    found: dict[str, BaseDistribution] = {}
-    draw = np.random.default_rng(0)
-    for _ in range(300):
-        ask = DrawAsk(draw)
-        with contextlib.suppress(ValidationError):
-            table.suggest(ask, ())
-        found |= ask.distributions
-    return dict(sorted(found.items()))
-
-
-def syne_tune_domain(asked: Any) -> object:
+def syne_tune_domain(asked: Dimension) -> object:
     from syne_tune.config_space import choice, loguniform, randint, uniform
 
-    if isinstance(asked, CategoricalDistribution):
+    if isinstance(asked, Choices):
         return choice(list(asked.choices))
     if asked.step:
         return randint(int(asked.low), int(asked.high))
@@ -252,8 +238,11 @@ class TableSpace:
     """A table in the place of a search space."""
 
     def __init__(self, table: Table, row_of: Callable[[Ask], int]) -> None:
-        self._row_of = row_of
+        self._table, self._row_of = table, row_of
         self.recipe = table.space.recipe if isinstance(table, RecordedTable) else {}
+
+    def asked(self) -> dict[str, Dimension]:
+        return self._table.asked()
 
     def suggest(self, ask: Ask) -> Row:
         return Row(self._row_of(ask))

@@ -11,13 +11,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from raysearch.counting import counts_of_model
-from raysearch.dimensions import Ask
+from raysearch.dimensions import Ask, Choices, Dimension, Range
 from raysearch.errors import InputError
 from raysearch.front import hypervolume
 from raysearch.recipe import Recipe
-from raysearch.search.proposing import answers_of
+from raysearch.search.encoding import Encoding, is_number, place
 from raysearch.search.sampling import fit_to_space
-from raysearch.search.surrogate import Encoding
 from raysearch.shape import shape_for
 from raysearch.space import SearchSpace
 
@@ -59,6 +58,10 @@ class Table:
         """Hypervolume of the whole table's front."""
         return hypervolume(self.shares, self.finals.mean(1))
 
+    def asked(self) -> dict[str, Dimension]:
+        """All that `suggest` may ask for, whatever the conditions, by name."""
+        raise NotImplementedError
+
     def suggest(self, ask: Ask, taken: Container[int]) -> int:
         """The row that the answers of `ask` lead to; where rows stand for their neighbours, none of `taken`."""
         raise NotImplementedError
@@ -83,6 +86,14 @@ class GridTable(Table):
 
     choices: list[tuple[str, list]]
     index: Mapping[tuple[int, ...], int]
+
+    def asked(self) -> dict[str, Dimension]:
+        return {
+            name: Choices(choices=values)
+            if isinstance(values[0], str)
+            else Range(low=0, high=len(values) - 1, step=1)
+            for name, values in self.choices
+        }
 
     def suggest(self, ask: Ask, taken: Container[int]) -> int:
         levels = [
@@ -123,16 +134,19 @@ class RecordedTable(Table):
     truths: Sequence[Mapping[float, float]]
     early: Early | None
 
+    def asked(self) -> dict[str, Dimension]:
+        return self.space.asked()
+
     def suggest(self, ask: Ask, taken: Container[int]) -> int:
         """The nearest recipe that is not taken; the nearest one if all are.
 
         Raises:
             pydantic.ValidationError: the answers exclude each other.
         """
-        encoding = self._encoding
-        weights = np.array([RATIO_WEIGHT if encoding.names[g] == "ratio" else 1.0 for g in encoding.groups])
-        here = encoding.encode([_answers(self.space, self.space.suggest(ask))])
-        order = np.argsort(np.abs(encoding.points - here) @ weights, kind="stable").tolist()
+        names = [self._encoding.names[group] for group in self._encoding.groups]
+        weights = np.array([RATIO_WEIGHT if name == "ratio" else 1.0 for name in names])
+        here = self._point(self.space.suggest(ask))
+        order = np.argsort(np.abs(self._points - here) @ weights, kind="stable").tolist()
         return next((row for row in order if row not in taken), order[0])
 
     def world(self, curves: str, seed: int, first_rung: float) -> "RecordedWorld":
@@ -145,14 +159,28 @@ class RecordedTable(Table):
 
     @cached_property
     def _encoding(self) -> Encoding:
-        return Encoding([_answers(self.space, recipe) for recipe in self.recipes])
+        """By field: a number's cases, each from 0 to 1, share its columns."""
+        return Encoding(
+            {_field(name): Range(low=0, high=1) if is_number(d) else d for name, d in self.asked().items()}
+        )
+
+    @cached_property
+    def _points(self) -> np.ndarray:
+        return np.stack([self._point(recipe) for recipe in self.recipes])
+
+    def _point(self, recipe: Recipe) -> np.ndarray:
+        """Of a recipe without its size."""
+        _, ask = fit_to_space(self.space, recipe.as_dict())
+        asked = self.asked()
+        params = {
+            _field(name): place(asked[name], value) if is_number(asked[name]) else value
+            for name, value in ask.params.items()
+        }
+        return self._encoding.point(params, 1.0)
 
 
-def _answers(space: SearchSpace, recipe: Recipe) -> dict[str, Any]:
-    """A recipe's numbers scaled to [0, 1] over their range in the space, and its words, by field."""
-    _, ask = fit_to_space(space, recipe.as_dict())
-    answers = answers_of(ask.params, ask.distributions, 1.0)
-    return {name.partition("#")[0]: value for name, value in answers.items() if name != "size"}
+def _field(name: str) -> str:
+    return name.partition("#")[0]
 
 
 def load_hpo_table(name: str) -> GridTable:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bench_search import Replay
 from record_table import write_table
-from search_methods import ConfigAsk, dimensions
+from search_methods import ConfigAsk
 from search_tables import Early, RecordedWorld, load_recorded_table
 
 from raysearch.errors import InputError
@@ -105,7 +105,7 @@ def test_a_proposal_stands_for_the_nearest_recorded_recipe_once(table):
 
 
 def test_a_flat_configuration_covers_every_condition(table):
-    found = dimensions(table)
+    found = table.asked()
     assert {"lr#0", "lr#1", "lr#2", "layer_criterion", "width_criterion", "kl"} <= set(found)
     values = {name: getattr(asked, "low", None) or asked.choices[0] for name, asked in found.items()}
     values |= {"mode": "layerwise", "ratio": 0.7, "sft": 1.0, "trained": "nothing"}

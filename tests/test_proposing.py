@@ -1,12 +1,12 @@
 import json
 
-import numpy as np
 import pytest
 from test_searcher import DENSE, SPACE, make, run, size_of
 
 from raysearch.recipe import Recipe
+from raysearch.search.encoding import Encoding
 from raysearch.search.history import made_by
-from raysearch.search.proposing import NUM_CHILDREN, NUM_RANDOM, RENEWED_EVERY, Candidates, DrawAsk
+from raysearch.search.proposing import NUM_CHILDREN, NUM_RANDOM, RENEWED_EVERY, Candidates
 from raysearch.search.sizing import Sizing, bare
 from raysearch.size import Budget
 from raysearch.space import SearchSpace
@@ -21,7 +21,7 @@ def candidates(*budgets):
     solvers = [
         lambda values, low, high, limit=limit: sizes.solve(limit, values["mode"]) for limit in sizes.limits
     ]
-    return Candidates(SPACE, sizes.ratio_of, solvers, seed=3)
+    return Candidates(SPACE, Encoding(SPACE.asked()), sizes.ratio_of, solvers, seed=3)
 
 
 def test_the_solved_ratio_is_the_smallest_within_the_size():
@@ -74,16 +74,6 @@ def test_half_of_the_candidates_lie_just_below_a_budget():
     assert all(c.size_ratio <= 0.6 for c in found)
     near = [c for c in found if 0.59 < c.size_ratio <= 0.6 or 0.39 < c.size_ratio <= 0.4]
     assert len(near) >= len(found) / 5  # of widths; of layers there are few sizes
-
-
-def test_choices_that_are_equal_in_python_stay_apart():
-    draw = np.random.default_rng(0)
-    asks = [DrawAsk(draw) for _ in range(2)]
-    asks[0].choice("flag", [False, True])
-    asks[1].choice("flag", [0, 1])
-    assert [ask.distributions["flag"].choices for ask in asks] == [(False, True), (0, 1)]
-    assert type(asks[0].distributions["flag"].choices[0]) is bool
-    assert type(asks[1].distributions["flag"].choices[0]) is int
 
 
 def test_a_model_is_found_where_all_candidates_have_been_tried():

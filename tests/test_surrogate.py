@@ -3,7 +3,7 @@ import pytest
 
 from raysearch.front import hypervolume
 from raysearch.search.proposing import Candidate, GainModel, Observation
-from raysearch.search.surrogate import Encoding, RetentionModel, expected_gain
+from raysearch.search.surrogate import RetentionModel, expected_gain
 
 
 def test_expected_gain_is_the_mean_growth_of_the_area_under_the_front():
@@ -40,22 +40,14 @@ def test_the_model_learns_what_matters_and_knows_where_it_is_unsure():
     assert far[0] > 5 * deviation.max()
 
 
-def test_answers_that_do_not_apply_and_words_have_columns_of_their_own():
-    encoding = Encoding([{"lr": 0.2, "mode": "a"}, {"mode": "b"}])
-    assert encoding.names == ["lr", "mode"]
-    assert encoding.points.tolist() == [[0.2, 0.7, 0.7, 0.0], [0.5, 0.0, 0.0, 0.7]]
-    assert encoding.groups.tolist() == [0, 0, 1, 1]
-    assert encoding.encode([{"mode": "new", "rank": 0.3}]).tolist() == [[0.5, 0.0, 0.0, 0.0]]
-
-
 def test_the_gain_model_prefers_what_is_good_at_its_size():
     draw = np.random.default_rng(2)
 
-    def known(size, word):
-        retention = 1 - (1 - size) ** 2 - 0.3 * (word == "bad") + 0.005 * draw.normal()
-        return Observation({"size": size, "word": word}, size, retention, 0.0)
+    def known(size, is_bad):
+        retention = 1 - (1 - size) ** 2 - 0.3 * is_bad + 0.005 * draw.normal()
+        return Observation(np.array([size, is_bad]), size, retention, 0.0)
 
-    observations = [known(size, word) for size in np.linspace(0.2, 0.9, 10) for word in ("good", "bad")]
-    observations.append(Observation({"size": 0.55, "word": "bad"}, 0.55, None, 0.0))  # under way
-    candidates = [Candidate(None, {}, {"size": 0.6, "word": word}, 0.6) for word in ("bad", "good")]
-    assert GainModel().ranked(candidates, observations, [0.65], len(observations)) == candidates[::-1]
+    observations = [known(size, is_bad) for size in np.linspace(0.2, 0.9, 10) for is_bad in (0, 1)]
+    observations.append(Observation(np.array([0.55, 1]), 0.55, None, 0.0))  # under way
+    bad, good = (Candidate(None, {}, 0.6, np.array([0.6, is_bad])) for is_bad in (1, 0))
+    assert GainModel(np.arange(2)).ranked([bad, good], observations, [0.65], len(observations)) == [good, bad]

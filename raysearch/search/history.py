@@ -11,6 +11,7 @@ import numpy as np
 
 from raysearch.front import nondomination_layers
 from raysearch.recipe import Recipe
+from raysearch.search.encoding import Encoding
 
 End = Literal["finished", "stopped", "failed"]
 Made = tuple[float, str]
@@ -31,8 +32,8 @@ class Proposal:
     size_ratio: float
     params: dict[str, Any]
     """What the sampler was asked and answered."""
-    answers: dict[str, Any]
-    """The same as the gain model reads it."""
+    point: np.ndarray
+    """Of these and the size, as the gain model reads it (`Encoding`)."""
     curve: list[tuple[float, float]] = field(default_factory=list)
     """(samples seen, retention), rising in the first."""
     end: End | None = None
@@ -52,12 +53,9 @@ class History:
         """Finished trials that none of them dominates."""
         self.sizes = Counter[float]()
         """How many trials there are of each size ratio."""
-        self._gains: dict[
-            float, list[float]
-        ] = {}  # of finished trials, from each number of samples to the end
-        self._expected: dict[
-            float, tuple[float, float]
-        ] = {}  # median and spread of these, as far as asked for
+        # Of finished trials, from each number of samples to the end; and what these come to, as far as asked for.
+        self._gains: dict[float, list[float]] = {}
+        self._expected: dict[float, tuple[float, float, int]] = {}
 
     def __len__(self) -> int:
         return len(self.proposals)
@@ -92,51 +90,47 @@ class History:
         if proposal.end == "finished":
             self._note_finished(trial)
 
-    def final(self, trial: str) -> float | None:
-        """The final retention.
+    def final(self, trial: str) -> tuple[float, float] | None:
+        """The final retention and its standard deviation.
 
         Of a stopped or running trial: its last value plus the median gain that finished trials have shown from there to
-        their end. None for a trial that failed or has no value yet.
+        their end; the deviation is half the way between 16% and 84% of these gains. None for a trial that failed or has
+        no value yet.
         """
         proposal = self.proposals[trial]
         if proposal.end == "failed" or not proposal.curve:
             return None
         seen, value = proposal.curve[-1]
-        return value if proposal.end == "finished" else value + max(0.0, self._gain_from(seen)[0])
+        if proposal.end == "finished":
+            return value, 0.0
+        gain, deviation, num = self._gain_from(seen)
+        return value + max(0.0, gain), deviation + abs(value) * (0.05 / num if num else 0.1)
 
-    def deviation(self, trial: str) -> float:
-        """Standard deviation of `final`, where there is one; of gains, half the way between 16% and 84% of them."""
-        proposal = self.proposals[trial]
-        if proposal.end in ("failed", "finished") or not proposal.curve:
-            return 0.0
-        seen, value = proposal.curve[-1]
-        num = len(self._gains.get(seen, ()))
-        return self._gain_from(seen)[1] + 0.05 * abs(value) / num if num else 0.1 * abs(value)
-
-    def _gain_from(self, seen: float) -> tuple[float, float]:
-        """Median, and half the way between 16% and 84%; 0 where nothing has been seen."""
+    def _gain_from(self, seen: float) -> tuple[float, float, int]:
+        """Median, half the way between 16% and 84%, and number; 0 where nothing has been seen."""
         if seen not in self._expected:
             gains = self._gains.get(seen) or [0.0]
             last = len(gains) - 1
             middle = (gains[last // 2] + gains[len(gains) // 2]) / 2
             low, high = gains[math.floor(0.16 * last)], gains[math.ceil(0.84 * last)]
-            self._expected[seen] = middle, (high - low) / 2
+            self._expected[seen] = middle, (high - low) / 2, len(self._gains.get(seen, ()))
         return self._expected[seen]
 
     def state(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
         return {
-            name: [p.number, p.recipe.as_dict(), p.size_ratio, p.params, p.answers, p.curve, p.end]
+            name: [p.number, p.recipe.as_dict(), p.size_ratio, p.params, p.curve, p.end]
             for name, p in self.proposals.items()
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "History":
+    def from_state(cls, state: Mapping[str, Any], encoding: Encoding) -> "History":
         """The history that `state` was taken from."""
         history = cls()
-        for name, (number, recipe, ratio, params, answers, curve, end) in state.items():
-            points = [(seen, value) for seen, value in curve]
-            history.add(name, Proposal(number, Recipe(**recipe), ratio, params, answers, points, end))
+        for name, (number, recipe, ratio, params, curve, end) in state.items():
+            point = encoding.point(params, ratio)
+            values = [(seen, value) for seen, value in curve]
+            history.add(name, Proposal(number, Recipe(**recipe), ratio, params, point, values, end))
         for name, proposal in history:
             if proposal.end == "finished":
                 history._note_finished(name)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from pydantic import ValidationError
 from threadpoolctl import ThreadpoolController
 
 from raysearch.recipe import Recipe
+from raysearch.search.encoding import Encoding, scaled
 from raysearch.search.sampling import Solve, is_ratio, to_smaller_step
-from raysearch.search.surrogate import Encoding, RetentionModel, expected_gain
+from raysearch.search.surrogate import RetentionModel, expected_gain
 from raysearch.settings import Scalar
 from raysearch.space import SearchSpace
 
@@ -34,17 +34,17 @@ class Candidate:
     recipe: Recipe
     params: dict[str, Any]
     """The answers as the space was given them."""
-    answers: dict[str, Any]
-    """The same as the gain model reads them."""
     size_ratio: float
+    point: np.ndarray
+    """Of the answers and the size (`Encoding`)."""
 
 
 @dataclass
 class Observation:
-    """What is known of a trial: its answers, its size and its retention, give or take `deviation`; None while nothing
+    """What is known of a trial: its point, its size and its retention, give or take `deviation`; None while nothing
     has been measured."""
 
-    answers: dict[str, Any]
+    point: np.ndarray
     size_ratio: float
     retention: float | None
     deviation: float
@@ -64,14 +64,13 @@ class DrawAsk:
     ) -> None:
         self._draw, self._parent, self._solve = draw, parent or {}, solve
         self.params: dict[str, Any] = {}
-        self.distributions: dict[str, BaseDistribution] = {}
 
     def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
         """One of `choices`."""
         kept: Scalar = choices[int(self._draw.integers(len(choices)))]
         if self._parent.get(name) in choices and self._draw.random() >= CHANGE:
             kept = self._parent[name]
-        self.params[name], self.distributions[name] = kept, _categorical(*choices)
+        self.params[name] = kept
         return kept
 
     def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
@@ -81,41 +80,14 @@ class DrawAsk:
         else:
             at = float(self._draw.random())
             if name in self._parent and self._draw.random() >= CHANGE:
-                at = _scaled(self._parent[name], low, high, log) + 0.4 * CHANGE * self._draw.normal()
+                at = scaled(self._parent[name], low, high, log) + 0.4 * CHANGE * self._draw.normal()
                 at = min(max(at, 0.0), 1.0)
             value = low * (high / low) ** at if log else low + (high - low) * at
             if step:
                 value = low + step * round((value - low) / step)
         value = float(min(max(value, low), high))
         self.params[name] = value
-        self.distributions[name] = _float(low, high, log, None if log else step)
         return value
-
-
-_float = functools.cache(lambda low, high, log, step: FloatDistribution(low, high, log=log, step=step))
-
-
-@functools.lru_cache(typed=True)  # True, 1 and 1.0 are choices apart
-def _categorical(*choices: Scalar) -> CategoricalDistribution:
-    return CategoricalDistribution(choices)
-
-
-def answers_of(
-    params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution], size_ratio: float
-) -> dict[str, Any]:
-    """Numbers scaled to [0, 1] and categories, by name, with the logarithm of the size among them."""
-    answers: dict[str, Any] = {"size": 1 + math.log(size_ratio) / 5}
-    for name, value in params.items():
-        asked = distributions[name]
-        if isinstance(asked, CategoricalDistribution):
-            numeric = all(isinstance(c, int | float) and not isinstance(c, bool) for c in asked.choices)
-            if numeric and len(asked.choices) > 1:
-                answers[name] = sorted(asked.choices).index(value) / (len(asked.choices) - 1)
-            else:
-                answers[name] = str(value)
-        else:
-            answers[name] = _scaled(value, asked.low, asked.high, getattr(asked, "log", False))  # type: ignore[attr-defined]
-    return answers
 
 
 class Candidates:
@@ -125,6 +97,7 @@ class Candidates:
 
     Args:
         space: where recipes come from.
+        encoding: of that space.
         size_ratio: share of the dense model's size that a recipe keeps; None if it has no shape or fits no budget.
         solvers: each decides the ratio so that the model is just within a size that an answer is wanted for; if there
             are any, half of the candidates are drawn so.
@@ -134,11 +107,13 @@ class Candidates:
     def __init__(
         self,
         space: SearchSpace,
+        encoding: Encoding,
         size_ratio: Callable[[Recipe], float | None],
         solvers: Sequence[Solve],
         seed: int,
     ) -> None:
-        self._space, self._size_ratio, self._solvers, self._seed = space, size_ratio, solvers, seed
+        self._space, self._encoding, self._size_ratio = space, encoding, size_ratio
+        self._solvers, self._seed = solvers, seed
         self._block, self._random = -1, list[Candidate]()
 
     def of_proposal(self, number: int, parents: Sequence[Mapping[str, Any]]) -> list[Candidate]:
@@ -170,8 +145,7 @@ class Candidates:
                 continue
             ratio = self._size_ratio(recipe)
             if ratio is not None:
-                answers = answers_of(ask.params, ask.distributions, ratio)
-                found.append(Candidate(recipe, ask.params, answers, ratio))
+                found.append(Candidate(recipe, ask.params, ratio, self._encoding.point(ask.params, ratio)))
             if len(found) == num:
                 break
         return found
@@ -181,13 +155,25 @@ class GainModel:
     """Says which of several candidates can be expected to add most to the hypervolume.
 
     The length scales are searched for anew whenever the number of trials has grown by a tenth; in between they stay.
+
+    Args:
+        groups: of the points' columns (`Encoding.groups`).
     """
 
-    def __init__(self) -> None:
-        self.scales: dict[str, float] = {}
-        """Inverse squared length scale by asked name."""
-        self.jitter = 0.03
-        self.next_fit = 0
+    def __init__(self, groups: np.ndarray) -> None:
+        self._groups = groups
+        self._weights: np.ndarray | None = None  # inverse squared length scales, by group
+        self._jitter, self._next_fit = 0.0, 0
+
+    def state(self) -> dict[str, Any]:
+        """All that later gains depend on, as plain JSON values."""
+        weights = None if self._weights is None else self._weights.tolist()
+        return {"weights": weights, "jitter": self._jitter, "next_fit": self._next_fit}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self._weights = None if state["weights"] is None else np.array(state["weights"])
+        self._jitter, self._next_fit = state["jitter"], state["next_fit"]
 
     def ranked(
         self,
@@ -209,13 +195,11 @@ class GainModel:
         measured = [o for o in known if o.retention is not None]
         running = [o for o in known if o.retention is None]
         used = [*prior, *measured][-max(MAX_POINTS, len(measured)) :]
-        answers: list[Mapping[str, Any]] = [o.answers for o in used]
-        answers += [c.answers for c in candidates] + [o.answers for o in running]
-        encoding = Encoding(answers)
         # On several threads matrices this small take longer, and the processor from the slots of this machine.
         with _blas().limit(limits=1):
-            model = self._model(encoding, used, num_trials)
-            mean, deviation = model.predict(encoding.points[len(used) :])
+            model = self._model(used, num_trials)
+            points = [candidate.point for candidate in candidates] + [o.point for o in running]
+            mean, deviation = model.predict(np.stack(points))
         front = [(o.size_ratio, float(o.retention or 0.0)) for o in measured]
         expected = mean[len(candidates) :].tolist()
         front += [(o.size_ratio, value) for o, value in zip(running, expected, strict=True)]
@@ -223,17 +207,16 @@ class GainModel:
         gain = expected_gain(sizes, mean[here], deviation[here], _front_of(front), limits)
         return [candidates[at] for at in np.argsort(-gain, kind="stable")]
 
-    def _model(self, encoding: Encoding, used: Sequence[Observation], num_trials: int) -> RetentionModel:
+    def _model(self, used: Sequence[Observation], num_trials: int) -> RetentionModel:
+        points = np.stack([o.point for o in used])
         values = np.array([o.retention for o in used], float)
         noise = np.array([o.deviation for o in used])
-        points = encoding.points[: len(used)]
-        if num_trials >= self.next_fit or set(encoding.names) - set(self.scales):
+        if self._weights is None or num_trials >= self._next_fit:
             last = slice(-NUM_FIT_POINTS, None)
-            fitted = RetentionModel(points[last], encoding.groups, values[last], noise[last])
-            self.scales = dict(zip(encoding.names, fitted.weights.tolist(), strict=True))
-            self.jitter, self.next_fit = fitted.jitter, num_trials + max(3, int(num_trials * GROWTH))
-        scales = np.array([self.scales[name] for name in encoding.names])
-        return RetentionModel(points, encoding.groups, values, noise, (scales, self.jitter))
+            fitted = RetentionModel(points[last], self._groups, values[last], noise[last])
+            self._weights, self._jitter = fitted.weights, fitted.jitter
+            self._next_fit = num_trials + max(3, int(num_trials * GROWTH))
+        return RetentionModel(points, self._groups, values, noise, (self._weights, self._jitter))
 
 
 @functools.cache
@@ -248,11 +231,3 @@ def _front_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
             best = retention
             front.append((size, retention))
     return front
-
-
-def _scaled(value: float, low: float, high: float, log: bool) -> float:
-    if high <= low:
-        return 0.5
-    if log:
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)

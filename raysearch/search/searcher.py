@@ -9,7 +9,6 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from raysearch.dimensions import choose
 from raysearch.errors import InputError
 from raysearch.front import nondomination_layers
 from raysearch.recipe import Recipe
+from raysearch.search.encoding import Encoding
 from raysearch.search.history import End, History, Proposal, made_by
 from raysearch.search.optuna_study import OptunaStudy
 from raysearch.search.proposing import (
@@ -27,7 +27,6 @@ from raysearch.search.proposing import (
     Candidates,
     GainModel,
     Observation,
-    answers_of,
 )
 from raysearch.search.sampling import OptunaAsk, RecipeAsk, Solve, fit_to_space
 from raysearch.search.sizing import Sizing, bare
@@ -82,8 +81,9 @@ class Searcher:
         self._queue: list[dict[str, Any]] = []
         self._study = None if sampler in ("ehvi", "grid") else OptunaStudy(sampler, seed)
         solvers = [functools.partial(self._ratio_for, limit) for limit in self._limits]
-        self._candidates = Candidates(space, self._sizing.ratio_of, solvers, seed)
-        self._gain_model = GainModel()
+        self._encoding = Encoding(space.asked())
+        self._candidates = Candidates(space, self._encoding, self._sizing.ratio_of, solvers, seed)
+        self._gain_model = GainModel(self._encoding.groups)
         self._prior: list[Observation] = []
 
     @property
@@ -134,8 +134,8 @@ class Searcher:
                 continue
             ratio = self._sizing.ratio_of(fitted)
             if ratio is not None:
-                answers = answers_of(ask.params, ask.distributions, ratio)
-                self._prior.append(Observation(answers, ratio, retention, PRIOR_DEVIATION))
+                point = self._encoding.point(ask.params, ratio)
+                self._prior.append(Observation(point, ratio, retention, PRIOR_DEVIATION))
                 if self._study is not None:
                     self._study.add_prior(ask.params, ask.distributions, ratio, retention)
         return len(self._prior) - num_before
@@ -182,7 +182,7 @@ class Searcher:
             return False
         if ratio is None or made_by(recipe, ratio) in self.history.made:
             return False
-        self.history.add(trial, self._register(_as_candidate(recipe, ask, ratio)))
+        self.history.add(trial, self._register(self._as_candidate(recipe, ask, ratio)))
         return True
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
@@ -212,12 +212,11 @@ class Searcher:
     def state(self) -> dict[str, Any]:
         """All that later proposals depend on, as plain JSON values."""
         return {
-            "schema": 1,
             "queue": self._queue,
             "smallest": None if math.isinf(self._sizing.smallest) else self._sizing.smallest,
             "exhausted": self.exhausted,
-            "prior": [asdict(observation) for observation in self._prior],
-            "gain_model": vars(self._gain_model),
+            "prior": [[o.point.tolist(), o.size_ratio, o.retention, o.deviation] for o in self._prior],
+            "gain_model": self._gain_model.state(),
             "study": self._study and self._study.state(),
             "history": self.history.state(),
         }
@@ -227,18 +226,18 @@ class Searcher:
         self._queue = [dict(values) for values in state["queue"]]
         self._sizing.smallest = math.inf if state["smallest"] is None else state["smallest"]
         self.exhausted = state["exhausted"]
-        self._prior = [Observation(**saved) for saved in state["prior"]]
-        vars(self._gain_model).update(state["gain_model"])
+        self._prior = [Observation(np.array(point), *known) for point, *known in state["prior"]]
+        self._gain_model.set_state(state["gain_model"])
         if self._study is not None:
             self._study.set_state(state["study"])
-        self.history = History.from_state(state["history"])
+        self.history = History.from_state(state["history"], self._encoding)
 
     def _next_in_line(self) -> Proposal | None:
         while self._queue:
             recipe, ask = fit_to_space(self.space, self._queue.pop(0))
             ratio = self._sizing.ratio_of(recipe)
             if ratio is not None and made_by(recipe, ratio) not in self.history.made:
-                return self._register(_as_candidate(recipe, ask, ratio))
+                return self._register(self._as_candidate(recipe, ask, ratio))
         return None
 
     def _by_optuna(self, study: OptunaStudy) -> Proposal | None:
@@ -258,8 +257,8 @@ class Searcher:
             except ValidationError:
                 ratio = None
             if ratio is not None and made_by(recipe, ratio) not in self.history.made:
-                answers = answers_of(asked.params, asked.distributions, ratio)
-                return Proposal(number, recipe, ratio, asked.params, answers)
+                point = self._encoding.point(asked.params, ratio)
+                return Proposal(number, recipe, ratio, asked.params, point)
             study.tell_failed(number)
         return None
 
@@ -295,7 +294,10 @@ class Searcher:
         if self._study is not None:
             number, asked = self._study.ask_for(candidate.params)
             self.space.suggest(OptunaAsk(asked))
-        return Proposal(number, candidate.recipe, candidate.size_ratio, candidate.params, candidate.answers)
+        return Proposal(number, candidate.recipe, candidate.size_ratio, candidate.params, candidate.point)
+
+    def _as_candidate(self, recipe: Recipe, ask: RecipeAsk, size_ratio: float) -> Candidate:
+        return Candidate(recipe, ask.params, size_ratio, self._encoding.point(ask.params, size_ratio))
 
     def _by_size(self, candidates: list[Candidate]) -> list[Candidate]:
         """The candidates by size alone: those just below a budget first, or near where the golden ratio's sequence
@@ -366,8 +368,8 @@ class Searcher:
         named = dict(newest) | self.history.running | front
         for name, proposal in sorted(named.items(), key=lambda item: item[1].number):
             if proposal.end != "failed":
-                retention, deviation = self.history.final(name), self.history.deviation(name)
-                known[name] = Observation(proposal.answers, proposal.size_ratio, retention, deviation)
+                retention, deviation = self.history.final(name) or (None, 0.0)
+                known[name] = Observation(proposal.point, proposal.size_ratio, retention, deviation)
         return known
 
     def _give_up(self) -> None:
@@ -394,11 +396,7 @@ class Searcher:
             self._study.tell_failed(proposal.number)
         else:
             measured_at = proposal.curve[-1][0] if proposal.end == "stopped" else None
-            self._study.tell(proposal.number, proposal.size_ratio, final, measured_at)
-
-
-def _as_candidate(recipe: Recipe, ask: RecipeAsk, size_ratio: float) -> Candidate:
-    return Candidate(recipe, ask.params, answers_of(ask.params, ask.distributions, size_ratio), size_ratio)
+            self._study.tell(proposal.number, proposal.size_ratio, final[0], measured_at)
 
 
 class _Told:

@@ -5,57 +5,13 @@ improvement of the hypervolume is then a sum over the steps of the front (compar
 objective deterministic).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.special import ndtr
 
-Answers = Mapping[str, Any]
-"""What was asked for in a recipe: a number scaled to [0, 1], or a category, by name."""
-
-WORD = 0.7  # what stands in a word's column, so that two words are about as far apart as a number's two ends
 FIT_GRID = (0.1, 0.33, 1.0, 3.0, 10.0)
-
-
-class Encoding:
-    """Turns answers into columns: numbers as they are, categories one-hot, each in a group under its name.
-
-    Attributes:
-        names: what was asked for in any of the answers.
-        points: the answers encoded, (n, columns).
-        groups: (columns,) which name each column belongs to.
-    """
-
-    def __init__(self, answers: Sequence[Answers]) -> None:
-        self.names = sorted(set().union(*answers))
-        self._words: dict[str, list[str]] = {}
-        self._is_optional: dict[str, bool] = {}  # numbers that are asked for in some recipes only
-        columns = []
-        for name in self.names:
-            values = [answer.get(name) for answer in answers]
-            kinds = set(values)
-            self._words[name] = sorted(value for value in kinds if isinstance(value, str))
-            self._is_optional[name] = None in kinds
-            columns.append(self._columns(name, values))
-        self.points = np.concatenate(columns, 1)
-        self.groups = np.repeat(np.arange(len(columns)), [each.shape[1] for each in columns])
-
-    def encode(self, answers: Sequence[Answers]) -> np.ndarray:
-        """(n, columns); a number that doesn't apply stands in the middle, a word that is new is no word."""
-        return np.concatenate(
-            [self._columns(name, [answer.get(name) for answer in answers]) for name in self.names], 1
-        )
-
-    def _columns(self, name: str, values: Sequence[Any]) -> np.ndarray:
-        words = self._words[name]
-        if words:
-            return WORD * (np.array(values, object)[:, None] == np.array(words, object))
-        numbers = np.array([0.5 if value is None else value for value in values])
-        if not self._is_optional[name]:
-            return numbers[:, None]
-        return np.stack([numbers, [WORD * (value is not None) for value in values]], 1)
 
 
 class RetentionModel:
