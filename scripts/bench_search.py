@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from report_search import read, tables
+from report_search import by_problem, read_lines, tables
 from search_methods import METHODS
 from search_tables import (
     CURVES,
@@ -134,7 +134,7 @@ def main() -> None:
             f"{' '.join(f'{area:.3f}' for area in areas)} in {time.perf_counter() - started:.1f} s",
             flush=True,
         )
-    print(tables(read([options.out])))
+    print(tables(by_problem(read_lines([options.out]))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Tables and a picture from the lines that bench_search.py wrote with --out.
 
-python scripts/report_search.py docs/data/search-replay.jsonl --picture docs/images/search-replay.png
-python scripts/report_search.py docs/data/search-replay.jsonl --against ours    # differences, seed by seed
+python scripts/report_search.py docs/data/search-replays.parquet --picture docs/images/search-replay.png
+python scripts/report_search.py docs/data/search-replays.parquet --against ours    # differences, seed by seed
+python scripts/report_search.py results.jsonl --keep docs/data/search-replays.parquet    # all lines in one small file
 """
 
 import argparse
@@ -11,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from scipy.stats import t as student
 
 SHOWN = {
@@ -32,6 +35,7 @@ NAMES = {
 }
 OTHERS = [method for method in SHOWN if method != "ours"]
 REGRET_AT = (5, 20, 50)
+ALL = "all tables"
 
 Run = tuple[str, int]
 """A table and a seed."""
@@ -40,16 +44,50 @@ Results = dict[tuple[str, str], dict[str, dict[float, Values]]]
 """By (problem, method), then by "hypervolume" or "regret", then by cost. A problem is curves and a first rung."""
 
 
-def read(paths: Sequence[Path]) -> Results:
-    """All lines of all files."""
-    results: Results = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+def read_lines(paths: Sequence[Path]) -> list[dict]:
+    """All lines of all files, JSONL or Parquet."""
+    lines = []
     for path in paths:
-        for line in map(json.loads, path.read_text().splitlines()):
-            problem = f"{line['curves']}, first rung at 1/{line['first_rung']}"
-            for what in ("hypervolume", "regret"):
-                for cost, value in zip(line["costs"], line[what], strict=True):
-                    results[problem, line["method"]][what][cost][line["table"], line["seed"]] = value
+        if path.suffix == ".parquet":
+            lines += pq.read_table(path).to_pylist()
+        else:
+            lines += map(json.loads, path.read_text().splitlines())
+    return lines
+
+
+def by_problem(lines: Sequence[dict]) -> Results:
+    """The lines by problem, and, where these are several, those of all tables as one more."""
+    results: Results = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    for line in lines:
+        problem = f"{line['curves']}, first rung at 1/{line['first_rung']}"
+        for what in ("hypervolume", "regret"):
+            for cost, value in zip(line["costs"], line[what], strict=True):
+                results[problem, line["method"]][what][cost][line["table"], line["seed"]] = value
+    if len({problem for problem, _ in results}) > 1:
+        results.update(_over_all(results))
     return results
+
+
+def _over_all(results: Results) -> Results:
+    """Per method and run the mean over the problems that the run's table is in, where the method has it in all."""
+    problems: dict[str, set[str]] = defaultdict(set)  # by table
+    for (problem, _), found in results.items():
+        for values in found["hypervolume"].values():
+            for table, _ in values:
+                problems[table].add(problem)
+    pooled: Results = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    for method in dict.fromkeys(method for _, method in results):
+        gathered: dict[tuple[str, float, Run], list[float]] = defaultdict(list)
+        for (_, name), found in results.items():
+            for what, costs in found.items() if name == method else ():
+                for cost, values in costs.items():
+                    for run, value in values.items():
+                        gathered[what, cost, run].append(value)
+        whole = {key: values for key, values in gathered.items() if len(values) == len(problems[key[2][0]])}
+        if {run[0] for _, _, run in whole} == set(problems):
+            for (what, cost, run), values in whole.items():
+                pooled[ALL, method][what][cost][run] = float(np.mean(values))
+    return pooled
 
 
 def summary(values: Mapping[Run, float]) -> tuple[float, float]:
@@ -74,6 +112,7 @@ def tables(results: Results, against: str | None = None) -> str:
     lines = []
     for problem in dict.fromkeys(problem for problem, _ in results):
         chosen = {method: found for (name, method), found in results.items() if name == problem}
+        chosen = {method: chosen[method] for method in sorted(chosen, key=_place)}
         if against not in chosen and against is not None:
             continue
         costs = sorted({cost for found in chosen.values() for cost in found["hypervolume"]})
@@ -100,6 +139,12 @@ def tables(results: Results, against: str | None = None) -> str:
     return "\n".join(lines)
 
 
+def _place(method: str) -> tuple[int, str]:
+    """Other libraries' methods first, then ours, then ours in part."""
+    known = [*OTHERS, "ours"]
+    return (known.index(method) if method in known else len(known)), method
+
+
 def reach(chosen: Mapping[str, Mapping[str, Mapping[float, Values]]]) -> str:
     """When ours has what the best of the others has in the end."""
     last = max(chosen["ours"]["hypervolume"])
@@ -107,10 +152,12 @@ def reach(chosen: Mapping[str, Mapping[str, Mapping[float, Values]]]) -> str:
     if not ends:
         return ""
     best = max(ends, key=ends.__getitem__)
-    ours = {cost: summary(values)[0] for cost, values in sorted(chosen["ours"]["hypervolume"].items())}
-    when = next((f"{cost:g}" for cost, mean in ours.items() if mean >= ends[best]), None)
-    has = f"{NAMES[best]} has {ends[best]:.3f} after {last:g} full runs; ours has as much"
-    return f"Of the others, {has} " + (f"after {when}." if when else "at no cost measured.")
+    has = f"Of the others, {NAMES[best]} has {ends[best]:.3f} after {last:g} full runs; ours has as much"
+    for cost, values in sorted(chosen["ours"]["hypervolume"].items()):
+        mean, half = summary(paired(values, chosen[best]["hypervolume"][last]))
+        if mean >= 0:
+            return f"{has} after {cost:g} ({mean:+.3f} ± {half:.3f}, run by run)."
+    return f"{has} at no cost measured."
 
 
 def draw(results: Results, picture: Path) -> None:
@@ -150,11 +197,18 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--against", help="a method: print differences to it, seed by seed")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--keep", type=Path, help="a Parquet file to write")
     options = parser.parse_args()
-    results = read(options.results)
+    lines = read_lines(options.results)
+    results = by_problem(lines)
     print(tables(results, options.against))
     if options.picture:
         draw(results, options.picture)
+    if options.keep:
+        lines.sort(
+            key=lambda line: [line[name] for name in ("curves", "first_rung", "method", "table", "seed")]
+        )
+        pq.write_table(pa.Table.from_pylist(lines), options.keep, compression="zstd")
 
 
 if __name__ == "__main__":
