@@ -172,21 +172,28 @@ def draw(results: Results, picture: Path) -> None:
         1, len(problems), figsize=(4.6 * len(problems), 4.2), sharey=True, squeeze=False
     )
     for axis, problem in zip(axes[0], problems, strict=True):
-        for method, (colour, mark) in SHOWN.items():
+        for number, (method, (colour, mark)) in enumerate(SHOWN.items()):
             found = results.get((problem, method), {}).get("hypervolume", {})
             if not found:
                 continue
             at = sorted(found)
             means, halves = zip(*(summary(found[cost]) for cost in at), strict=True)
             label = NAMES.get(method, method)
-            axis.errorbar(at, means, halves, color=colour, marker=mark, capsize=2, lw=1.6, ms=5, label=label)
+            beside = [
+                cost * 1.012 ** (number - len(SHOWN) / 2) for cost in at
+            ]  # so that no bar hides another
+            axis.errorbar(
+                beside, means, halves, color=colour, marker=mark, capsize=2, lw=1.6, ms=5, label=label
+            )
         axis.set(title=problem, xlabel="cost, in full runs", xscale="log", xticks=[5, 10, 20, 50])
         axis.set_xticklabels(["5", "10", "20", "50"])
         axis.minorticks_off()
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("hypervolume, 1 = optimum")
-    axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
-    figure.tight_layout()
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), frameon=False, loc="lower center", ncols=len(SHOWN)
+    )
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(picture, dpi=110)
 
 
