@@ -63,6 +63,11 @@ def run(searcher, names, stop_every=3):
     return recipes
 
 
+def test_a_state_of_another_version_is_refused():
+    with pytest.raises(ValueError, match="schema 1 where 2 is read"):
+        make().set_state({**make().state(), "schema": 1})
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "quasirandom", "ehvi"])
 def test_every_sampler_proposes_recipes_within_the_budget_each_once(sampler):
     searcher = make(budgets=[Budget.parse("60%"), Budget.parse("40%")], sampler=sampler)

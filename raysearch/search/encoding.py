@@ -1,7 +1,7 @@
 """Recipes of a space as points, for the model of their retention."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,18 +28,18 @@ class Encoding:
     def __init__(self, asked: Mapping[str, Dimension]) -> None:
         self.names = ["size", *asked]
         self._asked, self._columns = dict(asked), dict[str, slice]()
-        self._of_value: dict[str, dict[Any, tuple[float, ...]]] = {}  # of choices, by name
+        self._of_choice: dict[str, dict[Any, Sequence[float]]] = {}  # by name and value
         self._unasked = [0.0]
         for name, dimension in asked.items():
+            choices = dimension.choices if isinstance(dimension, Choices) else []
             if is_number(dimension):
                 columns = [0.5, 0.0]
+                self._of_choice[name] = {value: (place(dimension, value), WORD) for value in choices}  # type: ignore[arg-type]
             else:
-                assert isinstance(dimension, Choices), dimension
-                columns = [0.0] * len(dimension.choices)
-                self._of_value[name] = {
-                    value: (*columns[:at], WORD, *columns[at + 1 :])
-                    for at, value in enumerate(dimension.choices)
-                }
+                columns = [0.0] * len(choices)
+                self._of_choice[name] = dict(
+                    zip(choices, (WORD * np.eye(len(choices))).tolist(), strict=True)
+                )
             self._columns[name] = slice(len(self._unasked), len(self._unasked) + len(columns))
             self._unasked += columns
         widths = [1, *(columns.stop - columns.start for columns in self._columns.values())]
@@ -50,8 +50,10 @@ class Encoding:
         point = self._unasked.copy()
         point[0] = 1 + math.log(size_ratio) / 5
         for name, value in params.items():
-            words = self._of_value.get(name)
-            point[self._columns[name]] = words[value] if words else (place(self._asked[name], value), WORD)
+            choices = self._of_choice[name]
+            point[self._columns[name]] = (
+                choices[value] if choices else (place(self._asked[name], value), WORD)
+            )
         return np.array(point)
 
 

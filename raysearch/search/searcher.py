@@ -36,6 +36,7 @@ from raysearch.size import Budget, Size
 from raysearch.space import SearchSpace
 
 logger = logging.getLogger(__name__)
+SCHEMA = 2  # of `Searcher.state`
 MAX_ATTEMPTS = 200
 SAMPLER_ATTEMPTS = 5  # then at random: a sampler may insist on what has been tried
 FREE_EVERY = 4  # one proposal in this many goes its own way; the others aim at a size
@@ -212,6 +213,7 @@ class Searcher:
     def state(self) -> dict[str, Any]:
         """All that later proposals depend on, as plain JSON values."""
         return {
+            "schema": SCHEMA,
             "queue": self._queue,
             "smallest": None if math.isinf(self._sizing.smallest) else self._sizing.smallest,
             "exhausted": self.exhausted,
@@ -222,7 +224,13 @@ class Searcher:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from the state of an earlier searcher made with the same arguments."""
+        """Go on from the state of an earlier searcher made with the same arguments.
+
+        Raises:
+            ValueError: another version has written it.
+        """
+        if state["schema"] != SCHEMA:
+            raise ValueError(f"state of proposals: schema {state['schema']} where {SCHEMA} is read")
         self._queue = [dict(values) for values in state["queue"]]
         self._sizing.smallest = math.inf if state["smallest"] is None else state["smallest"]
         self.exhausted = state["exhausted"]
