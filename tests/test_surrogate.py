@@ -40,6 +40,30 @@ def test_the_model_learns_what_matters_and_knows_where_it_is_unsure():
     assert far[0] > 5 * deviation.max()
 
 
+def smooth_values(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    points = draw.random((40, 4))
+    return points, np.sin(3 * points[:, 0]) + 0.5 * points[:, 2] + 0.05 * draw.normal(size=40)
+
+
+def test_the_gradient_of_the_likelihood_is_its_slope():
+    points, values = smooth_values(np.random.default_rng(3))
+    model = RetentionModel(points, np.array([0, 1, 1, 2]), values, np.full(40, 0.02))
+    at, apart, step = np.log([0.5, 3.0, 1.0, 0.02]), model._squared_distances(), 1e-5
+    _, gradient = model._loss(at, apart)
+    for place, change in enumerate(step * np.eye(4)):
+        slope = (model._loss(at + change, apart)[0] - model._loss(at - change, apart)[0]) / (2 * step)
+        assert gradient[place] == pytest.approx(slope, rel=1e-5, abs=1e-6)  # central differences, in fp64
+
+
+def test_what_is_fitted_depends_neither_on_the_order_of_names_nor_of_values():
+    draw = np.random.default_rng(4)
+    points, values = smooth_values(draw)
+    model = RetentionModel(points, np.arange(4), values, np.zeros(40))
+    columns, rows = np.array([2, 0, 3, 1]), draw.permutation(40)
+    other = RetentionModel(points[rows][:, columns], np.arange(4), values[rows], np.zeros(40))
+    assert other.weights == pytest.approx(model.weights[columns], rel=0.01)  # where L-BFGS stops
+
+
 def test_the_gain_model_prefers_what_is_good_at_its_size():
     draw = np.random.default_rng(2)
 

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.optimize import minimize
 from scipy.special import ndtr
 
-FIT_GRID = (0.1, 0.33, 1.0, 3.0, 10.0)
+STARTS, START_JITTER = (0.3, 3.0), 0.03
+WEIGHT_BOUNDS, JITTER_BOUNDS = (0.01, 100.0), (0.003, 0.3)
+PRIOR_DEVIATION = 2.0  # of the logarithms of the weights
+MAX_ITERATIONS = 60
 
 
 class RetentionModel:
@@ -57,38 +61,53 @@ class RetentionModel:
         return covariance
 
     def _fit(self) -> tuple[np.ndarray, float]:
-        """Coordinate-wise search over the inverse squared length scales, two sweeps from one common scale."""
-        num = int(self._groups.max()) + 1
-        best, at = -np.inf, (np.ones(num), 0.01)
-        for common in FIT_GRID:
-            for jitter in (0.003, 0.03, 0.3):
-                likelihood = self._likelihood(np.full(num, common), jitter)
-                if likelihood > best:
-                    best, at = likelihood, (np.full(num, common), jitter)
-        weights, jitter = at
-        for factor in (4.0, 2.0):
-            for group in range(num):
-                for change in (factor, 1 / factor):
-                    tried = weights.copy()
-                    tried[group] = np.clip(tried[group] * change, 0.01, 100)
-                    likelihood = self._likelihood(tried, jitter)
-                    if likelihood > best:
-                        best, weights = likelihood, tried
-                        break
-        return weights, jitter
+        """The likeliest weights and jitter, by L-BFGS in their logarithms from two common length scales."""
+        bounds = [WEIGHT_BOUNDS] * (int(self._groups.max()) + 1) + [JITTER_BOUNDS]
+        apart = self._squared_distances()
+        found = []
+        for common in STARTS:
+            start = np.log([common] * (len(bounds) - 1) + [START_JITTER])
+            options = {"maxiter": MAX_ITERATIONS}
+            found.append(
+                minimize(self._loss, start, (apart,), "L-BFGS-B", True, bounds=np.log(bounds), options=options)
+            )
+        best = np.exp(min(found, key=lambda one: one.fun).x)
+        return best[:-1], float(best[-1])
 
-    def _likelihood(self, weights: np.ndarray, jitter: float) -> float:
-        """Log likelihood, with a log-normal prior on the weights that keeps few points from explaining too much."""
-        lower = np.linalg.cholesky(self._covariance(weights, jitter))
-        solved = solve_triangular(lower, self._values, lower=True)
-        prior = -0.5 * np.sum((np.log(weights) / 2.0) ** 2)
-        return float(-0.5 * solved @ solved - np.log(np.diag(lower)).sum() + prior)
+    def _squared_distances(self) -> np.ndarray:
+        """(groups, n, n) in the columns of each group."""
+        gaps = (self._points[:, None] - self._points) ** 2
+        return np.stack([gaps[:, :, self._groups == group].sum(2) for group in range(self._groups.max() + 1)])
+
+    def _loss(self, logs: np.ndarray, apart: np.ndarray) -> tuple[float, np.ndarray]:
+        """Minus the log likelihood, with a log-normal prior on the weights that keeps few points from explaining too
+        much, and its gradient, at the logarithms of the weights and the jitter (Rasmussen and Williams, Gaussian
+        Processes for Machine Learning, equations 5.8 and 5.9)."""
+        weights, jitter = np.exp(logs[:-1]), np.exp(logs[-1])
+        scaled = np.sqrt(5.0 * np.tensordot(weights, apart, 1))
+        covariance = _correlation(scaled)
+        covariance[np.diag_indices_from(covariance)] += self._noise + jitter
+        factor = cho_factor(covariance, lower=True, overwrite_a=True)
+        alpha = cho_solve(factor, self._values)
+        likelihood = -0.5 * self._values @ alpha - np.log(np.diag(factor[0])).sum()
+        slope = np.outer(alpha, alpha) - cho_solve(factor, np.eye(len(alpha)))  # of twice that, by the covariance
+        by_distance = -5 / 6 * (1.0 + scaled) * np.exp(-scaled)  # slope of the covariance by the squared distance
+        gradient = np.append(
+            0.5 * weights * np.tensordot(apart, slope * by_distance, 2), 0.5 * jitter * np.trace(slope)
+        )
+        likelihood -= 0.5 * np.sum((logs[:-1] / PRIOR_DEVIATION) ** 2)
+        gradient[:-1] -= logs[:-1] / PRIOR_DEVIATION**2
+        return -float(likelihood), -gradient
 
 
 def _matern(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """(n, m) covariances of unit variance between points whose columns are in units of their length scales."""
     squared = np.sum(left**2, 1)[:, None] + np.sum(right**2, 1) - 2 * left @ right.T
-    scaled = np.sqrt(5.0 * np.maximum(squared, 0.0))
+    return _correlation(np.sqrt(5.0 * np.maximum(squared, 0.0)))
+
+
+def _correlation(scaled: np.ndarray) -> np.ndarray:
+    """Of values `scaled / sqrt(5)` length scales apart, by the Matern 5/2 kernel."""
     return (1.0 + scaled + scaled**2 / 3.0) * np.exp(-scaled)
 
 
