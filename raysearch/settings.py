@@ -72,6 +72,9 @@ class RecoverySettings(Strict):
     """Compute the dense model's states once per study and keep them on disk, or at every step of every trial."""
     teacher_quota_gb: float = Field(100, gt=0)
     """The most that these states may take on disk, in 10^9 bytes."""
+    vision_cache_gb: float = Field(2, ge=0)
+    """The most memory, in 10^9 bytes, in which each worker keeps what the vision tower says of pictures, since no trial
+    changes it; 0 runs the tower at every step."""
     checkpoint_quota_gb: float | None = Field(None, gt=0)
     """The most that the front's checkpoints and the running trials' states may take on disk, in 10^9 bytes, over the
     whole study; left out, no bound."""

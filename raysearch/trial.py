@@ -22,6 +22,7 @@ from raysearch.evaluation.answers import evaluate
 from raysearch.evaluation.benchmarks import Benchmark, load_benchmarks
 from raysearch.evaluation.retention import Results, at_chance, retention, score_intervals
 from raysearch.export.packed import quantized
+from raysearch.families.vision_cache import VisionCache
 from raysearch.front import Measured
 from raysearch.importance import Importance, importance
 from raysearch.prune import prune
@@ -34,7 +35,7 @@ from raysearch.recovery.engine import current_device, is_first_worker, moved, st
 from raysearch.recovery.loop import Recovery
 from raysearch.recovery.states import Compared
 from raysearch.recovery.teacher import Teacher
-from raysearch.recovery.teacher_cache import CachedTeacher
+from raysearch.recovery.teacher_cache import GB, CachedTeacher
 from raysearch.score import Score
 from raysearch.size import Size
 from raysearch.space import SearchSpace
@@ -89,6 +90,7 @@ class Workbench:
         self.family = families.family_for(self.model)
         self.dense_size = size_of(self.model.config, shape_of(self.model.config))
         self.encoder = Encoder(self.processor, self.family, space.recovery.max_length)
+        self.vision = VisionCache(self.family, space.recovery.vision_cache_gb * GB)
         rows = load_samples(space.data)
         sources = [row.source for row in rows] if space.stratify else None
         order = fraction_order(len(rows), space.search.seed, sources)[: space.num_samples]
@@ -133,7 +135,7 @@ class Workbench:
 
     def evaluate(self, model: PreTrainedModel, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of `model` on `benchmarks`."""
-        with moved(model, current_device()):
+        with moved(model, current_device()), self.vision.serving(model):
             return evaluate(model, self.family, self.encoder, benchmarks)
 
     def prune(self, recipe: Recipe, importances: Mapping[str, Importance] | None = None) -> PreTrainedModel:
@@ -270,6 +272,7 @@ class Trial:
             bench.space.recovery,
             self.kept_layers,
             bench.bad_rows,
+            bench.vision,
         )
 
     def _restore(self, folder: Path) -> list[Score]:

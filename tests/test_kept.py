@@ -13,6 +13,7 @@ from recovery_setup import recipe, samples, tiny_encoder, tiny_family, tiny_mode
 from raysearch.data.samples import BadRows
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Results
+from raysearch.families.vision_cache import VisionCache
 from raysearch.recipe import Recipe
 from raysearch.recovery import checkpoint
 from raysearch.recovery.teacher import Teacher
@@ -42,6 +43,7 @@ def bench(**settings):
     made = Bench(
         model=tiny_model(),
         family=tiny_family(),
+        vision=VisionCache(tiny_family(), 1e9),
         samples=samples(),
         bad_rows=BadRows("rows", 40),
         encoder=tiny_encoder(),

@@ -4,7 +4,7 @@ import gc
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from raysearch.data.encoding import Batch, Encoder
 from raysearch.data.samples import BadRows, Sample
 from raysearch.errors import InputError
 from raysearch.families import Family
+from raysearch.families.vision_cache import VisionCache
 from raysearch.recipe import Recipe
 from raysearch.recovery import checkpoint, trained
 from raysearch.recovery.engine import (
@@ -96,6 +97,7 @@ class Recovery:
         settings: RecoverySettings,
         kept_layers: Sequence[int] | None = None,
         bad_rows: BadRows | None = None,
+        vision: VisionCache | None = None,
     ) -> None:
         """Start the engine; nothing is trained yet.
 
@@ -105,6 +107,7 @@ class Recovery:
             teacher: the dense model; may be None when the recipe weighs no distillation loss.
             kept_layers: which of the dense decoder's layers the model has; left out, all of them.
             bad_rows: takes the samples that can't be used, of all trials on these samples; left out, of this one.
+            vision: answers for the vision tower; left out, the tower runs at every step.
 
         Raises:
             InputError: the recipe trains nothing of this model, its fraction holds no sample, or the teacher is
@@ -132,10 +135,11 @@ class Recovery:
         start_distributed()
         self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._device = current_device()
-        self._model, self._family = model, family
+        self._model, self._family, self._vision = model, family, vision
         self._adapters = "lora" in recipe.trained
         self._lr = recipe.lr
-        self._attention, self._stored_dtype = model.config._attn_implementation, model.dtype
+        self._decoder, self._stored_dtype = family.decoder(model), model.dtype
+        self._attention = self._decoder.config._attn_implementation
         if self._teacher:
             with storage_shared():
                 self._teacher.prepare(num_samples, self._device)
@@ -159,7 +163,7 @@ class Recovery:
         self._trained = trained.choose_trained(self._model, self._family, self.recipe)
         self._model.to(device=self._device, dtype=self._dtype)
         if self._device.type == "cpu":  # where the backward pass of fused attention takes twice as long
-            self._model.set_attn_implementation("eager")
+            self._decoder.set_attn_implementation("eager")
 
     def _plan(self) -> MemoryPlan:
         """Fit the trial into the memory that is free on the fullest worker."""
@@ -197,11 +201,18 @@ class Recovery:
         for module in self._family.vision(self._model):
             module.eval()
         totals = {name: np.zeros(2) for name in self._terms.weights}
-        while self.samples_seen < samples_seen:
-            for name, found in self._step(samples_seen).items():
-                totals[name] += found
+        with self._vision_served():
+            while self.samples_seen < samples_seen:
+                for name, found in self._step(samples_seen).items():
+                    totals[name] += found
         self._bad_rows.report()
         return {name: float(total / count) for name, (total, count) in totals.items() if count}
+
+    def _vision_served(self) -> AbstractContextManager[None]:
+        """Under ZeRO 3 the tower is in parts, which workers gather in step: there all of them run it."""
+        if self._vision is None or self._stage == 3:
+            return nullcontext()
+        return self._vision.serving(self._model)
 
     def _step(self, rung: int) -> dict[str, tuple[float, int]]:
         """One optimizer step, not beyond `rung` samples; each term's sum, and how many tokens it is of."""
@@ -307,7 +318,7 @@ class Recovery:
             param.data = param.data.clone()
             param.requires_grad_(False)
         trained.merge_for_good(model)
-        model.set_attn_implementation(self._attention)
+        self._family.decoder(model).set_attn_implementation(self._attention)
         if self._checkpointing:
             model.gradient_checkpointing_disable()
         return model.to(self._stored_dtype).eval()
@@ -342,7 +353,7 @@ class Recovery:
         """Free the engine and the model; nothing else may be called afterwards."""
         self._passes.close()
         self._free_engine()
-        del self._model, self._trained, self._average
+        del self._model, self._decoder, self._trained, self._average
         self._collect()
 
     def _identity(self) -> dict[str, Any]:
@@ -397,12 +408,12 @@ class Recovery:
     @contextmanager
     def _own_attention(self) -> Iterator[None]:
         """The attention that the model came with, which need not be the quickest to train."""
-        training = self._model.config._attn_implementation
-        self._model.set_attn_implementation(self._attention)
+        training = self._decoder.config._attn_implementation
+        self._decoder.set_attn_implementation(self._attention)
         try:
             yield
         finally:
-            self._model.set_attn_implementation(training)
+            self._decoder.set_attn_implementation(training)
 
     def _gathered(self, modify: bool = False) -> Any:
         """Whole parameters on every worker, under ZeRO 3 too; changes are kept if `modify`."""

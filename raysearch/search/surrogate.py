@@ -69,7 +69,9 @@ class RetentionModel:
             start = np.log([common] * (len(bounds) - 1) + [START_JITTER])
             options = {"maxiter": MAX_ITERATIONS}
             found.append(
-                minimize(self._loss, start, (apart,), "L-BFGS-B", True, bounds=np.log(bounds), options=options)
+                minimize(
+                    self._loss, start, (apart,), "L-BFGS-B", True, bounds=np.log(bounds), options=options
+                )
             )
         best = np.exp(min(found, key=lambda one: one.fun).x)
         return best[:-1], float(best[-1])
@@ -90,8 +92,12 @@ class RetentionModel:
         factor = cho_factor(covariance, lower=True, overwrite_a=True)
         alpha = cho_solve(factor, self._values)
         likelihood = -0.5 * self._values @ alpha - np.log(np.diag(factor[0])).sum()
-        slope = np.outer(alpha, alpha) - cho_solve(factor, np.eye(len(alpha)))  # of twice that, by the covariance
-        by_distance = -5 / 6 * (1.0 + scaled) * np.exp(-scaled)  # slope of the covariance by the squared distance
+        slope = np.outer(alpha, alpha) - cho_solve(
+            factor, np.eye(len(alpha))
+        )  # of twice that, by the covariance
+        by_distance = (
+            -5 / 6 * (1.0 + scaled) * np.exp(-scaled)
+        )  # slope of the covariance by the squared distance
         gradient = np.append(
             0.5 * weights * np.tensordot(apart, slope * by_distance, 2), 0.5 * jitter * np.trace(slope)
         )
