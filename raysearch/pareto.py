@@ -83,8 +83,10 @@ def run(planned: "Plan", folder: Path, earlier: Sequence["EarlierTrial"] = ()) -
     from raysearch.slots.cluster import join_cluster
     from raysearch.study import Study, locked
     from raysearch.tracking.tracker import Tracker
+    from raysearch.tuner import check_state
     from raysearch.tuner import search as run_search
 
+    check_state(planned, Study(folder, planned.space))
     join_cluster(planned.space.slots)  # one too small for a trial is found before anything is written
     is_new = not folder.exists()
     with locked(folder), _nothing_left(folder, if_refused=is_new):

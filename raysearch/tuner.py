@@ -4,6 +4,7 @@ import contextlib
 import functools
 import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -85,6 +86,15 @@ def search(
     return front
 
 
+def check_state(plan: Plan, study: Study) -> None:
+    """See that a study can go on from what its earlier start has left; nothing is written.
+
+    Raises:
+        InputError: another version has left it.
+    """
+    _make_proposals(plan, study.earlier_space or plan.space).read_state(study.folder)
+
+
 def _refuse_all_failed(study: Study) -> None:
     """See that a search has come to something."""
     if study.records and all(record.end == "failed" for record in study.records):
@@ -124,7 +134,7 @@ def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorde
 def _proposals(plan: Plan, study: Study, earlier: Sequence[EarlierTrial]) -> RecipeSearch:
     """Who proposes and stops trials: anew, or in the state of the last event of an earlier start of the study."""
     # What was decided under the settings of then is decided so again; everything else under those of now.
-    before = _make_proposals(plan, study.earlier_space or plan.space, study)
+    before = _make_proposals(plan, study.earlier_space or plan.space, study.folder)
     if not (study.folder / STATE).exists():
         before.recipes.learn_from((trial.recipe, trial.retention) for trial in earlier)
         before.recipes.enqueue(trial.recipe for trial in earlier if trial.on_front)
@@ -133,13 +143,13 @@ def _proposals(plan: Plan, study: Study, earlier: Sequence[EarlierTrial]) -> Rec
         else:
             before.recipes.enqueue_published()
     before.recover(study.records)
-    proposals = _make_proposals(plan, plan.space, study)
+    proposals = _make_proposals(plan, plan.space, study.folder)
     proposals.set_state(before.get_state())
     proposals.save_if_due(now=True)
     return proposals
 
 
-def _make_proposals(plan: Plan, space: SearchSpace, study: Study) -> RecipeSearch:
+def _make_proposals(plan: Plan, space: SearchSpace, folder: Path | None = None) -> RecipeSearch:
     settings = space.search
     budgets = [Budget.parse(text) for text in space.budgets]
     scheduler = ParetoASHA(
@@ -148,7 +158,7 @@ def _make_proposals(plan: Plan, space: SearchSpace, study: Study) -> RecipeSearc
         reduction_factor=settings.reduction_factor,
         budgets=[budget.size_ratio(plan.dense) for budget in budgets],
         retention_se="retention_se",
-        log=study.folder / "decisions.jsonl",
+        log=folder and folder / "decisions.jsonl",
     )
     searcher = Searcher(
         space,
@@ -159,7 +169,7 @@ def _make_proposals(plan: Plan, space: SearchSpace, study: Study) -> RecipeSearc
         sampler=settings.sampler,
         seed=settings.seed,
     )
-    return RecipeSearch(searcher, scheduler, folder=study.folder)
+    return RecipeSearch(searcher, scheduler, folder=folder)
 
 
 class _Lost(BaseException):

@@ -14,7 +14,7 @@ import pytest
 import stand_in
 from ray.exceptions import ActorDiedError
 
-from raysearch import tuner
+from raysearch import pareto, tuner
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
 from raysearch.search.recipe_search import EVENTS, STATE
@@ -190,6 +190,24 @@ def test_a_lost_state_costs_no_trial(tmp_path):
     after = stand_in.outcome(folder)["trials"]
     assert after[:12] == before
     assert len({row["key"] for row in after}) == 20
+
+
+def test_a_state_of_another_version_is_refused_before_anything_is_written(tmp_path):
+    folder = tmp_path / "study"
+    stand_in.drive(stand_in.plan(12), folder)
+    state = json.loads((folder / STATE).read_text())
+    state["searcher"]["schema"] -= 1
+    (folder / STATE).write_text(json.dumps(state))
+    before = contents(folder)
+    with pytest.raises(InputError, match=r"search-state\.json: no state of this version.*delete it"):
+        pareto.run(stand_in.plan(20), folder)
+    assert contents(folder) == before
+
+
+def contents(folder):
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def test_a_killed_study_is_extended_and_gets_other_budgets(tmp_path):

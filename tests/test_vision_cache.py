@@ -129,6 +129,18 @@ def test_pictures_that_come_one_at_a_time_are_known_too():
     assert passes == [1, 1]
 
 
+def test_what_is_asked_of_a_picture_is_told_apart_and_what_is_known_stays_as_it_is():
+    model, cache = tiny_model(), VisionCache(tiny_family(), 1e9)
+    tower, pixels = model.model.vision_tower, ENCODER.encode(samples()[0])["pixel_values"]
+    expected = tower(pixels, output_hidden_states=True)
+    with cache.serving(model):
+        for _ in range(2):
+            assert tower(pixels, output_hidden_states=False).hidden_states is None
+            found = tower(pixels, output_hidden_states=True)
+            assert torch.equal(found.hidden_states[-1], expected.hidden_states[-1])
+            found.hidden_states[-1].zero_()  # of the caller's own
+
+
 def test_rounding_to_bf16_is_well_within_what_is_allowed():
     model, _ = families.load("pocket")
     pixels = torch.cat([ENCODER.encode(sample)["pixel_values"] for sample in samples()[:16]])

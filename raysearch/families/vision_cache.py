@@ -52,9 +52,9 @@ class VisionCache:
         if len(towers) != 1 or self._is_by_row is False:
             yield
             return
-        (tower,), compute = towers, towers[0].forward
+        tower = towers[0]
         before = vars(tower).get("forward")
-        tower.forward = functools.partial(self._answer, compute)
+        tower.forward = functools.partial(self._answer, tower.forward)
         try:
             yield
         finally:
@@ -72,14 +72,14 @@ class VisionCache:
                     self._known.clear()
             if not rows or self._is_by_row is False:
                 return compute(*args, **kwargs)
-            return _joined([self._of(compute, row) for row in rows], _device((args, kwargs)))
+            found = [self._of(compute, row, key) for row, key in zip(rows, _keys(args, kwargs), strict=True)]
+            return _joined(found, _tensors((args, kwargs))[0].device)
 
-    def _of(self, compute: Callable[..., Any], row: _Call) -> _Call:
-        key = _key(row)
+    def _of(self, compute: Callable[..., Any], row: _Call, key: bytes) -> _Call:
         if key not in self._known:
             leaves, spec = _computed(compute, row)
             found = [leaf.to("cpu") if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], spec
-            num_bytes = sum(leaf.nbytes for leaf in found[0] if isinstance(leaf, torch.Tensor))
+            num_bytes = sum(tensor.nbytes for tensor in _tensors(found[0]))
             if num_bytes > self._free_bytes:
                 return found
             self._free_bytes -= num_bytes
@@ -87,33 +87,35 @@ class VisionCache:
         return self._known[key]
 
 
+def _tensors(given: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_flatten(given)[0] if isinstance(leaf, torch.Tensor)]
+
+
 def _rows(given: Any) -> list[_Call]:
     """What a tower was given, picture by picture; nothing if it can't be taken apart."""
     leaves, spec = tree_flatten(given)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    if not all(tensor.ndim and len(tensor) == len(tensors[0]) for tensor in tensors):
-        return []
-    if not tensors or not all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in leaves):
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in _tensors(given)}
+    if len(lengths) != 1 or not all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in leaves):
         return []
     return [
         ([leaf[i : i + 1] if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], spec)
-        for i in range(len(tensors[0]))
+        for i in range(lengths.pop())
     ]
 
 
-def _device(given: Any) -> torch.device:
-    return next(leaf.device for leaf in tree_flatten(given)[0] if isinstance(leaf, torch.Tensor))
-
-
-def _key(row: _Call) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in row[0]:
-        if isinstance(leaf, torch.Tensor):
-            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-            digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        else:
-            digest.update(repr(leaf).encode())
-    return digest.digest()
+def _keys(*given: Any) -> list[bytes]:
+    """A digest of all that a tower was given for each picture."""
+    leaves, spec = tree_flatten(given)
+    hosted = [leaf.detach().cpu().contiguous() for leaf in _tensors(given)]
+    plain = [leaf for leaf in leaves if not isinstance(leaf, torch.Tensor)]
+    common = repr((spec, plain, [(tensor.dtype, tensor.shape[1:]) for tensor in hosted])).encode()
+    keys = []
+    for i in range(len(hosted[0])):
+        digest = hashlib.blake2b(common, digest_size=16)
+        for tensor in hosted:
+            digest.update(tensor[i].flatten().view(torch.uint8).numpy())
+        keys.append(digest.digest())
+    return keys
 
 
 def _computed(compute: Callable[..., Any], row: _Call) -> _Call:
@@ -125,12 +127,15 @@ def _computed(compute: Callable[..., Any], row: _Call) -> _Call:
 
 
 def _joined(rows: Sequence[_Call], device: torch.device) -> Any:
+    """What was said of several pictures, as one output of its own."""
     leaves, spec = rows[0]
-    if len(rows) > 1:
+    if len(rows) == 1:
+        joined = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    else:
         columns = zip(*(leaves for leaves, _ in rows), strict=True)
-        leaves = [None if column[0] is None else torch.cat(column) for column in columns]
+        joined = [None if column[0] is None else torch.cat(column) for column in columns]
     return tree_unflatten(
-        [leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], spec
+        [leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in joined], spec
     )
 
 

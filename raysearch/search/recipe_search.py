@@ -3,7 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,22 +113,30 @@ class RecipeSearch(RaySearcher):
             InputError: the files are not of this version.
         """
         assert self._folder is not None
-        path, ended = self._folder / STATE, {record.trial for record in records}
-        if path.exists():
-            try:
-                self.restore(str(path))
+        ended = {record.trial for record in records}
+        if self.read_state(self._folder):
+            with _of_this_version(self._folder / STATE):
                 for number, target, event, *facts in read_json_lines(self._folder / EVENTS):
                     if number > self._num_events:
                         self._num_events = number
                         self._replay(target, event, facts, ended)
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{path}: no state of this version ({error}); delete it, to go on from trials.jsonl alone"
-                ) from None
         for record in records:
             self._take_in(record)
         self._orphans = self.recipes.running()
         self.recipes.exhausted = False  # a study may be extended
+
+    def read_state(self, folder: Path) -> bool:
+        """Go on from the snapshot in `folder`, if there is one.
+
+        Raises:
+            InputError: it is not of this version.
+        """
+        path = folder / STATE
+        if not path.exists():
+            return False
+        with _of_this_version(path):
+            self.restore(str(path))
+        return True
 
     def save_if_due(self, now: bool = False) -> None:
         """Write a snapshot if the journal has become long, or `now`."""
@@ -202,3 +211,13 @@ class RecipeSearch(RaySearcher):
         {"finished": self.recipes.finish, "stopped": self.recipes.stop, "failed": self.recipes.fail}[
             record.end
         ](record.trial)
+
+
+@contextmanager
+def _of_this_version(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: no state of this version ({error}); delete it, to go on from trials.jsonl alone"
+        ) from None
