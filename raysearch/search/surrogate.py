@@ -67,12 +67,8 @@ class RetentionModel:
         found = []
         for common in STARTS:
             start = np.log([common] * (len(bounds) - 1) + [START_JITTER])
-            options = {"maxiter": MAX_ITERATIONS}
-            found.append(
-                minimize(
-                    self._loss, start, (apart,), "L-BFGS-B", True, bounds=np.log(bounds), options=options
-                )
-            )
+            how = {"bounds": np.log(bounds), "options": {"maxiter": MAX_ITERATIONS}}
+            found.append(minimize(self._loss, start, (apart,), "L-BFGS-B", True, **how))
         best = np.exp(min(found, key=lambda one: one.fun).x)
         return best[:-1], float(best[-1])
 
@@ -92,15 +88,11 @@ class RetentionModel:
         factor = cho_factor(covariance, lower=True, overwrite_a=True)
         alpha = cho_solve(factor, self._values)
         likelihood = -0.5 * self._values @ alpha - np.log(np.diag(factor[0])).sum()
-        slope = np.outer(alpha, alpha) - cho_solve(
-            factor, np.eye(len(alpha))
-        )  # of twice that, by the covariance
-        by_distance = (
-            -5 / 6 * (1.0 + scaled) * np.exp(-scaled)
-        )  # slope of the covariance by the squared distance
-        gradient = np.append(
-            0.5 * weights * np.tensordot(apart, slope * by_distance, 2), 0.5 * jitter * np.trace(slope)
-        )
+        # Of twice the likelihood by the covariance, and of that by the squared distance.
+        slope = np.outer(alpha, alpha) - cho_solve(factor, np.eye(len(alpha)))
+        decline = -5 / 6 * (1.0 + scaled) * np.exp(-scaled)
+        by_weight = weights * np.tensordot(apart, slope * decline, 2)
+        gradient = 0.5 * np.append(by_weight, jitter * np.trace(slope))
         likelihood -= 0.5 * np.sum((logs[:-1] / PRIOR_DEVIATION) ** 2)
         gradient[:-1] -= logs[:-1] / PRIOR_DEVIATION**2
         return -float(likelihood), -gradient
