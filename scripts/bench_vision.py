@@ -95,7 +95,7 @@ def prepared(
 
 
 def _smolvlm_256m() -> hf.SmolVLMConfig:
-    """As its config.json has it."""
+    """Of the size of SmolLM2-135M behind SigLIP-B/16 for 512 pixels; token ids are arbitrary."""
     text = hf.LlamaConfig(
         vocab_size=49280,
         hidden_size=576,
