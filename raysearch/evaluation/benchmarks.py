@@ -5,15 +5,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from raysearch import pocket
+from raysearch.config.benchmarks import BenchmarkEntry, MetricName, TaskEntry
 from raysearch.data.samples import sample_from_row
 from raysearch.errors import InputError
 from raysearch.evaluation import metrics
-from raysearch.evaluation.entries import BenchmarkEntry, TaskEntry
-from raysearch.evaluation.metrics import MetricName
 from raysearch.evaluation.questions import Question, early_part, limited, read_questions
 
 if TYPE_CHECKING:
-    from raysearch.evaluation.lmms_tasks import OfficialTask
+    from raysearch.evaluation.lmms_eval import OfficialTask
 
 __all__ = ["Benchmark", "Question", "check_benchmarks", "load_benchmarks"]
 
@@ -120,7 +119,7 @@ def _own(entry: BenchmarkEntry, split: str) -> Benchmark:
 
 
 def _official(entry: TaskEntry, split: str) -> Benchmark:
-    from raysearch.evaluation.lmms_tasks import OfficialTask
+    from raysearch.evaluation.lmms_eval import OfficialTask
 
     task = OfficialTask(entry)
     questions = task.questions(split)

@@ -10,11 +10,12 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-MetricName = Literal["exact", "normalised", "choice", "yes_no", "yes_no_f1", "mme", "anls", "relaxed"]
+from raysearch.config.benchmarks import MetricName
+
 LETTERS = string.ascii_uppercase
 ANLS_THRESHOLD = 0.5
 RELATIVE_TOLERANCE = 0.05
@@ -277,9 +278,7 @@ def _one_in_options(questions: Sequence[Asked]) -> float:
 METRICS: dict[MetricName, Metric] = {
     "exact": Metric(_each(is_exact), prompt="{question}"),
     "normalised": Metric(_each(is_normalised_exact)),
-    "choice": Metric(
-        _each(is_choice), "{question}\n{options}" + _LETTER, read=_read_choice, blind=_one_in_options
-    ),
+    "choice": Metric(_each(is_choice), "{question}\n{options}" + _LETTER, read=_read_choice, blind=_one_in_options),
     "yes_no": Metric(_each(is_yes_no), read=_read_yes_no, blind=lambda questions: 0.5),
     "yes_no_f1": Metric(yes_no_f1, read=_read_yes_no, blind=lambda questions: 0.5),
     "mme": Metric(mme, read=_read_yes_no, blind=lambda questions: 0.375, check=_check_pairs),

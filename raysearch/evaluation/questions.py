@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from raysearch.data.reading import BadRow, BadRows, Sample, read_rows
-from raysearch.data.samples import sample_from_row
+from raysearch.config.benchmarks import BenchmarkEntry
+from raysearch.data.loading import read_rows
+from raysearch.data.samples import BadRow, BadRows, Sample, sample_from_row
 from raysearch.errors import InputError
-from raysearch.evaluation.entries import BenchmarkEntry
 from raysearch.evaluation.metrics import LETTERS, METRICS, options_of
 
 _NUMBERED = re.compile(r"<image (\d+)>")
@@ -140,8 +140,7 @@ def _rows_of(images: Sequence[list[int]]) -> list[int]:
 
 def _is_wanted(row: Mapping[str, Any], entry: BenchmarkEntry) -> bool:
     return all(
-        row.get(name) in (values if isinstance(values, list) else [values])
-        for name, values in entry.where.items()
+        row.get(name) in (values if isinstance(values, list) else [values]) for name, values in entry.where.items()
     )
 
 

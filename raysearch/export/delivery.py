@@ -12,8 +12,8 @@ from pathlib import Path
 from raysearch.errors import InputError
 from raysearch.export.card import front_card
 from raysearch.files import replace_folder
-from raysearch.front import Front, FrontPoint, Speed
-from raysearch.model_folder import model_folder
+from raysearch.models.checkpoint_files import model_folder
+from raysearch.study.front import Front, FrontPoint, Speed
 
 CHECK = Path(__file__).parent / "stock_check.py"
 
@@ -27,9 +27,7 @@ class Loaded:
     speed: Speed | None
 
 
-def deliver(
-    study: Path, point: FrontPoint, to: Path, front: Front | None = None, note: str = ""
-) -> FrontPoint:
+def deliver(study: Path, point: FrontPoint, to: Path, front: Front | None = None, note: str = "") -> FrontPoint:
     """Copy a point's checkpoint to `to`, whole or not at all, and prove that it loads and answers there.
 
     Args:
@@ -127,9 +125,7 @@ def checkpoint_of(study: Path, point: FrontPoint) -> Path:
         )
     checkpoint = (study / point.checkpoint).resolve()
     if not checkpoint.is_relative_to(study.resolve()):
-        raise InputError(
-            f"{study}/front.json: checkpoint {point.checkpoint} lies outside the study; correct it"
-        )
+        raise InputError(f"{study}/front.json: checkpoint {point.checkpoint} lies outside the study; correct it")
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{checkpoint}: no such checkpoint; copy the whole folder of the study")
     return checkpoint

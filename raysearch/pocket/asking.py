@@ -46,9 +46,7 @@ _MAX_TRIES = 12
 # --- what the makers share
 
 
-def _reference(
-    things: list[Thing], thing: Thing, draw: Draw, wordings: Sequence[tuple[str, ...]]
-) -> str | None:
+def _reference(things: list[Thing], thing: Thing, draw: Draw, wordings: Sequence[tuple[str, ...]]) -> str | None:
     """A description of `thing` by some of its attributes that fits no other thing, or None."""
     fitting = []
     for names in wordings:
@@ -141,9 +139,7 @@ def _scene_exists(things: list[Thing], draw: Draw) -> Asked:
         present = {thing["color"] for thing in things}
         color = draw.pick([color for color in COLORS if (color in present) == wanted])
         return f"is there a {color} thing?", _yes_no(wanted)
-    names, noun = draw.pick(
-        ((("color", "shape"), ""), (("size", "shape"), ""), (("size", "color"), " thing"))
-    )
+    names, noun = draw.pick(((("color", "shape"), ""), (("size", "shape"), ""), (("size", "color"), " thing")))
     return _exists(things, draw, names, noun)
 
 

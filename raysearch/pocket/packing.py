@@ -132,9 +132,7 @@ class Packer:
             piece = self._conversation(conversation, number, turn)
             turn += len(conversation)
             if len(piece) > self.bin_size:
-                raise ValueError(
-                    f"a conversation of {len(piece)} tokens does not fit in a bin of {self.bin_size}"
-                )
+                raise ValueError(f"a conversation of {len(piece)} tokens does not fit in a bin of {self.bin_size}")
             for each in bins:
                 if len(each) + len(piece) <= self.bin_size:
                     each.append(piece)

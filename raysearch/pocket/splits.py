@@ -7,14 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysearch.pocket.asking import (
-    LISTS,
-    SHORT,
-    Question,
-    ask,
-    balanced_easy_vqa,
-    describe,
-)
+from raysearch.pocket.asking import LISTS, SHORT, Question, ask, balanced_easy_vqa, describe
 from raysearch.pocket.drawing import (
     SPLITS,
     Draw,
@@ -69,9 +62,7 @@ class Asked:
     described: Question | None
 
 
-def pictures(
-    source: str, split: str, chunk: int, num: int, num_things: tuple[int, int] | None = None
-) -> Pictures:
+def pictures(source: str, split: str, chunk: int, num: int, num_things: tuple[int, int] | None = None) -> Pictures:
     """Chunk `chunk` of the pictures of "scenes" or "digits" in a split."""
     draw = _DRAWERS[source]
     return draw(split, chunk, num, num_things) if num_things else draw(split, chunk, num)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from raysearch.families import Family
-from raysearch.recovery.states import LAST_OF_ANSWERS, Compared
+from raysearch.models import Family
+from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, Compared
 
 
 def language_head(model: PreTrainedModel, family: Family) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -27,11 +27,11 @@ from transformers import PreTrainedModel
 from raysearch.data.encoding import Encoded, Encoder
 from raysearch.data.samples import BadRow, Picture, Sample
 from raysearch.errors import InputError
-from raysearch.families import Family
 from raysearch.files import write_tensors
-from raysearch.recovery.engine import moved
+from raysearch.models import Family
+from raysearch.recovery.deepspeed_engine import moved
+from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, Compared
 from raysearch.recovery.schedule import micro_batches
-from raysearch.recovery.states import LAST_OF_ANSWERS, Compared
 from raysearch.recovery.teacher import Teacher
 
 SHARD_SAMPLES = 128

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from raysearch.config.recipe import Recipe
+from raysearch.config.space import SearchSpace
 from raysearch.evaluation.retention import Results, Retention, load_results, save_results
 from raysearch.files import write_json
-from raysearch.recipe import Recipe
 from raysearch.replication.table import SCORES, Cell, cell_of
-from raysearch.space import SearchSpace
 
 PROBES = "probes"
 CALIBRATION_SIZES = (1, 2, 5, 10, 20, 50)
@@ -64,7 +64,7 @@ def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None
     wanted |= {f"calibration-{num}-{_name(recipe)}" for num in CALIBRATION_SIZES for recipe in untrained}
     if not untrained or wanted <= {path.stem for path in (folder / PROBES).glob("*")}:
         return
-    from raysearch.trial import Prepared, Workbench
+    from raysearch.trials.context import Prepared, Workbench
 
     dense = load_results(folder / SCORES / "dense.npz")
     bench = Workbench(space, Prepared(dense, dense, dense, {}))
@@ -79,9 +79,7 @@ def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None
     for num in CALIBRATION_SIZES:
         left = [r for r in untrained if not _path(folder, f"calibration-{num}-{_name(r)}").exists()]
         for recipe, model in _pruned(bench, left, num):
-            save_results(
-                _path(folder, f"calibration-{num}-{_name(recipe)}"), bench.evaluate(model, bench.questions)
-            )
+            save_results(_path(folder, f"calibration-{num}-{_name(recipe)}"), bench.evaluate(model, bench.questions))
 
 
 def _probed(recipes: Sequence[Recipe]) -> list[Recipe]:
@@ -99,7 +97,7 @@ def _pruned(bench: Any, recipes: Sequence[Recipe], num_samples: int) -> Iterator
 
 def _seconds(bench: Any, model: Any) -> tuple[float, float]:
     """Mean time of one token's answer to one held-out question, and its standard error."""
-    from raysearch.evaluation.answers import generate_answers
+    from raysearch.evaluation.evaluator import generate_answers
 
     question = bench.heldout[0].questions[:1]
     taken = []

@@ -14,26 +14,20 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from raysearch.dimensions import choose
+from raysearch.config.budget import Budget, Size
+from raysearch.config.dimensions import choose
+from raysearch.config.recipe import Recipe
+from raysearch.config.settings import Scalar
+from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
-from raysearch.front import nondomination_layers
-from raysearch.recipe import Recipe
-from raysearch.search.encoding import Encoding
-from raysearch.search.history import End, History, Proposal, made_by
-from raysearch.search.optuna_study import OptunaStudy
-from raysearch.search.proposing import (
-    MAX_POINTS,
-    Candidate,
-    Candidates,
-    GainModel,
-    Observation,
-)
-from raysearch.search.sampling import OptunaAsk, RecipeAsk, Solve, fit_to_space
-from raysearch.search.sizing import Sizing, bare
-from raysearch.search.warmstart import PUBLISHED_RATIOS, published_recipes
-from raysearch.settings import Scalar
-from raysearch.size import Budget, Size
-from raysearch.space import SearchSpace
+from raysearch.search.samplers.ehvi import MAX_POINTS, Candidate, Candidates, GainModel, Observation
+from raysearch.search.samplers.encoding import Encoding
+from raysearch.search.samplers.optuna_samplers import OptunaAsk, RecipeAsk, Solve, fit_to_space
+from raysearch.search.samplers.optuna_study import OptunaStudy
+from raysearch.search.samplers.published import PUBLISHED_RATIOS, published_recipes
+from raysearch.search.samplers.size_targets import Sizing, bare
+from raysearch.search.trial_history import End, History, Proposal, made_by
+from raysearch.study.multi_objective import nondomination_layers
 
 logger = logging.getLogger(__name__)
 SCHEMA = 2  # of `Searcher.state`
