@@ -89,7 +89,7 @@ def num_slots(slots: Slots) -> int:
     return min(slots.num or room, room)
 
 
-class Room:
+class SlotCapacity:
     """Follows the cluster as its nodes come and go, without asking it at every turn."""
 
     def __init__(self, slots: Slots) -> None:

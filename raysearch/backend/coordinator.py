@@ -16,7 +16,7 @@ from raysearch.study.front import FrontPoint
 SECONDS_TO_ANSWER = 1.0
 
 
-class _Board:
+class Coordinator:
     """Commands to slots, their replies, and what all slots share."""
 
     def __init__(self) -> None:
@@ -176,10 +176,10 @@ async def _is_dead(actor: Any) -> bool:
     return bool(done) and isinstance(answer.exception(), ActorDiedError)
 
 
-def start_board() -> Any:
+def start_coordinator() -> Any:
     """The board of a study: an actor without a share of any CPU, on the head node, since a node that works may be
     lost."""
-    return ray.remote(num_cpus=0, resources=ON_HEAD)(_Board).remote()
+    return ray.remote(num_cpus=0, resources=ON_HEAD)(Coordinator).remote()
 
 
 def post_front(board: Any, points: Sequence[FrontPoint]) -> None:

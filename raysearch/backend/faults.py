@@ -7,18 +7,18 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 
-class _Lost(BaseException):
+class FatalSearchError(BaseException):
     """What the whole search needs is gone. No `Exception`: Tune would blame the trial at hand, and go on."""
 
 
-class _LostFile(_Lost):
+class LostFileError(FatalSearchError):
     """A file of the study can't be written."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason}; see to the storage")
 
 
-class _LostBoard(_Lost):
+class LostCoordinatorError(FatalSearchError):
     """The process that the slots take their commands from has died."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class _LostBoard(_Lost):
 
 
 def _let_losses_end_search(called: Any) -> None:
-    """Turn an `OSError` in what Tune calls into a `_LostFile`, and a board that doesn't answer into a `_LostBoard`."""
+    """Turn an `OSError` in what Tune calls into a `LostFileError`, and a board that doesn't answer into a `LostCoordinatorError`."""
 
     def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -35,9 +35,9 @@ def _let_losses_end_search(called: Any) -> None:
                 return method(*arguments, **named)
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
-                raise _LostFile(f"{where}{error.strerror}") from error
+                raise LostFileError(f"{where}{error.strerror}") from error
             except RayActorError as error:
-                raise _LostBoard from error
+                raise LostCoordinatorError from error
 
         return call
 

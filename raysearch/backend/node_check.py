@@ -29,7 +29,7 @@ def _version(name: str) -> str:
         return "(none)"
 
 
-def node_problem(study: Path, space: Mapping[str, Any], wanted: Mapping[str, str]) -> InputError | None:
+def check_node(study: Path, space: Mapping[str, Any], wanted: Mapping[str, str]) -> InputError | None:
     """Why no trial can be run on this node, if there is a reason.
 
     Args:

@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raysearch.files import append_json, read_json_lines, write_text
-from raysearch.search.early_stopping.asha import Decision, Rule, Rungs
+from raysearch.search.early_stopping.asha import AshaBracket, Decision, Rule
 
 
 class ParetoASHA(FIFOScheduler):
@@ -52,7 +52,7 @@ class ParetoASHA(FIFOScheduler):
         log: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.rungs = Rungs(max_t, grace_period, reduction_factor, budgets, rule)
+        self.rungs = AshaBracket(max_t, grace_period, reduction_factor, budgets, rule)
         self._keys = (size, retention, retention_se, time_attr)
         self._log = Path(log) if log else None
         if self._log:
@@ -123,7 +123,7 @@ class ParetoASHA(FIFOScheduler):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from `rungs.state()` of an earlier scheduler; the budgets are those of this one."""
-        self.rungs = Rungs.from_state({**state, "budgets": self.rungs.budgets})
+        self.rungs = AshaBracket.from_state({**state, "budgets": self.rungs.budgets})
         if self._log and self._log.exists():
             rows = [row for row in read_json_lines(self._log) if row["decision"] <= self.rungs.num_decisions]
             write_text(self._log, "".join(json.dumps(row) + "\n" for row in rows))

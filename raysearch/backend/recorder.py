@@ -7,16 +7,16 @@ import ray
 from ray import tune
 
 from raysearch.backend.coordinator import post_front
-from raysearch.backend.faults import _LostFile
+from raysearch.backend.faults import LostFileError
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.study.folder import Study
 from raysearch.study.front import Baseline, Front, Measured
-from raysearch.study.plan import Plan
+from raysearch.study.plan import StudyPlan
 from raysearch.study.records import Score, TrialRecord
 
 
-class Observer(Protocol):
+class Callback(Protocol):
     """Whoever wants to follow a search: the tracker, the terminal."""
 
     def trial_started(self, trial: str, recipe: Recipe, size: Size) -> None: ...
@@ -31,7 +31,9 @@ class Observer(Protocol):
 class Recorder(tune.Callback):
     """Carries what Tune reports into the study's files, to the slots and to the observers."""
 
-    def __init__(self, plan: Plan, study: Study, proposals: Any, board: Any, observers: Sequence[Observer]) -> None:
+    def __init__(
+        self, plan: StudyPlan, study: Study, proposals: Any, board: Any, observers: Sequence[Callback]
+    ) -> None:
         self.board = board
         self.refusal: str | None = None
         """Why no trial of this study can be run."""
@@ -66,7 +68,7 @@ class Recorder(tune.Callback):
         """Write the trial's line, and the front if it changes."""
         result = trial.last_result or {}
         if result.get("storage"):
-            raise _LostFile(result["failed"])
+            raise LostFileError(result["failed"])
         if result.get("refused"):
             self.refusal = result["refused"]
             self._proposals.recipes.exhausted = True

@@ -30,7 +30,7 @@ class SlotDied(RuntimeError):
         super().__init__(message)
         self.nodes, self.storage = nodes, storage
 
-    def with_node(self) -> bool:
+    def node_lost(self) -> bool:
         """Whether a node went with them: then it was no fault of their recipe."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         return not alive.issuperset(self.nodes)

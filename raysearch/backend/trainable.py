@@ -75,7 +75,7 @@ class RecipeTrial(tune.Trainable):
         the recipe's."""
         deadline = time.monotonic() + SECONDS_TO_MISS_A_NODE
         while True:
-            own = [death for death in self._deaths if not death.with_node()]
+            own = [death for death in self._deaths if not death.node_lost()]
             if len(self._failures) + len(own) < MAX_FAILURES:
                 return False
             if not own or time.monotonic() > deadline:

@@ -20,7 +20,7 @@ STATE, EVENTS = "search-state.json", "search-events.jsonl"
 MIN_EVENTS = 50  # between two snapshots, of all events so far a tenth if that is more
 
 
-class RecipeSearch(RaySearcher):
+class TuneSearcher(RaySearcher):
     """What Ray Tune sees of a `Searcher`: each suggestion is `{"recipe": {...}}` over `config`.
 
     With a `folder` it survives the death of its process at any instant: every event is noted in a journal before it is
@@ -197,7 +197,7 @@ class RecipeSearch(RaySearcher):
             if record.key in running:
                 self.recipes.rename(running[record.key], record.trial)
                 self.scheduler.rungs.rename(running[record.key], record.trial)
-            elif not self.recipes.take_in(record.trial, record.recipe):
+            elif not self.recipes.adopt(record.trial, record.recipe):
                 return
         size, rungs = self.recipes.proposals[record.trial].size_ratio, self.scheduler.rungs
         for score in record.rungs:

@@ -8,13 +8,13 @@ from pathlib import Path
 import ray
 from ray import tune
 
-from raysearch.backend.cluster import ON_HEAD, Room, join_cluster
-from raysearch.backend.coordinator import post_front, start_board
-from raysearch.backend.faults import _let_losses_end_search, _Lost
+from raysearch.backend.cluster import ON_HEAD, SlotCapacity, join_cluster
+from raysearch.backend.coordinator import post_front, start_coordinator
+from raysearch.backend.faults import FatalSearchError, _let_losses_end_search
 from raysearch.backend.pareto_asha import ParetoASHA
-from raysearch.backend.recorder import Observer, Recorder
+from raysearch.backend.recorder import Callback, Recorder
 from raysearch.backend.trainable import RecipeTrial
-from raysearch.backend.tune_searcher import STATE, RecipeSearch
+from raysearch.backend.tune_searcher import STATE, TuneSearcher
 from raysearch.config.budget import Budget
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError, Refused
@@ -22,11 +22,13 @@ from raysearch.search.samplers.grid import grid
 from raysearch.search.searcher import Searcher
 from raysearch.study.folder import Study
 from raysearch.study.front import Front
-from raysearch.study.plan import Plan
-from raysearch.tracking.earlier_studies import EarlierTrial
+from raysearch.study.plan import StudyPlan
+from raysearch.tracking.earlier_studies import PriorTrial
 
 
-def search(plan: Plan, study: Study, observers: Sequence[Observer] = (), earlier: Sequence[EarlierTrial] = ()) -> Front:
+def search(
+    plan: StudyPlan, study: Study, observers: Sequence[Callback] = (), earlier: Sequence[PriorTrial] = ()
+) -> Front:
     """Run the trials that a study still lacks, and return its front.
 
     A study that starts takes up `earlier`: what was on the front there is run first, the rest informs the proposals.
@@ -40,8 +42,8 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = (), earlier
     """
     proposals = _proposals(plan, study, earlier)
     join_cluster(plan.space.slots)
-    proposals.num_slots = Room(plan.space.slots).num_slots
-    recorder = Recorder(plan, study, proposals, start_board(), observers)
+    proposals.num_slots = SlotCapacity(plan.space.slots).num_slots
+    recorder = Recorder(plan, study, proposals, start_coordinator(), observers)
     if study.front:
         post_front(recorder.board, study.front.points)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
@@ -51,7 +53,7 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = (), earlier
         _tuner(plan, study, proposals, recorder).fit()
         front = recorder.conclude()
     except BaseException as error:
-        if isinstance(error, _Lost):
+        if isinstance(error, FatalSearchError):
             raise InputError(f"{error}, then go on with raysearch search --resume {study.folder}") from None
         with contextlib.suppress(OSError):
             recorder.conclude()
@@ -67,7 +69,7 @@ def search(plan: Plan, study: Study, observers: Sequence[Observer] = (), earlier
     return front
 
 
-def check_state(plan: Plan, study: Study) -> None:
+def check_state(plan: StudyPlan, study: Study) -> None:
     """See that a study can go on from what its earlier start has left; nothing is written.
 
     Raises:
@@ -84,7 +86,7 @@ def _refuse_all_failed(study: Study) -> None:
         )
 
 
-def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorder") -> tune.Tuner:
+def _tuner(plan: StudyPlan, study: Study, proposals: TuneSearcher, recorder: "Recorder") -> tune.Tuner:
     trainable = tune.with_parameters(
         RecipeTrial,
         board=recorder.board,
@@ -112,7 +114,7 @@ def _tuner(plan: Plan, study: Study, proposals: RecipeSearch, recorder: "Recorde
     )
 
 
-def _proposals(plan: Plan, study: Study, earlier: Sequence[EarlierTrial]) -> RecipeSearch:
+def _proposals(plan: StudyPlan, study: Study, earlier: Sequence[PriorTrial]) -> TuneSearcher:
     """Who proposes and stops trials: anew, or in the state of the last event of an earlier start of the study."""
     # What was decided under the settings of then is decided so again; everything else under those of now.
     before = _make_proposals(plan, study.earlier_space or plan.space, study.folder)
@@ -130,7 +132,7 @@ def _proposals(plan: Plan, study: Study, earlier: Sequence[EarlierTrial]) -> Rec
     return proposals
 
 
-def _make_proposals(plan: Plan, space: SearchSpace, folder: Path | None = None) -> RecipeSearch:
+def _make_proposals(plan: StudyPlan, space: SearchSpace, folder: Path | None = None) -> TuneSearcher:
     settings = space.search
     budgets = [Budget.parse(text) for text in space.budgets]
     scheduler = ParetoASHA(
@@ -150,4 +152,4 @@ def _make_proposals(plan: Plan, space: SearchSpace, folder: Path | None = None) 
         sampler=settings.sampler,
         seed=settings.seed,
     )
-    return RecipeSearch(searcher, scheduler, folder=folder)
+    return TuneSearcher(searcher, scheduler, folder=folder)

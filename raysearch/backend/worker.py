@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from raysearch.backend.node_check import node_problem
+from raysearch.backend.node_check import check_node
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.data.samples import BadData
@@ -34,19 +34,19 @@ def serve(config: dict[str, Any]) -> None:
     ray.get(joined)
     worker = _Worker(config, get_context().get_world_rank(), get_context().get_world_size())
     if worker.rank == 0:
-        threading.Thread(target=worker.give_signs, daemon=True).start()
+        threading.Thread(target=worker.send_heartbeats, daemon=True).start()
     index = 0
     while True:
         command = ray.get(config["board"].command.remote(config["slot"], index))
         index += 1
         if command["do"] == "end":
             return
-        reply = worker.obey(command)
+        reply = worker.handle_command(command)
         if worker.rank == 0:
             ray.get(config["board"].reply.remote(config["slot"], reply))
 
 
-def _once(board: Any, slot: str, rank: int, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+def _measure_once(board: Any, slot: str, rank: int, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     """All parts of what is measured once per study, each measured by the first worker of whichever slot comes to it."""
     if rank == 0:
         while (name := ray.get(board.next_part.remote(slot, list(measures)))) is not None:
@@ -81,22 +81,24 @@ class _Worker:
         Raises:
             InputError: this worker can't be used, and it isn't the one that replies.
         """
-        from raysearch.trials.context import Workbench
+        from raysearch.trials.context import TrialContext
 
         board = config["board"]
-        once = partial(_once, board, config["slot"], self.rank)
+        measure_once_per_study = partial(_measure_once, board, config["slot"], self.rank)
         try:
-            problem = node_problem(self._running.parent, config["space"], config["versions"])
+            problem = check_node(self._running.parent, config["space"], config["versions"])
             if problem:
                 raise problem
-            self._bench = Workbench(space, teacher_folder=Path(config["teacher_folder"]), once=once)
+            self._context = TrialContext(
+                space, teacher_folder=Path(config["teacher_folder"]), measure_once_per_study=measure_once_per_study
+            )
         except InputError as error:
             self._refuse(board, error)
             if self.rank:  # the others of this slot may have found nothing amiss
                 raise
             return
         try:
-            found = self._bench.prepared
+            found = self._context.baselines
         except InputError as error:
             self._refuse(board, error)
             return
@@ -108,7 +110,7 @@ class _Worker:
         self._refusal = error
         ray.get(board.refuse.remote(pickle.dumps(error)))
 
-    def give_signs(self) -> None:
+    def send_heartbeats(self) -> None:
         """For ever: a sign of life whenever training has come on."""
         seen = None
         while True:
@@ -118,7 +120,7 @@ class _Worker:
                 seen = now
                 self._sign()
 
-    def obey(self, command: dict[str, Any]) -> dict[str, Any]:
+    def handle_command(self, command: dict[str, Any]) -> dict[str, Any]:
         """Do as told; what goes wrong with one recipe is a reply, not the end of the slot.
 
         Several workers go on together only after what goes wrong on all of them; else the slot must end.
@@ -135,7 +137,7 @@ class _Worker:
             return self._next()
         except BadData as error:  # all other trials would meet it too
             self._refusal = error
-            return self.obey(command)
+            return self.handle_command(command)
         except Exception as error:  # the slot outlives any recipe; the reason goes into the trial's record
             if self._num_workers > 1 and not isinstance(error, SHARED):
                 raise
@@ -145,7 +147,7 @@ class _Worker:
         from raysearch.trials.trial import Trial
 
         self._end_trial()
-        self._trial = Trial(recipe, self._bench)
+        self._trial = Trial(recipe, self._context)
         self._scores = self._trial.scores(self._rungs, keep_in=self._running / recipe.key)
 
     def _end_trial(self) -> None:
@@ -159,7 +161,7 @@ class _Worker:
 
     def _next(self) -> dict[str, Any]:
         score = next(self._scores)
-        size, dense = self._trial.size, self._bench.dense_size
+        size, dense = self._trial.size, self._context.dense_size
         return {
             **score.model_dump(),
             **self._trial.seconds,
@@ -176,12 +178,12 @@ class _Worker:
 
     def _keep(self, folder: Path) -> dict[str, Any]:
         from raysearch.evaluation.retention import save_results
-        from raysearch.recovery.deepspeed_engine import storage_shared
+        from raysearch.recovery.deepspeed_engine import collective_io
 
         results = self._trial.heldout_results()
-        with storage_shared():
+        with collective_io():
             if self.rank == 0:
-                save_results(folder / "dense.npz", self._bench.prepared.heldout)
+                save_results(folder / "dense.npz", self._context.baselines.heldout)
                 save_results(folder / f"{self._trial.recipe.key}.npz", results)
         return {}
 

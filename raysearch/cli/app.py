@@ -49,7 +49,7 @@ def best(
 
       raysearch best --mlflow mine --budget 60% --uri http://127.0.0.1:5000
     """
-    from raysearch.report.terminal import front_table, not_told_apart, print_rich, speed_text
+    from raysearch.report.terminal import front_table, print_rich, speed_text, statistically_tied
     from raysearch.study.front import Front, retention_text
 
     wanted = _budget(budget)
@@ -64,7 +64,7 @@ def best(
         front = Front.load(folder)
     point = _picked(front, wanted, str(folder))
     fitting = [other for other in front.points if wanted.admits(other.size, front.baseline.size)]
-    similar = not_told_apart(point, fitting)
+    similar = statistically_tied(point, fitting)
     if as_json:
         checkpoint = str(folder / point.checkpoint) if point.checkpoint else None
         answer: dict[str, Any] = {"study": front.study, "budget": budget, **point.model_dump(mode="json")}
@@ -91,10 +91,10 @@ def export(
     folder: Folder,
     budget: BudgetText,
     to: Annotated[Path, typer.Option(help="New or empty folder for the checkpoint.")],
-    retrain: Annotated[
+    rebuild_checkpoint: Annotated[
         bool, typer.Option("--retrain", help="Make the checkpoint again if the study's quota has cost it.")
     ] = False,
-    polish: Annotated[
+    finetune: Annotated[
         bool,
         typer.Option("--polish", help="First train it further, on all of the data; the better one goes."),
     ] = False,
@@ -119,24 +119,24 @@ def export(
     """
     wanted = _budget(budget)
     from raysearch.config.budget import size_text
-    from raysearch.export.delivery import check_free, deliver
+    from raysearch.export.export_checkpoint import check_free, export_checkpoint
     from raysearch.report.terminal import speed_text
     from raysearch.study.front import Front, retention_text
 
     front, note = Front.load(folder), ""
     point = _picked(front, wanted, str(folder))
     check_free(to)
-    if retrain and point.checkpoint is None:
-        from raysearch.trials.rebuild_checkpoint import retrain as train_again
+    if rebuild_checkpoint and point.checkpoint is None:
+        from raysearch.trials.rebuild_checkpoint import rebuild_checkpoint as train_again
 
         point = train_again(folder, point)
-    if polish:
-        from raysearch.trials.finetune import polish as go_on
+    if finetune:
+        from raysearch.trials.finetune import finetune as go_on
 
         polished = go_on(folder, point, epochs)
         point, note = polished.point, polished.describe()
         print(note)
-    point = deliver(folder, point, to, front, note)
+    point = export_checkpoint(folder, point, to, front, note)
     print(f"{to}: {size_text(point.size_bytes)}, retention {retention_text(point)}, {point.recipe.describe()}")
     assert point.measured is not None, point.key
     print(f"Loaded by transformers in a fresh process: {speed_text(point.measured)}")
@@ -158,7 +158,7 @@ def measure(folder: Folder) -> None:
 
       raysearch measure runs/mine
     """
-    from raysearch.export.delivery import measure_front
+    from raysearch.export.export_checkpoint import measure_front
     from raysearch.report.terminal import print_rich, speed_table
     from raysearch.tracking.tracker import tell_speeds
 
@@ -262,9 +262,9 @@ def estimate(
     """
     from raysearch.cli.cost_estimate import estimate_lines
     from raysearch.config.space import SearchSpace
-    from raysearch.study.plan import plan
+    from raysearch.study.plan import plan_study
 
-    planned = plan(SearchSpace.load(space))
+    planned = plan_study(SearchSpace.load(space))
     print("\n".join([*planned.describe(), *estimate_lines(planned, like)]))
 
 
@@ -289,7 +289,7 @@ def study(
     """
     from raysearch.search.samplers.grid import as_grid, grid
     from raysearch.study.folder import Study
-    from raysearch.study.plan import plan
+    from raysearch.study.plan import plan_study
 
     if space is None and resume is None:
         raise InputError("study: needs SPACE.yaml; start from search_spaces/pocket-study.yaml or paper-grid.yaml")
@@ -297,7 +297,7 @@ def study(
     if resume and not loaded.search.keep_scores:
         raise InputError(f"--resume {resume}: holds a search; go on with raysearch search --resume {resume}")
     loaded = search.with_options(as_grid(loaded), None, None, None, slots)
-    planned = plan(loaded)
+    planned = plan_study(loaded)
     if dry_run:
         print("\n".join(planned.describe()))
         return

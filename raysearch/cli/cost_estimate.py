@@ -15,10 +15,10 @@ from raysearch.config.recipe import LOSS_FIELDS, Recipe
 from raysearch.config.settings import Scalar
 from raysearch.errors import InputError
 from raysearch.models.shape_solver import shape_for
-from raysearch.recovery.memory_planner import GIB, Needs, layer_width, plan_memory
-from raysearch.search.early_stopping.asha import Rungs
+from raysearch.recovery.memory_planner import GIB, MemoryRequirements, layer_width, plan_memory
+from raysearch.search.early_stopping.asha import AshaBracket
 from raysearch.study.folder import read_trials
-from raysearch.study.plan import Plan
+from raysearch.study.plan import StudyPlan
 from raysearch.study.records import TrialRecord
 from raysearch.study.text import seconds_text
 
@@ -94,7 +94,7 @@ def _scorings(records: Sequence[TrialRecord]) -> np.ndarray:
     return np.array([sum(nums) for nums in asked]) / max((max(nums) for nums in asked), default=1)
 
 
-def estimate_lines(plan: Plan, like: Path | None = None) -> list[str]:
+def estimate_lines(plan: StudyPlan, like: Path | None = None) -> list[str]:
     """The estimate in words, one fact a line.
 
     Args:
@@ -133,7 +133,7 @@ class _Dice:
         return low * (high / low) ** drawn if log else low + (high - low) * drawn
 
 
-def _drawn_recipes(plan: Plan, seed: int) -> list[Recipe]:
+def _drawn_recipes(plan: StudyPlan, seed: int) -> list[Recipe]:
     """As many random recipes as there will be trials, none larger than every budget."""
     dice, recipes = _Dice(seed), []
     for _ in range(100 * plan.space.search.trials):
@@ -149,11 +149,11 @@ def _drawn_recipes(plan: Plan, seed: int) -> list[Recipe]:
     raise InputError("recipe: hardly any recipe of the space fits a budget; widen recipe.ratio or budgets")
 
 
-def _work(plan: Plan, recipes: Sequence[Recipe], stopping: bool) -> Work:
+def _work(plan: StudyPlan, recipes: Sequence[Recipe], stopping: bool) -> Work:
     """What these trials do, one after another; the real rule stops them, on made-up retentions."""
     scatter = random.Random(0)
     budgets = [budget.size_ratio(plan.dense) for budget in plan.budgets]
-    rungs = Rungs(plan.max_samples, plan.first_rung, plan.space.search.reduction_factor, budgets)
+    rungs = AshaBracket(plan.max_samples, plan.first_rung, plan.space.search.reduction_factor, budgets)
     total = Work()
     for number, recipe in enumerate(recipes):
         size = plan.size_of(recipe)
@@ -172,7 +172,7 @@ def _work(plan: Plan, recipes: Sequence[Recipe], stopping: bool) -> Work:
     return total
 
 
-def _operations_per_sample(plan: Plan, recipe: Recipe, num_params: int) -> float:
+def _operations_per_sample(plan: StudyPlan, recipe: Recipe, num_params: int) -> float:
     """6 per parameter and token for the student, forward and backward, and 2 for a teacher that only looks."""
     taught = any(getattr(recipe, name) for name in LOSS_FIELDS[1:])
     per_token = 6 * num_params + 2 * plan.dense.num_params * taught
@@ -184,7 +184,7 @@ def _mean(works: Sequence[Work]) -> Work:
     return Work(*(value / len(works) for value in (total.samples, total.scorings, total.operations)))
 
 
-def _memory(plan: Plan, recipes: Sequence[Recipe]) -> str:
+def _memory(plan: StudyPlan, recipes: Sequence[Recipe]) -> str:
     """How the most demanding of `recipes` would be fitted in."""
     slots, settings = plan.space.slots, plan.space.recovery
     trained = [recipe for recipe in recipes if recipe.trained != "nothing"]
@@ -198,7 +198,7 @@ def _memory(plan: Plan, recipes: Sequence[Recipe]) -> str:
     return f"{fitted}, for the most demanding recipe; {known}"
 
 
-def _needs(plan: Plan, recipe: Recipe) -> Needs:
+def _needs(plan: StudyPlan, recipe: Recipe) -> MemoryRequirements:
     """By counting; adapters as if every layer had the usual seven projections."""
     counts = plan.counts
     shape = shape_for(counts, recipe)
@@ -210,7 +210,7 @@ def _needs(plan: Plan, recipe: Recipe) -> Needs:
         num_trained += recipe.lora_rank * shape.num_layers * sides
     on_gpu = plan.space.slots.gpus_per_worker > 0
     precision = plan.space.recovery.precision
-    return Needs(
+    return MemoryRequirements(
         num_params=counts.total(shape),
         num_trained=num_trained,
         bytes_per_param=2 if precision == "bf16" or (precision == "auto" and on_gpu) else 4,
@@ -238,7 +238,7 @@ def _host_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _disk(plan: Plan, drawn: Sequence[Sequence[Recipe]]) -> str:
+def _disk(plan: StudyPlan, drawn: Sequence[Sequence[Recipe]]) -> str:
     """Checkpoints: the front's are kept, the others deleted."""
     sizes = [plan.size_of(recipe) for recipes in drawn for recipe in recipes]
     largest = max(size.size_bytes for size in sizes if size)
@@ -250,7 +250,7 @@ def _disk(plan: Plan, drawn: Sequence[Sequence[Recipe]]) -> str:
     )
 
 
-def _time(plan: Plan, stopped: Work, whole: Work, pace: Pace | None) -> str:
+def _time(plan: StudyPlan, stopped: Work, whole: Work, pace: Pace | None) -> str:
     slots = plan.space.slots
     unit = "GPU" if slots.gpus_per_worker else "core"
     per_trial = slots.workers * (slots.gpus_per_worker or slots.cpus_per_worker)

@@ -14,8 +14,8 @@ from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError, Refused
 
 if TYPE_CHECKING:
-    from raysearch.study.plan import Plan
-    from raysearch.tracking.earlier_studies import EarlierTrial
+    from raysearch.study.plan import StudyPlan
+    from raysearch.tracking.earlier_studies import PriorTrial
 
 
 EMBEDDED_SPACE = Path(__file__).parents[1] / "pocket" / "space.yaml"
@@ -50,9 +50,9 @@ def search(
     study_space, folder = study_of(space, resume, out)
     earlier = _earlier(warm_start or [], resume, folder)
     study_space = with_options(study_space, budget, trials, seed, slots)
-    from raysearch.study.plan import plan
+    from raysearch.study.plan import plan_study
 
-    planned = plan(study_space)
+    planned = plan_study(study_space)
     if dry_run:
         from raysearch.cli.cost_estimate import estimate_lines
 
@@ -61,7 +61,7 @@ def search(
     run(planned, folder, earlier)
 
 
-def run(planned: "Plan", folder: Path, earlier: Sequence["EarlierTrial"] = ()) -> None:
+def run(planned: "StudyPlan", folder: Path, earlier: Sequence["PriorTrial"] = ()) -> None:
     """Run the trials that a study lacks, in view of the person, and print what came of them.
 
     Args:
@@ -128,16 +128,16 @@ def study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple
     return loaded, folder.resolve()
 
 
-def _earlier(sources: list[str], resume: Path | None, folder: Path) -> list["EarlierTrial"]:
+def _earlier(sources: list[str], resume: Path | None, folder: Path) -> list["PriorTrial"]:
     """The finished trials of the studies to start from."""
     if not sources:
         return []
     if resume is not None:
         raise InputError("--warm-start: a study starts only once; leave it out with --resume")
-    from raysearch.tracking.earlier_studies import read_earlier
+    from raysearch.tracking.earlier_studies import read_prior_trials
     from raysearch.tracking.tracker import tracking_uri
 
-    return [trial for source in sources for trial in read_earlier(source, tracking_uri(folder))]
+    return [trial for source in sources for trial in read_prior_trials(source, tracking_uri(folder))]
 
 
 def _default_folder(name: str) -> Path:

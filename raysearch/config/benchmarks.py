@@ -10,7 +10,7 @@ from raysearch.config.settings import PathOrName, Scalar, Strict
 MetricName = Literal["exact", "normalised", "choice", "yes_no", "yes_no_f1", "mme", "anls", "relaxed"]
 
 
-class BenchmarkEntry(Strict):
+class BenchmarkConfig(Strict):
     """A benchmark of one's own: questions in local files, and how they are scored."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -55,12 +55,12 @@ class BenchmarkEntry(Strict):
         return columns
 
     @model_validator(mode="after")
-    def _check_embedded(self) -> "BenchmarkEntry":
+    def _check_embedded(self) -> "BenchmarkConfig":
         if self.data != "pocket":
             return self
         if self.name not in pocket.BENCHMARKS:
             raise ValueError(f"{self.name!r} is not embedded; known are {', '.join(pocket.BENCHMARKS)}")
-        plain = BenchmarkEntry.model_construct(
+        plain = BenchmarkConfig.model_construct(
             name=self.name,
             data="pocket",
             metric="exact",
@@ -75,7 +75,7 @@ class BenchmarkEntry(Strict):
         return self
 
 
-class TaskEntry(Strict):
+class LmmsEvalConfig(Strict):
     """A benchmark of lmms-eval: its rows, prompt and scoring."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -99,7 +99,7 @@ class TaskEntry(Strict):
 def _kind_of_benchmark(value: Any) -> str:
     if isinstance(value, str):
         return "name"
-    is_task = isinstance(value, TaskEntry) or (isinstance(value, dict) and "task" in value)
+    is_task = isinstance(value, LmmsEvalConfig) or (isinstance(value, dict) and "task" in value)
     return "task" if is_task else "entry"
 
 
@@ -115,6 +115,6 @@ _QUESTION_FIELDS = (
     "image_id",
 )
 OwnOrNamed = Annotated[
-    Annotated[str, Tag("name")] | Annotated[BenchmarkEntry, Tag("entry")] | Annotated[TaskEntry, Tag("task")],
+    Annotated[str, Tag("name")] | Annotated[BenchmarkConfig, Tag("entry")] | Annotated[LmmsEvalConfig, Tag("task")],
     Discriminator(_kind_of_benchmark),
 ]

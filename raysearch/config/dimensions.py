@@ -10,7 +10,7 @@ from raysearch.config.recipe import LAYER_CRITERIA, WIDTH_CRITERIA, Recipe
 from raysearch.config.settings import Scalar, Strict
 
 
-class Ask(Protocol):
+class Suggester(Protocol):
     """Whoever chooses the values: a sampler, or a random number generator."""
 
     def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
@@ -107,7 +107,7 @@ def asked_name(name: str, cases: Sequence[Dimension], index: int) -> str:
     return name if len(cases) == 1 else f"{name}#{index}"
 
 
-def choose(ask: Ask, name: str, cases: Sequence[Dimension], values: Mapping[str, Any]) -> Any:
+def choose(ask: Suggester, name: str, cases: Sequence[Dimension], values: Mapping[str, Any]) -> Any:
     """Ask for the first case whose conditions hold; None when there is none."""
     for index, case in enumerate(cases):
         if not case.when or _holds(case.when, values):

@@ -8,9 +8,17 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from raysearch.config.benchmarks import BenchmarkEntry, OwnOrNamed
+from raysearch.config.benchmarks import BenchmarkConfig, OwnOrNamed
 from raysearch.config.budget import Budget
-from raysearch.config.dimensions import Ask, Choices, Dimension, asked_name, choose, criteria_kinds, read_dimension
+from raysearch.config.dimensions import (
+    Choices,
+    Dimension,
+    Suggester,
+    asked_name,
+    choose,
+    criteria_kinds,
+    read_dimension,
+)
 from raysearch.config.recipe import LAYER_CRITERIA, Recipe, applies
 from raysearch.config.settings import Calibration, PathOrName, RecoverySettings, Scalar, SearchSettings, Slots, Strict
 from raysearch.errors import InputError
@@ -114,7 +122,7 @@ class SearchSpace(Strict):
             half = error.object[error.start : error.end]
             raise InputError(f"{path}: holds {half!a}, which is no text") from None
 
-    def suggest(self, ask: Ask) -> Recipe:
+    def suggest(self, ask: Suggester) -> Recipe:
         """Let `ask` choose a recipe; dimensions that do not apply to it are never asked for.
 
         Raises:
@@ -158,7 +166,7 @@ class SearchSpace(Strict):
                     cases.append(Choices.model_construct(choices=choices, when=case.when))
         return found
 
-    def pinned(self, recipe: Recipe) -> "SearchSpace":
+    def fixed_to(self, recipe: Recipe) -> "SearchSpace":
         """This space with one recipe alone in it."""
         values = {name: [value] for name, value in recipe.as_dict().items()}
         values["criterion"] = [name for name in recipe.criteria if name]
@@ -204,5 +212,5 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 def _keys_at(model: Any, path: Sequence[str]) -> list[str]:
     for part in path:
         field = getattr(model, "model_fields", {}).get(part)
-        model = BenchmarkEntry if part == "benchmarks" else field.annotation if field else model
+        model = BenchmarkConfig if part == "benchmarks" else field.annotation if field else model
     return list(getattr(model, "model_fields", {}))

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from raysearch.data.labels import IGNORED
-from raysearch.data.samples import BadRow, Sample, opened
+from raysearch.data.samples import BadRow, Sample, open_image
 from raysearch.errors import InputError
 from raysearch.models import Family
 
@@ -119,7 +119,7 @@ class Encoder:
                 raise BadRow("has an image, and the model takes none")
             made = self.tokenizer(text, return_tensors="pt", add_special_tokens=special)
         else:
-            images = [opened(image) for image in sample.images]
+            images = [open_image(image) for image in sample.images]
             try:
                 made = self.processor(
                     text=[text],

@@ -213,7 +213,7 @@ def _source(row: Mapping[str, Any]) -> str:
     return "text" if not _images_of(row) else "images"
 
 
-def opened(image: Picture) -> Image.Image:
+def open_image(image: Picture) -> Image.Image:
     """The decoded picture, in RGB.
 
     Raises:

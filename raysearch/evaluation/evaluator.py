@@ -124,7 +124,7 @@ def _groups(
     groups = shared_prefix.grouped(rows, image_ids, family.image_token_id(model.config), window)
     largest = [rows[index] for index in max(groups, key=len, default=[])]
     ask = partial(_logits, model, family)
-    return groups if len(largest) > 1 and shared_prefix.is_heeded(ask, encoder, largest) else None
+    return groups if len(largest) > 1 and shared_prefix.honours_mask(ask, encoder, largest) else None
 
 
 @torch.inference_mode()

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from raysearch.config.benchmarks import TaskEntry
+from raysearch.config.benchmarks import LmmsEvalConfig
 from raysearch.data.samples import sample_from_row
 from raysearch.errors import InputError
-from raysearch.evaluation.questions import Question, dealt
+from raysearch.evaluation.questions import Question, split_by_image
 
 
-class OfficialTask:
+class LmmsEvalTask:
     """A task of lmms-eval whose score is a mean over its rows."""
 
-    def __init__(self, entry: TaskEntry) -> None:
+    def __init__(self, entry: LmmsEvalConfig) -> None:
         """Load the task and its rows.
 
         Raises:
@@ -45,7 +45,7 @@ class OfficialTask:
         docs = [self._docs[index] for index in range(len(self._docs))]
         images = [self._task.doc_to_visual(doc) or [] for doc in docs]
         groups = [_image_id(pictures, index) for index, pictures in enumerate(images)]
-        chosen = dealt(groups, split, self._entry.num_search, self._entry.num_heldout)
+        chosen = split_by_image(groups, split, self._entry.num_search, self._entry.num_heldout)
         return tuple(self._question(index, docs[index], images[index], groups[index]) for index in chosen)
 
     def values(self, responses: Sequence[str], questions: Sequence[Question]) -> np.ndarray:

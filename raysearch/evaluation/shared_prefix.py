@@ -106,7 +106,7 @@ def _mask(owners: torch.Tensor) -> torch.Tensor:
     return torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]
 
 
-def is_heeded(ask: Callable[[Batch], torch.Tensor], encoder: Encoder, rows: Sequence[Encoded]) -> bool:
+def honours_mask(ask: Callable[[Batch], torch.Tensor], encoder: Encoder, rows: Sequence[Encoded]) -> bool:
     """Whether a model answers `rows` joined as it answers them one by one.
 
     Args:

@@ -19,7 +19,7 @@ from raysearch.models import family_for
 
 
 @contextmanager
-def quantized(model: PreTrainedModel, quantization: Quantization, dtype: torch.dtype) -> Iterator[PreTrainedModel]:
+def fake_quantized(model: PreTrainedModel, quantization: Quantization, dtype: torch.dtype) -> Iterator[PreTrainedModel]:
     """The model with the decoder's linear weights rounded for a while; afterwards every bit is as before.
 
     Args:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch.errors import InputError
-from raysearch.models.known_families import KNOWN
+from raysearch.models.known_families import KNOWN_FAMILIES
 from raysearch.models.transformers_classes import empty_model
 
 VISION_NAMES = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder")
@@ -102,7 +102,7 @@ class Family:
             raise self._not_found(model, what, path) from None
 
     def _not_found(self, model: nn.Module, what: str, looked_for: str) -> InputError:
-        known = ", ".join(sorted(KNOWN))
+        known = ", ".join(sorted(KNOWN_FAMILIES))
         return InputError(
             f"{type(model).__name__} ({self.model_type}): {what} not found, looked for {looked_for}; "
             f"known families: {known}; {WHERE_TO_ADD}"
@@ -119,8 +119,8 @@ def family_for(model_or_config: PreTrainedModel | PretrainedConfig) -> Family:
         InputError: a part is missing; the message names it, what was looked for and the known families.
     """
     config = model_or_config if isinstance(model_or_config, PretrainedConfig) else model_or_config.config
-    if config.model_type in KNOWN:
-        return Family(config.model_type, **KNOWN[config.model_type])
+    if config.model_type in KNOWN_FAMILIES:
+        return Family(config.model_type, **KNOWN_FAMILIES[config.model_type])
     if config.get_text_config(decoder=True) is config and getattr(config, "vision_config", None) is None:
         return Family(config.model_type, is_multimodal=False)
     if isinstance(model_or_config, PretrainedConfig):

@@ -24,7 +24,7 @@ _QWEN3 = {
 }
 _LANGUAGE_MODEL = {"decoder_path": "model", "is_multimodal": False}
 
-KNOWN: dict[str, dict[str, Any]] = {
+KNOWN_FAMILIES: dict[str, dict[str, Any]] = {
     "llava": _LLAVA,  # LLaVA-1.5; Bunny as SigLIP + Phi, see bunny.py
     "llava_next": _LLAVA,
     "llava_onevision": _LLAVA,

@@ -23,7 +23,7 @@ Kind = Literal["heads", "kv_groups", "ffn_channels"]
 
 
 @dataclass(frozen=True)
-class Slab:
+class WeightSlice:
     """Rows (axis 0) or columns (axis 1) of a module that belong to units of one kind, from `start` on.
 
     `size` rows or columns in a row per unit: the head size for heads and KV groups, 1 for channels.
@@ -54,7 +54,7 @@ class Units:
 class Layout:
     """The prunable weights of one decoder layer; the same for every layer."""
 
-    slabs: tuple[Slab, ...]
+    slabs: tuple[WeightSlice, ...]
     num_kv_groups: int
     num_heads: int
     head_dim: int
@@ -65,9 +65,9 @@ class Layout:
     """Name of the linear layer whose inputs are the FFN channels."""
 
     @cached_property
-    def by_module(self) -> dict[str, list[Slab]]:
+    def by_module(self) -> dict[str, list[WeightSlice]]:
         """Slabs by module; a fused weight has several, in the order of their rows."""
-        found: dict[str, list[Slab]] = {}
+        found: dict[str, list[WeightSlice]] = {}
         for slab in self.slabs:
             found.setdefault(slab.module, []).append(slab)
         return found
@@ -77,7 +77,7 @@ class Layout:
         """Query heads that share one key and value head."""
         return self.num_heads // self.num_kv_groups
 
-    def slabs_of(self, name: str) -> list[Slab]:
+    def slabs_of(self, name: str) -> list[WeightSlice]:
         """The slabs of a layer's tensor; empty for one that no unit owns, such as a norm or an output bias."""
         module, _, leaf = name.rpartition(".")
         return [slab for slab in self.by_module.get(module, ()) if slab.axis == 0 or leaf == "weight"]
@@ -86,7 +86,7 @@ class Layout:
         """Every unit of a dense layer."""
         return Units(np.arange(self.num_kv_groups), np.arange(self.num_heads), np.arange(self.num_ffn_channels))
 
-    def source(self, name: str) -> tuple[str, list[Slab]]:
+    def source(self, name: str) -> tuple[str, list[WeightSlice]]:
         """Where a tensor of the pruned layer comes from: the dense tensor's name, and the slabs of it to take.
 
         Names are the same, but for a class with split weights that stands in for one with fused weights.
@@ -134,7 +134,7 @@ _SPLITS = {
 }
 
 
-def _positions(slab: Slab, kept: np.ndarray) -> np.ndarray:
+def _positions(slab: WeightSlice, kept: np.ndarray) -> np.ndarray:
     return (slab.start + kept[:, None] * slab.size + np.arange(slab.size)).reshape(-1)
 
 
@@ -164,35 +164,37 @@ FFN_OUT = tuple(f"{m}.{o}" for m in ("mlp", "feed_forward") for o in ("down_proj
 
 def _attention_slabs(
     modules: dict[str, nn.Linear], out: str, groups: int, heads: int, dim: int, text_config: PretrainedConfig
-) -> Iterator[Slab]:
+) -> Iterator[WeightSlice]:
     parent = out.rpartition(".")[0]
-    yield Slab(out, "heads", 1, 0, dim, heads)
+    yield WeightSlice(out, "heads", 1, 0, dim, heads)
     fused = f"{parent}.qkv_proj"
     if fused in modules:
-        yield Slab(fused, "heads", 0, 0, dim, heads)
-        yield Slab(fused, "kv_groups", 0, heads * dim, dim, groups)
-        yield Slab(fused, "kv_groups", 0, (heads + groups) * dim, dim, groups)
+        yield WeightSlice(fused, "heads", 0, 0, dim, heads)
+        yield WeightSlice(fused, "kv_groups", 0, heads * dim, dim, groups)
+        yield WeightSlice(fused, "kv_groups", 0, (heads + groups) * dim, dim, groups)
         return
     _one_of(modules, (f"{parent}.q_proj",), "query weights", text_config)
-    yield Slab(f"{parent}.q_proj", "heads", 0, 0, dim, heads)
-    yield Slab(f"{parent}.k_proj", "kv_groups", 0, 0, dim, groups)
-    yield Slab(f"{parent}.v_proj", "kv_groups", 0, 0, dim, groups)
+    yield WeightSlice(f"{parent}.q_proj", "heads", 0, 0, dim, heads)
+    yield WeightSlice(f"{parent}.k_proj", "kv_groups", 0, 0, dim, groups)
+    yield WeightSlice(f"{parent}.v_proj", "kv_groups", 0, 0, dim, groups)
 
 
-def _ffn_slabs(modules: dict[str, nn.Linear], out: str, channels: int, text_config: PretrainedConfig) -> Iterator[Slab]:
+def _ffn_slabs(
+    modules: dict[str, nn.Linear], out: str, channels: int, text_config: PretrainedConfig
+) -> Iterator[WeightSlice]:
     parent = out.rpartition(".")[0]
-    yield Slab(out, "ffn_channels", 1, 0, 1, channels)
+    yield WeightSlice(out, "ffn_channels", 1, 0, 1, channels)
     fused = f"{parent}.gate_up_proj"
     if fused in modules:
-        yield Slab(fused, "ffn_channels", 0, 0, 1, channels)
-        yield Slab(fused, "ffn_channels", 0, channels, 1, channels)
+        yield WeightSlice(fused, "ffn_channels", 0, 0, 1, channels)
+        yield WeightSlice(fused, "ffn_channels", 0, channels, 1, channels)
         return
     inputs = [f"{parent}.{name}" for name in ("gate_proj", "up_proj", "fc1", "w1", "w3", "c_fc")]
     found = [name for name in inputs if name in modules]
     if not found:
         raise _unknown(text_config, "FFN input", inputs)
     for name in found:
-        yield Slab(name, "ffn_channels", 0, 0, 1, channels)
+        yield WeightSlice(name, "ffn_channels", 0, 0, 1, channels)
 
 
 def _one_of(modules: dict[str, nn.Linear], names: tuple[str, ...], what: str, text_config: PretrainedConfig) -> str:

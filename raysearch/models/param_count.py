@@ -13,7 +13,7 @@ from transformers import AutoModel, PretrainedConfig
 from raysearch.errors import InputError
 from raysearch.models import Kind, Layout, empty_model, family_for, layout_of
 from raysearch.models.pruned_config import head_dim_of, pruned_text_config, shape_of
-from raysearch.models.shape import Counts, Linear, Shape
+from raysearch.models.shape import Linear, ParamCounts, Shape
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class _Decoder:
             return AutoModel.from_config(text_config).layers[0]
 
 
-_COUNTS: OrderedDict[str, Counts] = OrderedDict()
+_COUNTS: OrderedDict[str, ParamCounts] = OrderedDict()
 _MAX_CACHED = 64
 
 
-def counts_of(config: PretrainedConfig) -> Counts:
+def counts_of(config: PretrainedConfig) -> ParamCounts:
     """The counts of a configuration, remembered per content.
 
     Raises:
@@ -81,7 +81,7 @@ def counts_of(config: PretrainedConfig) -> Counts:
     return _COUNTS[key]
 
 
-def _count(config: PretrainedConfig) -> Counts:
+def _count(config: PretrainedConfig) -> ParamCounts:
     family = family_for(config)
     model = empty_model(config)
     decoder = family.decoder(model)
@@ -108,7 +108,7 @@ def _count(config: PretrainedConfig) -> Counts:
     tried = _Decoder(dense, layout, text_config, shapes, type(decoder))
     held = tried.attention_choices()
     held.sort(key=lambda pair: pair[0] * per_unit["kv_groups"] + pair[1] * per_unit["heads"], reverse=True)
-    return Counts(
+    return ParamCounts(
         dense=dense,
         num_outside=total - in_decoder,
         num_projector=sum(p.numel() for module in family.projector(model) for p in module.parameters()),

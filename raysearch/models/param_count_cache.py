@@ -17,12 +17,12 @@ from typing import Any
 from raysearch.errors import InputError
 from raysearch.files import cache_folder, write_json
 from raysearch.models.checkpoint_files import check_folder, model_folder
-from raysearch.models.shape import Counts, Linear, Shape
+from raysearch.models.shape import Linear, ParamCounts, Shape
 
 SHIPPED = Path(__file__).parents[1] / "pocket" / "counts.json"
 
 
-def counts_of_model(model: str) -> Counts:
+def counts_of_model(model: str) -> ParamCounts:
     """The counts of a folder, of a hub id, or of the embedded LVLM (`pocket`).
 
     Raises:
@@ -41,7 +41,7 @@ def counts_of_model(model: str) -> Counts:
     return known
 
 
-def _counted(model: str) -> Counts:
+def _counted(model: str) -> ParamCounts:
     from raysearch.models import load_config
     from raysearch.models.param_count import counts_of
 
@@ -65,12 +65,12 @@ def _config_file(model: str) -> Path | None:
 
 def _key(config: bytes) -> str:
     """Names a configuration, what is counted of it, and the transformers whose classes were tried."""
-    fields = ",".join(field.name for field in dataclasses.fields(Counts))
+    fields = ",".join(field.name for field in dataclasses.fields(ParamCounts))
     facts = f"{metadata.version('transformers')} {fields}".encode()
     return hashlib.sha256(config + facts).hexdigest()[:20]
 
 
-def _read(path: Path, key: str) -> Counts | None:
+def _read(path: Path, key: str) -> ParamCounts | None:
     """Kept counts; None if there are none of this key, or none that can be read."""
     try:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -79,12 +79,12 @@ def _read(path: Path, key: str) -> Counts | None:
         kept["dense"] = Shape(**kept["dense"])
         kept["linears"] = tuple(Linear(*map(tuple, linear.values())) for linear in kept["linears"])
         kept["attention_choices"] = tuple((kv, heads) for kv, heads in kept["attention_choices"])
-        return Counts(**kept)
+        return ParamCounts(**kept)
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _keep(path: Path, key: str, counts: Counts) -> None:
+def _keep(path: Path, key: str, counts: ParamCounts) -> None:
     with contextlib.suppress(OSError):  # a home that can't be written to costs the same seconds next time
         write_json(path, {"key": key, **dataclasses.asdict(counts)})
 

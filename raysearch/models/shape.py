@@ -44,7 +44,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Counts:
+class ParamCounts:
     """Parameters of one dense model by where they are; a pruned model's count follows by multiplication.
 
     Attributes:

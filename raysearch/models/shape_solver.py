@@ -12,10 +12,10 @@ from raysearch.config.budget import Budget, Size
 from raysearch.config.quantization import Quantization
 from raysearch.config.recipe import Mode, Recipe, check_ratio
 from raysearch.errors import InputError
-from raysearch.models.shape import Counts, Shape
+from raysearch.models.shape import ParamCounts, Shape
 
 
-def shape_for(counts: Counts, recipe: Recipe) -> Shape:
+def shape_for(counts: ParamCounts, recipe: Recipe) -> Shape:
     """The shape that a recipe gives a dense model of `counts`.
 
     Raises:
@@ -26,7 +26,7 @@ def shape_for(counts: Counts, recipe: Recipe) -> Shape:
     return solve(counts, recipe.mode, recipe.ratio, depth_share=recipe.depth_share)
 
 
-def size_for(counts: Counts, recipe: Recipe) -> Size:
+def size_for(counts: ParamCounts, recipe: Recipe) -> Size:
     """The exact size of the whole model that a recipe makes, by counting alone.
 
     Raises:
@@ -35,18 +35,18 @@ def size_for(counts: Counts, recipe: Recipe) -> Size:
     return counts.size(shape_for(counts, recipe), quantization=recipe.quantization)
 
 
-def default_multiple(counts: Counts) -> int:
+def default_multiple(counts: ParamCounts) -> int:
     """Rounding step of FFN channels: 64 from 4096 channels on, which tensor cores want; else 1."""
     return 64 if counts.dense.num_ffn_channels >= 4096 else 1
 
 
-def smallest_shape(counts: Counts, mode: Mode, multiple: int | None = None) -> Shape:
+def smallest_shape(counts: ParamCounts, mode: Mode, multiple: int | None = None) -> Shape:
     """The smallest decoder that `mode` can reach."""
     return _smallest(counts, mode, _step(counts, multiple))
 
 
 def solve(
-    counts: Counts,
+    counts: ParamCounts,
     mode: Mode,
     ratio: float,
     depth_share: float | None = None,
@@ -80,7 +80,7 @@ def solve(
 
 
 def solve_budget(
-    counts: Counts,
+    counts: ParamCounts,
     mode: Mode,
     budget: Budget,
     depth_share: float | None = None,
@@ -120,14 +120,14 @@ def solve_budget(
     return best
 
 
-def _step(counts: Counts, multiple: int | None) -> int:
+def _step(counts: ParamCounts, multiple: int | None) -> int:
     step = default_multiple(counts) if multiple is None else multiple
     if not 1 <= step <= counts.dense.num_ffn_channels:
         raise InputError(f"multiple {step}: outside 1 to {counts.dense.num_ffn_channels}, this decoder's FFN channels")
     return step
 
 
-def _smallest(counts: Counts, mode: Mode, step: int) -> Shape:
+def _smallest(counts: ParamCounts, mode: Mode, step: int) -> Shape:
     dense, least = counts.dense, counts.smallest
     if mode == "layerwise":
         return Shape(least.num_layers, dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels)
@@ -135,7 +135,7 @@ def _smallest(counts: Counts, mode: Mode, step: int) -> Shape:
     return Shape(num_layers, least.num_kv_heads, least.num_heads, step)
 
 
-def _solve(counts: Counts, mode: Mode, target: float, depth_share: float | None, step: int, within: bool) -> Shape:
+def _solve(counts: ParamCounts, mode: Mode, target: float, depth_share: float | None, step: int, within: bool) -> Shape:
     if mode == "layerwise":
         return _drop_layers(counts, target, within)
     if mode == "widthwise":
@@ -152,7 +152,7 @@ def _solve(counts: Counts, mode: Mode, target: float, depth_share: float | None,
     return _narrow(counts, num_layers, target, step, within)
 
 
-def _drop_layers(counts: Counts, target: float, within: bool) -> Shape:
+def _drop_layers(counts: ParamCounts, target: float, within: bool) -> Shape:
     dense = counts.dense
     candidates = (
         Shape(n, dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels)
@@ -161,7 +161,7 @@ def _drop_layers(counts: Counts, target: float, within: bool) -> Shape:
     return _nearest(counts, candidates, target, within)
 
 
-def _narrow(counts: Counts, num_layers: int, target: float, step: int, within: bool) -> Shape:
+def _narrow(counts: ParamCounts, num_layers: int, target: float, step: int, within: bool) -> Shape:
     """Heads shrink by the same share as FFN channels, as near as whole heads allow; channels take the rest."""
     dense = counts.dense
     fixed = counts.total(Shape(num_layers, 0, 0, 0))
@@ -182,7 +182,7 @@ def _narrow(counts: Counts, num_layers: int, target: float, step: int, within: b
     return best or _smallest(counts, "widthwise", step)
 
 
-def _fill_with_channels(counts: Counts, shape: Shape, target: float, step: int, within: bool) -> Shape:
+def _fill_with_channels(counts: ParamCounts, shape: Shape, target: float, step: int, within: bool) -> Shape:
     """`shape` with the number of channels, a multiple of `step` or all of them, that comes nearest to `target`."""
     most = counts.dense.num_ffn_channels
     wanted = (target - counts.total(shape)) / (shape.num_layers * counts.per_channel)
@@ -191,11 +191,11 @@ def _fill_with_channels(counts: Counts, shape: Shape, target: float, step: int, 
     return _nearest(counts, [replace(shape, num_ffn_channels=num) for num in sorted(sizes)], target, within)
 
 
-def _nearest(counts: Counts, candidates: Iterable[Shape], target: float, within: bool) -> Shape:
+def _nearest(counts: ParamCounts, candidates: Iterable[Shape], target: float, within: bool) -> Shape:
     shapes = list(candidates)
     fitting = [shape for shape in shapes if not within or counts.total(shape) <= target]
     return min(fitting or shapes[:1], key=lambda shape: _error(counts, shape, target))
 
 
-def _error(counts: Counts, shape: Shape, target: float) -> float:
+def _error(counts: ParamCounts, shape: Shape, target: float) -> float:
     return abs(counts.total(shape) - target)

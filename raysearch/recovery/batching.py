@@ -12,7 +12,7 @@ from raysearch.data.encoding import TOKEN_KEYS, Batch, Encoded, Encoder
 from raysearch.data.labels import IGNORED, num_answer_labels
 from raysearch.data.samples import BadRow, BadRows, Sample
 from raysearch.errors import InputError
-from raysearch.recovery.hidden_states import Compared
+from raysearch.recovery.hidden_states import DistillationPoints
 from raysearch.recovery.schedule import SampleOrder, micro_batches
 
 LENGTH_MULTIPLE = 8
@@ -24,7 +24,7 @@ Pass = tuple[Batch, list[int]]
 
 
 @dataclass
-class Passes:
+class Microbatches:
     """Makes the passes of any step; every worker of a trial makes its own.
 
     Attributes:
@@ -45,7 +45,7 @@ class Passes:
     rank: int
     num_workers: int
     device: torch.device
-    compared: Compared
+    compared: DistillationPoints
     image_in_every_pass: bool
     max_tokens: int | None = None
 

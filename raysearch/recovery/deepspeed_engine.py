@@ -72,12 +72,12 @@ def _silent_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
-def is_first_worker() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process writes what all workers of a trial have in common."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
-def least(value: int) -> int:
+def all_reduce_min(value: int) -> int:
     """The least value of all workers; every worker must ask."""
     if _is_alone():
         return value
@@ -93,7 +93,7 @@ def _is_alone() -> bool:
 
 
 @contextmanager
-def storage_shared() -> Iterator[None]:
+def collective_io() -> Iterator[None]:
     """Reads and writes after which all workers go on, or none does. Every worker must enter, and inside none may wait
     for another.
 
@@ -110,7 +110,7 @@ def storage_shared() -> Iterator[None]:
         if not is_storage_problem(error):
             raise
         problem = error
-    number = -least(-(problem.errno or 0) if problem else 0)
+    number = -all_reduce_min(-(problem.errno or 0) if problem else 0)
     if problem:
         raise StorageProblem(problem.errno, problem.strerror, problem.filename)
     if number:
@@ -125,7 +125,7 @@ def current_device() -> torch.device:
 
 
 @contextmanager
-def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     """A model on `device` for a while."""
     home = next(model.parameters()).device
     model.to(device)

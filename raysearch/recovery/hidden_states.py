@@ -15,7 +15,7 @@ from raysearch.models import Family
 
 
 @dataclass(frozen=True)
-class Compared:
+class DistillationPoints:
     """Which states of a model are compared with another's.
 
     Attributes:
@@ -27,17 +27,17 @@ class Compared:
     image_token: int | None = None
 
     @classmethod
-    def of(cls, settings: RecoverySettings, family: Family, config: PretrainedConfig) -> "Compared":
+    def of(cls, settings: RecoverySettings, family: Family, config: PretrainedConfig) -> "DistillationPoints":
         """What the settings ask of the dense model with `config`."""
         total = family.text_config(config).num_hidden_layers
         inner = {min(total - 1, max(1, round(depth * total))) for depth in settings.hidden_layers if depth < 1}
         images = settings.kd_tokens == "answers+images"
         return cls(tuple(sorted(inner)), family.image_token_id(config) if images else None)
 
-    def in_student(self, kept_layers: Sequence[int]) -> "Compared":
+    def in_student(self, kept_layers: Sequence[int]) -> "DistillationPoints":
         """The same places in a student with those of the dense layers: behind what it has kept of those before."""
         passed = tuple(sum(kept < layer for kept in kept_layers) for layer in self.layers)
-        return Compared(passed, self.image_token)
+        return DistillationPoints(passed, self.image_token)
 
     def positions(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Where states are taken, (batch, seq - 1) of booleans; nowhere in a row without answers."""
@@ -64,7 +64,7 @@ class Compared:
         return torch.stack([states[:, :-1][positions] for states in taken], dim=1)
 
 
-LAST_OF_ANSWERS = Compared()
+LAST_OF_ANSWERS = DistillationPoints()
 """The last normalised states before answer tokens, and nothing else."""
 
 

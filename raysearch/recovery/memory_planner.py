@@ -27,7 +27,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryRequirements:
     """What a trial's memory depends on.
 
     Attributes:
@@ -104,7 +104,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    needs: Needs, settings: RecoverySettings, free_bytes: int, num_workers: int, host_bytes: int = 0
+    needs: MemoryRequirements, settings: RecoverySettings, free_bytes: int, num_workers: int, host_bytes: int = 0
 ) -> MemoryPlan:
     """The quickest way that fits: no offloading, the lowest stage, then no recomputation, then the largest passes.
 
@@ -151,11 +151,11 @@ def needs_of(
     dtype: "torch.dtype",
     need_logits: bool,
     online_bytes: int = 0,
-) -> Needs:
+) -> MemoryRequirements:
     """The needs of a model whose trained parameters have been chosen."""
     text: Any = family.text_config(model.config)
     heads = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    return Needs(
+    return MemoryRequirements(
         num_params=sum(param.numel() for param in model.parameters()),
         num_trained=sum(param.numel() for param in trained.values()),
         bytes_per_param=dtype.itemsize,

@@ -21,8 +21,9 @@ from raysearch.errors import InputError
 from raysearch.models import Family
 from raysearch.models.vision_cache import VisionCache
 from raysearch.recovery import checkpoint, trainable_params
-from raysearch.recovery.batching import Passes
+from raysearch.recovery.batching import Microbatches
 from raysearch.recovery.deepspeed_engine import (
+    collective_io,
     compute_dtype,
     current_device,
     deepspeed_config,
@@ -31,17 +32,16 @@ from raysearch.recovery.deepspeed_engine import (
     quiet_deepspeed,
     start_distributed,
     start_engine,
-    storage_shared,
 )
-from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, Compared
+from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
 from raysearch.recovery.losses import LossTerms
 from raysearch.recovery.memory_planner import MemoryPlan, free_bytes, host_bytes, needs_of, plan_memory
 from raysearch.recovery.schedule import SampleOrder, average_decay, lr_factor
 from raysearch.recovery.teacher import Teacher, language_head
 
-__all__ = ["Recovery", "start_distributed"]
+__all__ = ["RecoveryTrainer", "start_distributed"]
 
-_DECIDING = {
+RESUME_INVARIANTS = {
     "batch_size",
     "max_length",
     "hidden_layers",
@@ -65,7 +65,7 @@ class _Student(nn.Module):
         family: Family,
         terms: LossTerms,
         teacher: Teacher | None,
-        compared: Compared,
+        compared: DistillationPoints,
     ) -> None:
         super().__init__()
         self.model, self._family, self._terms, self._teacher = model, family, terms, teacher
@@ -79,7 +79,7 @@ class _Student(nn.Module):
         return self._terms.sums(states, labels, self._head, targets, teacher_head, self._vocabulary)
 
 
-class Recovery:
+class RecoveryTrainer:
     """Trains one pruned model. Every worker of a trial makes its own; they share the steps' samples among them.
 
     Nothing but the samples seen decides what a step does, so a run that is saved and restored, or that pauses at
@@ -141,7 +141,7 @@ class Recovery:
         self._decoder, self._stored_dtype = family.decoder(model), model.dtype
         self._attention = self._decoder.config._attn_implementation
         if self._teacher:
-            with storage_shared():
+            with collective_io():
                 self._teacher.prepare(num_samples, self._device)
         self._prepare_model()
         plan = self._plan()
@@ -149,7 +149,7 @@ class Recovery:
         workers = (self._rank, self._world, self._device)
         how = (self._compared, image_in_every_pass, plan.tokens_per_pass)
         self._bad_rows = BadRows("recovery data", len(samples)) if bad_rows is None else bad_rows
-        self._passes = Passes(order, samples, self._bad_rows, encoder, *workers, *how)
+        self._passes = Microbatches(order, samples, self._bad_rows, encoder, *workers, *how)
         self._config = deepspeed_config(settings, self._dtype, plan.zero_stage, plan.offload)
         self._stage = int(self._config["zero_optimization"]["stage"])
         self._engine: Any = self._started_engine()
@@ -329,7 +329,7 @@ class Recovery:
             weights = {name: param.detach().cpu().clone() for name, param in self._trained.items()}
         state = checkpoint.Saved(weights, master_states(self._engine), self._average or [])
         position = self._identity() | {"samples_seen": self.samples_seen}
-        with storage_shared():
+        with collective_io():
             checkpoint.save(folder, self._rank, state, position)
 
     def restore(self, folder: Path) -> None:
@@ -362,7 +362,7 @@ class Recovery:
             "precision": str(self._dtype).removeprefix("torch."),
             "weight_average": self._average is not None,
             "num_samples": self._num_samples,
-            **self.settings.model_dump(mode="json", include=_DECIDING),
+            **self.settings.model_dump(mode="json", include=RESUME_INVARIANTS),
         }
 
     def _free_engine(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raysearch.report.findings import kept_per_benchmark
-from raysearch.report.param_importance import Importance
+from raysearch.report.param_importance import ParamImportance
 from raysearch.report.plots import COLOURS, FAINT, INK, PLOTLY_CONFIG
 from raysearch.study.front import Front
 from raysearch.study.multi_objective import hypervolume
@@ -68,7 +68,7 @@ def benchmark_lines(front: Front) -> Any:
     return figure
 
 
-def importance_bars(title: str, found: Sequence[Importance]) -> Any:
+def importance_bars(title: str, found: Sequence[ParamImportance]) -> Any:
     """Importance of each dimension, the largest on top."""
     figure = _new_figure("share", "")
     ranked = list(reversed(found))

@@ -100,7 +100,7 @@ def _settings(records: Sequence[TrialRecord], baseline: Baseline) -> list[Findin
         evidence = (
             f"{counts[0]} finished trials against {counts[1]}, at equal size and mode: {effect.interval()} points"
         )
-        if effect.is_seen:
+        if effect.is_significant:
             told.append(Finding(f"{name}: {first} kept {effect.points()} more than {second}.", evidence, "seen"))
         else:
             text = f"{name}: {first} and {second} can't be told apart."
@@ -168,7 +168,7 @@ def _heldout(front: Front) -> list[Finding]:
     noise = _Z95 * math.sqrt(2) * float(np.mean([standard_error(point) for point in told]))
     effect = Effect(mean, mean - noise, mean + noise)
     evidence = f"mean over {len(gaps)} front points, search minus held out: {effect.interval()} points"
-    if effect.is_seen:
+    if effect.is_significant:
         direction = "less" if mean > 0 else "more"
         text = f"On held-out questions the front keeps {effect.points()} {direction} than on the search's questions."
         return [Finding(text, evidence, "seen")]

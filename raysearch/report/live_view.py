@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.report.front_info import staircase
-from raysearch.report.terminal import budget_lines, front_table, own_command, print_rich, typed
+from raysearch.report.terminal import budget_lines, front_table, own_command, print_rich, shell_path
 from raysearch.study.folder import Study
 from raysearch.study.front import Front
 from raysearch.study.records import Score, TrialRecord
 from raysearch.study.text import seconds_text
 
 if TYPE_CHECKING:
-    from raysearch.study.plan import Plan
+    from raysearch.study.plan import StudyPlan
 
 TRIALS_BEFORE_A_FORECAST = 3
 SYMBOLS = {"stopped": "×", "finished": "·", "stairs": "─", "front": "●"}
@@ -40,7 +40,7 @@ class LiveView:
     front. After Ctrl-C it says what was kept and how to go on.
     """
 
-    def __init__(self, plan: "Plan", study: Study) -> None:
+    def __init__(self, plan: "StudyPlan", study: Study) -> None:
         self._plan, self._study = plan, study
         self._running: dict[str, _Running] = {}
         self._ended_here = 0
@@ -102,7 +102,7 @@ class LiveView:
         print(f"\nInterrupted; {kept}, the front has {len(front.points) if front else 0} points.")
         if front and front.points:
             print_rich(front_table(front.points))
-        print(f"Go on with: {own_command()} search --resume {typed(folder)}", flush=True)
+        print(f"Go on with: {own_command()} search --resume {shell_path(folder)}", flush=True)
 
     def _clock(self) -> str:
         return seconds_text(time.monotonic() - self._started)

@@ -15,7 +15,7 @@ NUM_RESAMPLES = 12
 
 
 @dataclass(frozen=True)
-class Importance:
+class ParamImportance:
     """How much a dimension mattered: its share of the whole, and the middle 80% over resampled trials."""
 
     name: str
@@ -24,7 +24,7 @@ class Importance:
     high: float
 
 
-def for_front(records: Sequence[TrialRecord], baseline: Baseline) -> list[Importance]:
+def for_front(records: Sequence[TrialRecord], baseline: Baseline) -> list[ParamImportance]:
     """What mattered for coming near the front: PED-ANOVA (arXiv 2304.10255; conditional form arXiv 2601.20800).
 
     Returns:
@@ -36,7 +36,7 @@ def for_front(records: Sequence[TrialRecord], baseline: Baseline) -> list[Import
     return _resampled(records, baseline, lambda: PedAnovaImportanceEvaluator(target_quantile=quantile), None)
 
 
-def for_retention(records: Sequence[TrialRecord], baseline: Baseline) -> list[Importance]:
+def for_retention(records: Sequence[TrialRecord], baseline: Baseline) -> list[ParamImportance]:
     """What explains the variance of retention: fANOVA, over the dimensions that every trial has.
 
     Returns:
@@ -52,7 +52,9 @@ def for_retention(records: Sequence[TrialRecord], baseline: Baseline) -> list[Im
     )
 
 
-def _resampled(records: Sequence[TrialRecord], baseline: Baseline, evaluator: Any, target: Any) -> list[Importance]:
+def _resampled(
+    records: Sequence[TrialRecord], baseline: Baseline, evaluator: Any, target: Any
+) -> list[ParamImportance]:
     scored = [record for record in records if record.rungs and record.end != "failed"]
     scored = [record for record in scored if np.isfinite(record.rungs[-1].retention)]
     if len(scored) < MIN_TRIALS:
@@ -67,7 +69,7 @@ def _resampled(records: Sequence[TrialRecord], baseline: Baseline, evaluator: An
             values.append(found.get(name, 0.0))
     bounds = {name: np.quantile(values, (0.1, 0.9)) for name, values in draws.items()}
     ranked = sorted(shares.items(), key=lambda item: -item[1])
-    return [Importance(name, share, *map(float, bounds[name])) for name, share in ranked]
+    return [ParamImportance(name, share, *map(float, bounds[name])) for name, share in ranked]
 
 
 def _shares(records: Sequence[TrialRecord], baseline: Baseline, evaluator: Any, target: Any) -> dict[str, float]:

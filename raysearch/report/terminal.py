@@ -23,7 +23,7 @@ def standard_error(point: FrontPoint) -> float:
     return (high - low) / (2 * _Z95)
 
 
-def not_told_apart(point: FrontPoint, others: Iterable[FrontPoint]) -> list[FrontPoint]:
+def statistically_tied(point: FrontPoint, others: Iterable[FrontPoint]) -> list[FrontPoint]:
     """The `others` whose retention differs from the point's by less than its 95% interval would need.
 
     The two retentions are taken as independent. Both were measured on the same questions, which makes their
@@ -153,7 +153,7 @@ def print_result(front: Front, folder: Path) -> None:
             "recovery taught these very questions, the dense model isn't asked as it was trained: compare its scores "
             "with published ones, and mend the chat template or the benchmarks' prompt."
         )
-    where, command = typed(folder), own_command()
+    where, command = shell_path(folder), own_command()
     print(f"\nFront      {where}/front.json, front.png, front.html")
     print(f"Report     {command} report {where}")
     if front.points:
@@ -164,10 +164,10 @@ def print_result(front: Front, folder: Path) -> None:
 def own_command() -> str:
     """The command line as whoever started this can type it."""
     beside = Path(sys.executable).with_name("raysearch")
-    return "raysearch" if shutil.which("raysearch") or not beside.exists() else typed(beside)
+    return "raysearch" if shutil.which("raysearch") or not beside.exists() else shell_path(beside)
 
 
-def typed(path: Path) -> str:
+def shell_path(path: Path) -> str:
     """A path as a person would type it here."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 

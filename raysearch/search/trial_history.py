@@ -14,10 +14,10 @@ from raysearch.search.samplers.encoding import Encoding
 from raysearch.study.multi_objective import nondomination_layers
 
 End = Literal["finished", "stopped", "failed"]
-Made = tuple[float, str]
+ModelIdentity = tuple[float, str]
 
 
-def made_by(recipe: Recipe, size_ratio: float) -> Made:
+def model_identity(recipe: Recipe, size_ratio: float) -> ModelIdentity:
     """What a recipe makes: two of one size that differ in nothing but the ratio make the same model."""
     return size_ratio, recipe.key_without_ratio
 
@@ -40,12 +40,12 @@ class Proposal:
     """None while it runs."""
 
 
-class History:
+class TrialHistory:
     """The trials of a search, by name, in the order of their proposals."""
 
     def __init__(self) -> None:
         self.proposals: dict[str, Proposal] = {}
-        self.made: set[Made] = set()
+        self.made: set[ModelIdentity] = set()
         """What has been proposed."""
         self.running: dict[str, Proposal] = {}
         """The trials that have not ended, in the order of their proposals."""
@@ -69,7 +69,7 @@ class History:
         self.sizes[proposal.size_ratio] += 1
         if proposal.end is None:
             self.running[trial] = proposal
-        self.made.add(made_by(proposal.recipe, proposal.size_ratio))
+        self.made.add(model_identity(proposal.recipe, proposal.size_ratio))
 
     def rename(self, trial: str, name: str) -> None:
         """Go on with a trial under another name; its place in the order stays."""
@@ -124,7 +124,7 @@ class History:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], encoding: Encoding) -> "History":
+    def from_state(cls, state: Mapping[str, Any], encoding: Encoding) -> "TrialHistory":
         """The history that `state` was taken from."""
         history = cls()
         for name, (number, recipe, ratio, params, curve, end) in state.items():

@@ -11,12 +11,12 @@ from raysearch.data.loading import num_rows
 from raysearch.errors import InputError
 from raysearch.evaluation.benchmarks import check_benchmarks
 from raysearch.models.param_count_cache import counts_of_model
-from raysearch.models.shape import Counts, Shape
+from raysearch.models.shape import ParamCounts, Shape
 from raysearch.models.shape_solver import size_for, smallest_shape, solve
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """What a search needs to know beforehand.
 
     Attributes:
@@ -27,7 +27,7 @@ class Plan:
     """
 
     space: SearchSpace
-    counts: Counts = field(repr=False)
+    counts: ParamCounts = field(repr=False)
     dense: Size
     num_samples: int
     max_samples: int
@@ -68,7 +68,7 @@ class Plan:
         ]
 
 
-def plan(space: SearchSpace) -> Plan:
+def plan_study(space: SearchSpace) -> StudyPlan:
     """Check a space against its model and data; nothing is loaded that costs more than seconds, nothing written.
 
     Raises:
@@ -89,7 +89,7 @@ def plan(space: SearchSpace) -> Plan:
             f"recipe.data_fraction: {smallest_fraction:g} of {num_samples} samples is none; raise it or num_samples"
         )
     budgets = tuple(Budget.parse(text) for text in space.budgets)
-    planned = Plan(space, counts, dense, num_samples, space.largest_recovery(num_samples), budgets)
+    planned = StudyPlan(space, counts, dense, num_samples, space.largest_recovery(num_samples), budgets)
     smallest = planned.smallest()
     if budgets and not any(budget.admits(smallest, dense) for budget in budgets):
         raise InputError(
@@ -100,7 +100,7 @@ def plan(space: SearchSpace) -> Plan:
     return planned
 
 
-def _smallest_shape(counts: Counts, mode: Any, ratio: float) -> Shape:
+def _smallest_shape(counts: ParamCounts, mode: Any, ratio: float) -> Shape:
     try:
         return solve(counts, mode, ratio)
     except InputError:  # more than can be removed

@@ -15,19 +15,20 @@ from types import SimpleNamespace
 from typing import Any
 
 from raysearch.backend import tuner
+from raysearch.backend.recorder import Callback
 from raysearch.config.budget import Budget, Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.study.folder import Study, locked
 from raysearch.study.front import Baseline
-from raysearch.study.plan import Plan
+from raysearch.study.plan import StudyPlan
 
 DENSE = Size(1000, 2000)
 NUM_SAMPLES = 900
 
 
-class MadePlan(Plan):
+class MadePlan(StudyPlan):
     """Sizes by a formula: layers go eight at a time, widths one by one; nine tenths of the model are the decoder."""
 
     def size_of(self, recipe: Recipe) -> Size | None:
@@ -122,7 +123,7 @@ def drive(
     name: str = "t",
     log: Path | None = None,
     seconds: Callable[[Recipe], float] = lambda recipe: 1.0,
-    observe: Callable[[Study], Sequence[tuner.Observer]] = lambda study: (),
+    observe: Callable[[Study], Sequence[Callback]] = lambda study: (),
 ) -> Study:
     """Begin a study, or go on with it, and run it to its end.
 

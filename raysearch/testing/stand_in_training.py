@@ -32,14 +32,14 @@ from raysearch.study.records import Score
 SECONDS_PER_RUNG = 0.05
 
 
-class Prepared:
+class DenseBaselines:
     """What is measured once per study."""
 
     importances: Mapping[str, Any] = {}
     search = SimpleNamespace(means=lambda: {"digits": 1.0})
 
 
-class Workbench:
+class TrialContext:
     """A dense model without weights."""
 
     def __init__(self, space: SearchSpace, teacher_folder: Path, once: Callable[[Mapping], Mapping[str, Any]]) -> None:
@@ -49,19 +49,19 @@ class Workbench:
         note_process(self.study)
 
     @property
-    def prepared(self) -> Prepared:
+    def baselines(self) -> DenseBaselines:
         """Each part by whichever slot comes to it first."""
         assert self._once({"one": lambda: 1, "two": lambda: 2}) == {"one": 1, "two": 2}
-        return Prepared()
+        return DenseBaselines()
 
 
 class Trial:
     """A recipe whose retention is known beforehand."""
 
-    def __init__(self, recipe: Recipe, bench: Workbench) -> None:
-        self.recipe, self.bench, self.samples_seen = recipe, bench, 0
-        self.size = bench.counts.size(shape_for(bench.counts, recipe))
-        self.end = recipe.samples_to_see(bench.space.num_samples or 0)
+    def __init__(self, recipe: Recipe, context: TrialContext) -> None:
+        self.recipe, self.context, self.samples_seen = recipe, context, 0
+        self.size = context.counts.size(shape_for(context.counts, recipe))
+        self.end = recipe.samples_to_see(context.space.num_samples or 0)
         self.seconds = {"seconds_training": 0.0, "seconds_evaluating": 0.0}
 
     def scores(self, rungs: Iterable[int], keep_in: Path) -> Iterator[Score]:
@@ -73,16 +73,16 @@ class Trial:
             yield score
         for rung in [*(rung for rung in sorted(rungs) if rung < self.end), self.end]:
             if rung > self.samples_seen or not known:
-                fail_if_asked(self.bench.study)
+                fail_if_asked(self.context.study)
                 time.sleep(SECONDS_PER_RUNG)
                 self.samples_seen = rung
                 known.append(self._score(rung))
                 write_json(kept, [score.model_dump() for score in known])
-                note_rung(self.bench.study, f"{self.recipe.key} {rung}")
+                note_rung(self.context.study, f"{self.recipe.key} {rung}")
                 yield known[-1]
 
     def _score(self, seen: int) -> Score:
-        kept = retention(self.recipe, self.size, self.bench.dense_size, seen)
+        kept = retention(self.recipe, self.size, self.context.dense_size, seen)
         return Score(samples_seen=seen, retention=kept, retention_se=0.01, scores={"digits": kept})
 
     def finish(self, folder: Path) -> Measured:
@@ -90,7 +90,7 @@ class Trial:
         (folder.parent / f".{folder.name}.made").mkdir(parents=True)
         (folder.parent / f".{folder.name}.made" / "recipe.yaml").write_text("made")
         os.replace(folder.parent / f".{folder.name}.made", folder)
-        kept = retention(self.recipe, self.size, self.bench.dense_size, self.end)
+        kept = retention(self.recipe, self.size, self.context.dense_size, self.end)
         return Measured(retention=kept, retention_ci=(kept - 0.02, kept + 0.02), scores={"digits": kept})
 
     def close(self) -> None:

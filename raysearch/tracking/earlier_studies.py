@@ -17,7 +17,7 @@ from raysearch.tracking.mlflow_runs import find_trials
 
 
 @dataclass(frozen=True)
-class EarlierTrial:
+class PriorTrial:
     """A finished trial of another study."""
 
     recipe: Recipe
@@ -27,7 +27,7 @@ class EarlierTrial:
     """Whether no other trial of its study was both no larger and better."""
 
 
-def read_earlier(source: str, uri: str) -> list[EarlierTrial]:
+def read_prior_trials(source: str, uri: str) -> list[PriorTrial]:
     """The finished trials of an earlier study.
 
     Args:
@@ -47,13 +47,13 @@ def read_earlier(source: str, uri: str) -> list[EarlierTrial]:
     return [replace(trial, on_front=bool(layer == 0)) for trial, layer in zip(found, layers, strict=True)]
 
 
-def _from_folder(folder: Path) -> Iterator[EarlierTrial]:
+def _from_folder(folder: Path) -> Iterator[PriorTrial]:
     for record in read_trials(folder):
         if record.end == "finished" and record.rungs:
-            yield EarlierTrial(record.recipe, record.size_bytes, record.rungs[-1].retention)
+            yield PriorTrial(record.recipe, record.size_bytes, record.rungs[-1].retention)
 
 
-def _from_experiment(name: str, uri: str) -> Iterable[EarlierTrial]:
+def _from_experiment(name: str, uri: str) -> Iterable[PriorTrial]:
     try:
         runs = find_trials(uri, name)
     except Exception as error:
@@ -69,7 +69,7 @@ def _from_experiment(name: str, uri: str) -> Iterable[EarlierTrial]:
         try:
             fields: dict[str, Any] = {name: _value(text) for name, text in params.items()}
             recipe = Recipe(**fields)
-            yield EarlierTrial(recipe, round(metrics["size_bytes"]), metrics["retention"])
+            yield PriorTrial(recipe, round(metrics["size_bytes"]), metrics["retention"])
         except (ValidationError, KeyError):  # a run that somebody else put there
             continue
 

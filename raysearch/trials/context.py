@@ -28,14 +28,14 @@ from raysearch.models.vision_cache import VisionCache
 from raysearch.pruning import prune
 from raysearch.pruning.importance import Importance, importance
 from raysearch.pruning.prune import Scores, kept_layers
-from raysearch.recovery.deepspeed_engine import current_device, moved
-from raysearch.recovery.hidden_states import Compared
+from raysearch.recovery.deepspeed_engine import current_device, on_device
+from raysearch.recovery.hidden_states import DistillationPoints
 from raysearch.recovery.teacher import Teacher
 from raysearch.recovery.teacher_cache import GB, CachedTeacher
 
 
 @dataclass(frozen=True)
-class Prepared:
+class DenseBaselines:
     """What is measured once per study, on the dense model."""
 
     search: Results
@@ -49,7 +49,7 @@ class Prepared:
 
 
 Measures = Mapping[str, Callable[[], Any]]
-"""How to measure each part of `Prepared`, those that take longest first."""
+"""How to measure each part of `DenseBaselines`, those that take longest first."""
 
 
 def measured_here(measures: Measures) -> dict[str, Any]:
@@ -57,23 +57,23 @@ def measured_here(measures: Measures) -> dict[str, Any]:
     return {name: measure() for name, measure in measures.items()}
 
 
-class Workbench:
+class TrialContext:
     """What every trial of a worker shares: the dense model, its data, its questions and its importance scores."""
 
     def __init__(
         self,
         space: SearchSpace,
-        prepared: Prepared | None = None,
+        baselines: DenseBaselines | None = None,
         teacher_folder: Path | None = None,
-        once: Callable[[Measures], Mapping[str, Any]] = measured_here,
+        measure_once_per_study: Callable[[Measures], Mapping[str, Any]] = measured_here,
     ) -> None:
         """Load the model and the data.
 
         Args:
-            prepared: left out, it is measured when it is first asked for.
+            baselines: left out, it is measured when it is first asked for.
             teacher_folder: where the dense model's states are kept, shared by all workers of a study; left out, a
                 folder of this workbench's own.
-            once: hands back all parts of `prepared`, having measured those that no other workbench of the study has.
+            measure_once_per_study: returns every part of `baselines`; measures those that no other context of the study has.
 
         Raises:
             InputError: the model, the data or the benchmarks can't be used.
@@ -95,12 +95,12 @@ class Workbench:
         share = space.search.early_questions if space.search.early_stopping else 1.0
         self.early_questions = self.questions if share == 1 else [b.early(share) for b in self.questions]
         self.heldout = load_benchmarks(space.benchmarks, "heldout")
-        self._once = once
-        if prepared:
-            self.prepared = prepared
+        self._measure_once_per_study = measure_once_per_study
+        if baselines:
+            self.baselines = baselines
 
     @functools.cached_property
-    def prepared(self) -> Prepared:
+    def baselines(self) -> DenseBaselines:
         """Scores of the dense model, and the importance of its units by every criterion that the space names.
 
         Raises:
@@ -117,18 +117,18 @@ class Workbench:
             measures[f"importance by {name}"] = partial(self.importance, name, num_samples)
         if self.early_questions is not self.questions:
             measures["early"] = partial(self.evaluate, self.model, self.early_questions)
-        found = self._once(measures)
+        found = self._measure_once_per_study(measures)
         search, heldout, early = found["search"], found["heldout"], found.get("early", found["search"])
         _refuse_at_chance(search, heldout)
         if "early" in found:
             _refuse_too_few(early, self.space)
         if self.space.uses_teacher():
             self.teacher.prepare(1, current_device())
-        return Prepared(search, early, heldout, {name: found[f"importance by {name}"] for name in criteria})
+        return DenseBaselines(search, early, heldout, {name: found[f"importance by {name}"] for name in criteria})
 
     def evaluate(self, model: PreTrainedModel, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of `model` on `benchmarks`."""
-        with moved(model, current_device()), self.vision.serving(model):
+        with on_device(model, current_device()), self.vision.serving(model):
             return evaluate(model, self.family, self.encoder, benchmarks)
 
     def prune(self, recipe: Recipe, importances: Mapping[str, Importance] | None = None) -> PreTrainedModel:
@@ -137,12 +137,12 @@ class Workbench:
         Args:
             importances: by criterion; left out, those that were measured once for the study.
         """
-        scores = self._scores(recipe, self.prepared.importances if importances is None else importances)
+        scores = self._scores(recipe, self.baselines.importances if importances is None else importances)
         return prune(self.model, shape_for(counts_of(self.model.config), recipe), scores)
 
     def kept_layers(self, recipe: Recipe) -> list[int]:
         """The dense decoder's layers that `prune` leaves."""
-        scores = self._scores(recipe, self.prepared.importances)
+        scores = self._scores(recipe, self.baselines.importances)
         return kept_layers(self.model.config, shape_for(counts_of(self.model.config), recipe), scores)
 
     def _scores(self, recipe: Recipe, importances: Mapping[str, Importance]) -> Scores:
@@ -160,7 +160,7 @@ class Workbench:
         size = self.space.calibration.batch_size
         starts = range(0, len(chosen), size)
         batches = (self.encoder.collate(chosen[start : start + size]) for start in starts)
-        with moved(self.model, current_device()):
+        with on_device(self.model, current_device()):
             return importance(self.model, batches, criterion, seed=self.space.search.seed)
 
     def _to_calibrate(self) -> Iterator[Encoded]:
@@ -173,7 +173,7 @@ class Workbench:
 
     def _teacher(self, folder: Path | None) -> Teacher:
         settings = self.space.recovery
-        compared = Compared.of(settings, self.family, self.model.config)
+        compared = DistillationPoints.of(settings, self.family, self.model.config)
         if settings.teacher == "online":
             return Teacher(self.model, self.family, compared)
         if folder is None:

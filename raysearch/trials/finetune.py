@@ -8,15 +8,15 @@ from raysearch import models
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Retention, difference
-from raysearch.export.delivery import checkpoint_of
+from raysearch.export.export_checkpoint import checkpoint_of
 from raysearch.study.folder import read_space
 from raysearch.study.front import FrontPoint, Measured
-from raysearch.trials.context import Workbench
+from raysearch.trials.context import TrialContext
 from raysearch.trials.trial import Trial, quality_of
 
 
 @dataclass(frozen=True)
-class Polished:
+class Finetuned:
     """What further recovery came to.
 
     Attributes:
@@ -48,7 +48,7 @@ class Polished:
         )
 
 
-def polish(study: Path, point: FrontPoint, epochs: float = 1.0) -> Polished:
+def finetune(study: Path, point: FrontPoint, epochs: float = 1.0) -> Finetuned:
     """Train a front point's checkpoint further and keep what is better, beside it in the study's folder.
 
     One worker does it, in this process.
@@ -70,11 +70,11 @@ def polish(study: Path, point: FrontPoint, epochs: float = 1.0) -> Polished:
     longer = Recipe(**{**point.recipe.as_dict(), "data_fraction": 1.0, "epochs": epochs})
     # What is pruned already needs no importance measured.
     unpruned = longer.model_copy(update={"mode": "layerwise", "criterion": "deepest", "depth_share": None})
-    bench = Workbench(read_space(study).pinned(unpruned))
-    form, dense = bench.space.retention, bench.prepared  # before another model is on the device
+    context = TrialContext(read_space(study).fixed_to(unpruned))
+    form, dense = context.space.retention, context.baselines  # before another model is on the device
     model, _ = models.load(checkpoint)
-    before, before_heldout = (bench.evaluate(model, asked) for asked in (bench.questions, bench.heldout))
-    trial = Trial(longer, bench, model, _kept_layers(checkpoint))
+    before, before_heldout = (context.evaluate(model, asked) for asked in (context.questions, context.heldout))
+    trial = Trial(longer, context, model, _kept_layers(checkpoint))
     try:
         (score,) = trial.scores([])
         assert trial.latest_results is not None, trial.recipe
@@ -94,8 +94,8 @@ def polish(study: Path, point: FrontPoint, epochs: float = 1.0) -> Polished:
             "heldout": after,
             "measured": None,
         }
-        return Polished(point.model_copy(update=changes), gain, before_quality, after, score.samples_seen)
-    return Polished(point, gain, before_quality, after, score.samples_seen)
+        return Finetuned(point.model_copy(update=changes), gain, before_quality, after, score.samples_seen)
+    return Finetuned(point, gain, before_quality, after, score.samples_seen)
 
 
 def _kept_layers(checkpoint: Path) -> list[int] | None:

@@ -5,11 +5,11 @@ from pathlib import Path
 from raysearch.errors import InputError
 from raysearch.study.folder import CHECKPOINTS, TEACHER, read_space, read_trials
 from raysearch.study.front import FrontPoint
-from raysearch.trials.context import Workbench
+from raysearch.trials.context import TrialContext
 from raysearch.trials.trial import Trial, quality_of
 
 
-def retrain(study: Path, point: FrontPoint) -> FrontPoint:
+def rebuild_checkpoint(study: Path, point: FrontPoint) -> FrontPoint:
     """Prune and recover as the search did, rung by rung, and write the checkpoint beside the front's.
 
     One worker does it, in this process: on the same machine, by one worker as well, the weights are the same to the
@@ -21,14 +21,14 @@ def retrain(study: Path, point: FrontPoint) -> FrontPoint:
     Raises:
         InputError: the study's model or data are gone.
     """
-    bench = Workbench(read_space(study).pinned(point.recipe), teacher_folder=study / TEACHER)
+    context = TrialContext(read_space(study).fixed_to(point.recipe), teacher_folder=study / TEACHER)
     rungs = [score.samples_seen for record in read_trials(study) if record.key == point.key for score in record.rungs]
-    trial = Trial(point.recipe, bench)
+    trial = Trial(point.recipe, context)
     try:
         for _ in trial.scores(rungs):
             pass
         assert trial.latest_results is not None, point.key
-        found = quality_of(trial.latest_results, bench.prepared.search, bench.space.retention)
+        found = quality_of(trial.latest_results, context.baselines.search, context.space.retention)
         folder = f"{CHECKPOINTS}/{point.key}-retrained"
         heldout = trial.finish(study / folder)
     except FloatingPointError as error:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from raysearch.errors import InputError
 from raysearch.files import is_storage_problem, write_json
-from raysearch.recovery.deepspeed_engine import is_first_worker, least, storage_shared
-from raysearch.recovery.trainer import Recovery
+from raysearch.recovery.deepspeed_engine import all_reduce_min, collective_io, is_rank_zero
+from raysearch.recovery.trainer import RecoveryTrainer
 from raysearch.study.records import Score
 
 SCORES, UNFINISHED = "scores.json", "unfinished"
 logger = logging.getLogger(__name__)
 
 
-def keep(recovery: Recovery, scores: Sequence[Score], folder: Path) -> None:
+def keep(recovery: RecoveryTrainer, scores: Sequence[Score], folder: Path) -> None:
     """Write the state at a rung to FOLDER/SAMPLES_SEEN, whole or not at all, and delete the rung before.
 
     Where it can't be written, on a full disk for instance, the rung before stays and a warning says so: the trial needs
@@ -29,14 +29,14 @@ def keep(recovery: Recovery, scores: Sequence[Score], folder: Path) -> None:
     unfinished, whole = folder / UNFINISHED, folder / str(recovery.samples_seen)
     try:
         recovery.save(unfinished)
-        with storage_shared():
-            if is_first_worker():
+        with collective_io():
+            if is_rank_zero():
                 write_json(unfinished / SCORES, [score.model_dump() for score in scores])
                 _take(unfinished, whole)
     except OSError as error:
         if not is_storage_problem(error):
             raise
-        if is_first_worker():
+        if is_rank_zero():
             shutil.rmtree(unfinished, ignore_errors=True)
             logger.warning("%s: not kept (%s); the trial goes on without it", whole, error.strerror)
 
@@ -50,7 +50,7 @@ def _take(unfinished: Path, whole: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)  # the study may have deleted it to keep to its quota
 
 
-def restore(recovery: Recovery, folder: Path) -> list[Score] | None:
+def restore(recovery: RecoveryTrainer, folder: Path) -> list[Score] | None:
     """Go on from the newest rung in a folder. Every worker must call it.
 
     Returns:
@@ -58,7 +58,7 @@ def restore(recovery: Recovery, folder: Path) -> list[Score] | None:
         settings: then the recovery may be half overwritten.
     """
     rungs = _rungs(folder)
-    if least(bool(rungs)) == 0:
+    if all_reduce_min(bool(rungs)) == 0:
         return []
     newest = rungs[-1]
     try:
@@ -68,7 +68,7 @@ def restore(recovery: Recovery, folder: Path) -> list[Score] | None:
     except (InputError, OSError, ValueError, TypeError) as error:
         logger.warning("%s: can't go on from it (%s); the trial starts anew", newest, error)
         usable = False
-    return scores if least(usable) else None
+    return scores if all_reduce_min(usable) else None
 
 
 def _rungs(folder: Path) -> list[Path]:

@@ -11,15 +11,15 @@ from raysearch import export
 from raysearch.config.recipe import Recipe
 from raysearch.evaluation.benchmarks import Benchmark
 from raysearch.evaluation.retention import Results, retention, score_intervals
-from raysearch.export.packed import quantized
+from raysearch.export.packed import fake_quantized
 from raysearch.models.param_count import counts_of
 from raysearch.models.shape_solver import size_for
-from raysearch.recovery.deepspeed_engine import is_first_worker, storage_shared
-from raysearch.recovery.trainer import Recovery
+from raysearch.recovery.deepspeed_engine import collective_io, is_rank_zero
+from raysearch.recovery.trainer import RecoveryTrainer
 from raysearch.study.front import Measured
 from raysearch.study.records import Score
 from raysearch.trials import rung_checkpoint
-from raysearch.trials.context import Workbench
+from raysearch.trials.context import TrialContext
 
 
 class Trial:
@@ -28,7 +28,7 @@ class Trial:
     def __init__(
         self,
         recipe: Recipe,
-        bench: Workbench,
+        context: TrialContext,
         model: object = None,
         kept_layers: Sequence[int] | None = None,
     ) -> None:
@@ -37,12 +37,12 @@ class Trial:
         Args:
             kept_layers: of the dense decoder, in `model`; left out, all of them.
         """
-        self.recipe, self.bench = recipe, bench
-        self.model = bench.prune(recipe) if model is None else model
-        self.kept_layers = bench.kept_layers(recipe) if model is None else kept_layers
-        self.size = size_for(counts_of(bench.model.config), recipe)
-        self.end = recipe.samples_to_see(len(bench.samples))
-        self._recovery: Recovery | None = None
+        self.recipe, self.context = recipe, context
+        self.model = context.prune(recipe) if model is None else model
+        self.kept_layers = context.kept_layers(recipe) if model is None else kept_layers
+        self.size = size_for(counts_of(context.model.config), recipe)
+        self.end = recipe.samples_to_see(len(context.samples))
+        self._recovery: RecoveryTrainer | None = None
         self._latest: Score | None = None
         self._heldout: Results | None = None
         self.latest_results: Results | None = None
@@ -84,19 +84,19 @@ class Trial:
         """Samples seen by recovery so far."""
         return self._recovery.samples_seen if self._recovery else 0
 
-    def _start_recovery(self) -> Recovery:
-        bench = self.bench
-        return Recovery(
+    def _start_recovery(self) -> RecoveryTrainer:
+        context = self.context
+        return RecoveryTrainer(
             self.model,
-            bench.family,
+            context.family,
             self.recipe,
-            bench.samples,
-            bench.encoder,
-            bench.teacher,
-            bench.space.recovery,
+            context.samples,
+            context.encoder,
+            context.teacher,
+            context.space.recovery,
             self.kept_layers,
-            bench.bad_rows,
-            bench.vision,
+            context.bad_rows,
+            context.vision,
         )
 
     def _restore(self, folder: Path) -> list[Score]:
@@ -105,19 +105,19 @@ class Trial:
         known = rung_checkpoint.restore(self._recovery, folder)
         if known is None:
             self._recovery.close()
-            self.model = self.bench.prune(self.recipe)
+            self.model = self.context.prune(self.recipe)
             self._recovery = self._start_recovery()
         return known or []
 
     def evaluate(self, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of the model as it stands, with the weights that an export would have."""
-        bench, quantization = self.bench, self.recipe.quantization
+        context, quantization = self.context, self.recipe.quantization
         with (
             self._timed("seconds_evaluating"),
             self._weights() as model,
-            quantized(model, quantization, bench.model.dtype),
+            fake_quantized(model, quantization, context.model.dtype),
         ):
-            return bench.evaluate(model, benchmarks)
+            return context.evaluate(model, benchmarks)
 
     def _weights(self) -> AbstractContextManager[PreTrainedModel]:
         if self._recovery is None:
@@ -127,28 +127,28 @@ class Trial:
     def heldout_results(self) -> Results:
         """Scores on the held-out questions, of the model at its end."""
         if self._heldout is None:
-            self._heldout = self.evaluate(self.bench.heldout)
+            self._heldout = self.evaluate(self.context.heldout)
         return self._heldout
 
     def finish(self, folder: Path) -> Measured:
         """Score the model on held-out questions, and write it as a stock checkpoint. Every worker must call it."""
-        bench = self.bench
+        context = self.context
         results = self.heldout_results()
-        heldout = quality_of(results, bench.prepared.heldout, bench.space.retention)
+        heldout = quality_of(results, context.baselines.heldout, context.space.retention)
         scores = {
             "search": self._latest and self._latest.model_dump(),
             "heldout": heldout.model_dump(),
             "pruning": {"layers_kept": self.kept_layers},
         }
         card = {
-            "base_model": bench.space.model,
-            "parameters": f"{self.size.num_params:,} of {bench.dense_size.num_params:,}",
-            "bytes": f"{self.size.size_bytes:,} of {bench.dense_size.size_bytes:,}",
+            "base_model": context.space.model,
+            "parameters": f"{self.size.num_params:,} of {context.dense_size.num_params:,}",
+            "bytes": f"{self.size.size_bytes:,} of {context.dense_size.size_bytes:,}",
         }
         model = self._recovery.finished_model() if self._recovery else self.model
-        with storage_shared():
-            if is_first_worker():
-                export.save(model, bench.processor, folder, recipe=self.recipe, scores=scores, card=card)
+        with collective_io():
+            if is_rank_zero():
+                export.save(model, context.processor, folder, recipe=self.recipe, scores=scores, card=card)
         return heldout
 
     def close(self) -> None:
@@ -164,10 +164,10 @@ class Trial:
         self.seconds[what] += time.perf_counter() - started
 
     def _score(self, samples_seen: int, losses: Mapping[str, float]) -> Score:
-        bench, is_early = self.bench, samples_seen < self.end
-        self.latest_results = results = self.evaluate(bench.early_questions if is_early else bench.questions)
-        dense = bench.prepared.early if is_early else bench.prepared.search
-        kept = retention(results, dense, bench.space.retention)
+        context, is_early = self.context, samples_seen < self.end
+        self.latest_results = results = self.evaluate(context.early_questions if is_early else context.questions)
+        dense = context.baselines.early if is_early else context.baselines.search
+        kept = retention(results, dense, context.space.retention)
         self._latest = Score(
             samples_seen=samples_seen,
             retention=kept.value,

@@ -20,7 +20,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation import shared_prefix
 from raysearch.evaluation.retention import Results
-from raysearch.trials.context import Workbench
+from raysearch.trials.context import TrialContext
 from scripts.benchmarks.recovery import _clock, compare
 
 RATIOS = (0.0, 0.3, 0.6)
@@ -34,24 +34,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    bench = Workbench(SearchSpace.load(options.space))
-    questions = [question for benchmark in bench.questions for question in benchmark.questions]
+    context = TrialContext(SearchSpace.load(options.space))
+    questions = [question for benchmark in context.questions for question in benchmark.questions]
     print(f"{len(questions)} questions about {len({q.image_id for q in questions})} pictures\n")
     print("| widths less | questions/s | each alone | times as fast, median (range) | other answers |")
     print("|---|---|---|---|---|")
-    random = {"random": bench.importance("random", 0)}
+    random = {"random": context.importance("random", 0)}
     for ratio in RATIOS:
         recipe = Recipe(mode="widthwise", ratio=ratio, criterion="random")
-        model = bench.prune(recipe, random) if ratio else bench.model
+        model = context.prune(recipe, random) if ratio else context.model
         answers: dict[bool, Results] = {}
 
         def timed(are_joined: bool, model=model, answers=answers) -> float:
             started = _clock()
             if are_joined:
-                answers[True] = bench.evaluate(model, bench.questions)
+                answers[True] = context.evaluate(model, context.questions)
             else:
                 with patch.object(shared_prefix, "is_heeded", return_value=False):
-                    answers[False] = bench.evaluate(model, bench.questions)
+                    answers[False] = context.evaluate(model, context.questions)
             return _clock() - started
 
         row = compare(f"{ratio:.0%}", lambda: timed(True), lambda: timed(False), len(questions), options.repeats)

@@ -29,9 +29,9 @@ from typing import Any
 from raysearch.cli.search import EMBEDDED_SPACE
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
-from raysearch.search.early_stopping.asha import Rungs
+from raysearch.search.early_stopping.asha import AshaBracket
 from raysearch.study.multi_objective import hypervolume
-from raysearch.study.plan import plan
+from raysearch.study.plan import plan_study
 
 RESULTS, PREPARED = "results.jsonl", "prepared.pickle"
 
@@ -88,8 +88,8 @@ def _prepare(path: Path, space: SearchSpace) -> None:
     """Measure the dense model once, on all cores, in a process that ends."""
     code = (
         "import pickle, sys; from raysearch.recovery.deepspeed_engine import start_distributed; start_distributed();"
-        "from raysearch.trials.trial import Workbench; from raysearch.config.space import SearchSpace;"
-        "found = Workbench(SearchSpace.model_validate_json(sys.argv[1])).prepared;"
+        "from raysearch.trials.context import TrialContext; from raysearch.config.space import SearchSpace;"
+        "found = TrialContext(SearchSpace.model_validate_json(sys.argv[1])).baselines;"
         "open(sys.argv[2], 'wb').write(pickle.dumps(found))"
     )
     subprocess.run([sys.executable, "-c", code, space.model_dump_json(), str(path)], check=True)
@@ -106,9 +106,9 @@ def documented_pattern(folder: Path, seed: int, seconds: float, given: bool) -> 
     space = _space(given)
     if not given:
         _prepare(folder / PREPARED, space)
-    planned = plan(space)
+    planned = plan_study(space)
     first_rung = round(space.search.first_rung * planned.max_samples)
-    levels = Rungs(planned.max_samples, first_rung, space.search.reduction_factor).levels
+    levels = AshaBracket(planned.max_samples, first_rung, space.search.reduction_factor).levels
     ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR)
 
     class Record(tune.Callback):
@@ -144,9 +144,9 @@ def documented_pattern(folder: Path, seed: int, seconds: float, given: bool) -> 
 
 def _define_by_run(trial: Any) -> dict[str, Any]:
     """At the top of the module, since OptunaSearch is pickled with the experiment."""
-    from raysearch.search.samplers.optuna_samplers import OptunaAsk
+    from raysearch.search.samplers.optuna_samplers import OptunaSuggester
 
-    return {"recipe": _space().suggest(OptunaAsk(trial)).as_dict()}
+    return {"recipe": _space().suggest(OptunaSuggester(trial)).as_dict()}
 
 
 @functools.cache
@@ -187,17 +187,17 @@ def _train(config: dict[str, Any]) -> None:
 
     from raysearch.config.recipe import Recipe
     from raysearch.recovery.deepspeed_engine import start_distributed
-    from raysearch.trials.context import Workbench
+    from raysearch.trials.context import TrialContext
     from raysearch.trials.trial import Trial
 
     torch.set_num_threads(1)
     start_distributed()
     shared = Path(config["folder"])
     prepared = pickle.loads((shared / PREPARED).read_bytes())
-    bench = Workbench(SearchSpace.model_validate(config["space"]), prepared, shared / "teacher")
-    trial = Trial(Recipe(**config["recipe"]), bench)
+    context = TrialContext(SearchSpace.model_validate(config["space"]), prepared, shared / "teacher")
+    trial = Trial(Recipe(**config["recipe"]), context)
     for score in trial.scores([round(level) for level in config["levels"]]):
-        size_ratio = trial.size.size_bytes / bench.dense_size.size_bytes
+        size_ratio = trial.size.size_bytes / context.dense_size.size_bytes
         facts = {"size_ratio": size_ratio, "retention": score.retention, "samples_seen": score.samples_seen}
         train.report({**facts, "is_end": score.samples_seen >= trial.end})
 

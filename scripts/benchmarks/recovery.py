@@ -41,7 +41,7 @@ from raysearch.recovery.schedule import SampleOrder
 from raysearch.recovery.teacher import Teacher
 from raysearch.recovery.teacher_cache import CachedTeacher
 from raysearch.recovery.trainable_params import choose_trained
-from raysearch.recovery.trainer import Recovery
+from raysearch.recovery.trainer import RecoveryTrainer
 from scripts.experiments.smollm2_criteria import _package_folder
 
 CHATML = (
@@ -77,7 +77,7 @@ class Bench:
     def ours(self, trained: str, losses: dict[str, float], teacher: Teacher | None) -> float:
         """CPU seconds of the steps alone."""
         recipe = Recipe(mode="layerwise", ratio=0.15, criterion="random", trained=trained, lr=1e-4, **losses)  # type: ignore[arg-type]
-        recovery = Recovery(
+        recovery = RecoveryTrainer(
             copy.deepcopy(self.model), self.family, recipe, self.samples, self.encoder, teacher, self.settings
         )
         started = _clock()
@@ -204,7 +204,7 @@ def main() -> None:
         measure(Bench(options, Path(folder)), options)
 
 
-def measure(bench: Bench, options: argparse.Namespace) -> None:
+def measure(context: Bench, options: argparse.Namespace) -> None:
     """Print the table."""
     precision = str(compute_dtype(options.precision)).removeprefix("torch.")
     print(
@@ -215,12 +215,12 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
     print("|---|---|---|---|")
     sft = {"logits_kd": 0.0, "hidden_kd": 0.0}
     distilled = {"logits_kd": 0.5, "hidden_kd": 0.5}
-    count = (bench.num_samples, options.repeats)
+    count = (context.num_samples, options.repeats)
     for trained in ("projector+lora", "projector+decoder"):
-        ours, theirs = lambda t=trained: bench.ours(t, sft, None), lambda t=trained: bench.theirs(t)
+        ours, theirs = lambda t=trained: context.ours(t, sft, None), lambda t=trained: context.theirs(t)
         print(compare(f"{trained}, SFT, against Trainer", ours, theirs, *count), flush=True)
-        cached = lambda t=trained: bench.ours(t, distilled, bench.cached)  # noqa: E731
-        online = lambda t=trained: bench.ours(t, distilled, bench.online)  # noqa: E731
+        cached = lambda t=trained: context.ours(t, distilled, context.cached)  # noqa: E731
+        online = lambda t=trained: context.ours(t, distilled, context.online)  # noqa: E731
         print(compare(f"{trained}, SFT + KD, cached against online", cached, online, *count), flush=True)
 
 

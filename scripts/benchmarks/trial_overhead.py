@@ -20,7 +20,7 @@ from raysearch.backend.tuner import search
 from raysearch.cli.search import EMBEDDED_SPACE
 from raysearch.config.space import SearchSpace
 from raysearch.study.folder import Study
-from raysearch.study.plan import plan
+from raysearch.study.plan import plan_study
 from raysearch.study.records import TrialRecord
 from raysearch.tracking.tracker import Tracker
 
@@ -48,7 +48,7 @@ def main() -> None:
     space = SearchSpace.load(EMBEDDED_SPACE)
     content = space.model_dump(mode="json")
     content["search"]["trials"], content["slots"]["num"] = options.trials, 1
-    planned, watch = plan(SearchSpace.model_validate(content)), Ends()
+    planned, watch = plan_study(SearchSpace.model_validate(content)), Ends()
     with tempfile.TemporaryDirectory() as name:
         study = Study(Path(name) / "study", planned.space)
         study.create()

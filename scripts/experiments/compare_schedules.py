@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
-from raysearch.study.plan import plan
+from raysearch.study.plan import plan_study
 from scripts.replays.record_table import SPACE, recipes
 
 RUNG_SHARES = (1 / 27, 1 / 9, 1 / 3)
@@ -37,7 +37,7 @@ def main() -> None:
     content = SearchSpace.load(SPACE).model_dump(mode="json") | {"num_samples": options.samples}
     content["recipe"] |= {"data_fraction": [1.0], "epochs": [1.0]}
     space = SearchSpace.model_validate(content)
-    wanted = [recipe for recipe in recipes(plan(space), 2 * options.recipes) if recipe.trained != "nothing"]
+    wanted = [recipe for recipe in recipes(plan_study(space), 2 * options.recipes) if recipe.trained != "nothing"]
     run(space, wanted[: options.recipes], options.folder)
     print(table(read_json_lines(options.folder / TRIALS)))
 
@@ -52,18 +52,18 @@ def run(space: SearchSpace, wanted: list[Recipe], folder: Path) -> None:
     import torch
 
     from raysearch.recovery.deepspeed_engine import start_distributed
-    from raysearch.trials.context import Workbench
+    from raysearch.trials.context import TrialContext
     from raysearch.trials.trial import Trial
 
     torch.set_num_threads(1)
     start_distributed()
     folder.mkdir(parents=True, exist_ok=True)
-    bench = Workbench(space, teacher_folder=folder / "teacher")
-    rungs = [round(share * len(bench.samples)) for share in RUNG_SHARES]
+    context = TrialContext(space, teacher_folder=folder / "teacher")
+    rungs = [round(share * len(context.samples)) for share in RUNG_SHARES]
     for recipe, (schedule, average) in missing:
         settings = space.recovery.model_copy(update={"schedule": schedule, "weight_average": average})
-        bench.space = space.model_copy(update={"recovery": settings})
-        trial = Trial(recipe, bench)
+        context.space = space.model_copy(update={"recovery": settings})
+        trial = Trial(recipe, context)
         try:
             retentions = [score.retention for score in trial.scores(rungs)]
         except FloatingPointError as error:

@@ -22,7 +22,7 @@ from raysearch.evaluation.retention import Results, Retention, retention
 from raysearch.files import write_text
 from raysearch.recovery.deepspeed_engine import start_distributed
 from raysearch.replication.table import gap_over_seeds, kept_over_seeds, percent
-from raysearch.trials.context import Workbench
+from raysearch.trials.context import TrialContext
 from raysearch.trials.trial import Trial
 
 CRITERION = {"layerwise": "block_influence", "widthwise": "taylor"}
@@ -79,17 +79,17 @@ def measure(wanted: list[Recipe], folder: Path) -> None:
         return
     torch.set_num_threads(1)
     start_distributed()
-    bench = Workbench(SearchSpace.load(EMBEDDED_SPACE))
+    context = TrialContext(SearchSpace.load(EMBEDDED_SPACE))
     folder.mkdir(parents=True, exist_ok=True)
     for number, wanted_recipe in enumerate(missing, 1):
-        trial = Trial(wanted_recipe, bench)
+        trial = Trial(wanted_recipe, context)
         *_, score = trial.scores([])
-        results = trial.evaluate(bench.heldout)
+        results = trial.evaluate(context.heldout)
         trial.close()
         np.savez(folder / f"{wanted_recipe.key}.npz", **results.scores)
-        kept = retention(results, bench.prepared.heldout)
+        kept = retention(results, context.baselines.heldout)
         print(f"{number}/{len(missing)} {wanted_recipe.describe()}: {kept.value:.3f} (search {score.retention:.3f})")
-    np.savez(folder / "dense.npz", **bench.prepared.heldout.scores)
+    np.savez(folder / "dense.npz", **context.baselines.heldout.scores)
 
 
 class Effects:

@@ -13,7 +13,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation.retention import Results, difference, retention
 from raysearch.replication.table import percent
-from raysearch.trials.context import Workbench
+from raysearch.trials.context import TrialContext
 from raysearch.trials.trial import Trial
 
 CRITERION = {"layerwise": "block_influence", "widthwise": "taylor"}
@@ -31,10 +31,10 @@ class Measurement:
     on_search: float = 0.0
 
 
-def measure(bench: Workbench, recipe: Recipe) -> Measurement:
+def measure(context: TrialContext, recipe: Recipe) -> Measurement:
     """Prune, quantise, score; on the search's questions only what is chosen by them."""
-    trial = Trial(recipe, bench)
-    share = trial.size.size_bytes / bench.dense_size.size_bytes
+    trial = Trial(recipe, context)
+    share = trial.size.size_bytes / context.dense_size.size_bytes
     if recipe.quantization != "none":
         return Measurement(recipe, share, trial.heldout_results())
     (score,) = trial.scores([])
@@ -76,13 +76,13 @@ def name(recipe: Recipe) -> str:
 
 def main() -> None:
     """Measure, and print the table."""
-    bench = Workbench(SearchSpace.load(EMBEDDED_SPACE))
-    plain = [measure(bench, recipe) for recipe in recipes("none")]
-    dense = bench.prepared.heldout
+    context = TrialContext(SearchSpace.load(EMBEDDED_SPACE))
+    plain = [measure(context, recipe) for recipe in recipes("none")]
+    dense = context.baselines.heldout
     print("\n".join(("| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|")))
     for quantization in ("int8", "int4"):
         for recipe in recipes(quantization, most=0.4):
-            print("| " + " | ".join(row(measure(bench, recipe), plain, dense)) + " |", flush=True)
+            print("| " + " | ".join(row(measure(context, recipe), plain, dense)) + " |", flush=True)
 
 
 if __name__ == "__main__":

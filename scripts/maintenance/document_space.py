@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from raysearch.config.benchmarks import BenchmarkEntry, TaskEntry
+from raysearch.config.benchmarks import BenchmarkConfig, LmmsEvalConfig
 from raysearch.config.recipe import _CONDITIONS, LAYER_CRITERIA, LOSS_FIELDS, WIDTH_CRITERIA, Recipe
 from raysearch.config.space import SearchSpace
 
@@ -48,7 +48,7 @@ def page() -> str:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             parts.append(f"## {name}\n\n{section.__doc__}\n\n{table(section, f'{name}.')}")
-    for entry in (BenchmarkEntry, TaskEntry):
+    for entry in (BenchmarkConfig, LmmsEvalConfig):
         parts.append(f"## benchmarks\n\n{entry.__doc__}\n\n{table(entry, 'benchmarks[].')}")
     parts.append(f"## recipe\n\nThe dimensions that are searched.\n\n{DIMENSIONS}\n{recipe_table()}")
     return "\n".join(parts)

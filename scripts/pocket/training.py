@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from raysearch.pocket.asking import Question, easy_vqa_asked
+from raysearch.pocket.asking import PocketQuestion, easy_vqa_asked
 from raysearch.pocket.drawing import CELL, GRID, Draw, easy_vqa_image, easy_vqa_questions
 from raysearch.pocket.model import PATCH_SIZE
 from raysearch.pocket.packing import IGNORED, PackedBatch, Packer, Row, batch_rows
@@ -149,7 +149,9 @@ def training_rows(
         chunk += 1
 
 
-def as_conversations(questions: list[Question], described: list[Question], draw: Draw) -> list[list[Question]]:
+def as_conversations(
+    questions: list[PocketQuestion], described: list[PocketQuestion], draw: Draw
+) -> list[list[PocketQuestion]]:
     """Questions that each stand alone, or, for `CHAINED_PERCENT` of the pictures, conversations of up to four turns."""
     if draw.below(100) >= CHAINED_PERCENT or not questions:
         return [[question] for question in questions + described]
@@ -181,7 +183,7 @@ def answer_loss(model: LlavaForConditionalGeneration, images: np.ndarray, batch:
     return (losses * weights).sum() / weights.sum()
 
 
-Picture = tuple[np.ndarray, list[Question]]
+Picture = tuple[np.ndarray, list[PocketQuestion]]
 
 
 @torch.no_grad()

@@ -10,13 +10,13 @@ import optuna
 from pydantic import ValidationError
 
 from raysearch.config.budget import Budget, Size
-from raysearch.config.dimensions import Ask, Choices, Dimension
+from raysearch.config.dimensions import Choices, Dimension, Suggester
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Scalar
-from raysearch.search.early_stopping.asha import Rule, Rungs
+from raysearch.search.early_stopping.asha import AshaBracket, Rule
 from raysearch.search.early_stopping.rung import Rung
 from raysearch.search.samplers.ehvi import DrawAsk
-from raysearch.search.samplers.optuna_samplers import OptunaAsk
+from raysearch.search.samplers.optuna_samplers import OptunaSuggester
 from raysearch.search.searcher import SAMPLER_ATTEMPTS, Searcher
 from raysearch.testing.simulator import Result
 from scripts.replays.tables import RecordedTable, Table
@@ -52,7 +52,7 @@ class NoStopping:
             except ValidationError:  # all loss weights 0, say
                 continue
 
-    def row_of(self, ask: Ask) -> int:
+    def row_of(self, ask: Suggester) -> int:
         return self.table.suggest(ask, self.taken)
 
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
@@ -104,7 +104,7 @@ class RayOptunaASHA(RayASHA):
         self.search = OptunaSearch(self._define, metric=["size", "retention"], mode=["min", "max"], seed=self.seed)
 
     def _define(self, trial: optuna.Trial) -> None:
-        self._row = self.row_of(OptunaAsk(trial))
+        self._row = self.row_of(OptunaSuggester(trial))
 
     def propose(self, trial: str) -> int | None:
         for attempt in range(SAMPLER_ATTEMPTS):  # as in `Optuna`
@@ -161,7 +161,7 @@ class SyneTuneMOASHA(NoStopping):
 
 
 class ConfigAsk:
-    """An `Ask` that answers from a flat configuration."""
+    """An `Suggester` that answers from a flat configuration."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
@@ -201,7 +201,7 @@ class Optuna(NoStopping):
         for _ in range(SAMPLER_ATTEMPTS):
             asked = self.study.ask()
             try:
-                row = self.row_of(OptunaAsk(asked))
+                row = self.row_of(OptunaSuggester(asked))
             except ValidationError:
                 self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
                 continue
@@ -231,14 +231,14 @@ class Row:
 class TableSpace:
     """A table in the place of a search space."""
 
-    def __init__(self, table: Table, row_of: Callable[[Ask], int]) -> None:
+    def __init__(self, table: Table, row_of: Callable[[Suggester], int]) -> None:
         self._table, self._row_of = table, row_of
         self.recipe = table.space.recipe if isinstance(table, RecordedTable) else {}
 
     def asked(self) -> dict[str, Dimension]:
         return self._table.asked()
 
-    def suggest(self, ask: Ask) -> Row:
+    def suggest(self, ask: Suggester) -> Row:
         return Row(self._row_of(ask))
 
 
@@ -270,7 +270,7 @@ class Ours(NoStopping):
         if self.stops:
             order = np.argsort(self.table.shares)
             at_budgets = np.interp(budgets, self.table.shares[order], self.table.sizes[order])
-            self.rungs = Rungs(self.max_t, self.grace, 3, at_budgets, Rule(**parts))
+            self.rungs = AshaBracket(self.max_t, self.grace, 3, at_budgets, Rule(**parts))
             if random_ties:
                 self.rungs.rungs = [RandomTies(level, at_budgets, 1 / 3) for level in self.rungs.levels]
         self.searcher = Searcher(

@@ -24,8 +24,8 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Scalar
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
-from raysearch.search.early_stopping.asha import Rungs
-from raysearch.study.plan import Plan, plan
+from raysearch.search.early_stopping.asha import AshaBracket
+from raysearch.study.plan import StudyPlan, plan_study
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "pocket-table.yaml"
 REPEAT_EVERY = 10
@@ -53,7 +53,7 @@ class SobolAsk:
         return float(self._point[self._columns.setdefault(name, len(self._columns))])
 
 
-def recipes(planned: Plan, num_trials: int) -> list[Recipe]:
+def recipes(planned: StudyPlan, num_trials: int) -> list[Recipe]:
     """The first `num_trials` different recipes, each tenth of them twice.
 
     Two recipes that differ in nothing but a ratio that gives the same shape are one recipe.
@@ -84,7 +84,7 @@ def _points(sobol: Sobol) -> Iterator[np.ndarray]:
         yield from sobol.random(64)
 
 
-def record(planned: Plan, wanted: Sequence[Recipe], folder: Path, name: str) -> None:
+def record(planned: StudyPlan, wanted: Sequence[Recipe], folder: Path, name: str) -> None:
     """Run what no worker has run yet, and append a line per trial to this worker's file."""
     done = {line["key"] for line in read_lines(folder)}
     missing = [recipe for recipe in wanted if recipe.key not in done]
@@ -93,18 +93,20 @@ def record(planned: Plan, wanted: Sequence[Recipe], folder: Path, name: str) -> 
     import torch
 
     from raysearch.recovery.deepspeed_engine import start_distributed
-    from raysearch.trials.context import Workbench
+    from raysearch.trials.context import TrialContext
     from raysearch.trials.trial import Trial
 
     torch.set_num_threads(1)
     start_distributed()
-    bench = Workbench(planned.space)
+    context = TrialContext(planned.space)
     settings = planned.space.search
-    rungs = Rungs(planned.max_samples, round(settings.first_rung * planned.max_samples), settings.reduction_factor)
+    rungs = AshaBracket(
+        planned.max_samples, round(settings.first_rung * planned.max_samples), settings.reduction_factor
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for number, recipe in enumerate(missing, 1):
         started = time.monotonic()
-        trial = Trial(recipe, bench)
+        trial = Trial(recipe, context)
         try:
             scores, answers = [], []
             for score in trial.scores([round(level) for level in rungs.levels]):
@@ -124,7 +126,7 @@ def record(planned: Plan, wanted: Sequence[Recipe], folder: Path, name: str) -> 
             "recipe": recipe.as_dict(),
             "seconds": round(time.monotonic() - started, 2),
         }
-        line |= end | {"dense_bytes": bench.dense_size.size_bytes, "answers": answers}
+        line |= end | {"dense_bytes": context.dense_size.size_bytes, "answers": answers}
         line["rungs"] = [score.model_dump() for score in scores]
         append_json(folder / f"{name}.jsonl", line)
         last = f"{scores[-1].retention:.3f}" if scores else "failed"
@@ -179,7 +181,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("docs/data/pocket-trials.parquet"))
     parser.add_argument("--worker", default="0/1", help="i/n: run every n-th recipe from the i-th on")
     options = parser.parse_args()
-    planned = plan(SearchSpace.load(SPACE))
+    planned = plan_study(SearchSpace.load(SPACE))
     worker, num_workers = map(int, options.worker.split("/"))
     wanted = recipes(planned, options.trials)
     record(planned, wanted[worker::num_workers], options.folder, f"worker-{worker}-of-{num_workers}")

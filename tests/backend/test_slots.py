@@ -138,7 +138,7 @@ def test_data_of_no_use_end_the_study_and_not_the_trial_alone():
     worker._trial, worker._refusal, worker._num_workers = None, None, 1
     worker._scores = scores()
     for command in ({"do": "next"}, {"do": "run", "recipe": RECIPE}):
-        reply = worker.obey(command)
+        reply = worker.handle_command(command)
         assert reply["refused"].startswith("rows.json: more than 1.0%")
         assert reply["failed"] == f"BadData: {reply['refused']}"
         assert not reply["may_pass"]
@@ -199,7 +199,7 @@ def test_a_storage_problem_of_all_workers_is_a_reply(monkeypatch):
     def asked(error):
         worker._trial = SimpleNamespace(close=lambda: None)
         monkeypatch.setattr(worker, "_next", lambda: (_ for _ in ()).throw(error), raising=False)
-        return worker.obey({"do": "next"})
+        return worker.handle_command({"do": "next"})
 
     assert asked(StorageProblem(errno.ENOSPC, "no space left"))["storage"]
     with pytest.raises(OSError, match="no space left"):  # the others would wait for this one

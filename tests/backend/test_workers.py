@@ -13,10 +13,10 @@ import torch
 from raysearch.config.settings import RecoverySettings
 from raysearch.data.samples import BadData
 from raysearch.files import StorageProblem
-from raysearch.recovery.hidden_states import Compared
+from raysearch.recovery.hidden_states import DistillationPoints
 from raysearch.recovery.schedule import SampleOrder
 from raysearch.recovery.teacher import Teacher
-from raysearch.recovery.trainer import Recovery
+from raysearch.recovery.trainer import RecoveryTrainer
 from raysearch.study.records import Score
 from raysearch.trials import rung_checkpoint
 from tests.recovery.test_trainer import samples, series, start
@@ -45,7 +45,7 @@ def _worker(rank: int, world: int, folder: str) -> None:
                 found[stage, part].append({"weight": sum(p.double().sum().item() for p in model.parameters())})
             recovery.close()
         where = {"hidden_layers": [0.5, 1.0], "kd_tokens": "answers+images"}
-        compared = Compared.of(RecoverySettings(**where), tiny_family(), tiny_model().config)
+        compared = DistillationPoints.of(RecoverySettings(**where), tiny_family(), tiny_model().config)
         teacher = Teacher(tiny_model(), tiny_family(), compared)
         recovery = start({"zero_stage": stage} | where, teacher)
         found[stage, "image tokens and inner layers"] = series(recovery, ENDS)
@@ -67,7 +67,7 @@ def _worker_with_a_bad_row(rank: int, world: int, folder: str) -> None:
     rows[place] = replace(rows[place], id="spoilt", images=(b"no picture",))
     chosen = RecoverySettings(batch_size=8, precision="fp32", zero_stage=1)
     alone = recipe(logits_kd=0, hidden_kd=0)
-    recovery = Recovery(tiny_model(1), tiny_family(), alone, rows, tiny_encoder(), None, chosen)
+    recovery = RecoveryTrainer(tiny_model(1), tiny_family(), alone, rows, tiny_encoder(), None, chosen)
     recovery.train_until(8)
     try:
         recovery.train_until(40)

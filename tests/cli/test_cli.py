@@ -168,7 +168,7 @@ def test_best_names_who_cannot_be_told_apart(study, capsys):
             and p.key != answer["key"]
             and abs(p.retention - answer["retention"]) <= 0.03326
         ]
-        assert answer["not_told_apart"] == near
+        assert answer["statistically_tied"] == near
         _, table, _ = call(capsys, "best", study, "--budget", budget)
         assert table.count("Not told apart") == len(near)
 

@@ -14,7 +14,7 @@ from raysearch.pruning import prune
 from raysearch.pruning.importance import importance
 from raysearch.recovery.memory_planner import needs_of
 from raysearch.recovery.trainable_params import choose_trained
-from raysearch.study.plan import plan
+from raysearch.study.plan import plan_study
 from raysearch.study.records import Score, TrialRecord
 from tests.support import synthetic_study
 
@@ -26,7 +26,7 @@ def planned(recipe=None, **search):
     content = POCKET.model_dump(mode="json")
     content["recipe"] |= recipe or {}
     content["search"] |= search
-    return plan(SearchSpace.model_validate(content))
+    return plan_study(SearchSpace.model_validate(content))
 
 
 def write_trials(folder, rows):
@@ -93,15 +93,15 @@ def test_operations_by_hand():
 
 def test_no_recipe_is_drawn_above_the_budgets():
     plan = planned(trials=10)
-    tight = planned(trials=10).__class__(**{**plan.__dict__, "budgets": plan.budgets[:1]})
-    bound = 0.45 * plan.dense.size_bytes
+    tight = planned(trials=10).__class__(**{**plan_study.__dict__, "budgets": plan_study.budgets[:1]})
+    bound = 0.45 * plan_study.dense.size_bytes
     assert all(plan.size_of(recipe).size_bytes <= bound for recipe in _drawn_recipes(tight, seed=1))
 
 
 @pytest.mark.parametrize("trained", ["projector", "projector+lora", "projector+decoder", "decoder"])
 @pytest.mark.parametrize("mode", ["layerwise", "widthwise"])
 def test_counted_needs_are_those_of_the_model(trained, mode):
-    plan, (model, _) = planned(), models.load("pocket")
+    plan_study, (model, _) = planned(), models.load("pocket")
     criterion = {"layerwise": "deepest", "widthwise": "magnitude"}[mode]
     recipe = Recipe(mode=mode, ratio=0.4, criterion=criterion, trained=trained)
     scores = {"depth" if mode == "layerwise" else "width": importance(model, [], criterion)}
@@ -115,7 +115,7 @@ def test_counted_needs_are_those_of_the_model(trained, mode):
     assert counted.num_params == found.num_params - added
     assert (counted.hidden, counted.layer_width) == (found.hidden, found.layer_width)
     assert (counted.num_layers, counted.vocabulary) == (found.num_layers, found.vocabulary)
-    assert counted.online_bytes == plan.dense.size_bytes
+    assert counted.online_bytes == plan_study.dense.size_bytes
 
 
 def test_the_lines_say_what_they_rest_on(tmp_path):
@@ -134,7 +134,7 @@ def test_gpus_that_are_not_here_are_not_made_up(monkeypatch):
     monkeypatch.setattr("raysearch.cli.cost_estimate.shutil.which", lambda name: None)
     content = POCKET.model_dump(mode="json")
     content["slots"] = {"workers": 2, "gpus_per_worker": 1}
-    lines = estimate_lines(plan(SearchSpace.model_validate(content)))
+    lines = estimate_lines(plan_study(SearchSpace.model_validate(content)))
     assert "no GPU here to fit it into" in lines[1]
     assert "GPU-hours" in lines[3]
 

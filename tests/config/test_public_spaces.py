@@ -8,7 +8,7 @@ from raysearch.config.space import SearchSpace
 from raysearch.models.param_count import counts_of
 from raysearch.models.shape_solver import solve
 from raysearch.search.samplers.grid import grid
-from raysearch.study import plan as plan
+from raysearch.study import plan
 from tests.support.public_configs import PUBLIC
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -46,7 +46,7 @@ def test_a_dry_run_of_them(name, monkeypatch):
     monkeypatch.setattr(plan, "counts_of_model", lambda model: counts_of(config))
     monkeypatch.setattr(plan, "check_benchmarks", lambda benchmarks: None)
     monkeypatch.setattr(plan, "num_rows", lambda data: 665_298)
-    planned = plan.plan(space)
+    planned = plan.plan_study(space)
     said = "\n".join(planned.describe())
     assert f"{planned.dense.num_params:,} parameters" in said
     assert planned.max_samples == (space.num_samples or 665_298)

@@ -449,12 +449,12 @@ def test_fractions_nest_and_are_seeded() -> None:
 
 def test_a_fraction_without_a_sample_is_refused_before_anything_runs() -> None:
     from raysearch.config.space import SearchSpace
-    from raysearch.study.plan import plan
+    from raysearch.study.plan import plan_study
 
     pocket = SearchSpace.load(Path(__file__).parents[2] / "search_spaces" / "pocket.yaml").model_dump(mode="json")
     pocket["recipe"]["data_fraction"] = [1.0, 0.0004]
     with pytest.raises(InputError, match=r"^recipe\.data_fraction: 0\.0004 of 1000 samples is none; raise it"):
-        plan(SearchSpace.model_validate(pocket))
+        plan_study(SearchSpace.model_validate(pocket))
 
 
 def test_stratified_fractions_hold_every_source_in_proportion() -> None:

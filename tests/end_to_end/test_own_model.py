@@ -13,7 +13,7 @@ from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.evaluation.evaluator import generate_answers
 from raysearch.recovery.deepspeed_engine import start_distributed
-from raysearch.trials.context import Workbench
+from raysearch.trials.context import TrialContext
 from raysearch.trials.trial import Trial
 from tests.support import own_model
 
@@ -28,32 +28,32 @@ def brought(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bench(brought):
+def context(brought):
     start_distributed()
-    return Workbench(SearchSpace.model_validate(brought[1]))
+    return TrialContext(SearchSpace.model_validate(brought[1]))
 
 
-def test_the_dense_model_knows_its_own_answers(bench):
-    for results in (bench.prepared.search, bench.prepared.heldout):
+def test_the_dense_model_knows_its_own_answers(context):
+    for results in (context.baselines.search, context.baselines.heldout):
         assert results.means() == {"own": 1.0}
         assert results.chance["own"] < 0.5
-    assert not set(bench.prepared.search.images["own"]) & set(bench.prepared.heldout.images["own"])
+    assert not set(context.baselines.search.images["own"]) & set(context.baselines.heldout.images["own"])
 
 
-def test_its_batches_are_answered_as_one_by_one(bench):
-    questions = [question for part in (bench.questions, bench.heldout) for question in part[0].questions]
-    alone = generate_answers(bench.model, bench.encoder, questions, 3, batch_size=1)
-    assert generate_answers(bench.model, bench.encoder, questions, 3, batch_size=5) == alone
+def test_its_batches_are_answered_as_one_by_one(context):
+    questions = [question for part in (context.questions, context.heldout) for question in part[0].questions]
+    alone = generate_answers(context.model, context.encoder, questions, 3, batch_size=1)
+    assert generate_answers(context.model, context.encoder, questions, 3, batch_size=5) == alone
     assert len(set(alone)) > 10
 
 
-def test_a_trial_prunes_recovers_and_exports_it(bench, tmp_path):
+def test_a_trial_prunes_recovers_and_exports_it(context, tmp_path):
     recipe = Recipe(mode="widthwise", ratio=0.1, criterion="activation", trained="projector+lora", lora_rank=2, lr=1e-3)
-    trial = Trial(recipe, bench)
+    trial = Trial(recipe, context)
     first, last = trial.scores([8])
     assert (first.samples_seen, last.samples_seen) == (8, 24)
     assert 0 < last.retention < 1
-    early, whole = bench.prepared.early.scores["own"], bench.prepared.search.scores["own"]
+    early, whole = context.baselines.early.scores["own"], context.baselines.search.scores["own"]
     assert (first.num_questions, last.num_questions) == (len(early), len(whole))
     assert 20 <= len(early) < len(whole)
     heldout = trial.finish(tmp_path / "made")
@@ -66,7 +66,7 @@ def test_a_dense_model_at_chance_is_refused(brought):
     space = SearchSpace.model_validate(brought[1])
     own = space.benchmarks[0].model_copy(update={"metric": "exact"})  # it never ends an answer, so none is right
     with pytest.raises(InputError, match=r"own: the dense model scores 0\.0% where guessing gets"):
-        _ = Workbench(space.model_copy(update={"benchmarks": [own]})).prepared
+        _ = TrialContext(space.model_copy(update={"benchmarks": [own]})).baselines
 
 
 def run(*arguments, cwd):

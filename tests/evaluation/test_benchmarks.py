@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from raysearch import models, pocket
-from raysearch.config.benchmarks import BenchmarkEntry
+from raysearch.config.benchmarks import BenchmarkConfig
 from raysearch.config.space import SearchSpace
 from raysearch.data.encoding import Encoder
 from raysearch.errors import InputError
@@ -52,7 +52,7 @@ def write(folder, rows, name="questions.jsonl"):
 
 
 def entry(data, **more):
-    return BenchmarkEntry(**{"name": "own", "data": str(data), "metric": "normalised", **more})
+    return BenchmarkConfig(**{"name": "own", "data": str(data), "metric": "normalised", **more})
 
 
 def both(given):
@@ -260,8 +260,8 @@ def test_mistakes_in_a_space_name_their_key(tmp_path, change, said):
 def test_fewer_questions_of_an_embedded_benchmark():
     named = {"name": "lists", "data": "pocket", "metric": "exact"}
     (whole,) = load_benchmarks(["lists"], "heldout")
-    (same,) = load_benchmarks([BenchmarkEntry(**named)], "heldout")
-    fewer = BenchmarkEntry(**named, num_search=20, num_heldout=50)
+    (same,) = load_benchmarks([BenchmarkConfig(**named)], "heldout")
+    fewer = BenchmarkConfig(**named, num_search=20, num_heldout=50)
     (some,), (search,) = (load_benchmarks([fewer], split) for split in ("heldout", "search"))
     assert ids(same) == ids(whole)
     assert len(some.questions) == 50
@@ -269,7 +269,7 @@ def test_fewer_questions_of_an_embedded_benchmark():
     assert set(ids(some)) < set(ids(whole))
     assert {question.image_id.split("-")[0] for question in some.questions} == {"digits", "scenes"}
     assert some.chance == whole.chance
-    assert BenchmarkEntry.model_validate(fewer.model_dump(mode="json")) == fewer
+    assert BenchmarkConfig.model_validate(fewer.model_dump(mode="json")) == fewer
 
 
 def test_a_benchmark_alone_and_by_name_are_lists():
@@ -279,7 +279,7 @@ def test_a_benchmark_alone_and_by_name_are_lists():
     own = SearchSpace(
         name="a", model="pocket", recipe=recipe, benchmarks={"name": "b", "data": "x.jsonl", "metric": "mme"}
     )
-    assert isinstance(own.benchmarks[0], BenchmarkEntry)
+    assert isinstance(own.benchmarks[0], BenchmarkConfig)
     assert SearchSpace.model_validate(own.model_dump(mode="json")) == own
 
 

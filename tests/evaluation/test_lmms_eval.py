@@ -7,13 +7,13 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from raysearch import models, pocket
-from raysearch.config.benchmarks import TaskEntry
+from raysearch.config.benchmarks import LmmsEvalConfig
 from raysearch.config.space import SearchSpace
 from raysearch.data.encoding import Encoder
 from raysearch.errors import InputError
 from raysearch.evaluation.benchmarks import load_benchmarks
 from raysearch.evaluation.evaluator import evaluate, generate_answers
-from raysearch.evaluation.lmms_eval import OfficialTask
+from raysearch.evaluation.lmms_eval import LmmsEvalTask
 
 TASK = """task: drawn
 dataset_path: parquet
@@ -45,7 +45,7 @@ def entry(tmp_path_factory):
     made.cast_column("image", datasets.Image()).to_parquet(folder / "rows.parquet")
     (folder / "drawn.yaml").write_text(TASK.format(rows=folder / "rows.parquet"))
     (folder / "utils.py").write_text(CODE)
-    return TaskEntry(name="drawn", task="drawn", include=str(folder), num_search=20)
+    return LmmsEvalConfig(name="drawn", task="drawn", include=str(folder), num_search=20)
 
 
 def test_without_lmms_eval_one_line_says_so(entry, monkeypatch):
@@ -73,7 +73,7 @@ def test_its_own_score_is_ours(entry):
     ours = [evaluate(model, family, encoder, [split]).scores["drawn"] for split in splits]
     assert not {q.image_id for q in splits[0].questions} & {q.image_id for q in splits[1].questions}
     assert sum(map(len, ours)) == 60
-    everything = OfficialTask(entry.model_copy(update={"num_search": 60})).questions("search")
+    everything = LmmsEvalTask(entry.model_copy(update={"num_search": 60})).questions("search")
     asked = {question.id: question for question in everything}
 
     class Ours(lmms):

@@ -60,7 +60,7 @@ def test_a_family_answers_joined_rows_as_alone_or_is_told(name):
     def ask(batch):
         return family.lm_head(model)(answer_states(model, batch))
 
-    assert shared_prefix.is_heeded(ask, encoder, rows) == (name in HEEDING)
+    assert shared_prefix.honours_mask(ask, encoder, rows) == (name in HEEDING)
     if name in HEEDING:
         # two groups of unlike length, so that one is padded
         joined = ask(shared_prefix.joined_batch(encoder, [rows[1:], rows]))
@@ -133,7 +133,7 @@ def test_all_questions_are_answered_as_alone(embedded, monkeypatch):
     monkeypatch.setattr(evaluator.shared_images, "grouped", noted)
     joined = evaluate(model, encoder.family, encoder, mixed, batch_size=10)
     assert max(sizes) > 4
-    monkeypatch.setattr(evaluator.shared_images, "is_heeded", lambda *arguments: False)
+    monkeypatch.setattr(evaluator.shared_images, "honours_mask", lambda *arguments: False)
     alone = evaluate(model, encoder.family, encoder, mixed)
     for name in pocket.BENCHMARKS:
         assert joined.scores[name].tolist() == alone.scores[name].tolist()

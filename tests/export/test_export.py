@@ -96,7 +96,7 @@ def test_prune_checkpoint_without_data(folder: Path, tmp_path: Path, mode: str) 
     summary = prune_checkpoint(folder, mode=mode, ratio=0.4, to=tmp_path / "out")
     loaded, _ = load(tmp_path / "out")
     assert sum(p.numel() for p in loaded.parameters()) == summary["num_params"]
-    assert counts_of(loaded.config).size(None, loaded.dtype).size_bytes == summary["size_bytes"]
+    assert counts_of(loaded.config).size(None, loaded.dtype.itemsize).size_bytes == summary["size_bytes"]
     assert summary["shape"] == vars(shape_of(loaded.config))
     assert summary["ratio"] == pytest.approx(0.4, abs=0.1)
     written = Recipe(**yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text()))

@@ -14,8 +14,8 @@ from raysearch.config.quantization import stored_bytes
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
-from raysearch.export.delivery import load_alone
-from raysearch.export.packed import dequantize, linear_layers, quantize, quantized
+from raysearch.export.export_checkpoint import load_in_clean_process
+from raysearch.export.packed import dequantize, fake_quantized, linear_layers, quantize
 from raysearch.models import family_for, load
 from raysearch.models.param_count import counts_of
 from raysearch.models.shape import Shape
@@ -25,8 +25,8 @@ from raysearch.pruning.checkpoint import prune_checkpoint
 from raysearch.pruning.importance import importance
 from raysearch.recovery.trainable_params import choose_trained, merged
 from raysearch.search.searcher import Searcher
-from raysearch.study.plan import plan
-from raysearch.trials.context import Workbench
+from raysearch.study.plan import plan_study
+from raysearch.trials.context import TrialContext
 from raysearch.trials.trial import Trial
 from tests.support.recovery_setup import tiny_family, tiny_model
 from tests.support.tiny_models import FAMILIES, dense
@@ -68,7 +68,7 @@ def test_bytes_of_a_layer_by_hand():
 def test_the_count_is_the_file_to_the_byte(name, how, tmp_path):
     model, shape = pruned_oddly(name)
     export.save(model, None, tmp_path / "out", recipe=recipe(how))
-    counted, plain = (counts_of(dense(name).config).size(shape, model.dtype, q) for q in (how, "none"))
+    counted, plain = (counts_of(dense(name).config).size(shape, model.dtype.itemsize, q) for q in (how, "none"))
     assert sum(tensor.nbytes for tensor in tensors_of(tmp_path / "out").values()) == counted.size_bytes
     assert counted.num_params == plain.num_params == sum(p.numel() for p in model.parameters())
     assert counted.size_bytes < plain.size_bytes
@@ -85,7 +85,7 @@ def test_what_is_scored_is_what_transformers_loads(name, how, tmp_path):
     loaded = auto.from_pretrained(tmp_path / "out", dtype="auto")
     batch = FAMILIES[name].batch()
     with torch.no_grad():
-        with quantized(model, how, model.dtype):
+        with fake_quantized(model, how, model.dtype):
             scored = model(**batch).logits
         assert torch.equal(loaded(**batch).logits, scored)
         assert not torch.equal(model(**batch).logits, scored)
@@ -131,7 +131,7 @@ def test_training_goes_on_with_the_weights_of_before():
         whole = {name: layer.weight.clone() for name, layer in linear_layers(model).items()}
 
         def fail():
-            with quantized(model, "int4", model.dtype):
+            with fake_quantized(model, "int4", model.dtype):
                 for name, layer in linear_layers(model).items():
                     assert torch.equal(layer.weight, dequantize(*quantize(whole[name], "int4")))
                     assert not torch.equal(layer.weight, whole[name])
@@ -149,20 +149,20 @@ def test_a_process_with_transformers_alone_answers(tmp_path, capsys):
         app(["prune", "pocket", "--ratio", "0", "--quantization", "int4", "--to", str(tmp_path / "small")])
     assert ended.value.code == 0
     model, _ = load("pocket")
-    counted = counts_of(model.config).size(None, model.dtype, "int4")
+    counted = counts_of(model.config).size(None, model.dtype.itemsize, "int4")
     assert (
         f"{counted.size_bytes / counts_of(model.config).size().size_bytes:.1%} of the dense model"
         in capsys.readouterr().out
     )
     assert sum(tensor.nbytes for tensor in tensors_of(tmp_path / "small").values()) == counted.size_bytes
-    assert load_alone(tmp_path / "small").num_params == counted.num_params == model.num_parameters()
+    assert load_in_clean_process(tmp_path / "small").num_params == counted.num_params == model.num_parameters()
     assert "pip install compressed-tensors" in (tmp_path / "small" / "README.md").read_text()
     with pytest.raises(InputError, match="weights are quantised; give the folder"):
         load(tmp_path / "small")
 
 
 @pytest.fixture(scope="module")
-def bench():
+def context():
     content = {
         "name": "quantised",
         "model": "pocket",
@@ -171,13 +171,13 @@ def bench():
         "recipe": {"mode": "layerwise", "ratio": 0.0, "criterion": "deepest", "trained": "nothing"},
         "recovery": {"max_length": 256, "zero_stage": 1},
     }
-    return Workbench(SearchSpace.model_validate(content))
+    return TrialContext(SearchSpace.model_validate(content))
 
 
 @pytest.mark.parametrize("trained", ["nothing", "projector+lora"])
-def test_the_score_of_a_trial_is_that_of_its_checkpoint(bench, trained, tmp_path):
+def test_the_score_of_a_trial_is_that_of_its_checkpoint(context, trained, tmp_path):
     """Bit by bit without recovery. With it, within 3 points: evaluation may be in fp32, the checkpoint is in bf16."""
-    trial = Trial(recipe(ratio=0.0, criterion="deepest", trained=trained), bench)
+    trial = Trial(recipe(ratio=0.0, criterion="deepest", trained=trained), context)
     for _ in trial.scores([]):
         pass
     trial.finish(tmp_path / "out")
@@ -186,10 +186,10 @@ def test_the_score_of_a_trial_is_that_of_its_checkpoint(bench, trained, tmp_path
     assert sum(tensor.nbytes for tensor in tensors_of(tmp_path / "out").values()) == trial.size.size_bytes
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     loaded(input_ids=torch.tensor([[1]]))  # weights are unpacked at the first pass of the whole model, not of its base
-    again = bench.evaluate(loaded, bench.heldout).scores["digits"]
+    again = context.evaluate(loaded, context.heldout).scores["digits"]
     if trained == "nothing":
         assert again.tolist() == scored.tolist()
-        assert again.tolist() != bench.prepared.heldout.scores["digits"].tolist()
+        assert again.tolist() != context.baselines.heldout.scores["digits"].tolist()
     else:
         assert again.mean() == pytest.approx(scored.mean(), abs=0.03)
 
@@ -244,7 +244,7 @@ def searcher_of(planned, sampler="tpe"):
 
 
 def test_a_budget_in_bytes_is_met_with_what_rounding_saves():
-    planned = plan(space())
+    planned = plan_study(space())
     searcher = searcher_of(planned)
     found = [searcher.suggest(str(number)) for number in range(24)]
     ratios = {how: [r.ratio for r in found if r.quantization == how] for how in ("none", "int8", "int4")}
@@ -259,7 +259,7 @@ def test_a_budget_in_bytes_is_met_with_what_rounding_saves():
 
 
 def test_the_gain_model_knows_the_sizes_too():
-    planned = plan(space())
+    planned = plan_study(space())
     searcher = searcher_of(planned, "ehvi")
     found = [searcher.suggest(str(number)) for number in range(6)]
     assert len({made.quantization for made in found}) > 1
@@ -267,7 +267,7 @@ def test_the_gain_model_knows_the_sizes_too():
 
 
 def test_a_budget_in_parameters_knows_no_rounding():
-    planned = plan(space(["1.6M"]))
+    planned = plan_study(space(["1.6M"]))
     searcher = searcher_of(planned)
     found = [searcher.suggest(str(number)) for number in range(12)]
     assert {"int8", "int4"} & {made.quantization for made in found}
@@ -276,17 +276,17 @@ def test_a_budget_in_parameters_knows_no_rounding():
 
 def test_it_may_decide_about_later_dimensions():
     cases = [{"when": {"quantization": "int4"}, "low": 0.0, "high": 0.1}, {"low": 0.3, "high": 0.7}]
-    searcher = searcher_of(plan(space([], ratio=cases)))
+    searcher = searcher_of(plan_study(space([], ratio=cases)))
     found = [searcher.suggest(str(number)) for number in range(16)]
     assert {made.quantization for made in found} == {"none", "int8", "int4"}
     assert all((made.ratio <= 0.1) == (made.quantization == "int4") for made in found)
 
 
 def test_the_smallest_model_is_a_rounded_one():
-    planned = plan(space(["25%"]))
+    planned = plan_study(space(["25%"]))
     assert planned.smallest().size_bytes < 0.25 * planned.dense.size_bytes
     with pytest.raises(InputError, match="no recipe of the space is small enough"):
-        plan(space(["25%"], quantization="none"))
+        plan_study(space(["25%"], quantization="none"))
 
 
 def test_bad_input_is_one_plain_line(monkeypatch, tmp_path):
@@ -294,7 +294,7 @@ def test_bad_input_is_one_plain_line(monkeypatch, tmp_path):
         space(quantization=["int4", "int3"])
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     for wrong in (
-        lambda: plan(space()),
+        lambda: plan_study(space()),
         lambda: prune_checkpoint("pocket", mode="layerwise", ratio=0, quantization="int8", to=tmp_path / "no"),
         lambda: export.save(dense("llama"), None, tmp_path / "no", recipe=recipe("int8")),
     ):
@@ -302,4 +302,4 @@ def test_bad_input_is_one_plain_line(monkeypatch, tmp_path):
             wrong()
         assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-    plan(space(quantization="none"))
+    plan_study(space(quantization="none"))

@@ -82,7 +82,7 @@ def test_predicted_size_is_the_built_size(name: str, mode: str) -> None:
     for ratio in (0.0, 0.2, 0.45):
         shape = solve(counts_of(model.config), mode, ratio)
         pruned = prune(model, shape, {"depth": scores, "width": scores})
-        size = counts_of(model.config).size(shape, torch.float32)
+        size = counts_of(model.config).size(shape, 4)
         assert size.num_params == num_params(pruned)
         assert size == counts_of(pruned.config).size(None, 4)
         assert shape_of(pruned.config) == shape

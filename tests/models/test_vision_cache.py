@@ -6,7 +6,7 @@ from raysearch import models
 from raysearch.config.settings import RecoverySettings
 from raysearch.models import Family, family_for
 from raysearch.models.vision_cache import MAX_DIFFERENCE, VisionCache
-from raysearch.recovery.trainer import Recovery
+from raysearch.recovery.trainer import RecoveryTrainer
 from tests.support.recovery_setup import recipe, samples, shared_teacher, tiny_encoder, tiny_family, tiny_model
 from tests.support.tiny_models import FAMILIES
 
@@ -154,7 +154,7 @@ def test_rounding_to_bf16_is_well_within_what_is_allowed():
 def trained(vision: VisionCache | None, ends: list[int], folder=None, **settings) -> list[dict[str, float]]:
     chosen = RecoverySettings(batch_size=8, precision="fp32", **({"zero_stage": 1} | settings))
     given = (samples(), ENCODER, shared_teacher(), chosen)
-    recovery = Recovery(tiny_model(1), tiny_family(), recipe(trained="projector"), *given, vision=vision)
+    recovery = RecoveryTrainer(tiny_model(1), tiny_family(), recipe(trained="projector"), *given, vision=vision)
     if folder and folder.exists():
         recovery.restore(folder)
     losses = [recovery.train_until(end) for end in ends]

@@ -12,7 +12,7 @@ import pytest
 
 from raysearch import pocket
 from raysearch.pocket import drawing, splits
-from raysearch.pocket.asking import SHORT, Question, vocabulary
+from raysearch.pocket.asking import SHORT, PocketQuestion, vocabulary
 from raysearch.pocket.packing import IGNORED, PREFIX, Packer, batch_rows
 
 SAMPLE = {"easy-vqa": 40, "digits": 48, "scenes": 48, "lists": 32, "descriptions": 16}
@@ -145,7 +145,7 @@ def loaded():
     return model, AutoProcessor.from_pretrained(folder, use_fast=False)
 
 
-def chat(turns: list[Question], answered: bool) -> list[dict]:
+def chat(turns: list[PocketQuestion], answered: bool) -> list[dict]:
     """The turns as messages; without the last answer unless `answered`."""
     messages = []
     for number, turn in enumerate(turns):
@@ -155,10 +155,10 @@ def chat(turns: list[Question], answered: bool) -> list[dict]:
     return messages if answered else messages[:-1]
 
 
-def turns_of(row: dict) -> list[Question]:
+def turns_of(row: dict) -> list[PocketQuestion]:
     """The questions of a conversation."""
     said = [turn["value"].removeprefix("<image>\n") for turn in row["conversations"]]
-    return [Question("", prompt, answer) for prompt, answer in zip(said[::2], said[1::2], strict=True)]
+    return [PocketQuestion("", prompt, answer) for prompt, answer in zip(said[::2], said[1::2], strict=True)]
 
 
 @functools.cache
@@ -169,7 +169,7 @@ def generated(benchmark: str) -> tuple[str, ...]:
     model, processor = loaded()
     rows = pocket.questions(benchmark, "heldout")[:: 400 // SAMPLE[benchmark]][: SAMPLE[benchmark]]
     prompts = [
-        processor.apply_chat_template(chat([Question("", row["prompt"], "")], False), add_generation_prompt=True)
+        processor.apply_chat_template(chat([PocketQuestion("", row["prompt"], "")], False), add_generation_prompt=True)
         for row in rows
     ]
     inputs = processor(images=[row["image"] for row in rows], text=prompts, padding=True, return_tensors="pt")
@@ -182,7 +182,7 @@ def sampled(benchmark: str) -> list[dict]:
     return pocket.questions(benchmark, "heldout")[:: 400 // SAMPLE[benchmark]][: SAMPLE[benchmark]]
 
 
-def packed_logits(images: list, conversations: list[list[list[Question]]]):
+def packed_logits(images: list, conversations: list[list[list[PocketQuestion]]]):
     """A packed batch and the stock model's logits for it, (batch, seq, words)."""
     import torch
 
@@ -272,7 +272,7 @@ def test_it_does_better_than_chance(benchmark):
 def test_generating_and_teacher_forcing_agree(benchmark):
     """An answer is right as generated exactly if each of its words is the likeliest after the right ones before it."""
     rows = sampled(benchmark)
-    asked = [[[Question("", row["prompt"], row["answer"])]] for row in rows]
+    asked = [[[PocketQuestion("", row["prompt"], row["answer"])]] for row in rows]
     batch, logits = packed_logits([row["image"] for row in rows], asked)
     forced = ((logits.argmax(-1).numpy() == batch.labels) | (batch.labels == IGNORED)).all(axis=1)
     free = [answer == row["answer"] for answer, row in zip(generated(benchmark), rows, strict=True)]

@@ -19,7 +19,7 @@ from raysearch import pocket
 from raysearch.errors import InputError
 from raysearch.models.checkpoint_files import model_folder
 from raysearch.pocket import smollm2
-from raysearch.pocket.asking import Question, vocabulary
+from raysearch.pocket.asking import PocketQuestion, vocabulary
 from raysearch.pocket.packing import IGNORED
 
 SMOLLM2 = LlamaConfig(
@@ -192,7 +192,7 @@ def test_training_rows_are_what_the_chat_template_gives():
         messages = [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(content)]
         text = processor.apply_chat_template(messages)
         tokens = processor(images=row["image"], text=text, return_tensors="np")["input_ids"][0].tolist()
-        packed = packer.pack([[Question("", q, a) for q, a in zip(turns[::2], turns[1::2], strict=True)]])
+        packed = packer.pack([[PocketQuestion("", q, a) for q, a in zip(turns[::2], turns[1::2], strict=True)]])
         length = sum(number >= 0 for number in packed.conversations)
         assert packed.tokens[:length] == tokens[:-2]  # the last <|im_end|> is a label, and a line break follows it
         assert [label for label in packed.labels if label != IGNORED][-1] == tokens[-2]

@@ -12,10 +12,10 @@ from raysearch.config.settings import RecoverySettings
 from raysearch.data.labels import IGNORED, answer_labels, answer_states
 from raysearch.models import family_for
 from raysearch.pruning.slicing import build, full_units
-from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, Compared
+from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
 from raysearch.recovery.losses import LossTerms
 from raysearch.recovery.teacher import Teacher
-from raysearch.recovery.trainer import Recovery
+from raysearch.recovery.trainer import RecoveryTrainer
 from tests.support.recovery_setup import cached_teacher, recipe, samples, tiny_encoder, tiny_family, tiny_model
 from tests.support.tiny_models import FAMILIES
 
@@ -29,7 +29,7 @@ def test_positions_by_hand() -> None:
         "input_ids": torch.tensor([[IMAGE, IMAGE, other, 8, 9], [other, IMAGE, 8, 0, 0], [IMAGE, 8, 9, 0, 0]]),
         "labels": torch.tensor([[x, x, x, 8, 9], [x, x, 8, x, x], [x, x, x, x, x]]),
     }
-    both = Compared(image_token=IMAGE)
+    both = DistillationPoints(image_token=IMAGE)
     wanted = [
         [True, True, True, True],
         [False, True, False, False],
@@ -51,16 +51,16 @@ def test_depths_are_of_the_dense_decoder(depths: list[float], layers: tuple[int,
     """Eight layers."""
     config = SimpleNamespace(num_hidden_layers=8)
     family = SimpleNamespace(text_config=lambda config: config, image_token_id=lambda config: IMAGE)
-    found = Compared.of(RecoverySettings(hidden_layers=depths), family, config)
-    assert found == Compared(layers, None)
+    found = DistillationPoints.of(RecoverySettings(hidden_layers=depths), family, config)
+    assert found == DistillationPoints(layers, None)
     asked = RecoverySettings(hidden_layers=depths, kd_tokens="answers+images")
-    assert Compared.of(asked, family, config) == Compared(layers, IMAGE)
+    assert DistillationPoints.of(asked, family, config) == DistillationPoints(layers, IMAGE)
 
 
 def test_a_student_is_compared_behind_what_it_has_kept_of_the_layers_before() -> None:
-    dense = Compared((1, 3, 4, 6), IMAGE)  # behind layers 0, 2, 3 and 5
-    assert dense.in_student([0, 1, 4, 5]) == Compared((1, 2, 2, 4), IMAGE)
-    assert dense.in_student([2, 5]) == Compared((0, 1, 1, 2), IMAGE)
+    dense = DistillationPoints((1, 3, 4, 6), IMAGE)  # behind layers 0, 2, 3 and 5
+    assert dense.in_student([0, 1, 4, 5]) == DistillationPoints((1, 2, 2, 4), IMAGE)
+    assert dense.in_student([2, 5]) == DistillationPoints((0, 1, 1, 2), IMAGE)
     assert dense.in_student(range(6)) == dense
 
 
@@ -70,7 +70,7 @@ def test_states_are_transformers_own(name: str) -> None:
     tiny = FAMILIES[name]
     model, batch = tiny.model(), tiny.batch(padded=True)
     family = family_for(model)
-    compared = Compared(tuple(range(len(family.decoder(model).layers))))
+    compared = DistillationPoints(tuple(range(len(family.decoder(model).layers))))
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     with torch.no_grad():
         found = compared.states(model, family, batch)
@@ -101,14 +101,14 @@ def test_terms_over_several_states_by_hand() -> None:
 
 def _start(
     teacher: Teacher, model: Any = None, kept: list[int] | None = None, more: Any = None, **values: Any
-) -> Recovery:
+) -> RecoveryTrainer:
     settings = RecoverySettings(batch_size=8, precision="fp32", **({"zero_stage": 1} | (more or {})))
     model = tiny_model(1) if model is None else model
-    return Recovery(model, tiny_family(), recipe(**values), samples(), ENCODER, teacher, settings, kept)
+    return RecoveryTrainer(model, tiny_family(), recipe(**values), samples(), ENCODER, teacher, settings, kept)
 
 
-def _compared(model: Any, more: dict[str, Any]) -> Compared:
-    return Compared.of(RecoverySettings(**more), tiny_family(), model.config)
+def _compared(model: Any, more: dict[str, Any]) -> DistillationPoints:
+    return DistillationPoints.of(RecoverySettings(**more), tiny_family(), model.config)
 
 
 def test_dropping_a_layer_that_does_nothing_leaves_nothing_to_distil() -> None:
@@ -136,7 +136,7 @@ def test_dropping_a_layer_that_does_nothing_leaves_nothing_to_distil() -> None:
 def test_from_the_cache_as_online(tmp_path: Path, kl: str) -> None:
     """Within the rounding of bf16: 2^-9 of a state at most, and losses are smooth in them."""
     compared = _compared(tiny_model(), EVERYWHERE)
-    assert compared == Compared((1,), tiny_model().config.image_token_id)
+    assert compared == DistillationPoints((1,), tiny_model().config.image_token_id)
     runs = []
     for teacher in (
         Teacher(tiny_model(), tiny_family(), compared),

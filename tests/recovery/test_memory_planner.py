@@ -5,11 +5,11 @@ import torch
 
 from raysearch.config.settings import RecoverySettings
 from raysearch.errors import InputError
-from raysearch.recovery.memory_planner import GIB, USABLE, MemoryPlan, Needs, needs_of, plan_memory
+from raysearch.recovery.memory_planner import GIB, USABLE, MemoryPlan, MemoryRequirements, needs_of, plan_memory
 from raysearch.recovery.trainable_params import choose_trained
 from tests.support.recovery_setup import recipe, tiny_family, tiny_model
 
-LLAVA = Needs(
+LLAVA = MemoryRequirements(
     num_params=7_063_000_000,
     num_trained=6_760_000_000,
     bytes_per_param=2,
@@ -20,14 +20,14 @@ LLAVA = Needs(
 )
 
 
-def _plan(gib: float, workers: int, needs: Needs = LLAVA, **settings: object) -> MemoryPlan:
+def _plan(gib: float, workers: int, needs: MemoryRequirements = LLAVA, **settings: object) -> MemoryPlan:
     chosen = RecoverySettings(**({"batch_size": 16, "max_length": 1024} | settings))
     return plan_memory(needs, chosen, int(gib * GIB), workers)
 
 
 def test_state_bytes_by_hand() -> None:
     """Mixed-precision Adam: 2 + 2 + 12 bytes per trained parameter, sharded stage by stage."""
-    needs = Needs(1000, 800, 2, 4, 8, 100, 0)
+    needs = MemoryRequirements(1000, 800, 2, 4, 8, 100, 0)
     assert needs.state_bytes(0, 4) == 2000 + 1600 + 9600
     assert needs.state_bytes(1, 4) == 2000 + 1600 + 2400
     assert needs.state_bytes(2, 4) == 2000 + (1600 + 3200) // 4 + 2400

@@ -14,7 +14,7 @@ from raysearch.data.labels import num_answer_labels
 from raysearch.errors import InputError
 from raysearch.recovery import teacher_cache
 from raysearch.recovery.teacher import Teacher
-from raysearch.recovery.trainer import Recovery
+from raysearch.recovery.trainer import RecoveryTrainer
 from tests.support.recovery_setup import (
     cached_teacher,
     processor,
@@ -69,7 +69,7 @@ def test_a_smaller_fraction_takes_fewer_shards_and_a_larger_one_adds_to_them(tmp
 
 def _series(teacher: Teacher, **values: Any) -> list[dict[str, float]]:
     chosen = RecoverySettings(batch_size=8, precision="fp32", zero_stage=1)
-    recovery = Recovery(tiny_model(1), tiny_family(), recipe(**values), samples(), ENCODER, teacher, chosen)
+    recovery = RecoveryTrainer(tiny_model(1), tiny_family(), recipe(**values), samples(), ENCODER, teacher, chosen)
     found = [recovery.train_until(end) for end in (8, 24, 40)]
     recovery.close()
     return found

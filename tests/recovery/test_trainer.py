@@ -22,12 +22,12 @@ from raysearch.data.samples import BadRows, Sample
 from raysearch.errors import InputError
 from raysearch.recovery import checkpoint
 from raysearch.recovery.deepspeed_engine import compute_dtype, master_states
-from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, Compared
+from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
 from raysearch.recovery.losses import LossTerms
 from raysearch.recovery.schedule import SampleOrder, average_decay, lr_factor, micro_batches
 from raysearch.recovery.teacher import Teacher
-from raysearch.recovery.trainer import Recovery, _Student
-from raysearch.trials.context import Workbench
+from raysearch.recovery.trainer import RecoveryTrainer, _Student
+from raysearch.trials.context import TrialContext
 from tests.support.recovery_setup import recipe, samples, shared_teacher, tiny_encoder, tiny_family, tiny_model
 
 PARTS = ("projector", "projector+lora", "projector+decoder", "decoder")
@@ -36,13 +36,15 @@ TEACHER = shared_teacher()
 ONLINE = Teacher(tiny_model(), tiny_family())
 
 
-def start(more: dict[str, Any] | None = None, teacher: Teacher | None = TEACHER, **values: Any) -> Recovery:
+def start(more: dict[str, Any] | None = None, teacher: Teacher | None = TEACHER, **values: Any) -> RecoveryTrainer:
     chosen = {"batch_size": 8, "precision": "fp32", "zero_stage": 1} | (more or {})
     model = tiny_model(seed=1)
-    return Recovery(model, tiny_family(), recipe(**values), samples(), ENCODER, teacher, RecoverySettings(**chosen))
+    return RecoveryTrainer(
+        model, tiny_family(), recipe(**values), samples(), ENCODER, teacher, RecoverySettings(**chosen)
+    )
 
 
-def series(recovery: Recovery, ends: list[int]) -> list[dict[str, float]]:
+def series(recovery: RecoveryTrainer, ends: list[int]) -> list[dict[str, float]]:
     return [recovery.train_until(end) for end in ends]
 
 
@@ -90,7 +92,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_distil() -> None:
     model = tiny_model()
     chosen = RecoverySettings(batch_size=8, precision="fp32", zero_stage=1)
     same = recipe(sft=0, lr=1e-9)
-    recovery = Recovery(model, tiny_family(), same, samples(), ENCODER, ONLINE, chosen)
+    recovery = RecoveryTrainer(model, tiny_family(), same, samples(), ENCODER, ONLINE, chosen)
     found = recovery.train_until(8)
     assert max(found.values()) < 1e-6
     recovery.close()
@@ -169,7 +171,7 @@ def test_a_projector_alone_among_rows_without_images() -> None:
     texts = [Sample(f"t{i}", "text", (), [say("user", "is it red?"), say("assistant", "yes")]) for i in range(9)]
     chosen = RecoverySettings(batch_size=1, precision="fp32", zero_stage=1)
     rows, alone = [*texts, samples()[0]], recipe(trained="projector")
-    recovery = Recovery(tiny_model(1), tiny_family(), alone, rows, ENCODER, ONLINE, chosen)
+    recovery = RecoveryTrainer(tiny_model(1), tiny_family(), alone, rows, ENCODER, ONLINE, chosen)
     assert recovery.train_until(10)["sft"] > 0
     recovery.close()
 
@@ -283,7 +285,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial() -> None:
     model = tiny_model(seed=1)
     nn.init.constant_(model.model.language_model.norm.weight, math.inf)
     chosen = RecoverySettings(batch_size=8, precision="fp32", zero_stage=1)
-    recovery = Recovery(model, tiny_family(), recipe(), samples(), ENCODER, TEACHER, chosen)
+    recovery = RecoveryTrainer(model, tiny_family(), recipe(), samples(), ENCODER, TEACHER, chosen)
     with pytest.raises(FloatingPointError, match="sft is nan in the step from sample 0 to 8"):
         recovery.train_until(8)
     recovery.close()
@@ -292,7 +294,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial() -> None:
 def test_bad_samples_take_no_part_up_to_the_limit() -> None:
     short = tiny_encoder(max_length=len(ENCODER.encode(samples()[0])["input_ids"]))
     chosen = RecoverySettings(batch_size=8, precision="fp32", zero_stage=1)
-    recovery = Recovery(tiny_model(1), tiny_family(), recipe(), samples(), short, TEACHER, chosen)
+    recovery = RecoveryTrainer(tiny_model(1), tiny_family(), recipe(), samples(), short, TEACHER, chosen)
     with pytest.raises(InputError, match=r"more than 1.0% of 40 rows can't be used"):
         recovery.train_until(40)
     recovery.close()
@@ -307,7 +309,7 @@ def test_a_bad_sample_within_the_limit_is_named_and_left_out(harm: str, caplog: 
     rows[3] = replace(rows[3], images=broken, messages=[first | {"content": placeholders + first["content"]}, *others])
     chosen = RecoverySettings(batch_size=8, precision="fp32", zero_stage=1)
     alone = recipe(logits_kd=0, hidden_kd=0)
-    recovery = Recovery(tiny_model(1), tiny_family(), alone, rows, ENCODER, None, chosen)
+    recovery = RecoveryTrainer(tiny_model(1), tiny_family(), alone, rows, ENCODER, None, chosen)
     assert recovery.train_until(104)["sft"] > 0
     assert [record.getMessage() for record in caplog.records if "left out 1 of 104" in record.getMessage()]
     assert "row row-3: " in caplog.text
@@ -318,12 +320,12 @@ def test_a_bad_sample_within_the_limit_is_named_and_left_out(harm: str, caplog: 
 def test_importance_is_measured_on_the_first_rows_that_can_be_used(caplog: pytest.LogCaptureFixture) -> None:
     rows = [replace(sample, id=f"row-{index}") for index, sample in enumerate(samples()[:8])]
     rows[1] = replace(rows[1], images=(b"no picture",))
-    bench = object.__new__(Workbench)
-    bench.samples, bench.family, bench.encoder = rows, tiny_family(), ENCODER
-    bench.bad_rows = BadRows("rows.json", 100)
-    found = list(bench._to_calibrate())
+    context = object.__new__(TrialContext)
+    context.samples, context.family, context.encoder = rows, tiny_family(), ENCODER
+    context.bad_rows = BadRows("rows.json", 100)
+    found = list(context._to_calibrate())
     assert [id(row) for row in found] == [id(ENCODER.encode(row)) for row in rows if row.images and row is not rows[1]]
-    assert list(bench.bad_rows.found) == ["row row-1"]
+    assert list(context.bad_rows.found) == ["row row-1"]
 
 
 def test_a_recipe_all_of_whose_samples_are_bad_ends_with_one_line() -> None:
@@ -331,7 +333,7 @@ def test_a_recipe_all_of_whose_samples_are_bad_ends_with_one_line() -> None:
     rows[0] = replace(rows[0], images=(b"no picture",))
     chosen = RecoverySettings(batch_size=8, precision="fp32", zero_stage=1)
     alone = recipe(logits_kd=0, hidden_kd=0, data_fraction=0.005)
-    recovery = Recovery(tiny_model(1), tiny_family(), alone, rows, ENCODER, None, chosen)
+    recovery = RecoveryTrainer(tiny_model(1), tiny_family(), alone, rows, ENCODER, None, chosen)
     with pytest.raises(InputError, match=r"none of its 1 samples can be used \(row row-0: image 10 bytes"):
         recovery.train_until(1)
     recovery.close()
@@ -439,7 +441,7 @@ def test_any_mask_any_lengths_any_answers(data: st.DataObject, part: str) -> Non
     model.set_attn_implementation(data.draw(st.sampled_from(["eager", "sdpa"])))
     trained = choose_trained(model, tiny_family(), recipe(trained=part))
     terms = LossTerms.of(recipe(trained=part))
-    compared = data.draw(st.sampled_from([LAST_OF_ANSWERS, Compared((0, 1), image_token=9)]))
+    compared = data.draw(st.sampled_from([LAST_OF_ANSWERS, DistillationPoints((0, 1), image_token=9)]))
     teacher = Teacher(ONLINE.model, tiny_family(), compared)
     targets = teacher.targets(batch, range(num_rows))
     sums = _Student(model, tiny_family(), terms, teacher, compared)(batch, targets)

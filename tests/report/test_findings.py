@@ -57,7 +57,7 @@ def test_a_planted_effect_is_found_where_size_and_mode_hide_it():
     trials += [record(i, 0.3 + 0.04 * i, 0.5 + 0.5 * (0.3 + 0.04 * i), hidden_kd=0.0) for i in range(8, 16)]
     effect = effect_of(trials, BASELINE, with_hidden)
     assert effect.value == pytest.approx(0.05, abs=1e-6)
-    assert effect.is_seen
+    assert effect.is_significant
     plain = np.mean([t.rungs[-1].retention for t in trials[:8]]) - np.mean([t.rungs[-1].retention for t in trials[8:]])
     assert plain < 0, "the plain difference of means points the wrong way"
 

@@ -10,7 +10,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.files import read_json_lines
-from raysearch.search.samplers.optuna_samplers import RecipeAsk
+from raysearch.search.samplers.optuna_samplers import RecipeSuggester
 from scripts.replays import run
 from scripts.replays.methods import ConfigAsk
 from scripts.replays.record_table import write_table
@@ -91,7 +91,7 @@ def test_a_recorded_table_has_recipes_repeats_and_no_failures(table):
 
 
 def test_a_proposal_stands_for_the_nearest_recorded_recipe_once(table):
-    wanted = RecipeAsk(recipe(0.48, "decoder", 0.2).as_dict())
+    wanted = RecipeSuggester(recipe(0.48, "decoder", 0.2).as_dict())
     order: list[int] = []
     while len(order) < 16:
         order.append(table.suggest(wanted, order))

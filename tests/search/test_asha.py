@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from raysearch.errors import InputError
-from raysearch.search.early_stopping.asha import Rule, Rungs
-from raysearch.search.early_stopping.nondomination import Layers
+from raysearch.search.early_stopping.asha import AshaBracket, Rule
+from raysearch.search.early_stopping.nondomination import NonDominatedRanks
 from raysearch.study.multi_objective import nondomination_layers
 
 
 def rung_of(points, **settings):
     """A rung at 10 samples to which trials with these (size, retention) came earlier."""
-    rungs = Rungs(90, 10, 3, **settings)
+    rungs = AshaBracket(90, 10, 3, **settings)
     for number, (size, retention) in enumerate(points):
         rungs.decide(f"earlier{number}", size, retention, 0.01, 10)
     return rungs
@@ -30,7 +30,7 @@ def random_points(seed, num, ties=False):
 @pytest.mark.parametrize("ties", [False, True])
 def test_layers_grown_point_by_point_are_those_of_the_whole_set(seed, ties):
     points = random_points(seed, 150, ties)
-    layers = Layers(points).as_lists()
+    layers = NonDominatedRanks(points).as_lists()
     expected = nondomination_layers(np.array(points) * [1, -1])
     for number, layer in enumerate(layers):
         assert layer == sorted(point for point, at in zip(points, expected, strict=True) if at == number)
@@ -42,7 +42,7 @@ def test_layers_grown_point_by_point_are_those_of_the_whole_set(seed, ties):
 def test_of_many_points_the_better_layers_alone_are_told_apart(seed, digits):
     draw = random.Random(seed)
     points = [(draw.randrange(1, 9), round(draw.random(), digits)) for _ in range(1500)]
-    layers, num_sorted = Layers(points[:200], share=1 / 3), []
+    layers, num_sorted = NonDominatedRanks(points[:200], share=1 / 3), []
     for point in points[200:]:
         layers.add(*point)
         num_sorted.append(sum(map(len, layers.as_lists())))
@@ -59,7 +59,7 @@ def test_of_many_points_the_better_layers_alone_are_told_apart(seed, digits):
 @pytest.mark.parametrize("ties", [False, True])
 def test_company_of_a_newcomer_is_its_layer_after_it_came(seed, ties):
     *points, newcomer = random_points(seed, 80, ties)
-    layers = Layers(points)
+    layers = NonDominatedRanks(points)
     at = layers.place(*newcomer)
     (company, row), better = layers.company(*newcomer, at), layers.num_better(at)
     layers.add(*newcomer)
@@ -106,7 +106,7 @@ def test_axes_may_be_rescaled():
     points = random_points(5, 60)
     for size, retention in random_points(6, 40):
         plain = rung_of(points).decide("new", size, retention, 0.01, 10)
-        other = Rungs(90, 10, 3)
+        other = AshaBracket(90, 10, 3)
         for number, (s, r) in enumerate(points):
             other.decide(f"earlier{number}", s * 7e9, r * 40 - 3, 0.4, 10)
         scaled = other.decide("new", size * 7e9, retention * 40 - 3, 0.4, 10)
@@ -158,7 +158,7 @@ def test_results_between_rungs_and_repeated_ones_change_nothing():
 
 
 def test_a_trial_that_ended_below_a_rung_counts_in_later_rungs():
-    rungs = Rungs(90, 10, 3)
+    rungs = AshaBracket(90, 10, 3)
     for number in range(6):
         rungs.finish(f"short{number}", 0.2, 0.8 + number / 100, 0, 4)
     late = rungs.decide("long", 0.5, 0.79, 0, 30)
@@ -167,7 +167,7 @@ def test_a_trial_that_ended_below_a_rung_counts_in_later_rungs():
         2,
         7,
     )  # of six better ones, the two that may
-    alone = Rungs(90, 10, 3, rule=Rule(count_finished=False))
+    alone = AshaBracket(90, 10, 3, rule=Rule(count_finished=False))
     alone.finish("short", 0.2, 0.8, 0, 4)
     assert alone.decide("long", 0.5, 0.79, 0, 30).go_on
 
@@ -182,14 +182,14 @@ def test_the_best_within_a_budget_is_not_stopped_while_no_finished_trial_is_as_g
     for size, final, go_on in ((0.35, 0.509, True), (0.35, 0.51, False), (0.36, 0.6, True)):
         rungs = rung_of(front, budgets=[0.35], rule=Rule(count_finished=False))
         rungs.finish("finished", size, final, 0, 90)
-        for restored in (rungs, Rungs.from_state(rungs.state())):
+        for restored in (rungs, AshaBracket.from_state(rungs.state())):
             assert restored.decide("new", 0.31, 0.51, 0, 10).go_on is go_on
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_budget_keeps_a_survivor_at_every_rung(seed):
     budgets = [0.2, 0.4, 0.7]
-    rungs, draw = Rungs(90, 10, 3, budgets), random.Random(seed)
+    rungs, draw = AshaBracket(90, 10, 3, budgets), random.Random(seed)
     survivors = dict.fromkeys(budgets, 0)
     for number in range(60):
         size = draw.uniform(0.05, 1.0)
@@ -203,14 +203,14 @@ def test_every_budget_keeps_a_survivor_at_every_rung(seed):
 @pytest.mark.parametrize(("max_t", "grace"), [(10, 20), (10, 0), (10, -1)])
 def test_contradictory_rungs_are_refused(max_t, grace):
     with pytest.raises(InputError, match="grace_period"):
-        Rungs(max_t, grace)
+        AshaBracket(max_t, grace)
     with pytest.raises(InputError, match="reduction_factor"):
-        Rungs(10, 1, 1)
+        AshaBracket(10, 1, 1)
 
 
 def test_a_state_of_another_version_is_refused():
     with pytest.raises(ValueError, match="schema 1 where 2 is read"):
-        Rungs.from_state({**Rungs(90, 10).state(), "schema": 1})
+        AshaBracket.from_state({**AshaBracket(90, 10).state(), "schema": 1})
 
 
 def test_the_rule_loads_neither_ray_nor_torch():
@@ -219,16 +219,16 @@ def test_the_rule_loads_neither_ray_nor_torch():
 
 
 def test_levels_lie_a_factor_apart_and_well_below_the_end():
-    assert Rungs(90, 10, 3).levels == [10, 30]
-    assert Rungs(100, 10, 3).levels == [10, 30]  # one at 90 would save a tenth of a trial
-    assert Rungs(1000, 37, 3).levels == [37, 111, 333]
-    assert Rungs(1000, 111, 3).levels == [111, 333]
-    assert Rungs(10, 10, 3).levels == [10]  # the first one stays wherever it is
+    assert AshaBracket(90, 10, 3).levels == [10, 30]
+    assert AshaBracket(100, 10, 3).levels == [10, 30]  # one at 90 would save a tenth of a trial
+    assert AshaBracket(1000, 37, 3).levels == [37, 111, 333]
+    assert AshaBracket(1000, 111, 3).levels == [111, 333]
+    assert AshaBracket(10, 10, 3).levels == [10]  # the first one stays wherever it is
 
 
 @pytest.mark.parametrize("eta", [1.5, 2, 3, 4])
 @pytest.mark.parametrize("max_t", [9.5, 27, 40, 81.0, 1000])
 def test_the_last_rung_leaves_at_least_half_a_step_to_the_end_and_no_rung_is_missing(max_t, eta):
-    *_, last = levels = Rungs(max_t, 1.25, eta).levels
+    *_, last = levels = AshaBracket(max_t, 1.25, eta).levels
     assert levels == [pytest.approx(1.25 * eta**power) for power in range(len(levels))]
     assert last <= max_t / eta**0.5 < last * eta

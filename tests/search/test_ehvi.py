@@ -8,7 +8,7 @@ from raysearch.config.space import SearchSpace
 from raysearch.search.samplers.ehvi import NUM_CHILDREN, NUM_RANDOM, RENEWED_EVERY, Candidates
 from raysearch.search.samplers.encoding import Encoding
 from raysearch.search.samplers.size_targets import Sizing, bare
-from raysearch.search.trial_history import made_by
+from raysearch.search.trial_history import model_identity
 from tests.search.test_searcher import DENSE, SPACE, make, run, size_of
 
 
@@ -89,7 +89,7 @@ def test_a_model_is_found_where_all_candidates_have_been_tried():
     )
     searcher = make(sampler="ehvi", space=space)
     recipes = run(searcher, map(str, range(100)), stop_every=1000)
-    made = {made_by(recipe, size_of(recipe).num_params) for recipe in recipes}
+    made = {model_identity(recipe, size_of(recipe).num_params) for recipe in recipes}
     assert len(made) == 100
 
 

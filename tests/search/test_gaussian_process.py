@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from raysearch.search.samplers.ehvi import Candidate, GainModel, Observation
-from raysearch.search.samplers.gaussian_process import RetentionModel, expected_gain
+from raysearch.search.samplers.ehvi import Candidate, EHVIRanker, Observation
+from raysearch.search.samplers.gaussian_process import RetentionModel, expected_hypervolume_improvement
 from raysearch.study.multi_objective import hypervolume
 
 
 def test_expected_gain_is_the_mean_growth_of_the_area_under_the_front():
     front = [(0.3, 0.4), (0.5, 0.7), (0.9, 0.8)]
     sizes, mean, deviation = np.array([0.2, 0.4, 0.6, 0.95]), np.array([0.5, 0.6, 0.65, 0.7]), np.full(4, 0.1)
-    expected = expected_gain(sizes, mean, deviation, front)
+    expected = expected_hypervolume_improvement(sizes, mean, deviation, front)
     draws = np.random.default_rng(0).normal(size=4000)
     before = hypervolume(*zip(*front, strict=True))
     for row in range(4):
@@ -22,8 +22,10 @@ def test_expected_gain_is_the_mean_growth_of_the_area_under_the_front():
 
 def test_expected_gain_counts_a_named_limit_for_candidates_within_it():
     front = [(0.3, 0.4)]
-    plain = expected_gain(np.array([0.5, 0.7]), np.full(2, 0.6), np.full(2, 1e-6), front)
-    limited = expected_gain(np.array([0.5, 0.7]), np.full(2, 0.6), np.full(2, 1e-6), front, limits=[0.6])
+    plain = expected_hypervolume_improvement(np.array([0.5, 0.7]), np.full(2, 0.6), np.full(2, 1e-6), front)
+    limited = expected_hypervolume_improvement(
+        np.array([0.5, 0.7]), np.full(2, 0.6), np.full(2, 1e-6), front, limits=[0.6]
+    )
     assert limited - plain == pytest.approx([0.2, 0.0], abs=1e-6)
 
 
@@ -74,4 +76,4 @@ def test_the_gain_model_prefers_what_is_good_at_its_size():
     observations = [known(size, is_bad) for size in np.linspace(0.2, 0.9, 10) for is_bad in (0, 1)]
     observations.append(Observation(np.array([0.55, 1]), 0.55, None, 0.0))  # under way
     bad, good = (Candidate(None, {}, 0.6, np.array([0.6, is_bad])) for is_bad in (1, 0))
-    assert GainModel(np.arange(2)).ranked([bad, good], observations, [0.65], len(observations)) == [good, bad]
+    assert EHVIRanker(np.arange(2)).ranked([bad, good], observations, [0.65], len(observations)) == [good, bad]

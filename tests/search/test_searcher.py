@@ -3,7 +3,7 @@ import json
 import pytest
 
 from raysearch.backend.pareto_asha import ParetoASHA
-from raysearch.backend.tune_searcher import RecipeSearch
+from raysearch.backend.tune_searcher import TuneSearcher
 from raysearch.config.budget import Budget, Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
@@ -286,7 +286,7 @@ def test_a_resumed_search_proposes_what_an_unbroken_one_would(sampler):
 
 
 def test_ray_sees_a_flat_configuration_and_the_end():
-    search = RecipeSearch(make(num_trials=1), ParetoASHA(), config={"study": "joint"})
+    search = TuneSearcher(make(num_trials=1), ParetoASHA(), config={"study": "joint"})
     config = search.suggest("t")
     assert config["study"] == "joint"
     assert Recipe(**config["recipe"]).key == search.recipes.proposals["t"].recipe.key
@@ -301,7 +301,7 @@ def test_a_refused_trial_is_run_when_the_study_goes_on(tmp_path, sampler):
     """Bad data is no fault of the recipe that met them first."""
 
     def search():
-        return RecipeSearch(make(num_trials=1, sampler=sampler), ParetoASHA(), folder=tmp_path)
+        return TuneSearcher(make(num_trials=1, sampler=sampler), ParetoASHA(), folder=tmp_path)
 
     refused = search()
     refused.recipes.enqueue(published_recipes([0.15]))

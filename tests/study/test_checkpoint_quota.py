@@ -8,13 +8,13 @@ import pytest
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
-from raysearch.export.delivery import checkpoint_of
+from raysearch.export.export_checkpoint import checkpoint_of
 from raysearch.study import folder as study_module
 from raysearch.study.folder import Study
 from raysearch.study.front import Front, Measured
 from raysearch.study.records import Score
-from raysearch.trials.context import Workbench
-from raysearch.trials.rebuild_checkpoint import retrain
+from raysearch.trials.context import TrialContext
+from raysearch.trials.rebuild_checkpoint import rebuild_checkpoint
 from raysearch.trials.trial import Trial
 from tests.support import synthetic_study
 from tests.support.synthetic_study import BASELINE
@@ -154,7 +154,7 @@ def trained(tmp_path_factory):
     made = Study(tmp_path_factory.mktemp("trained") / "study", SearchSpace.model_validate(content))
     made.create()
     chosen = Recipe(mode="both", ratio=0.3, criterion="deepest+magnitude", trained="projector+lora", hidden_kd=1.0)
-    trial = Trial(chosen, Workbench(made.space.pinned(chosen)))
+    trial = Trial(chosen, TrialContext(made.space.fixed_to(chosen)))
     made.trial_started("t", chosen)
     for score in trial.scores([20]):
         made.rung("t", score)
@@ -176,7 +176,7 @@ def test_a_deleted_checkpoint_is_made_again_to_the_last_bit(trained, tmp_path):
     (point,) = made.front.points
     with pytest.raises(InputError, match=r"checkpoint_quota_gb; add --retrain to make it again"):
         checkpoint_of(folder, point)
-    again = retrain(folder, point)
+    again = rebuild_checkpoint(folder, point)
     before = trained.front.points[0]
     made_again, wanted = checkpoint_of(folder, again), checkpoint_of(trained.folder, before)
     assert (made_again / "model.safetensors").read_bytes() == (wanted / "model.safetensors").read_bytes()

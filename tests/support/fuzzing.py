@@ -162,9 +162,9 @@ def workplace() -> Iterator["Workplace"]:
         stack.enter_context(patch("raysearch.cli.search.run", lambda *started: None))
         for target in (
             "raysearch.pruning.checkpoint.prune_checkpoint",
-            "raysearch.export.delivery.deliver",
-            "raysearch.export.delivery.measure_front",
-            "raysearch.trials.finetune.polish",
+            "raysearch.export.export_checkpoint.export_checkpoint",
+            "raysearch.export.export_checkpoint.measure_front",
+            "raysearch.trials.finetune.finetune",
             "raysearch.tracking.mlflow_runs.connect",
         ):
             stack.enter_context(patch(target, side_effect=InputError("not here")))

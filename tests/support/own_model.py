@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as token_models
 
 from raysearch import models
-from raysearch.config.benchmarks import BenchmarkEntry
+from raysearch.config.benchmarks import BenchmarkConfig
 from raysearch.data.encoding import Encoder
 from raysearch.evaluation.evaluator import generate_answers
 from raysearch.evaluation.questions import read_questions
@@ -52,7 +52,7 @@ def write_data(folder: Path, num_rows: int = 24) -> Path:
     return folder / "train.json"
 
 
-def write_questions(folder: Path, model: Path, num_pictures: int = 24) -> BenchmarkEntry:
+def write_questions(folder: Path, model: Path, num_pictures: int = 24) -> BenchmarkConfig:
     """Two questions about each picture as JSON lines; the answers are what `model` says."""
     random = np.random.default_rng(1)
     rows = []
@@ -60,7 +60,7 @@ def write_questions(folder: Path, model: Path, num_pictures: int = 24) -> Benchm
         picture = _picture(folder, f"asked/{index}.png", random)
         for word in random.choice(ASKED, 2, replace=False):
             rows.append({"image": picture, "question": str(word), "answer": "unknown"})
-    entry = BenchmarkEntry(
+    entry = BenchmarkConfig(
         name="own",
         data=str(folder / "questions.jsonl"),
         metric="normalised",
@@ -77,7 +77,7 @@ def write_questions(folder: Path, model: Path, num_pictures: int = 24) -> Benchm
     return entry
 
 
-def space_of(model: Path, data: Path, questions: BenchmarkEntry, **more: Any) -> dict[str, Any]:
+def space_of(model: Path, data: Path, questions: BenchmarkConfig, **more: Any) -> dict[str, Any]:
     """A search space over them."""
     return {
         "name": "own",

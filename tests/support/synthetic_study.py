@@ -8,7 +8,7 @@ import numpy as np
 
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.search.early_stopping.asha import Rungs
+from raysearch.search.early_stopping.asha import AshaBracket
 from raysearch.study.folder import Study
 from raysearch.study.front import Baseline, Measured
 from raysearch.study.records import Score
@@ -52,7 +52,7 @@ def make(folder: Path, num_trials: int = 40, seed: int = 0, fail: bool = True) -
     study = Study(folder, space())
     study.create()
     ask, noise = RandomAsk(seed), np.random.default_rng(seed)
-    rungs = Rungs(max_t=NUM_SAMPLES, grace_period=NUM_SAMPLES // 9)
+    rungs = AshaBracket(max_t=NUM_SAMPLES, grace_period=NUM_SAMPLES // 9)
     for number in range(num_trials):
         recipe, trial = study.space.suggest(ask), f"{number:05d}"
         study.trial_started(trial, recipe)

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from raysearch.search.early_stopping.asha import Rungs
+from raysearch.search.early_stopping.asha import AshaBracket
 from raysearch.testing.simulator import simulate
 
 
@@ -22,10 +22,10 @@ class Straight:
 
 
 class InTurn:
-    """Proposes a list, and lets `Rungs` decide."""
+    """Proposes a list, and lets `AshaBracket` decide."""
 
     def __init__(self, configs):
-        self.configs, self.rungs, self.ended = list(configs), Rungs(9, 1, 3), []
+        self.configs, self.rungs, self.ended = list(configs), AshaBracket(9, 1, 3), []
 
     def suggest(self, trial):
         return self.configs.pop(0) if self.configs else None
@@ -82,7 +82,7 @@ def test_ten_thousand_trials_do_not_slow_the_rungs_down(num_slots):
 
 
 def test_a_hundred_thousand_decisions_at_one_rung_take_seconds():
-    draw, rungs = random.Random(0), Rungs(9, 1, 3)
+    draw, rungs = random.Random(0), AshaBracket(9, 1, 3)
     for number in range(10_000):
         rungs.decide(str(number), draw.uniform(0.1, 1), draw.random(), 0, 1)
     judged = [(draw.uniform(0.1, 1), draw.random(), 0.0) for _ in range(100_000)]

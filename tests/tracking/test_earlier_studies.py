@@ -4,7 +4,7 @@ import pytest
 
 from raysearch.errors import InputError
 from raysearch.study.folder import Study
-from raysearch.tracking.earlier_studies import read_earlier
+from raysearch.tracking.earlier_studies import read_prior_trials
 from raysearch.tracking.tracker import Tracker
 from tests.end_to_end.test_search import job
 from tests.support import synthetic_study
@@ -16,7 +16,7 @@ def earlier(tmp_path_factory):
 
 
 def test_the_finished_trials_of_a_folder_and_which_were_on_its_front(earlier):
-    found = read_earlier(str(earlier.folder), "sqlite:///none.db")
+    found = read_prior_trials(str(earlier.folder), "sqlite:///none.db")
     finished = [record for record in earlier.records if record.end == "finished"]
     assert [trial.recipe for trial in found] == [record.recipe for record in finished]
     assert {trial.recipe.key for trial in found if trial.on_front} == {p.key for p in earlier.front.points}
@@ -27,12 +27,12 @@ def test_an_experiment_in_mlflow_gives_the_same(earlier, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     copied = Study(earlier.folder, earlier.space)
     Tracker(copied, uri).close()
-    found = read_earlier("synthetic", uri)
+    found = read_prior_trials("synthetic", uri)
     told = {(trial.recipe.key, trial.size_bytes, trial.retention, trial.on_front) for trial in found}
-    wanted = read_earlier(str(earlier.folder), uri)
+    wanted = read_prior_trials(str(earlier.folder), uri)
     assert told == {(trial.recipe.key, trial.size_bytes, trial.retention, trial.on_front) for trial in wanted}
     with pytest.raises(InputError, match="no such experiment in MLflow"):
-        read_earlier("synthetic2", uri)
+        read_prior_trials("synthetic2", uri)
 
 
 BAD = [

@@ -16,7 +16,7 @@ from raysearch.files import write_json
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.study.folder import Study
 from raysearch.study.front import Baseline, Front, FrontPoint, Measured
-from raysearch.trials.finetune import Polished, polish
+from raysearch.trials.finetune import Finetuned, finetune
 
 RECIPE = {"mode": "layerwise", "ratio": 0.0, "criterion": "block_influence", "trained": "projector"}
 
@@ -86,7 +86,7 @@ def test_what_further_training_harms_is_left_as_it_was(tmp_path):
     folder = make_study(tmp_path / "run", lambda bias: bias)
     point = point_of(folder)
     ruinous = point.model_copy(update={"recipe": Recipe(**{**point.recipe.as_dict(), "lr": 0.3})})
-    polished = polish(folder, ruinous, epochs=0.5)
+    polished = finetune(folder, ruinous, epochs=0.5)
     assert polished.gain.interval[1] < 0
     assert polished.point == ruinous
     assert polished.before.retention == 1.0
@@ -99,12 +99,12 @@ def test_the_choice_is_by_the_search_questions():
         retention_ci=(0.4, 0.6), scores={}, samples_seen=1,
     )  # fmt: skip
     low, high = (Measured(retention=kept, retention_ci=(0, 1), scores={}) for kept in (0.6, 0.7))
-    worse = Polished(point, Retention(-0.01, 0.01), low, high, 100)
+    worse = Finetuned(point, Retention(-0.01, 0.01), low, high, 100)
     assert not worse.is_better
     assert worse.describe().startswith("The model was left as it was: 100 further samples")
     assert "-1.0 points [-3.0, +1.0]" in worse.describe()
     assert "from 60.0% to 70.0%" in worse.describe()
-    assert not Polished(point, Retention(0.0, 0.0), low, high, 1).is_better, "a tie changes nothing"
+    assert not Finetuned(point, Retention(0.0, 0.0), low, high, 1).is_better, "a tie changes nothing"
 
 
 @pytest.mark.parametrize(
@@ -119,14 +119,14 @@ def test_the_choice_is_by_the_search_questions():
 )
 def test_what_cannot_be_polished_is_said(study, changes, said):
     with pytest.raises(InputError, match=said):
-        polish(study, point_of(study).model_copy(update=changes))
+        finetune(study, point_of(study).model_copy(update=changes))
 
 
 def test_a_study_without_its_space_is_refused(study, tmp_path):
     shutil.copytree(study, tmp_path / "run")
     (tmp_path / "run" / "space.json").unlink()
     with pytest.raises(InputError, match=r"no space\.json"):
-        polish(tmp_path / "run", point_of(study))
+        finetune(tmp_path / "run", point_of(study))
     write_json(tmp_path / "run" / "space.json", {"name": "x"})
     with pytest.raises(InputError, match="model: Field required"):
-        polish(tmp_path / "run", point_of(study))
+        finetune(tmp_path / "run", point_of(study))

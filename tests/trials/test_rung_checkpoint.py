@@ -38,7 +38,7 @@ class Bench(SimpleNamespace):
         return Results({"weights": np.array([kept % 1, 0.5])}, {"weights": np.array(["a", "b"])}, {"weights": 0.0})
 
 
-def bench(**settings):
+def context(**settings):
     made = Bench(
         model=tiny_model(),
         family=tiny_family(),
@@ -55,7 +55,7 @@ def bench(**settings):
         ),
     )
     dense = made.evaluate(made.model, ())
-    made.prepared = SimpleNamespace(search=dense, early=dense)
+    made.baselines = SimpleNamespace(search=dense, early=dense)
     return made
 
 
@@ -76,7 +76,7 @@ def scores(made, keep_in, stop_after=None, chosen=CHOSEN):
 @pytest.mark.parametrize("settings", [{}, {"weight_average": True}])
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_a_trial_goes_on_from_its_last_rung(tmp_path, settings, stop_after):
-    made = bench(**settings)
+    made = context(**settings)
     unbroken = scores(made, None)
     assert [score.samples_seen for score in unbroken] == [8, 24, 40]
     assert scores(made, tmp_path, stop_after) == unbroken[:stop_after]
@@ -85,7 +85,7 @@ def test_a_trial_goes_on_from_its_last_rung(tmp_path, settings, stop_after):
 
 
 def test_what_was_kept_last_is_what_counts_and_half_written_states_are_passed_over(tmp_path):
-    made = bench()
+    made = context()
     unbroken = scores(made, tmp_path, 1)
     shutil.copytree(tmp_path / "8", tmp_path / "unfinished")
     (tmp_path / "unfinished" / "weights.safetensors").write_bytes(b"half")
@@ -95,7 +95,7 @@ def test_what_was_kept_last_is_what_counts_and_half_written_states_are_passed_ov
 
 @pytest.mark.parametrize("broken", ["weights.safetensors", "worker-0.safetensors", "position.json", "scores.json"])
 def test_a_broken_state_starts_the_trial_anew(tmp_path, broken):
-    made = bench()
+    made = context()
     unbroken = scores(made, tmp_path, 2)
     path = tmp_path / "24" / broken
     path.write_bytes(path.read_bytes()[:-40])
@@ -106,7 +106,7 @@ def test_a_broken_state_starts_the_trial_anew(tmp_path, broken):
 @pytest.mark.parametrize("damaged", ["weights.safetensors", "worker-0.safetensors"])
 def test_a_state_whose_bytes_have_changed_starts_the_trial_anew(tmp_path, damaged):
     """The file is as long as it was, and its header is right."""
-    made = bench()
+    made = context()
     unbroken = scores(made, tmp_path, 2)
     content = bytearray((tmp_path / "24" / damaged).read_bytes())
     content[len(content) // 2] ^= 0x41
@@ -118,7 +118,7 @@ def test_a_state_whose_bytes_have_changed_starts_the_trial_anew(tmp_path, damage
 @pytest.mark.parametrize("fails", ["checkpoint.write_tensors", "checkpoint.write_json", "kept.write_json"])
 def test_a_full_disk_costs_the_state_and_not_the_trial(tmp_path, monkeypatch, caplog, fails):
     """The state before stays; once there is room again, the next is written."""
-    made = bench()
+    made = context()
     unbroken = scores(made, None)
     target = f"raysearch.recovery.{fails}"
     writer, when_full = pkgutil.resolve_name(target), [False, True, False]
@@ -141,7 +141,7 @@ def test_a_full_disk_costs_the_state_and_not_the_trial(tmp_path, monkeypatch, ca
 
 
 def test_a_trial_goes_on_from_the_last_state_there_was_room_for(tmp_path, monkeypatch):
-    made = bench()
+    made = context()
     unbroken = scores(made, tmp_path, 1)
 
     def full(*given):
@@ -155,7 +155,7 @@ def test_a_trial_goes_on_from_the_last_state_there_was_room_for(tmp_path, monkey
 
 
 def test_another_recipes_state_is_not_taken(tmp_path):
-    made = bench()
+    made = context()
     scores(made, tmp_path, 2)
     other = recipe(trained="projector").model_copy(update={"ratio": 0.0})
     assert scores(made, tmp_path, chosen=other) == scores(made, None, chosen=other)
@@ -175,8 +175,8 @@ class AskedByName(Bench):
 
 
 def test_rungs_are_scored_on_fewer_questions_against_the_dense_model_on_the_same_ones(tmp_path):
-    made = AskedByName(**{**vars(bench()), "questions": "all", "early_questions": "early"})
-    made.prepared = SimpleNamespace(search=made.results(made.DENSE["all"]), early=made.results(made.DENSE["early"]))
+    made = AskedByName(**{**vars(context()), "questions": "all", "early_questions": "early"})
+    made.baselines = SimpleNamespace(search=made.results(made.DENSE["all"]), early=made.results(made.DENSE["early"]))
     found = scores(made, tmp_path, 2)
     assert scores(made, tmp_path)[:2] == found  # taken up again, they are the same
     found = scores(made, None)
@@ -188,8 +188,8 @@ def test_rungs_are_scored_on_fewer_questions_against_the_dense_model_on_the_same
 
 
 def test_a_trial_without_recovery_is_scored_on_all_questions():
-    made = AskedByName(**{**vars(bench()), "questions": "all", "early_questions": "early"})
-    made.prepared = SimpleNamespace(search=made.results(made.DENSE["all"]), early=None)
+    made = AskedByName(**{**vars(context()), "questions": "all", "early_questions": "early"})
+    made.baselines = SimpleNamespace(search=made.results(made.DENSE["all"]), early=None)
     untrained = Recipe(mode="layerwise", ratio=0.15, criterion="deepest", trained="nothing")
     (score,) = Trial(untrained, made).scores(RUNGS)
     assert (score.retention, score.num_questions) == (0.75, 4)

@@ -52,7 +52,7 @@ class Decision:
     rank: int | None = None
 
 
-class Rungs:
+class AshaBracket:
     """Asynchronous successive halving over (size, retention): size minimised, retention maximised.
 
     Args:
@@ -178,7 +178,7 @@ class Rungs:
         self, trial: str, rung: "Rung", size: float, retention: float, se: float, samples_seen: float
     ) -> Decision:
         layer = rung.layers.place(size, retention)
-        better, own = rung.layers.num_better(layer), rung.layers.num_company(size, retention, layer)
+        better, own = rung.layers.num_better(layer), rung.layers.layer_size(size, retention, layer)
         num = rung.num_trials + 1
         allowed = max(1.0, num / self.reduction_factor + 1e-9)
         rank = None
@@ -232,7 +232,7 @@ class Rungs:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Rungs":
+    def from_state(cls, state: Mapping[str, Any]) -> "AshaBracket":
         """The rungs that `state` was taken from; they go on to make the same decisions.
 
         Raises:

@@ -11,7 +11,7 @@ Point = tuple[float, float]
 FEW = 64  # points that are always told apart
 
 
-class Layers:
+class NonDominatedRanks:
     """Points of (size, retention), size minimised and retention maximised, peeled into layers; equals share one.
 
     Layer 0 holds the points that no point dominates, layer 1 those that layer 0 alone dominates, and so on. A layer
@@ -48,7 +48,7 @@ class Layers:
         """How many points the sorted layers before `layer` hold."""
         return sum(self._nums[:layer])
 
-    def num_company(self, size: float, retention: float, layer: int) -> int:
+    def layer_size(self, size: float, retention: float, layer: int) -> int:
         """How many points `layer` holds with the point in it and those out of it that the point dominates."""
         if layer == len(self._layers):
             return 1
@@ -56,7 +56,7 @@ class Layers:
         return self._nums[layer] - (end - start) + 1
 
     def company(self, size: float, retention: float, layer: int) -> tuple[np.ndarray, int]:
-        """The points that `num_company` counts.
+        """The points that `layer_size` counts.
 
         Returns:
             (n, 2) sizes and retentions, both rising, and the row of the point; it comes after its equals.

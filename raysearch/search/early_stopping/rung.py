@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from raysearch.search.early_stopping.nondomination import Layers
+from raysearch.search.early_stopping.nondomination import NonDominatedRanks
 from raysearch.study.multi_objective import exclusive_hypervolume
 
 REFERENCE = np.array([1.1, 1.1])  # just beyond the unit square, so that the ends of a layer count
@@ -16,7 +16,7 @@ class Rung:
     """The trials at one rung.
 
     Args:
-        share: of the trials, best layers first, that are told apart (see `Layers`).
+        share: of the trials, best layers first, that are told apart (see `NonDominatedRanks`).
 
     Attributes:
         level: samples seen here.
@@ -90,7 +90,7 @@ class Rung:
 
     def _rebuild(self) -> None:
         counted = [value for trial, value in self.values.items() if trial not in self.failed]
-        self.layers, self._best = Layers(counted, self._share), dict.fromkeys(self._budgets, -math.inf)
+        self.layers, self._best = NonDominatedRanks(counted, self._share), dict.fromkeys(self._budgets, -math.inf)
         self._low, self._high = np.full(2, math.inf), np.full(2, -math.inf)
         for size, retention in counted:
             self._widen(size, retention)

@@ -14,7 +14,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Scalar
 from raysearch.config.space import SearchSpace
 from raysearch.search.samplers.encoding import Encoding, scaled
-from raysearch.search.samplers.gaussian_process import RetentionModel, expected_gain
+from raysearch.search.samplers.gaussian_process import RetentionModel, expected_hypervolume_improvement
 from raysearch.search.samplers.optuna_samplers import Solve, is_ratio, to_smaller_step
 
 NUM_RANDOM = 48  # candidates drawn over the whole space, for RENEWED_EVERY proposals
@@ -149,7 +149,7 @@ class Candidates:
         return found
 
 
-class GainModel:
+class EHVIRanker:
     """Says which of several candidates can be expected to add most to the hypervolume.
 
     The length scales are searched for anew whenever the number of trials has grown by a tenth; in between they stay.
@@ -202,7 +202,7 @@ class GainModel:
         expected = mean[len(candidates) :].tolist()
         front += [(o.size_ratio, value) for o, value in zip(running, expected, strict=True)]
         sizes, here = np.array([c.size_ratio for c in candidates]), slice(len(candidates))
-        gain = expected_gain(sizes, mean[here], deviation[here], _front_of(front), limits)
+        gain = expected_hypervolume_improvement(sizes, mean[here], deviation[here], _front_of(front), limits)
         return [candidates[at] for at in np.argsort(-gain, kind="stable")]
 
     def _model(self, used: Sequence[Observation], num_trials: int) -> RetentionModel:

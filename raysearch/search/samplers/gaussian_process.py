@@ -14,7 +14,7 @@ from scipy.special import ndtr
 
 STARTS, START_JITTER = (0.3, 3.0), 0.03
 WEIGHT_BOUNDS, JITTER_BOUNDS = (0.01, 100.0), (0.003, 0.3)
-PRIOR_DEVIATION = 2.0  # of the logarithms of the weights
+LOG_WEIGHT_DEVIATION = 2.0  # of the logarithms of the weights
 MAX_ITERATIONS = 60
 
 
@@ -93,8 +93,8 @@ class RetentionModel:
         decline = -5 / 6 * (1.0 + scaled) * np.exp(-scaled)
         by_weight = weights * np.tensordot(apart, slope * decline, 2)
         gradient = 0.5 * np.append(by_weight, jitter * np.trace(slope))
-        likelihood -= 0.5 * np.sum((logs[:-1] / PRIOR_DEVIATION) ** 2)
-        gradient[:-1] -= logs[:-1] / PRIOR_DEVIATION**2
+        likelihood -= 0.5 * np.sum((logs[:-1] / LOG_WEIGHT_DEVIATION) ** 2)
+        gradient[:-1] -= logs[:-1] / LOG_WEIGHT_DEVIATION**2
         return -float(likelihood), -gradient
 
 
@@ -109,7 +109,7 @@ def _correlation(scaled: np.ndarray) -> np.ndarray:
     return (1.0 + scaled + scaled**2 / 3.0) * np.exp(-scaled)
 
 
-def expected_gain(
+def expected_hypervolume_improvement(
     sizes: np.ndarray,
     mean: np.ndarray,
     deviation: np.ndarray,

@@ -105,7 +105,7 @@ def to_smaller_step(ratio: float, low: float, high: float, step: float | None) -
     return min(max(ratio, low), high)
 
 
-class OptunaAsk:
+class OptunaSuggester:
     """An `Ask` over an Optuna trial."""
 
     def __init__(self, trial: optuna.Trial) -> None:
@@ -120,7 +120,7 @@ class OptunaAsk:
         return self._trial.suggest_float(name, low, high, log=log, step=None if log else step)
 
 
-class RecipeAsk:
+class RecipeSuggester:
     """An `Ask` that answers with the values of a recipe, or with what the space has nearest to them.
 
     A value may be a list: the first that the space has is taken.
@@ -165,13 +165,13 @@ class RecipeAsk:
         return value
 
 
-def fit_to_space(space: SearchSpace, recipe: Mapping[str, Any]) -> tuple[Recipe, RecipeAsk]:
+def fit_to_space(space: SearchSpace, recipe: Mapping[str, Any]) -> tuple[Recipe, RecipeSuggester]:
     """The recipe of `space` that is nearest to the values of `recipe`, and the answers that make it.
 
     Raises:
         pydantic.ValidationError: the nearest values exclude each other.
     """
-    ask = RecipeAsk(recipe)
+    ask = RecipeSuggester(recipe)
     return space.suggest(ask), ask
 
 

@@ -27,7 +27,9 @@ class Loaded:
     speed: Speed | None
 
 
-def deliver(study: Path, point: FrontPoint, to: Path, front: Front | None = None, note: str = "") -> FrontPoint:
+def export_checkpoint(
+    study: Path, point: FrontPoint, to: Path, front: Front | None = None, note: str = ""
+) -> FrontPoint:
     """Copy a point's checkpoint to `to`, whole or not at all, and prove that it loads and answers there.
 
     Args:
@@ -48,7 +50,7 @@ def deliver(study: Path, point: FrontPoint, to: Path, front: Front | None = None
     try:
         shutil.copytree(checkpoint, copy, dirs_exist_ok=True)
         copy.chmod(0o755)
-        loaded = load_alone(copy, speed=True)
+        loaded = load_in_clean_process(copy, speed=True)
         if loaded.num_params != point.num_params:
             raise InputError(
                 f"{checkpoint}: has {loaded.num_params} parameters, front.json says {point.num_params}; "
@@ -82,19 +84,19 @@ def measure_front(study: Path) -> Front:
     """
     front = Front.load(study)
     dense = model_folder(front.model)
-    speed = load_alone(dense if dense.is_dir() else front.model, speed=True).speed
+    speed = load_in_clean_process(dense if dense.is_dir() else front.model, speed=True).speed
     front = front.model_copy(update={"baseline": front.baseline.model_copy(update={"measured": speed})})
     points = list(front.points)
     for number, point in enumerate(points):
         if point.checkpoint:
-            speed = load_alone(checkpoint_of(study, point), speed=True).speed
+            speed = load_in_clean_process(checkpoint_of(study, point), speed=True).speed
             points[number] = point.model_copy(update={"measured": speed})
             front = front.model_copy(update={"points": list(points)})
             front.save(study)
     return front
 
 
-def load_alone(model: Path | str, speed: bool = False) -> Loaded:
+def load_in_clean_process(model: Path | str, speed: bool = False) -> Loaded:
     """Load a checkpoint in a fresh process that knows transformers and not raysearch, and let it generate.
 
     Raises:

@@ -9,7 +9,7 @@ from raysearch import pocket
 from raysearch.cli import app
 from raysearch.config.budget import Budget, rate_text, size_text
 from raysearch.errors import InputError
-from raysearch.export.delivery import deliver
+from raysearch.export.export_checkpoint import export_checkpoint
 from raysearch.report.html_page import write_report
 from raysearch.study.front import Front, retention_text
 from tests.support import synthetic_study
@@ -110,7 +110,7 @@ def test_a_front_is_measured_where_it_lies(study, tmp_path, monkeypatch, capsys)
 def test_a_checkpoint_of_another_size_is_refused(study, tmp_path):
     point = answer(study).model_copy(update={"num_params": 7})
     with pytest.raises(InputError, match=r"front\.json says 7"):
-        deliver(study, point, tmp_path / "small")
+        export_checkpoint(study, point, tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,7 +121,7 @@ def test_a_broken_checkpoint_is_refused(study, tmp_path):
     weights = broken / point.checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(InputError, match="transformers can't use this checkpoint"):
-        deliver(broken, point, tmp_path / "small")
+        export_checkpoint(broken, point, tmp_path / "small")
     assert not (tmp_path / "small").exists()
 
 
@@ -135,5 +135,5 @@ def test_a_broken_checkpoint_is_refused(study, tmp_path):
 )
 def test_what_is_not_there_is_said(study, tmp_path, changes, said):
     with pytest.raises(InputError, match=said):
-        deliver(study, answer(study).model_copy(update=changes), tmp_path / "small")
+        export_checkpoint(study, answer(study).model_copy(update=changes), tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
