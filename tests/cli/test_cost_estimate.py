@@ -93,15 +93,15 @@ def test_operations_by_hand():
 
 def test_no_recipe_is_drawn_above_the_budgets():
     plan = planned(trials=10)
-    tight = planned(trials=10).__class__(**{**plan_study.__dict__, "budgets": plan_study.budgets[:1]})
-    bound = 0.45 * plan_study.dense.size_bytes
+    tight = planned(trials=10).__class__(**{**plan.__dict__, "budgets": plan.budgets[:1]})
+    bound = 0.45 * plan.dense.size_bytes
     assert all(plan.size_of(recipe).size_bytes <= bound for recipe in _drawn_recipes(tight, seed=1))
 
 
 @pytest.mark.parametrize("trained", ["projector", "projector+lora", "projector+decoder", "decoder"])
 @pytest.mark.parametrize("mode", ["layerwise", "widthwise"])
 def test_counted_needs_are_those_of_the_model(trained, mode):
-    plan_study, (model, _) = planned(), models.load("pocket")
+    plan, (model, _) = planned(), models.load("pocket")
     criterion = {"layerwise": "deepest", "widthwise": "magnitude"}[mode]
     recipe = Recipe(mode=mode, ratio=0.4, criterion=criterion, trained=trained)
     scores = {"depth" if mode == "layerwise" else "width": importance(model, [], criterion)}
@@ -115,7 +115,7 @@ def test_counted_needs_are_those_of_the_model(trained, mode):
     assert counted.num_params == found.num_params - added
     assert (counted.hidden, counted.layer_width) == (found.hidden, found.layer_width)
     assert (counted.num_layers, counted.vocabulary) == (found.num_layers, found.vocabulary)
-    assert counted.online_bytes == plan_study.dense.size_bytes
+    assert counted.online_bytes == plan.dense.size_bytes
 
 
 def test_the_lines_say_what_they_rest_on(tmp_path):
