@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
-from raysearch.config.recipe import LAYER_CRITERIA, WIDTH_CRITERIA, Recipe
+from raysearch.config.criteria import CRITERIA, LAYER_CRITERIA, WIDTH_CRITERIA
+from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Scalar, Strict
 
 
@@ -85,8 +86,7 @@ def _read_case(field: str, case: Any) -> Any:
             raise ValueError(f"recipe.{field}: when names {condition!r}, but only earlier fields decide: {earlier}")
     bounds = [case[key] for key in ("low", "high") if key in case]
     if field == "criterion":
-        known = tuple(dict.fromkeys(LAYER_CRITERIA + WIDTH_CRITERIA))
-        kind: Any = Literal[known]
+        kind: Any = Literal[tuple(CRITERIA)]
     else:
         info = Recipe.model_fields[field]
         kind = Annotated[info.annotation, info]

@@ -1,4 +1,4 @@
-"""The stock class of a configuration, and its empty model."""
+"""The stock class (transformers' own) of a configuration, and its empty model."""
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel

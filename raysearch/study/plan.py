@@ -12,7 +12,7 @@ from raysearch.errors import InputError
 from raysearch.evaluation.benchmarks import check_benchmarks
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.models.shape import ParamCounts, Shape
-from raysearch.models.shape_solver import size_for, smallest_shape, solve
+from raysearch.models.shape_solver import shape_for, shape_for_ratio, smallest_shape
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class StudyPlan:
     def size_of(self, recipe: Recipe) -> Size | None:
         """The exact size of what a recipe makes; None when the family has no such model."""
         try:
-            return size_for(self.counts, recipe)
+            return self.counts.size(shape_for(self.counts, recipe), quantization=recipe.quantization)
         except InputError:
             return None
 
@@ -102,6 +102,6 @@ def plan_study(space: SearchSpace) -> StudyPlan:
 
 def _smallest_shape(counts: ParamCounts, mode: Any, ratio: float) -> Shape:
     try:
-        return solve(counts, mode, ratio)
+        return shape_for_ratio(counts, mode, ratio)
     except InputError:  # more than can be removed
         return smallest_shape(counts, mode)

@@ -64,7 +64,7 @@ def main() -> None:
 
     once(), steps()
     pairs = [(once(), steps()) for _ in range(options.repeats)]
-    assert cache.num_pictures, "the tower of this model can't be answered for"
+    assert cache.num_images, "the tower of this model can't be cached"
     quotients = sorted(each / known for known, each in pairs)
     num_samples = options.batch_size * len(batches)
     once_ms, each_ms = (1000 * statistics.median(side) / num_samples for side in zip(*pairs, strict=True))

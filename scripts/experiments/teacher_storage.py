@@ -19,7 +19,7 @@ from raysearch import models
 from raysearch.data.encoding import Encoder
 from raysearch.data.labels import answer_states
 from raysearch.models.param_count import counts_of
-from raysearch.models.shape_solver import solve
+from raysearch.models.shape_solver import shape_for_ratio
 from raysearch.pruning import prune
 from raysearch.pruning.importance import importance
 from raysearch.recovery.losses import kl_divergence
@@ -67,7 +67,7 @@ def measured_states(
     encoder = Encoder(processor, family, 512)
     batches = [encoder.collate([encoder.encode(sample)]) for sample in samples[:num_rows]]
     scores = importance(dense, batches[:4], "block_influence")
-    pruned = prune(dense, solve(counts_of(dense.config), "layerwise", ratio), {"depth": scores})
+    pruned = prune(dense, shape_for_ratio(counts_of(dense.config), "layerwise", ratio), {"depth": scores})
     states = torch.cat([answer_states(dense, batch) for batch in batches])
     student = language_head(pruned, family)(torch.cat([answer_states(pruned, batch) for batch in batches]))
     return states, language_head(dense, family), student

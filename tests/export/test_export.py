@@ -17,7 +17,7 @@ from raysearch.errors import InputError
 from raysearch.models import family_for, load
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
-from raysearch.models.shape_solver import solve
+from raysearch.models.shape_solver import shape_for_ratio
 from raysearch.pruning import prune
 from raysearch.pruning.checkpoint import prune_checkpoint
 from raysearch.pruning.importance import importance
@@ -234,7 +234,7 @@ def test_weights_in_half_precision_stay_so(folder: Path, tmp_path: Path) -> None
 def test_the_dense_model_shares_no_memory() -> None:
     model = dense("smolvlm")
     scores = importance(model, None, "magnitude")
-    pruned = prune(model, solve(counts_of(model.config), "widthwise", 0.1), {"width": scores})
+    pruned = prune(model, shape_for_ratio(counts_of(model.config), "widthwise", 0.1), {"width": scores})
     addresses = {parameter.data_ptr() for parameter in model.parameters()}
     assert not addresses & {parameter.data_ptr() for parameter in pruned.parameters()}
     assert family_for(pruned).lm_head(pruned).weight is pruned.get_input_embeddings().weight

@@ -11,7 +11,7 @@ import torch
 from raysearch.config.settings import RecoverySettings
 from raysearch.data.labels import IGNORED, answer_labels, answer_states
 from raysearch.models import family_for
-from raysearch.pruning.slicing import build, full_units
+from raysearch.pruning.slicing import full_units, slice_model
 from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
 from raysearch.recovery.losses import LossTerms
 from raysearch.recovery.teacher import Teacher
@@ -125,7 +125,7 @@ def test_dropping_a_layer_that_does_nothing_leaves_nothing_to_distil() -> None:
     teacher = Teacher(dense, tiny_family(), _compared(dense, more))
     found = {}
     for name, layers in {"right": kept, "as if nothing were dropped": None}.items():
-        recovery = _start(teacher, build(dense, kept, full_units(dense)), layers, more, sft=0, lr=1e-9)
+        recovery = _start(teacher, slice_model(dense, kept, full_units(dense)), layers, more, sft=0, lr=1e-9)
         found[name] = recovery.train_until(8)
         recovery.close()
     assert max(found["right"].values()) < 1e-6

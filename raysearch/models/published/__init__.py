@@ -1,1 +1,1 @@
-"""Conversion of published checkpoints with code of their own to stock classes."""
+"""Conversion of published checkpoints that need code of their own to stock classes of transformers."""

@@ -22,10 +22,7 @@ _STOCK_LAYER = r"model.vision_tower.encoder.layer.\1."
 _RENAMED = (
     (r"^vision_model\.embeddings\.class_embedding$", "model.vision_tower.embeddings.cls_token"),
     (r"^vision_model\.embeddings\.position_embedding$", "model.vision_tower.embeddings.position_embeddings"),
-    (
-        r"^vision_model\.embeddings\.patch_embedding\.",
-        "model.vision_tower.embeddings.patch_embeddings.projection.",
-    ),
+    (r"^vision_model\.embeddings\.patch_embedding\.", "model.vision_tower.embeddings.patch_embeddings.projection."),
     (_LAYER + r"attn\.proj\.", _STOCK_LAYER + "attention.projection_layer."),
     (_LAYER + r"norm1\.", _STOCK_LAYER + "layernorm_before."),
     (_LAYER + r"norm2\.", _STOCK_LAYER + "layernorm_after."),
@@ -40,7 +37,7 @@ _RENAMED = (
 
 
 def stock_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
-    """Published tensors as the stock class has them."""
+    """Published tensors under the stock names, the tower's fused weights split."""
     stock: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         fused = re.fullmatch(_LAYER[1:] + r"attn\.qkv\.(weight|bias)", name)
@@ -57,7 +54,7 @@ def stock_config(published: dict[str, Any], names: Iterable[str], folder: Path) 
     """The stock configuration of a published one.
 
     Raises:
-        InputError: a decoder, or a way of placing image tokens, that the stock class doesn't have.
+        InputError: a decoder or a layout of image tokens that the stock class doesn't have.
     """
     if published.get("ps_version", "v2") != "v2" or published.get("select_layer", -1) != -1:
         raise InputError(
@@ -71,7 +68,7 @@ def stock_config(published: dict[str, Any], names: Iterable[str], folder: Path) 
             f"{folder}/config.json: its decoder {decoder} is no class of transformers (phi3, qwen2, llama are)"
         )
     rope = text.get("rope_scaling") or {}
-    if rope.get("type") == "su":  # what longrope was called first; transformers reads it only by half
+    if rope.get("type") == "su":  # the first name of longrope, which transformers reads only in part
         text["rope_scaling"] = {**rope, "type": "longrope"}
     ratio = published.get("downsample_ratio", 0.5)
     size, patch = published.get("force_image_size") or vision["image_size"], vision["patch_size"]
