@@ -46,8 +46,7 @@ def load(
     """
     source, config = model_folder(model), load_config(model, trust_remote_code)
     loaded, report = _weights(source, config, dtype, trust_remote_code)
-    contradiction = _contradiction(loaded, report, is_converted=_conversion(source) is not None)
-    if contradiction:
+    if contradiction := _contradiction(loaded, report, is_converted=_conversion(source) is not None):
         raise InputError(f"{model}: {contradiction}; config.json and the weights are of different models")
     return loaded.eval(), _processor(source, trust_remote_code)
 

@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raysearch.errors import InputError
 from raysearch.files import cache_folder, write_json
 from raysearch.models.checkpoint_files import check_folder, model_folder
 from raysearch.models.shape import Linear, ParamCounts, Shape
@@ -90,7 +89,4 @@ def _write(path: Path, key: str, counts: ParamCounts) -> None:
 
 
 if __name__ == "__main__":
-    config = _config_file("pocket")
-    if config is None:
-        raise InputError("pocket: no config.json")
-    _write(SHIPPED, _key(config.read_bytes()), _count("pocket"))
+    _write(SHIPPED, _key((model_folder("pocket") / "config.json").read_bytes()), _count("pocket"))

@@ -4,7 +4,6 @@ Every function returns the shape whose parameter count is nearest to the target 
 it (for a budget), to within one unit: one layer, or one step of FFN channels.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from raysearch.config.budget import Budget, Size
@@ -20,11 +19,7 @@ def shape_for(counts: ParamCounts, recipe: Recipe) -> Shape:
 
 
 def shape_for_ratio(
-    counts: ParamCounts,
-    mode: Mode,
-    ratio: float,
-    depth_share: float | None = None,
-    multiple: int | None = None,
+    counts: ParamCounts, mode: Mode, ratio: float, depth_share: float | None = None, multiple: int | None = None
 ) -> Shape:
     """The shape that removes nearest to `ratio` of the decoder's parameters; the dense shape for 0.
 
@@ -167,8 +162,7 @@ def _fill_with_channels(counts: ParamCounts, shape: Shape, target: float, step: 
     return _nearest(counts, [replace(shape, num_ffn_channels=num) for num in sorted(sizes)], target, within)
 
 
-def _nearest(counts: ParamCounts, candidates: Iterable[Shape], target: float, within: bool) -> Shape:
-    shapes = list(candidates)
+def _nearest(counts: ParamCounts, shapes: list[Shape], target: float, within: bool) -> Shape:
     fitting = [shape for shape in shapes if not within or counts.total(shape) <= target]
     return min(fitting or shapes[:1], key=lambda shape: _error(counts, shape, target))
 

@@ -82,8 +82,8 @@ def prune_checkpoint(
     Raises:
         InputError: wrong use, an unreadable model or data, or a size that can't be reached.
     """
-    bound = Budget.parse(budget) if isinstance(budget, str) else budget
-    target = _SizeTarget(mode, ratio, bound, depth_share, multiple, quantization)
+    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    target = _SizeTarget(mode, ratio, budget, depth_share, multiple, quantization)
     recipe = target.recipe(criterion or _default_criterion(mode, calibration is not None), seed)
     _check_use(recipe, calibration is not None, compensate)
     if quantization != "none":
@@ -154,11 +154,7 @@ class _SizeTarget:
 
 
 def _samples(
-    calibration: str | Path,
-    image_folder: str | Path | None,
-    config: PretrainedConfig,
-    num_samples: int,
-    seed: int,
+    calibration: str | Path, image_folder: str | Path | None, config: PretrainedConfig, num_samples: int, seed: int
 ) -> list[Sample]:
     """The samples to score on; for an LVLM, only those with images."""
     rows = load_samples(calibration, image_folder)
@@ -206,10 +202,8 @@ def _check_use(recipe: Recipe, has_data: bool, compensate: bool) -> None:
     if compensate and recipe.mode == "widthwise":
         raise InputError("compensate: is for dropped layers, and widthwise drops none; choose another mode")
     if not has_data and (compensate or needs_data(recipe.criterion)):
-        option, way_out = f"criterion {recipe.criterion}", f"choose of {WITHOUT_DATA}"
-        if compensate:
-            option, way_out = "compensate", "leave it out"
-        raise InputError(f"{option}: needs calibration data; give --calibration, or {way_out}")
+        option = "compensate" if compensate else f"criterion {recipe.criterion}"
+        raise InputError(f"{option}: needs calibration data; give --calibration (not needed by {WITHOUT_DATA})")
 
 
 def _default_criterion(mode: Mode, has_data: bool) -> str:

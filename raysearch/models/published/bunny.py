@@ -6,7 +6,6 @@ Two differences: the head's bias, which the stock class lacks, becomes the least
 first id after the tokenizer's.
 """
 
-import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from transformers import LlavaConfig, PhiConfig, SiglipVisionConfig
 
 from raysearch.errors import InputError
+from raysearch.models.published import renamed
 
 MODEL_TYPE = "bunny-phi"
 SIGLIP_SO400M = {
@@ -40,7 +40,7 @@ _BUNNY_OWN = ("model_type", "architectures", "auto_map", "torch_dtype", "transfo
 
 def stock_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
     """Published tensors under the stock names, without the tower's pooling head, which LLaVA doesn't use."""
-    stock = {_stock_name(name): tensor for name, tensor in tensors.items()}
+    stock = {renamed(name, _RENAMED): tensor for name, tensor in tensors.items()}
     stock = {name: t for name, t in stock.items() if not name.startswith("model.vision_tower.head.")}
     bias = stock.pop("lm_head.bias", None)
     if bias is not None:
@@ -57,7 +57,7 @@ def stock_config(published: dict[str, Any], names: Iterable[str], folder: Path) 
         InputError: the image token lies outside the embedding.
     """
     text = PhiConfig(**{name: value for name, value in published.items() if name not in _BUNNY_OWN})
-    stock = map(_stock_name, names)
+    stock = [renamed(name, _RENAMED) for name in names]
     layers = {name.split(".")[4] for name in stock if name.startswith("model.vision_tower.encoder.layers.")}
     token = published.get("image_token_id", FIRST_FREE_TOKEN)
     if not 0 <= token < text.vocab_size:
@@ -74,12 +74,6 @@ def stock_config(published: dict[str, Any], names: Iterable[str], folder: Path) 
         vision_feature_select_strategy="full",
         tie_word_embeddings=False,
     )
-
-
-def _stock_name(name: str) -> str:
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def nearest_shift(head: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, float]:

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig
 
 from raysearch.errors import InputError
+from raysearch.models.published import renamed
 
 MODEL_TYPE = "internvl_chat"
 IMAGE_TOKEN = "<IMG_CONTEXT>"
@@ -46,7 +47,7 @@ def stock_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, t
             for part, rows in zip("qkv", tensor.chunk(3), strict=True):
                 stock[f"{parent}.{part}_proj.{fused[2]}"] = rows.contiguous()
         else:
-            stock[_stock_name(name)] = tensor
+            stock[renamed(name, _RENAMED)] = tensor
     return stock
 
 
@@ -98,12 +99,6 @@ _VISION = (
     "norm_type",
     "layer_norm_eps",
 )
-
-
-def _stock_name(name: str) -> str:
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _image_token_id(folder: Path) -> int:

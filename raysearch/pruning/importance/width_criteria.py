@@ -28,7 +28,7 @@ def magnitude(model: PreTrainedModel, seed: int) -> Importance:
     sums = _UnitSums(model)
     for i, name, parameter in sums.parameters():
         sums.add(i, name, parameter.detach(), 2)
-    return sums.result("magnitude", np.sqrt)
+    return sums.result("magnitude", torch.sqrt)
 
 
 def taylor(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
@@ -167,16 +167,11 @@ class _UnitSums:
             lines = lines[part.start : part.start + part.size * part.num_units].double().cpu() ** power
             self.sums[part.kind][layer] += lines.reshape(part.num_units, part.size).sum(1)
 
-    def result(self, criterion: str, finish: Callable[[Any], Any]) -> Importance:
+    def result(self, criterion: str, finish: Callable[[torch.Tensor], torch.Tensor]) -> Importance:
         """Scores of units, `finish` of their sums."""
         heads = self.sums["heads"]
         groups = self.sums["kv_groups"] + heads.reshape(len(heads), self.layout.num_kv_groups, -1).sum(-1)
-        return Importance(
-            criterion,
-            kv_groups=_fp32(finish(groups.numpy())),
-            heads=_fp32(finish(heads.numpy())),
-            ffn_channels=_fp32(finish(self.sums["ffn_channels"].numpy())),
-        )
+        return _of_units(criterion, finish(groups), finish(heads), finish(self.sums["ffn_channels"]))
 
 
 def _reduce_and_free(sums: _UnitSums, layer: int, name: str) -> Callable[[torch.Tensor], None]:
@@ -263,14 +258,10 @@ def _split(scores: list[torch.Tensor], layout: Layout) -> tuple[torch.Tensor, to
 
 
 def _of_heads(criterion: str, layout: Layout, heads: torch.Tensor, channels: torch.Tensor) -> Importance:
-    groups = heads.reshape(len(heads), layout.num_kv_groups, -1).sum(-1)
-    return Importance(
-        criterion,
-        kv_groups=_fp32(groups.numpy()),
-        heads=_fp32(heads.numpy()),
-        ffn_channels=_fp32(channels.numpy()),
-    )
+    """Scores whose KV groups are the sums of their query heads: heads (L, H), channels (L, F)."""
+    return _of_units(criterion, heads.reshape(len(heads), layout.num_kv_groups, -1).sum(-1), heads, channels)
 
 
-def _fp32(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, np.float32)
+def _of_units(criterion: str, groups: torch.Tensor, heads: torch.Tensor, channels: torch.Tensor) -> Importance:
+    fields = {"kv_groups": groups, "heads": heads, "ffn_channels": channels}
+    return Importance(criterion, **{name: values.numpy().astype(np.float32) for name, values in fields.items()})
