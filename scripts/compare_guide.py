@@ -1,4 +1,4 @@
-"""Does the search beat the decision guide of arXiv 2604.24380? Writes docs/guide.md.
+"""Does the search beat the decision guide of arXiv 2604.24380? Writes docs/measurements/guide.md.
 
     raysearch study search_spaces/pocket-study.yaml --out runs/study    # the grid, with the guide's recipes
     python scripts/compare_guide.py --grid runs/study --seeds 3         # searches; resumable
@@ -61,7 +61,7 @@ def cost(folder: Path) -> tuple[float, int]:
 
 
 def report(grid: Path, searches: list[Path]) -> str:
-    """docs/guide.md."""
+    """docs/measurements/guide.md."""
     table = Table.load(grid, read_trials(grid))
     whole, parts = cost(grid), [cost(folder) for folder in searches]
     seconds, samples = (max(part[i] for part in parts) / whole[i] for i in range(2))
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/guide"), help="folder for the searches")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--to", type=Path, default=Path("docs/guide.md"))
+    parser.add_argument("--to", type=Path, default=Path("docs/measurements/guide.md"))
     options = parser.parse_args()
     table = Table.load(options.grid, read_trials(options.grid))
     budgets = [budget_of(table, cell) for cell in GUIDE.values()]

@@ -1,4 +1,4 @@
-"""Write docs/space.md, every key of a search space, from the schema itself: python scripts/document_space.py"""
+"""Write docs/reference/space.md, every key of a search space, from the schema: python scripts/document_space.py"""
 
 import ast
 import inspect
@@ -16,11 +16,11 @@ from raysearch.evaluation.entries import BenchmarkEntry, TaskEntry
 from raysearch.recipe import _CONDITIONS, LAYER_CRITERIA, LOSS_FIELDS, WIDTH_CRITERIA, Recipe
 from raysearch.space import SearchSpace
 
-PAGE = Path(__file__).parents[1] / "docs" / "space.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "space.md"
 HEAD = """# Every key of a search space
 
 Written by `python scripts/document_space.py` from the schema; a test sees that it is up to date. A space is a YAML
-file: [pocket.yaml](../search_spaces/pocket.yaml) is a commented one to start from. A key that is not here is refused,
+file: `search_spaces/pocket.yaml` is a commented one to start from. A key that is not here is refused,
 with the keys that are. `raysearch search SPACE.yaml --dry-run` checks a space and says what it would take.
 """
 DIMENSIONS = """A dimension is written in one of four ways:

@@ -57,7 +57,7 @@ def test_the_local_commands_run_one_after_another(folder):
 @pytest.mark.timeout(900)
 def test_the_tutorial_runs_as_it_stands(tmp_path):
     """Its commands and snippets one after another, in an empty folder."""
-    text = (ROOT / "docs" / "tutorial.md").read_text()
+    text = (ROOT / "docs" / "tutorials" / "own-model.md").read_text()
     blocks = [(name, block) for name, block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)]
     assert [name for name, _ in blocks].count("bash") == 6
     path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
