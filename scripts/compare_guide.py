@@ -72,20 +72,20 @@ def report(grid: Path, searches: list[Path]) -> str:
         f"Measured {date.today().isoformat()} by `scripts/compare_guide.py` on the embedded LVLM. The guide of arXiv",
         "2604.24380: up to 30% of the decoder drop layers, beyond that slice widths; recover projector and decoder by",
         "SFT and a match of hidden states (at 15% the projector alone will do). Its recipes are those of the grid in",
-        f"[study-pocket.md](study-pocket.md), three seeds each. {len(searches)} searches of the embedded space with",
+        f"[the replication](study-pocket.md), three seeds each. {len(searches)} searches of the embedded space with",
         f"up to {trials} trials took at most {seconds:.0%} of the grid's time each, and saw at most",
         f"{samples:.0%} of its training samples. Retention is that of held-out questions, in % of the dense model,",
         "differences in points; 95% intervals, paired by question and clustered by image.",
         "",
-        "| guide | size | the guide keeps | "
+        "| guide | size | retention of the guide | "
         + " | ".join(f"search {i}" for i in range(len(searches)))
         + " |",
         "|---" * (3 + len(searches)) + "|",
         *(row(name, cell, table, searches) for name, cell in GUIDE.items()),
         "",
-        "A search's cell has what its answer keeps, and the difference to the guide. Intervals of the guide are over",
-        "questions and seeds, those of a difference over questions and the guide's seeds: what another seed of the",
-        "search would find is what the columns differ by.",
+        "A search's cell has the retention of its answer, and the difference to the guide. Intervals of the guide are over",
+        "questions and seeds, those of a difference over questions and the guide's seeds; the variation between seeds of the",
+        "search is what the columns differ by.",
         "",
         *(answers(i, folder, table) for i, folder in enumerate(searches)),
     ]
