@@ -83,9 +83,9 @@ def report(grid: Path, searches: list[Path]) -> str:
         "|---" * (3 + len(searches)) + "|",
         *(row(name, cell, table, searches) for name, cell in GUIDE.items()),
         "",
-        "A search's cell has the retention of its answer, and the difference to the guide. Intervals of the guide are over",
-        "questions and seeds, those of a difference over questions and the guide's seeds; the variation between seeds of the",
-        "search is what the columns differ by.",
+        "A search's cell has the retention of its answer, and the difference to the guide. Intervals of the guide",
+        "are over questions and seeds, those of a difference over questions and the guide's seeds; the variation",
+        "between seeds of the search is what the columns differ by.",
         "",
         *(answers(i, folder, table) for i, folder in enumerate(searches)),
     ]

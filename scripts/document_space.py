@@ -19,9 +19,9 @@ from raysearch.space import SearchSpace
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "space.md"
 HEAD = """# Search space: every key
 
-Written by `python scripts/maintenance/document_space.py` from the schema; a test checks that it is up to date. A space is a
-YAML file: `search_spaces/pocket.yaml` is a commented one to start from. An unknown key is an error that lists the known
-ones. `raysearch search SPACE.yaml --dry-run` checks a space and estimates the cost of its search.
+Written by `python scripts/maintenance/document_space.py` from the schema; a test checks that it is up to date. A space
+is a YAML file: `search_spaces/pocket.yaml` is a commented one to start from. An unknown key is an error that lists the
+known ones. `raysearch search SPACE.yaml --dry-run` checks a space and estimates the cost of its search.
 """
 DIMENSIONS = """A dimension is written in one of four ways:
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import document_space
 import pytest
 
+from scripts.maintenance import document_cli
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -88,7 +90,12 @@ def test_the_space_of_the_readme_is_valid(tmp_path):
 
 def test_every_key_of_a_space_is_documented():
     written = document_space.PAGE.read_text()
-    assert written == document_space.page(), "write it anew: python scripts/document_space.py"
+    assert written == document_space.page(), "write it anew: python scripts/maintenance/document_space.py"
+
+
+def test_every_command_is_documented():
+    written = document_cli.PAGE.read_text()
+    assert written == document_cli.page(), "write it anew: python scripts/maintenance/document_cli.py"
 
 
 def test_the_scheduler_snippet_runs():

@@ -4,14 +4,17 @@ from typing import Any
 
 import raysearch
 
+DIRECTIVE = """
+::: raysearch.{home}.{name}
+    options:
+      heading: "{name}"
+      toc_label: "{name}"
+"""
+
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Append the directives to the API page; other pages stay as they are."""
+    """Append the directives to the API page, in alphabetical order; other pages stay as they are."""
     if page.file.src_uri != "reference/api.md":
         return markdown
-    return "\n\n".join([markdown, *(f"::: raysearch.{home}.{name}" for name, home in homes().items())])
-
-
-def homes() -> dict[str, str]:
-    """The module below `raysearch` that defines each public name, in alphabetical order of the names."""
-    return dict(sorted(raysearch._HOMES.items()))
+    homes = sorted(raysearch._HOMES.items())
+    return markdown + "".join(DIRECTIVE.format(name=name, home=home) for name, home in homes)

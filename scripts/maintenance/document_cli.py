@@ -1,20 +1,20 @@
-"""Write docs/reference/cli.md, every command and option, from the Typer app: python scripts/maintenance/document_cli.py"""
+"""Write docs/reference/cli.md from the Typer app: python scripts/maintenance/document_cli.py"""
 
 import re
-import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import tomllib
 import typer
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "cli.md"
 HEAD = """# Command line
 
-Written by `python scripts/maintenance/document_cli.py` from the commands themselves; a test checks that it is up to date.
-`raysearch COMMAND --help` prints the same text. Exit status: 0 on success, 2 with one line on stderr for an error that the
-user can correct, 130 after Ctrl-C.
+Written by `python scripts/maintenance/document_cli.py` from the commands; a test checks that it is up to date.
+`raysearch COMMAND --help` prints the same text. The exit status is 0 on success, 2 with one line on stderr for an error
+that the user can correct, and 130 after Ctrl-C.
 """
 
 
