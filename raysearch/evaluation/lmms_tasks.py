@@ -98,11 +98,7 @@ class OfficialTask:
         if name not in known:
             raise InputError(
                 f"{self.where}: has no score {name!r} that is a number per row; it has {', '.join(known) or 'none'}"
-                + (
-                    "; name one as score"
-                    if known
-                    else "; docs/reference/questions.md has metrics that join rows"
-                )
+                + ("; name one as score" if known else "; see docs/reference/questions.md for metrics")
             )
         return float(result[name])
 
