@@ -7,16 +7,16 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "Front": "front",
-    "FrontPoint": "front",
-    "Budget": "size",
-    "Size": "size",
-    "Recipe": "recipe",
-    "Score": "score",
-    "SearchSpace": "space",
+    "Front": "study.front",
+    "FrontPoint": "study.front",
+    "Budget": "config.budget",
+    "Size": "config.budget",
+    "Recipe": "config.recipe",
+    "Score": "study.records",
+    "SearchSpace": "config.space",
     "InputError": "errors",
-    "ParetoASHA": "search.scheduler",
-    "Rungs": "search.rungs",
+    "ParetoASHA": "backend.pareto_asha",
+    "Rungs": "search.early_stopping.asha",
 }
 __all__ = [*_HOMES]
 

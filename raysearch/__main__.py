@@ -1,5 +1,5 @@
 """python -m raysearch: the command line."""
 
-from raysearch.cli import app
+from raysearch.cli.app import app
 
 app()

@@ -1,4 +1,4 @@
-"""The one error a person can cause; the doors turn it into a plain line and exit status 2."""
+"""User-input errors; the CLI prints them as one line and exits with status 2."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,8 @@ class InputError(ValueError):
 
 class Refused(InputError):
     """A mistake that only showed once the model had been looked at: no trial of the study can be run."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line of bearable length."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -55,9 +55,7 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None) -> None:
     """Replace `path` by a safetensors file of contiguous tensors, with texts in its header.
 
     Raises:

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from raysearch.data.samples import BadRow, Sample, opened
+from raysearch.data.labels import IGNORED
+from raysearch.data.samples import BadRow, Sample, open_image
 from raysearch.errors import InputError
-from raysearch.families import Family
+from raysearch.models import Family
 
-IGNORED = -100
-"""Label of a token that is no answer."""
 CACHE_BYTES = 2 * 2**30
 TOKEN_KEYS = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
 _ONE_ENTRY_PER_ROW = ("idefics2", "idefics3", "smolvlm")
@@ -31,18 +30,14 @@ class Encoder:
     template ends the last answer with no such token, the tokenizer's end of sequence is added.
     """
 
-    def __init__(
-        self, processor: Any, family: Family, max_length: int, cache_bytes: int = CACHE_BYTES
-    ) -> None:
+    def __init__(self, processor: Any, family: Family, max_length: int, cache_bytes: int = CACHE_BYTES) -> None:
         """Use `processor`, or a bare tokenizer for text-only rows, for rows of at most `max_length` tokens.
 
         Raises:
             InputError: there is no processor or tokenizer, or it has no chat template.
         """
         if processor is None:
-            raise InputError(
-                f"{family.model_type}: the model folder has no tokenizer or processor; copy them into it"
-            )
+            raise InputError(f"{family.model_type}: the model folder has no tokenizer or processor; copy them into it")
         self.processor, self.family, self.max_length = processor, family, max_length
         self.tokenizer = getattr(processor, "tokenizer", processor)
         if getattr(processor, "chat_template", None) is None:
@@ -124,7 +119,7 @@ class Encoder:
                 raise BadRow("has an image, and the model takes none")
             made = self.tokenizer(text, return_tensors="pt", add_special_tokens=special)
         else:
-            images = [opened(image) for image in sample.images]
+            images = [open_image(image) for image in sample.images]
             try:
                 made = self.processor(
                     text=[text],
@@ -237,9 +232,7 @@ def collate(
     for key in dict.fromkeys(key for row in rows for key in row):
         present = [row[key] for row in rows if key in row]
         if key in TOKEN_KEYS:
-            batch[key] = torch.stack(
-                [_padded(row, longest, fill.get(key, 0), padding_side) for row in present]
-            )
+            batch[key] = torch.stack([_padded(row, longest, fill.get(key, 0), padding_side) for row in present])
             continue
         shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in present), strict=True)]
         if one_entry_per_row:
@@ -256,6 +249,4 @@ def _padded(row: torch.Tensor, length: int, fill: int, side: str) -> torch.Tenso
 def _grown(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """`value` with zeros behind it on every axis but the first."""
     widths = [(0, wanted - size) for size, wanted in zip(value.shape[1:], shape, strict=True)]
-    return (
-        pad(value, [width for pair in reversed(widths) for width in pair]) if any(map(any, widths)) else value
-    )
+    return pad(value, [width for pair in reversed(widths) for width in pair]) if any(map(any, widths)) else value

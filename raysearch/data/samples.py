@@ -95,9 +95,7 @@ class BadRows:
         """Say what was left out, if it is more than was said before."""
         if len(self.found) > self._num_reported:
             self._num_reported = len(self.found)
-            logger.warning(
-                "%s: left out %d of %d rows (%s)", self.data, len(self.found), self.num_rows, self.named()
-            )
+            logger.warning("%s: left out %d of %d rows (%s)", self.data, len(self.found), self.num_rows, self.named())
 
 
 def sample_from_row(
@@ -215,7 +213,7 @@ def _source(row: Mapping[str, Any]) -> str:
     return "text" if not _images_of(row) else "images"
 
 
-def opened(image: Picture) -> Image.Image:
+def open_image(image: Picture) -> Image.Image:
     """The decoded picture, in RGB.
 
     Raises:

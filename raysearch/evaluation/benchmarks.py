@@ -5,20 +5,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from raysearch import pocket
+from raysearch.config.benchmarks import BenchmarkConfig, LmmsEvalConfig, MetricName
 from raysearch.data.samples import sample_from_row
 from raysearch.errors import InputError
 from raysearch.evaluation import metrics
-from raysearch.evaluation.entries import BenchmarkEntry, TaskEntry
-from raysearch.evaluation.metrics import MetricName
 from raysearch.evaluation.questions import Question, early_part, limited, read_questions
 
 if TYPE_CHECKING:
-    from raysearch.evaluation.lmms_tasks import OfficialTask
+    from raysearch.evaluation.lmms_eval import LmmsEvalTask
 
 __all__ = ["Benchmark", "Question", "check_benchmarks", "load_benchmarks"]
 
 
-Entry = str | BenchmarkEntry | TaskEntry
+Entry = str | BenchmarkConfig | LmmsEvalConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Benchmark:
     metric: MetricName = "exact"
     max_new_tokens: int = 32
     """Longest answer that is generated; `exact` needs none."""
-    task: "OfficialTask | None" = None
+    task: "LmmsEvalTask | None" = None
     """Scores the answers in the place of `metric`."""
 
     def early(self, share: float) -> "Benchmark":
@@ -60,9 +59,9 @@ def check_benchmarks(wanted: str | Sequence[Entry]) -> None:
         InputError: as `load_benchmarks`; or a question to search on is among the held-out ones.
     """
     for entry in _entries(wanted):
-        if isinstance(entry, TaskEntry):
+        if isinstance(entry, LmmsEvalConfig):
             _official(entry, "search")
-        elif isinstance(entry, BenchmarkEntry):
+        elif isinstance(entry, BenchmarkConfig):
             search, heldout = (_own(entry, split).questions for split in ("search", "heldout"))
             known = {(question.image_id, question.prompt) for question in search}
             shared = next((q for q in heldout if (q.image_id, q.prompt) in known), None)
@@ -95,7 +94,7 @@ def _entries(wanted: str | Sequence[Entry]) -> list[Entry]:
 
 
 def _load(entry: Entry, split: str) -> Benchmark:
-    if isinstance(entry, TaskEntry):
+    if isinstance(entry, LmmsEvalConfig):
         return _official(entry, split)
     return _embedded(entry, split) if isinstance(entry, str) else _own(entry, split)
 
@@ -111,7 +110,7 @@ def _embedded(name: str, split: str, limit: int | None = None) -> Benchmark:
     return Benchmark(name, tuple(questions), pocket.chance(name, split))
 
 
-def _own(entry: BenchmarkEntry, split: str) -> Benchmark:
+def _own(entry: BenchmarkConfig, split: str) -> Benchmark:
     if entry.data == "pocket":
         return _embedded(entry.name, split, entry.num_search if split == "search" else entry.num_heldout)
     questions = read_questions(entry, split)
@@ -119,10 +118,10 @@ def _own(entry: BenchmarkEntry, split: str) -> Benchmark:
     return Benchmark(entry.name, questions, guess, entry.metric, entry.max_new_tokens)
 
 
-def _official(entry: TaskEntry, split: str) -> Benchmark:
-    from raysearch.evaluation.lmms_tasks import OfficialTask
+def _official(entry: LmmsEvalConfig, split: str) -> Benchmark:
+    from raysearch.evaluation.lmms_eval import LmmsEvalTask
 
-    task = OfficialTask(entry)
+    task = LmmsEvalTask(entry)
     questions = task.questions(split)
     if not questions:
         raise InputError(f"{task.where}: no question is left for split {split}")

@@ -10,11 +10,12 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-MetricName = Literal["exact", "normalised", "choice", "yes_no", "yes_no_f1", "mme", "anls", "relaxed"]
+from raysearch.config.benchmarks import MetricName
+
 LETTERS = string.ascii_uppercase
 ANLS_THRESHOLD = 0.5
 RELATIVE_TOLERANCE = 0.05
@@ -24,7 +25,7 @@ _LETTER = "\nAnswer with the option's letter from the given choices directly."
 _NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)%?"
 
 
-class Asked(Protocol):
+class ScoredQuestion(Protocol):
     """What a metric needs to know of a question."""
 
     @property
@@ -56,14 +57,14 @@ class Metric:
         check: ValueError for questions that the metric can't score together.
     """
 
-    values: Callable[[Sequence[str], Sequence[Asked]], np.ndarray]
+    values: Callable[[Sequence[str], Sequence[ScoredQuestion]], np.ndarray]
     prompt: str = "{question}" + _SHORT
     read: Callable[[Any, Sequence[str]], str] = lambda value, options: _text_of(value)
-    blind: Callable[[Sequence[Asked]], float] = lambda questions: 0.0
-    check: Callable[[Sequence[Asked]], None] = lambda questions: None
+    blind: Callable[[Sequence[ScoredQuestion]], float] = lambda questions: 0.0
+    check: Callable[[Sequence[ScoredQuestion]], None] = lambda questions: None
 
 
-def chance(name: MetricName, questions: Sequence[Asked]) -> float:
+def chance(name: MetricName, questions: Sequence[ScoredQuestion]) -> float:
     """Score of the better of two guesses that see nothing: one of the commonest answers throughout, and by form."""
     metric = METRICS[name]
     commonest = Counter(question.answers[0] for question in questions).most_common(_NUM_CONSTANT_GUESSES)
@@ -71,28 +72,28 @@ def chance(name: MetricName, questions: Sequence[Asked]) -> float:
     return max([metric.blind(questions), *constant])
 
 
-def is_exact(response: str, question: Asked) -> float:
+def is_exact(response: str, question: ScoredQuestion) -> float:
     """1 for the answer word for word."""
     return float(response.strip() in question.answers)
 
 
-def is_normalised_exact(response: str, question: Asked) -> float:
+def is_normalised_exact(response: str, question: ScoredQuestion) -> float:
     """1 for the answer but for case, punctuation and spaces, as GQA is scored."""
     return float(normalised(response) in map(normalised, question.answers))
 
 
-def is_choice(response: str, question: Asked) -> float:
+def is_choice(response: str, question: ScoredQuestion) -> float:
     """1 for the right option, by its letter or its text; 0 for a response that names none, or several."""
     letter = chosen_letter(response, question.options)
     return float(letter is not None and letter in question.answers)
 
 
-def is_yes_no(response: str, question: Asked) -> float:
+def is_yes_no(response: str, question: ScoredQuestion) -> float:
     """1 for the right one of yes and no; 0 for neither."""
     return float(said_yes_no(response) in question.answers)
 
 
-def anls(response: str, question: Asked) -> float:
+def anls(response: str, question: ScoredQuestion) -> float:
     """Normalised Levenshtein similarity to the nearest answer, 0 below one half (arXiv 1907.00490, equation 1).
 
     Exactly one half counts, as in the challenge's own code; by the equation it would not.
@@ -106,14 +107,14 @@ def anls(response: str, question: Asked) -> float:
     return max(map(similarity, question.answers))
 
 
-def is_relaxed(response: str, question: Asked) -> float:
+def is_relaxed(response: str, question: ScoredQuestion) -> float:
     """1 for a number within 5% of the answer (arXiv 2203.10244), or for the same text; options are matched as such."""
     if question.options:
         return is_choice(response, question)
     return float(any(_is_near(response, answer) for answer in question.answers))
 
 
-def mme(responses: Sequence[str], questions: Sequence[Asked]) -> np.ndarray:
+def mme(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.ndarray:
     """MME (arXiv 2306.13394): accuracy, and images with both answers right, half and half; categories count the same.
 
     The mean times 200 per category is the published score: times 2000 for perception, times 800 for cognition.
@@ -129,7 +130,7 @@ def mme(responses: Sequence[str], questions: Sequence[Asked]) -> np.ndarray:
     return (right + both) / 2 * len(right) / (len(sizes) * sizes[category])
 
 
-def yes_no_f1(responses: Sequence[str], questions: Sequence[Asked]) -> np.ndarray:
+def yes_no_f1(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.ndarray:
     """F1 of the answer yes, 2 TP / (2 TP + FP + FN), linearised per question around its value."""
     gold = np.array([question.answers[0] == "yes" for question in questions])
     said = np.array([said_yes_no(response) == "yes" for response in responses])
@@ -140,8 +141,10 @@ def yes_no_f1(responses: Sequence[str], questions: Sequence[Asked]) -> np.ndarra
     return value + (above - value * below) / below.mean()
 
 
-def _each(score: Callable[[str, Asked], float]) -> Callable[[Sequence[str], Sequence[Asked]], np.ndarray]:
-    def values(responses: Sequence[str], questions: Sequence[Asked]) -> np.ndarray:
+def _each(
+    score: Callable[[str, ScoredQuestion], float],
+) -> Callable[[Sequence[str], Sequence[ScoredQuestion]], np.ndarray]:
+    def values(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.ndarray:
         pairs = zip(responses, questions, strict=True)
         return np.array([score(response, question) for response, question in pairs], float)
 
@@ -246,7 +249,7 @@ def _text_of(value: Any) -> str:
     return text
 
 
-def _check_pairs(questions: Sequence[Asked]) -> None:
+def _check_pairs(questions: Sequence[ScoredQuestion]) -> None:
     """MME counts images with both answers right."""
     counts = Counter((question.category, question.image_id) for question in questions)
     wrong = next((key for key, num in counts.items() if num != 2), None)
@@ -270,16 +273,14 @@ def _number(text: str) -> float | None:
     return float(stripped[:-1]) / 100 if stripped.endswith("%") else float(stripped)
 
 
-def _one_in_options(questions: Sequence[Asked]) -> float:
+def _one_in_options(questions: Sequence[ScoredQuestion]) -> float:
     return float(np.mean([1 / len(question.options) if question.options else 0.0 for question in questions]))
 
 
 METRICS: dict[MetricName, Metric] = {
     "exact": Metric(_each(is_exact), prompt="{question}"),
     "normalised": Metric(_each(is_normalised_exact)),
-    "choice": Metric(
-        _each(is_choice), "{question}\n{options}" + _LETTER, read=_read_choice, blind=_one_in_options
-    ),
+    "choice": Metric(_each(is_choice), "{question}\n{options}" + _LETTER, read=_read_choice, blind=_one_in_options),
     "yes_no": Metric(_each(is_yes_no), read=_read_yes_no, blind=lambda questions: 0.5),
     "yes_no_f1": Metric(yes_no_f1, read=_read_yes_no, blind=lambda questions: 0.5),
     "mme": Metric(mme, read=_read_yes_no, blind=lambda questions: 0.375, check=_check_pairs),

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from raysearch.data.reading import BadRow, BadRows, Sample, read_rows
-from raysearch.data.samples import sample_from_row
+from raysearch.config.benchmarks import BenchmarkConfig
+from raysearch.data.loading import read_rows
+from raysearch.data.samples import BadRow, BadRows, Sample, sample_from_row
 from raysearch.errors import InputError
-from raysearch.evaluation.entries import BenchmarkEntry
 from raysearch.evaluation.metrics import LETTERS, METRICS, options_of
 
 _NUMBERED = re.compile(r"<image (\d+)>")
@@ -51,7 +51,7 @@ class Question:
         return replace(self, sample=bare)
 
 
-def read_questions(entry: BenchmarkEntry, split: str) -> tuple[Question, ...]:
+def read_questions(entry: BenchmarkConfig, split: str) -> tuple[Question, ...]:
     """The questions of one split of a person's own benchmark, in the order of their rows.
 
     Raises:
@@ -72,7 +72,7 @@ def read_questions(entry: BenchmarkEntry, split: str) -> tuple[Question, ...]:
     if has_own:
         chosen = limited(groups, limit)
     else:
-        chosen = dealt(groups, split, entry.num_search, entry.num_heldout)
+        chosen = split_by_image(groups, split, entry.num_search, entry.num_heldout)
     bad, questions = BadRows(where, len(chosen)), []
     for index in chosen:
         try:
@@ -89,7 +89,7 @@ def read_questions(entry: BenchmarkEntry, split: str) -> tuple[Question, ...]:
     return tuple(questions)
 
 
-def dealt(groups: Sequence[str], split: str, num_search: int | None, num_heldout: int | None) -> list[int]:
+def split_by_image(groups: Sequence[str], split: str, num_search: int | None, num_heldout: int | None) -> list[int]:
     """Rows of a split where both share them: half of them, or as many as asked for; no image is in both.
 
     Args:
@@ -138,19 +138,18 @@ def _rows_of(images: Sequence[list[int]]) -> list[int]:
     return sorted(index for rows in images for index in rows)
 
 
-def _is_wanted(row: Mapping[str, Any], entry: BenchmarkEntry) -> bool:
+def _is_wanted(row: Mapping[str, Any], entry: BenchmarkConfig) -> bool:
     return all(
-        row.get(name) in (values if isinstance(values, list) else [values])
-        for name, values in entry.where.items()
+        row.get(name) in (values if isinstance(values, list) else [values]) for name, values in entry.where.items()
     )
 
 
-def _image_ids(rows: Sequence[Any], entry: BenchmarkEntry) -> list[str]:
+def _image_ids(rows: Sequence[Any], entry: BenchmarkConfig) -> list[str]:
     """What each row's images are called: its column `image_id`, else their paths, else the hash of their bytes."""
     return [_image_id(row, index, entry) for index, row in enumerate(rows)]
 
 
-def _image_id(row: Any, index: int, entry: BenchmarkEntry) -> str:
+def _image_id(row: Any, index: int, entry: BenchmarkConfig) -> str:
     if not isinstance(row, Mapping):
         return f"row {index}"
     named = _cell(row, entry, "image_id")
@@ -164,7 +163,7 @@ def _image_id(row: Any, index: int, entry: BenchmarkEntry) -> str:
     return " ".join(names) or f"row {index}"
 
 
-def _question(row: Any, index: int, entry: BenchmarkEntry, folders: Sequence[Any], image_id: str) -> Question:
+def _question(row: Any, index: int, entry: BenchmarkConfig, folders: Sequence[Any], image_id: str) -> Question:
     """Read one row.
 
     Raises:
@@ -193,7 +192,7 @@ def _question(row: Any, index: int, entry: BenchmarkEntry, folders: Sequence[Any
     return Question(name, image_id, sample, answers, options, str(_cell(row, entry, "category") or ""))
 
 
-def _prompt(row: Mapping[str, Any], options: Sequence[str], entry: BenchmarkEntry) -> str:
+def _prompt(row: Mapping[str, Any], options: Sequence[str], entry: BenchmarkConfig) -> str:
     question = _cell(row, entry, "question")
     if question is None:
         raise BadRow(f"no column {entry.columns.get('question', 'question')!r}; name it under columns")
@@ -220,7 +219,7 @@ def _placed(text: str, images: list[Any]) -> tuple[str, list[Any]]:
     return text, images
 
 
-def _images(row: Mapping[str, Any], entry: BenchmarkEntry) -> list[Any]:
+def _images(row: Mapping[str, Any], entry: BenchmarkConfig) -> list[Any]:
     """The row's images: of column `images`, `image`, or `image_1`, `image_2` and so on."""
     for field in ("images", "image"):
         found = _cell(row, entry, field)
@@ -230,7 +229,7 @@ def _images(row: Mapping[str, Any], entry: BenchmarkEntry) -> list[Any]:
     return [row[name] for _, name in numbered if row[name] is not None]
 
 
-def _cell(row: Mapping[str, Any], entry: BenchmarkEntry, field: str) -> Any:
+def _cell(row: Mapping[str, Any], entry: BenchmarkConfig, field: str) -> Any:
     """A field's value; `id` is also looked for as `question_id`."""
     name = entry.columns.get(field, field)
     if field == "id" and name not in row:

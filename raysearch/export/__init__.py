@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 from transformers import PreTrainedModel
 
+from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.export.card import flat, model_card
 from raysearch.export.packed import save_packed
-from raysearch.families import ProcessorLike, family_for, quiet
 from raysearch.files import replace_folder
-from raysearch.recipe import Recipe
+from raysearch.logging import quiet
+from raysearch.models import ProcessorLike, family_for
 
 MAX_SHARD_SIZE = "5GB"
 

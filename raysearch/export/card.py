@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from raysearch.front import Front, FrontPoint, Speed, retention_text
-from raysearch.quantization import describe
-from raysearch.recipe import Recipe
-from raysearch.size import rate_text, size_text
+from raysearch.config.budget import rate_text, size_text
+from raysearch.config.quantization import describe
+from raysearch.config.recipe import Recipe
+from raysearch.study.front import Front, FrontPoint, Speed, retention_text
 
 Rows = Mapping[str, Any]
 _PACKED = (
@@ -101,9 +101,7 @@ def speed_rows(speed: Speed | None, dense: Speed | None) -> dict[str, str]:
 
     return {
         "on": f"{speed.device}, {speed.dtype}",
-        f"prefill of {speed.num_prompt_tokens} tokens": beside(
-            lambda s: f"{1000 * s.prefill_seconds:.3g} ms"
-        ),
+        f"prefill of {speed.num_prompt_tokens} tokens": beside(lambda s: f"{1000 * s.prefill_seconds:.3g} ms"),
         "decoding": beside(lambda s: rate_text(s.decode_tokens_per_second)),
         "peak memory": beside(lambda s: size_text(s.peak_memory_bytes)),
         "files with weights": beside(lambda s: size_text(s.checkpoint_bytes)),
@@ -125,9 +123,7 @@ def flat(values: Rows, prefix: str = "") -> dict[str, Any]:
 def _table(rows: Rows) -> str:
     if not rows:
         return ""
-    return "\n".join(
-        ["| | |", "|---|---|", *(f"| {name} | {_shown(value)} |" for name, value in rows.items())]
-    )
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_shown(value)} |" for name, value in rows.items())])
 
 
 def _shown(value: Any) -> str:

@@ -14,14 +14,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from raysearch.families import family_for
-from raysearch.quantization import GROUP_SIZE, NUM_BITS, Quantization, check_installed, inputs_per_scale
+from raysearch.config.quantization import GROUP_SIZE, NUM_BITS, Quantization, check_installed, inputs_per_scale
+from raysearch.models import family_for
 
 
 @contextmanager
-def quantized(
-    model: PreTrainedModel, quantization: Quantization, dtype: torch.dtype
-) -> Iterator[PreTrainedModel]:
+def fake_quantized(model: PreTrainedModel, quantization: Quantization, dtype: torch.dtype) -> Iterator[PreTrainedModel]:
     """The model with the decoder's linear weights rounded for a while; afterwards every bit is as before.
 
     Args:

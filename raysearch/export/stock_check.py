@@ -67,9 +67,7 @@ def encode(processor: Any) -> Any:
     text = PROMPT
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
-        text = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     else:
         text = f"{getattr(processor, 'image_token', '<image>')}\n{PROMPT}"
     return processor(images=picture, text=text, return_tensors="pt")
@@ -83,8 +81,7 @@ def measure(model: Any, inputs: Any) -> dict[str, Any]:
     prefill = median_seconds(lambda: model(**inputs, use_cache=True))
     generate = partial(model.generate, **inputs, do_sample=False)
     decoded = [
-        median_seconds(partial(generate, min_new_tokens=num, max_new_tokens=num))
-        for num in (1, 1 + NUM_DECODED)
+        median_seconds(partial(generate, min_new_tokens=num, max_new_tokens=num)) for num in (1, 1 + NUM_DECODED)
     ]
     return {
         "device": device_name(model),

@@ -1,4 +1,4 @@
-"""The embedded LVLM: a small `LlavaForConditionalGeneration` with its own data, trained by `scripts/train_pocket.py`.
+"""The embedded LVLM: a small `LlavaForConditionalGeneration` with its own data, trained by `scripts/pocket/train.py`.
 
 Its weights ship with the package, so that the tests, a first run and the recorded trials need no download. Importing
 this module loads neither torch nor transformers; pictures are drawn at first use, in seconds, and kept in memory.

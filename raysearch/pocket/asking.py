@@ -23,7 +23,7 @@ from raysearch.pocket.drawing import (
 )
 
 
-class Question(NamedTuple):
+class PocketQuestion(NamedTuple):
     """A question, its one right answer, and its kind."""
 
     kind: str
@@ -46,9 +46,7 @@ _MAX_TRIES = 12
 # --- what the makers share
 
 
-def _reference(
-    things: list[Thing], thing: Thing, draw: Draw, wordings: Sequence[tuple[str, ...]]
-) -> str | None:
+def _reference(things: list[Thing], thing: Thing, draw: Draw, wordings: Sequence[tuple[str, ...]]) -> str | None:
     """A description of `thing` by some of its attributes that fits no other thing, or None."""
     fitting = []
     for names in wordings:
@@ -141,9 +139,7 @@ def _scene_exists(things: list[Thing], draw: Draw) -> Asked:
         present = {thing["color"] for thing in things}
         color = draw.pick([color for color in COLORS if (color in present) == wanted])
         return f"is there a {color} thing?", _yes_no(wanted)
-    names, noun = draw.pick(
-        ((("color", "shape"), ""), (("size", "shape"), ""), (("size", "color"), " thing"))
-    )
+    names, noun = draw.pick(((("color", "shape"), ""), (("size", "shape"), ""), (("size", "color"), " thing")))
     return _exists(things, draw, names, noun)
 
 
@@ -350,45 +346,45 @@ LISTS: dict[str, dict[str, Maker]] = {
 }
 
 
-def ask(things: list[Thing], kinds: Sequence[str], makers: dict[str, Maker], draw: Draw) -> list[Question]:
+def ask(things: list[Thing], kinds: Sequence[str], makers: dict[str, Maker], draw: Draw) -> list[PocketQuestion]:
     """One question of each of `kinds` in their order; a kind that the picture does not allow makes way for another.
 
     No prompt occurs twice, so fewer questions may come back than were asked for.
     """
-    asked: dict[str, Question] = {}
+    asked: dict[str, PocketQuestion] = {}
     for kind in kinds:
         for number in range(4 * _MAX_TRIES):
             trying = kind if number < _MAX_TRIES else draw.pick(tuple(makers))
             made = makers[trying](things, draw)
             if made and made[0] not in asked:
-                asked[made[0]] = Question(trying, *made)
+                asked[made[0]] = PocketQuestion(trying, *made)
                 break
     return list(asked.values())
 
 
-def describe(domain: str, things: list[Thing]) -> Question:
+def describe(domain: str, things: list[Thing]) -> PocketQuestion:
     """The description of a whole picture, row by row."""
     if domain == "digits":
         words = [f"{_position(thing)} {thing['digit']}" for thing in things]
-        return Question("digits", "describe the digits", " ".join(words))
+        return PocketQuestion("digits", "describe the digits", " ".join(words))
     words = [f"{thing['size']} {thing['color']} {thing['shape']}" for thing in things]
-    return Question("scenes", "describe the scene", " ".join(words))
+    return PocketQuestion("scenes", "describe the scene", " ".join(words))
 
 
 @functools.cache
-def easy_vqa_asked(part: str, image_id: int) -> tuple[Question, ...]:
+def easy_vqa_asked(part: str, image_id: int) -> tuple[PocketQuestion, ...]:
     """All published questions of one image; the kinds are color, shape, color-check and shape-check."""
     asked = []
     for prompt, answer in easy_vqa_questions(part)[image_id]:
         about = "color" if "color" in prompt or any(color in prompt for color in COLORS) else "shape"
         if answer in ("yes", "no"):
-            asked.append(Question(f"{about}-check", prompt, answer))
+            asked.append(PocketQuestion(f"{about}-check", prompt, answer))
         else:
-            asked.append(Question("color" if answer in COLORS else "shape", prompt, answer))
+            asked.append(PocketQuestion("color" if answer in COLORS else "shape", prompt, answer))
     return tuple(asked)
 
 
-def balanced_easy_vqa(part: str, image_id: int, num_pairs: int, draw: Draw) -> list[Question]:
+def balanced_easy_vqa(part: str, image_id: int, num_pairs: int, draw: Draw) -> list[PocketQuestion]:
     """Questions of one image in random order, with yes-or-no questions in pairs.
 
     A pair holds one question whose colour or shape is the image's, and one of the same kind whose is not: so neither
@@ -406,7 +402,7 @@ def balanced_easy_vqa(part: str, image_id: int, num_pairs: int, draw: Draw) -> l
     return draw.shuffled(chosen)
 
 
-def names_the_image(question: Question) -> bool:
+def names_the_image(question: PocketQuestion) -> bool:
     """Whether the colour or shape that an easy-VQA check names is the image's."""
     words = question.prompt.rstrip("?").split()
     return (question.answer == "yes") != ("not" in words or "no" in words)

@@ -108,17 +108,13 @@ class Pictures:
 
     def things(self, index: int) -> list[Thing]:
         """The objects of one picture, row by row."""
-        named = {
-            name: label[index].tolist() for name, label in self.labels.items() if name in _CELL_ATTRIBUTES
-        }
+        named = {name: label[index].tolist() for name, label in self.labels.items() if name in _CELL_ATTRIBUTES}
         things = []
         for cell in range(NUM_CELLS):
             if named["color"][cell] < 0:
                 continue
             thing = {"row": ROWS[cell // GRID], "column": COLUMNS[cell % GRID]}
-            thing |= {
-                name: ATTRIBUTES[name][label[cell]] for name, label in named.items() if label[cell] >= 0
-            }
+            thing |= {name: ATTRIBUTES[name][label[cell]] for name, label in named.items() if label[cell] >= 0}
             things.append(thing)
         return things
 
@@ -168,9 +164,7 @@ def draw_digits(split: str, chunk: int, num: int, num_things: tuple[int, int] = 
         for right in range(slack):
             here = present & (shift % slack == down) & ((shift >> 8) % slack == right)
             cover[here, down : down + _SCAN_SIZE, right : right + _SCAN_SIZE] = scans[scan[here]]
-    images = _compose(
-        cover, _PAINT[color] * 4 // 5, words[:, 55:58], _noise_words(split, "digits", chunk, num)
-    )
+    images = _compose(cover, _PAINT[color] * 4 // 5, words[:, 55:58], _noise_words(split, "digits", chunk, num))
     missing = np.full_like(color, -1)
     labels = {"color": np.where(present, color, -1), "shape": missing, "size": missing}
     labels["digit"] = np.where(present, values[scan], -1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from raysearch.pocket.asking import Question
+from raysearch.pocket.asking import PocketQuestion
 from raysearch.pocket.model import ASSISTANT, BOS, EOS, IMAGE, NUM_IMAGE_TOKENS, USER
 
 IGNORED = -100
@@ -111,7 +111,7 @@ class Packer:
         """The tokens of an answer and of its end."""
         return [self._vocab[word] for word in (*answer.split(), EOS)]
 
-    def pack(self, conversations: Sequence[Sequence[Question]]) -> Row:
+    def pack(self, conversations: Sequence[Sequence[PocketQuestion]]) -> Row:
         """One row of independent conversations about one picture.
 
         Raises:
@@ -132,9 +132,7 @@ class Packer:
             piece = self._conversation(conversation, number, turn)
             turn += len(conversation)
             if len(piece) > self.bin_size:
-                raise ValueError(
-                    f"a conversation of {len(piece)} tokens does not fit in a bin of {self.bin_size}"
-                )
+                raise ValueError(f"a conversation of {len(piece)} tokens does not fit in a bin of {self.bin_size}")
             for each in bins:
                 if len(each) + len(piece) <= self.bin_size:
                     each.append(piece)
@@ -146,7 +144,7 @@ class Packer:
             row.append(each)
         return row
 
-    def _conversation(self, conversation: Sequence[Question], number: int, first_turn: int) -> Row:
+    def _conversation(self, conversation: Sequence[PocketQuestion], number: int, first_turn: int) -> Row:
         """The tokens of one conversation; its last answer's <eos> is a label only."""
         row = Row([], [], [], [], [], [])
         for index, question in enumerate(conversation):
@@ -162,7 +160,7 @@ class Packer:
         return row
 
 
-def _weights(question: Question, num_tokens: int) -> list[float]:
+def _weights(question: PocketQuestion, num_tokens: int) -> list[float]:
     if " " not in question.answer:
         word, end = _SHORT_WEIGHTS
         return [word] * (num_tokens - 1) + [end]

@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from raysearch.errors import InputError
-from raysearch.families.quiet import quiet
 from raysearch.files import cache_folder
+from raysearch.logging import quiet
 from raysearch.pocket import weights_folder
 from raysearch.pocket.model import IMAGE, NUM_IMAGE_TOKENS, make_processor
 
@@ -85,9 +85,7 @@ def pretrained(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, An
         return decoder, AutoTokenizer.from_pretrained(str(folder), gguf_file=name)
 
 
-def make_lvlm(
-    decoder: PreTrainedModel, tokenizer: Any
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def make_lvlm(decoder: PreTrainedModel, tokenizer: Any) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The decoder under the embedded LVLM's tower, with an untrained projector, and its processor.
 
     Args:
@@ -99,9 +97,7 @@ def make_lvlm(
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # <|endoftext|>; the end of a turn is no padding
     tokenizer.padding_side = "left"
     with quiet():
-        decoder.resize_token_embeddings(
-            len(tokenizer), pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False
-        )
+        decoder.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False)
     words = decoder.get_input_embeddings().weight.data
     words[num_words:] = words[:num_words].float().mean(0).to(words.dtype)
 

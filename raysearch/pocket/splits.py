@@ -7,14 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysearch.pocket.asking import (
-    LISTS,
-    SHORT,
-    Question,
-    ask,
-    balanced_easy_vqa,
-    describe,
-)
+from raysearch.pocket.asking import LISTS, SHORT, PocketQuestion, ask, balanced_easy_vqa, describe
 from raysearch.pocket.drawing import (
     SPLITS,
     Draw,
@@ -35,7 +28,7 @@ _NUM_CHANCE_PICTURES = 2500
 
 
 @dataclass(frozen=True)
-class Size:
+class SplitSize:
     """How many pictures of a benchmark's domain a split holds, and how many questions each picture carries."""
 
     num_pictures: int
@@ -44,12 +37,12 @@ class Size:
     num_described: int
 
 
-_SIZES = {"search": Size(50, 4, 2, 100), "heldout": Size(100, 4, 2, 200)}
+_SIZES = {"search": SplitSize(50, 4, 2, 100), "heldout": SplitSize(100, 4, 2, 200)}
 """The first `num_pictures` carry questions and lists; `num_described` pictures are described."""
 
 
 @dataclass
-class Asked:
+class AskedQuestion:
     """One picture and what is asked about it.
 
     Attributes:
@@ -64,14 +57,12 @@ class Asked:
     source: str
     image_id: str
     image: np.ndarray
-    short: list[Question]
-    lists: list[Question]
-    described: Question | None
+    short: list[PocketQuestion]
+    lists: list[PocketQuestion]
+    described: PocketQuestion | None
 
 
-def pictures(
-    source: str, split: str, chunk: int, num: int, num_things: tuple[int, int] | None = None
-) -> Pictures:
+def pictures(source: str, split: str, chunk: int, num: int, num_things: tuple[int, int] | None = None) -> Pictures:
     """Chunk `chunk` of the pictures of "scenes" or "digits" in a split."""
     draw = _DRAWERS[source]
     return draw(split, chunk, num, num_things) if num_things else draw(split, chunk, num)
@@ -85,7 +76,7 @@ def question_draw(source: str, split: str, chunk: int) -> Draw:
 def asked_pictures(
     source: str, split: str, chunk: int, num: int, num_short: int, num_lists: int,
     num_things: tuple[int, int] | None = None,
-) -> Iterator[Asked]:  # fmt: skip
+) -> Iterator[AskedQuestion]:  # fmt: skip
     """Draw `num` pictures of "scenes" or "digits" with questions; the kinds take turns, so that all are asked alike."""
     drawn = pictures(source, split, chunk, num, num_things)
     draw = question_draw(source, split, chunk)
@@ -94,7 +85,7 @@ def asked_pictures(
         short = ask(things, _taking_turns(SHORT[source], num_short, index), SHORT[source], draw)
         lists = ask(things, _taking_turns(LISTS[source], num_lists, index), LISTS[source], draw)
         image_id = f"{source}-{split}-{chunk}-{index}"
-        yield Asked(source, image_id, drawn.images[index], short, lists, describe(source, things))
+        yield AskedQuestion(source, image_id, drawn.images[index], short, lists, describe(source, things))
 
 
 def _taking_turns(makers: dict, num: int, index: int) -> list[str]:
@@ -109,21 +100,21 @@ def easy_vqa_pictures(split: str) -> tuple[str, list[int]]:
     return part, ids if part == "train" else ids[("search", "heldout").index(split) :: 2]
 
 
-def asked_easy_vqa(split: str, index: int, num_pairs: int, draw: Draw) -> Asked:
+def asked_easy_vqa(split: str, index: int, num_pairs: int, draw: Draw) -> AskedQuestion:
     """Picture number `index` of easy-VQA in a split, with `num_pairs` balanced pairs of yes-or-no questions."""
     part, ids = easy_vqa_pictures(split)
     image_id = ids[index % len(ids)]
     short = balanced_easy_vqa(part, image_id, num_pairs, draw)
-    return Asked("easy-vqa", f"easy-vqa-{part}-{image_id}", easy_vqa_image(part, image_id), short, [], None)
+    return AskedQuestion("easy-vqa", f"easy-vqa-{part}-{image_id}", easy_vqa_image(part, image_id), short, [], None)
 
 
 @functools.cache
-def _split_pictures(source: str, split: str) -> tuple[Asked, ...]:
+def _split_pictures(source: str, split: str) -> tuple[AskedQuestion, ...]:
     size = _SIZES[split]
     if source != "easy-vqa":
         return tuple(asked_pictures(source, split, 0, size.num_described, size.num_short, size.num_lists))
     draw = question_draw(source, split, 0)
-    chosen: list[Asked] = []
+    chosen: list[AskedQuestion] = []
     for index in draw.shuffled(range(len(easy_vqa_pictures(split)[1]))):
         asked = asked_easy_vqa(split, index, 1, draw)
         checks = [question for question in asked.short if question.kind.endswith("check")]
@@ -137,7 +128,7 @@ def _split_pictures(source: str, split: str) -> tuple[Asked, ...]:
 
 
 @functools.cache
-def split_questions(benchmark: str, split: str) -> tuple[tuple[Asked, Question], ...]:
+def split_questions(benchmark: str, split: str) -> tuple[tuple[AskedQuestion, PocketQuestion], ...]:
     """The questions of one benchmark and split, each with its picture.
 
     Raises:
@@ -156,21 +147,21 @@ def split_questions(benchmark: str, split: str) -> tuple[tuple[Asked, Question],
 
 
 @functools.cache
-def _training_questions(benchmark: str) -> tuple[Question, ...]:
+def _training_questions(benchmark: str) -> tuple[PocketQuestion, ...]:
     """A sample of the training side of a benchmark, to learn from it what can be guessed without the picture."""
     if benchmark == "easy-vqa":
         draw = question_draw(benchmark, "train", 0)
         part, ids = easy_vqa_pictures("train")
         chosen = [balanced_easy_vqa(part, image_id, 1, draw) for image_id in ids]
         return tuple(question for asked in chosen for question in asked)
-    questions: list[Question] = []
+    questions: list[PocketQuestion] = []
     for source in (benchmark,) if benchmark in SOURCES else ("digits", "scenes"):
         for asked in asked_pictures(source, "train", 0, _NUM_CHANCE_PICTURES, 4, 2):
             questions += _of_benchmark(benchmark, asked)
     return tuple(questions)
 
 
-def _of_benchmark(benchmark: str, asked: Asked) -> list[Question]:
+def _of_benchmark(benchmark: str, asked: AskedQuestion) -> list[PocketQuestion]:
     """Those questions about a picture that belong to the benchmark; kinds of lists name the picture's source."""
     if benchmark == "descriptions":
         return [asked.described] if asked.described else []
@@ -201,7 +192,7 @@ def num_guessed(benchmark: str, split: str) -> int:
 
 
 @functools.cache
-def recovery_conversations(num: int) -> tuple[tuple[str, np.ndarray, str, tuple[Question, ...]], ...]:
+def recovery_conversations(num: int) -> tuple[tuple[str, np.ndarray, str, tuple[PocketQuestion, ...]], ...]:
     """`num` conversations of four turns: (id, image, source, turns). A smaller `num` gives the first of them.
 
     Of five conversations two are about digits, two about scenes and one about easy-VQA. Those about digits and scenes
@@ -218,7 +209,7 @@ def recovery_conversations(num: int) -> tuple[tuple[str, np.ndarray, str, tuple[
     return tuple(rows)
 
 
-def _recovery_stream(source: str, draw: Draw) -> Iterator[tuple[np.ndarray, tuple[Question, ...]]]:
+def _recovery_stream(source: str, draw: Draw) -> Iterator[tuple[np.ndarray, tuple[PocketQuestion, ...]]]:
     chunk = 0
     while True:
         if source == "easy-vqa":

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from raysearch.data.encoding import IGNORED
-from raysearch.recipe import LOSS_FIELDS, Recipe
-from raysearch.recovery.planner import KEPT_BYTES, LOGITS_AT_A_TIME
+from raysearch.config.recipe import LOSS_FIELDS, Recipe
+from raysearch.data.labels import IGNORED
+from raysearch.recovery.memory_planner import KEPT_BYTES, LOGITS_AT_A_TIME
 
 LOGITS_IN_CACHE = 2**21
 """Logits whose fp32 intermediates are made at once: 8 MiB a tensor, which a processor's cache and glibc's heap hold."""
@@ -108,9 +108,7 @@ class _KlDivergence(_OfLogits):
         return _OfLogits.by_rows(ctx, student, of_rows, teacher)
 
     @staticmethod
-    def _of_rows(
-        student: torch.Tensor, teacher: torch.Tensor, temperature: float, direction: str
-    ) -> _ValueAndGradient:
+    def _of_rows(student: torch.Tensor, teacher: torch.Tensor, temperature: float, direction: str) -> _ValueAndGradient:
         log_q = F.log_softmax(student / temperature, -1)
         log_p = F.log_softmax(teacher.float() / temperature, -1)
         # A product with a probability of 0 is 0, since no logarithm of a softmax in fp32 is infinite.
@@ -125,9 +123,7 @@ class _KlDivergence(_OfLogits):
         return divergence.clamp_min(0).mul_(temperature**2), gradient.mul_(temperature)
 
 
-def hidden_match(
-    student: torch.Tensor, teacher: torch.Tensor, kind: Literal["mse", "cosine"] = "mse"
-) -> torch.Tensor:
+def hidden_match(student: torch.Tensor, teacher: torch.Tensor, kind: Literal["mse", "cosine"] = "mse") -> torch.Tensor:
     """Distance of hidden states: (..., d), (..., d) -> (...).
 
     mse is mean_d (s - t)^2 / mean_d t^2: the mean squared error (arXiv 2604.24380 matches by squared L2) relative to
@@ -223,9 +219,7 @@ class LossTerms:
         teacher_head: Logits | None,
         vocabulary: int,
     ) -> dict[str, torch.Tensor]:
-        def of_chunk(
-            chunk: torch.Tensor, own: torch.Tensor, theirs: torch.Tensor | None
-        ) -> list[torch.Tensor]:
+        def of_chunk(chunk: torch.Tensor, own: torch.Tensor, theirs: torch.Tensor | None) -> list[torch.Tensor]:
             logits = head(chunk)
             found = []
             if "sft" in self.weights:
@@ -247,10 +241,7 @@ class LossTerms:
             theirs = None if teacher_hidden is None else teacher_hidden[chunk]
             given = (hidden[chunk], labels[chunk], theirs)
             parts.append(checkpoint(of_chunk, *given, use_reentrant=False) if again else of_chunk(*given))
-        return {
-            name: torch.stack(values).sum()
-            for name, values in zip(names, zip(*parts, strict=True), strict=True)
-        }
+        return {name: torch.stack(values).sum() for name, values in zip(names, zip(*parts, strict=True), strict=True)}
 
 
 def _in_cache(logits: torch.Tensor) -> Iterator[slice]:

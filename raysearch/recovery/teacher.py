@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from raysearch.families import Family
-from raysearch.recovery.states import LAST_OF_ANSWERS, Compared
+from raysearch.models import Family
+from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
 
 
 def language_head(model: PreTrainedModel, family: Family) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -38,7 +38,7 @@ def language_head(model: PreTrainedModel, family: Family) -> Callable[[torch.Ten
 class Teacher:
     """The dense model at work: its states are computed whenever they are asked for."""
 
-    def __init__(self, model: PreTrainedModel, family: Family, compared: Compared = LAST_OF_ANSWERS) -> None:
+    def __init__(self, model: PreTrainedModel, family: Family, compared: DistillationPoints = LAST_OF_ANSWERS) -> None:
         """`model` is the dense one; it is put into eval mode and its weights never change."""
         self.model, self.compared = model.eval(), compared
         self._family = family

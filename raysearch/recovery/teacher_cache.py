@@ -27,11 +27,11 @@ from transformers import PreTrainedModel
 from raysearch.data.encoding import Encoded, Encoder
 from raysearch.data.samples import BadRow, Picture, Sample
 from raysearch.errors import InputError
-from raysearch.families import Family
 from raysearch.files import write_tensors
-from raysearch.recovery.engine import moved
+from raysearch.models import Family
+from raysearch.recovery.deepspeed_engine import on_device
+from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
 from raysearch.recovery.schedule import micro_batches
-from raysearch.recovery.states import LAST_OF_ANSWERS, Compared
 from raysearch.recovery.teacher import Teacher
 
 SHARD_SAMPLES = 128
@@ -68,7 +68,7 @@ class CachedTeacher(Teacher):
         folder: Path,
         quota_gb: float,
         largest_fraction: float = 1.0,
-        compared: Compared = LAST_OF_ANSWERS,
+        compared: DistillationPoints = LAST_OF_ANSWERS,
     ) -> None:
         """A cache in `folder`; nothing is computed yet.
 
@@ -93,7 +93,7 @@ class CachedTeacher(Teacher):
         if not missing:
             return
         random.SystemRandom().shuffle(missing)  # in an order of this process's own
-        with moved(self.model, device):
+        with on_device(self.model, device):
             for index in missing:
                 if not self._open(index):
                     self._make(index)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raysearch.evaluation.retention import Retention
-from raysearch.replication.statements import LAYER, WIDTH, joint, projector, untrained
+from raysearch.replication.claims import LAYER, WIDTH, joint, projector, untrained
 from raysearch.replication.table import Cell, Table
 
 FIGURE = "study.png"
@@ -33,9 +33,7 @@ def curves(table: Table) -> dict[str, dict[str, Curve]]:
             for fraction in sorted({cell.fraction for cell in table.cells})
         },
     }
-    found = {
-        title: {name: _curve(table, cells) for name, cells in made.items()} for title, made in panels.items()
-    }
+    found = {title: {name: _curve(table, cells) for name, cells in made.items()} for title, made in panels.items()}
     filled = {title: {name: curve for name, curve in made.items() if curve} for title, made in found.items()}
     return {title: made for title, made in filled.items() if made}
 

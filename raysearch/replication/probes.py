@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from raysearch.config.recipe import Recipe
+from raysearch.config.space import SearchSpace
 from raysearch.evaluation.retention import Results, Retention, load_results, save_results
 from raysearch.files import write_json
-from raysearch.recipe import Recipe
 from raysearch.replication.table import SCORES, Cell, cell_of
-from raysearch.space import SearchSpace
 
 PROBES = "probes"
 CALIBRATION_SIZES = (1, 2, 5, 10, 20, 50)
@@ -64,23 +64,23 @@ def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None
     wanted |= {f"calibration-{num}-{_name(recipe)}" for num in CALIBRATION_SIZES for recipe in untrained}
     if not untrained or wanted <= {path.stem for path in (folder / PROBES).glob("*")}:
         return
-    from raysearch.trial import Prepared, Workbench
+    from raysearch.trials.context import DenseBaselines, TrialContext
 
     dense = load_results(folder / SCORES / "dense.npz")
-    bench = Workbench(space, Prepared(dense, dense, dense, {}))
-    words = [replace(b, questions=tuple(q.without_images() for q in b.questions)) for b in bench.heldout]
-    _keep(folder, "search-dense", partial(bench.evaluate, bench.model, bench.questions))
-    _keep(folder, "text-dense", partial(bench.evaluate, bench.model, words))
-    timed = {"dense": _seconds(bench, bench.model)}
-    for recipe, model in _pruned(bench, untrained, space.calibration.num_samples):
-        _keep(folder, f"text-{_name(recipe)}", partial(bench.evaluate, model, words))
-        timed[_name(recipe)] = _seconds(bench, model)
+    context = TrialContext(space, DenseBaselines(dense, dense, dense, {}))
+    words = [replace(b, questions=tuple(q.without_images() for q in b.questions)) for b in context.heldout]
+    _keep(folder, "search-dense", partial(context.evaluate, context.model, context.questions))
+    _keep(folder, "text-dense", partial(context.evaluate, context.model, words))
+    timed = {"dense": _seconds(context, context.model)}
+    for recipe, model in _pruned(context, untrained, space.calibration.num_samples):
+        _keep(folder, f"text-{_name(recipe)}", partial(context.evaluate, model, words))
+        timed[_name(recipe)] = _seconds(context, model)
     write_json(folder / PROBES / "seconds.json", timed)
     for num in CALIBRATION_SIZES:
         left = [r for r in untrained if not _path(folder, f"calibration-{num}-{_name(r)}").exists()]
-        for recipe, model in _pruned(bench, left, num):
+        for recipe, model in _pruned(context, left, num):
             save_results(
-                _path(folder, f"calibration-{num}-{_name(recipe)}"), bench.evaluate(model, bench.questions)
+                _path(folder, f"calibration-{num}-{_name(recipe)}"), context.evaluate(model, context.questions)
             )
 
 
@@ -89,23 +89,23 @@ def _probed(recipes: Sequence[Recipe]) -> list[Recipe]:
     return [r for r in recipes if r.trained == "nothing" and r.quantization == "none" and r.ratio > 0]
 
 
-def _pruned(bench: Any, recipes: Sequence[Recipe], num_samples: int) -> Iterator[tuple[Recipe, Any]]:
+def _pruned(context: Any, recipes: Sequence[Recipe], num_samples: int) -> Iterator[tuple[Recipe, Any]]:
     """Each recipe's model, pruned by importance on so many samples."""
     names = {name for recipe in recipes for name in recipe.criteria if name}
-    importances = {name: bench.importance(name, num_samples) for name in sorted(names)}
+    importances = {name: context.importance(name, num_samples) for name in sorted(names)}
     for recipe in recipes:
-        yield recipe, bench.prune(recipe, importances)
+        yield recipe, context.prune(recipe, importances)
 
 
-def _seconds(bench: Any, model: Any) -> tuple[float, float]:
+def _seconds(context: Any, model: Any) -> tuple[float, float]:
     """Mean time of one token's answer to one held-out question, and its standard error."""
-    from raysearch.evaluation.answers import generate_answers
+    from raysearch.evaluation.evaluator import generate_answers
 
-    question = bench.heldout[0].questions[:1]
+    question = context.heldout[0].questions[:1]
     taken = []
     for _ in range(NUM_WARM + NUM_TIMED):
         start = time.perf_counter()
-        generate_answers(model, bench.encoder, question, 1)
+        generate_answers(model, context.encoder, question, 1)
         taken.append(time.perf_counter() - start)
     timed = np.array(taken[NUM_WARM:])
     return float(timed.mean()), float(timed.std(ddof=1) / np.sqrt(len(timed)))

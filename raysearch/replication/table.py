@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from raysearch.config.budget import Size
+from raysearch.config.recipe import Recipe
 from raysearch.evaluation.retention import Results, Retention, difference, load_results, retention
-from raysearch.recipe import Recipe
-from raysearch.score import TrialRecord
-from raysearch.size import Size
+from raysearch.study.records import TrialRecord
 
 SCORES = "scores"
 _REGIMES = {"nothing": "none", "projector": "projector"}

@@ -4,11 +4,12 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raysearch.front import Front, hypervolume
-from raysearch.report.dimensions import Importance
 from raysearch.report.findings import kept_per_benchmark
+from raysearch.report.param_importance import ParamImportance
 from raysearch.report.plots import COLOURS, FAINT, INK, PLOTLY_CONFIG
-from raysearch.score import TrialRecord
+from raysearch.study.front import Front
+from raysearch.study.multi_objective import hypervolume
+from raysearch.study.records import TrialRecord
 
 MAX_TICKS = 9
 
@@ -44,9 +45,7 @@ def curves(records: Sequence[TrialRecord]) -> Any:
 
 
 def benchmark_lines(front: Front) -> Any:
-    figure = _new_figure(
-        "size of the whole model, share of the dense model's bytes", "share of the dense score"
-    )
+    figure = _new_figure("size of the whole model, share of the dense model's bytes", "share of the dense score")
     for name in front.baseline.scores:
         pairs = [(point, kept_per_benchmark(point, front.baseline).get(name)) for point in front.points]
         kept = [(point, share) for point, share in pairs if share is not None]
@@ -69,7 +68,7 @@ def benchmark_lines(front: Front) -> Any:
     return figure
 
 
-def importance_bars(title: str, found: Sequence[Importance]) -> Any:
+def importance_bars(title: str, found: Sequence[ParamImportance]) -> Any:
     """Importance of each dimension, the largest on top."""
     figure = _new_figure("share", "")
     ranked = list(reversed(found))

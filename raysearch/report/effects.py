@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysearch.front import Baseline
-from raysearch.score import TrialRecord
+from raysearch.study.front import Baseline
+from raysearch.study.records import TrialRecord
 
 MIN_PER_LEVEL = 4
 """Finished trials that a setting needs before anything is said about it."""
@@ -25,7 +25,7 @@ class Effect:
     high: float
 
     @property
-    def is_seen(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 

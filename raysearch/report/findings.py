@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raysearch.front import Baseline, Front, FrontPoint
-from raysearch.recipe import LOSS_FIELDS
+from raysearch.config.budget import Budget, Size
+from raysearch.config.recipe import LOSS_FIELDS
 from raysearch.report.effects import Effect, effect_of, finished, spearman
-from raysearch.report.summary import standard_error
-from raysearch.score import TrialRecord
-from raysearch.size import Budget, Size
+from raysearch.report.terminal import standard_error
+from raysearch.study.front import Baseline, Front, FrontPoint
+from raysearch.study.records import TrialRecord
 
 _Z95 = 1.959964
 
@@ -98,13 +98,10 @@ def _settings(records: Sequence[TrialRecord], baseline: Baseline) -> list[Findin
         if effect.value < 0:
             first, second, counts, effect = second, first, counts[::-1], effect.reversed()
         evidence = (
-            f"{counts[0]} finished trials against {counts[1]}, at equal size and mode: "
-            f"{effect.interval()} points"
+            f"{counts[0]} finished trials against {counts[1]}, at equal size and mode: {effect.interval()} points"
         )
-        if effect.is_seen:
-            told.append(
-                Finding(f"{name}: {first} kept {effect.points()} more than {second}.", evidence, "seen")
-            )
+        if effect.is_significant:
+            told.append(Finding(f"{name}: {first} kept {effect.points()} more than {second}.", evidence, "seen"))
         else:
             text = f"{name}: {first} and {second} can't be told apart."
             told.append(Finding(text, evidence, "open"))
@@ -157,11 +154,7 @@ def _benchmarks(front: Front) -> list[Finding]:
 
 def kept_per_benchmark(point: FrontPoint, baseline: Baseline) -> dict[str, float]:
     """Score over the dense model's score, per benchmark on which the dense model scores at all."""
-    return {
-        name: score / baseline.scores[name]
-        for name, score in point.scores.items()
-        if baseline.scores.get(name)
-    }
+    return {name: score / baseline.scores[name] for name, score in point.scores.items() if baseline.scores.get(name)}
 
 
 def _heldout(front: Front) -> list[Finding]:
@@ -175,15 +168,11 @@ def _heldout(front: Front) -> list[Finding]:
     noise = _Z95 * math.sqrt(2) * float(np.mean([standard_error(point) for point in told]))
     effect = Effect(mean, mean - noise, mean + noise)
     evidence = f"mean over {len(gaps)} front points, search minus held out: {effect.interval()} points"
-    if effect.is_seen:
+    if effect.is_significant:
         direction = "less" if mean > 0 else "more"
         text = f"On held-out questions the front keeps {effect.points()} {direction} than on the search's questions."
         return [Finding(text, evidence, "seen")]
-    return [
-        Finding(
-            "On held-out questions the front keeps as much as on the search's questions.", evidence, "fact"
-        )
-    ]
+    return [Finding("On held-out questions the front keeps as much as on the search's questions.", evidence, "fact")]
 
 
 def _first_rung(records: Sequence[TrialRecord]) -> list[Finding]:
@@ -197,9 +186,7 @@ def _first_rung(records: Sequence[TrialRecord]) -> list[Finding]:
     centre = math.atanh(max(-0.9999, min(0.9999, rho)))
     low, high = math.tanh(centre - half), math.tanh(centre + half)
     text = f"The first rung ranks trials as the end does with a correlation of {rho:.2f}."
-    evidence = (
-        f"Spearman over {len(pairs)} finished trials: [{low:.2f}, {high:.2f}]; stopped ones can't be counted"
-    )
+    evidence = f"Spearman over {len(pairs)} finished trials: [{low:.2f}, {high:.2f}]; stopped ones can't be counted"
     return [Finding(text, evidence, "fact")]
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raysearch.files import write_text
-from raysearch.front import Front
-from raysearch.report.marks import (
+from raysearch.report.front_info import (
     FrontInfo,
     Mark,
     front_info,
@@ -16,7 +15,8 @@ from raysearch.report.marks import (
     smallest_size,
     trial_marks,
 )
-from raysearch.score import TrialRecord
+from raysearch.study.front import Front
+from raysearch.study.records import TrialRecord
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey.
 COLOURS = {"layerwise": "#D55E00", "widthwise": "#0072B2", "both": "#009E73"}
@@ -103,9 +103,7 @@ def front_figure(info: FrontInfo, trials: Sequence[Mark] = ()) -> Any:
     )
     for line in info.budgets:
         figure.add_vline(line.size_ratio, line={"dash": "dot", "color": FAINT, "width": 1})
-        figure.add_annotation(
-            x=line.size_ratio, y=1, yref="paper", yanchor="bottom", text=line.text, showarrow=False
-        )
+        figure.add_annotation(x=line.size_ratio, y=1, yref="paper", yanchor="bottom", text=line.text, showarrow=False)
     figure.update_layout(
         template="plotly_white",
         title={"text": html.escape(_title(info)), "font": {"size": 16}},
@@ -177,10 +175,7 @@ def _draw_budgets(axes: Any, info: FrontInfo) -> None:
 
 
 def _spots(marks: Sequence[Mark], name: str) -> dict[str, Any]:
-    lines = [
-        "<br>".join(f"{html.escape(fact)}: {html.escape(str(value))}" for fact, value in m.facts)
-        for m in marks
-    ]
+    lines = ["<br>".join(f"{html.escape(fact)}: {html.escape(str(value))}" for fact, value in m.facts) for m in marks]
     return {
         "x": [mark.size_ratio for mark in marks],
         "y": [mark.retention for mark in marks],

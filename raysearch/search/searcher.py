@@ -1,7 +1,7 @@
 """Proposes recipes whose sizes are known before any trial is run, and learns from what became of them.
 
 Ray's own OptunaSearch tells the sampler that a stopped trial completed with the value it had when it stopped, and has
-no conditional spaces with several objectives; so the driver holds this object, and Ray sees a thin `RecipeSearch`.
+no conditional spaces with several objectives; so the driver holds this object, and Ray sees a thin `TuneSearcher`.
 """
 
 import functools
@@ -14,26 +14,20 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from raysearch.dimensions import choose
+from raysearch.config.budget import Budget, Size
+from raysearch.config.dimensions import choose
+from raysearch.config.recipe import Recipe
+from raysearch.config.settings import Scalar
+from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
-from raysearch.front import nondomination_layers
-from raysearch.recipe import Recipe
-from raysearch.search.encoding import Encoding
-from raysearch.search.history import End, History, Proposal, made_by
-from raysearch.search.optuna_study import OptunaStudy
-from raysearch.search.proposing import (
-    MAX_POINTS,
-    Candidate,
-    Candidates,
-    GainModel,
-    Observation,
-)
-from raysearch.search.sampling import OptunaAsk, RecipeAsk, Solve, fit_to_space
-from raysearch.search.sizing import Sizing, bare
-from raysearch.search.warmstart import PUBLISHED_RATIOS, published_recipes
-from raysearch.settings import Scalar
-from raysearch.size import Budget, Size
-from raysearch.space import SearchSpace
+from raysearch.search.samplers.ehvi import MAX_POINTS, Candidate, Candidates, EHVIRanker, Observation
+from raysearch.search.samplers.encoding import Encoding
+from raysearch.search.samplers.optuna_samplers import OptunaSuggester, RecipeSuggester, Solve, fit_to_space
+from raysearch.search.samplers.optuna_study import OptunaStudy
+from raysearch.search.samplers.published import PUBLISHED_RATIOS, published_recipes
+from raysearch.search.samplers.size_targets import Sizing, bare
+from raysearch.search.trial_history import End, Proposal, TrialHistory, model_identity
+from raysearch.study.multi_objective import nondomination_layers
 
 logger = logging.getLogger(__name__)
 SCHEMA = 2  # of `Searcher.state`
@@ -42,7 +36,7 @@ SAMPLER_ATTEMPTS = 5  # then at random: a sampler may insist on what has been tr
 FREE_EVERY = 4  # one proposal in this many goes its own way; the others aim at a size
 NUM_STARTUP = 10  # trials with a value before the gain model is asked
 CROWDED = 1 / 8  # largest share of the trials that proposals may aim at one size
-PRIOR_DEVIATION = 0.1  # of a retention that was measured on another model, or in another study of this one
+PRIOR_RETENTION_DEVIATION = 0.1  # of a retention that was measured on another model, or in another study of this one
 EXPLORE_EVERY = 8  # with the gain model, one proposal in this many is chosen for its size alone
 
 
@@ -75,7 +69,7 @@ class Searcher:
     ) -> None:
         self.space, self.budgets = space, list(budgets)
         self.num_trials, self.sampler, self.seed, self.steer = num_trials, sampler, seed, steer
-        self.history = History()
+        self.history = TrialHistory()
         self.exhausted = False
         self._sizing = Sizing(size_of, dense, self.budgets)
         self._limits = self._sizing.limits
@@ -84,7 +78,7 @@ class Searcher:
         solvers = [functools.partial(self._ratio_for, limit) for limit in self._limits]
         self._encoding = Encoding(space.asked())
         self._candidates = Candidates(space, self._encoding, self._sizing.ratio_of, solvers, seed)
-        self._gain_model = GainModel(self._encoding.groups)
+        self._gain_model = EHVIRanker(self._encoding.groups)
         self._prior: list[Observation] = []
 
     @property
@@ -102,7 +96,7 @@ class Searcher:
         taken = set(self.history.made)
         for values in self._queue:
             queued = Recipe(**values)
-            taken.add(made_by(queued, self._sizing.ratio_of(queued) or 0.0))
+            taken.add(model_identity(queued, self._sizing.ratio_of(queued) or 0.0))
         for recipe in recipes:
             values = recipe.as_dict() if isinstance(recipe, Recipe) else dict(recipe)
             try:
@@ -110,8 +104,8 @@ class Searcher:
             except ValidationError:
                 continue
             ratio = self._sizing.ratio_of(fitted)
-            if ratio is not None and made_by(fitted, ratio) not in taken:
-                taken.add(made_by(fitted, ratio))
+            if ratio is not None and model_identity(fitted, ratio) not in taken:
+                taken.add(model_identity(fitted, ratio))
                 self._queue.append(fitted.as_dict())
         return len(self._queue) - num_before
 
@@ -119,7 +113,7 @@ class Searcher:
         """Let finished trials of earlier studies inform the first proposals; call it before the first of them.
 
         Sizes are those that their recipes have here; what this search finds overrides them: Optuna's samplers forget
-        them after `PRIOR_UNTIL` trials, the gain model takes them for less certain by `PRIOR_DEVIATION`.
+        them after `PRIOR_UNTIL` trials, the gain model takes them for less certain by `PRIOR_RETENTION_DEVIATION`.
 
         Args:
             earlier: recipes and their final retention, of whatever model and space.
@@ -136,7 +130,7 @@ class Searcher:
             ratio = self._sizing.ratio_of(fitted)
             if ratio is not None:
                 point = self._encoding.point(ask.params, ratio)
-                self._prior.append(Observation(point, ratio, retention, PRIOR_DEVIATION))
+                self._prior.append(Observation(point, ratio, retention, PRIOR_RETENTION_DEVIATION))
                 if self._study is not None:
                     self._study.add_prior(ask.params, ask.distributions, ratio, retention)
         return len(self._prior) - num_before
@@ -174,14 +168,14 @@ class Searcher:
         self.history.add(trial, proposal)
         return proposal.recipe
 
-    def take_in(self, trial: str, recipe: Recipe) -> bool:
+    def adopt(self, trial: str, recipe: Recipe) -> bool:
         """Take up a recipe that runs, or has run, as if it had been suggested; False if it has no place here."""
         ratio = self._sizing.ratio_of(recipe)
         try:
             _, ask = fit_to_space(self.space, recipe.as_dict())
         except ValidationError:
             return False
-        if ratio is None or made_by(recipe, ratio) in self.history.made:
+        if ratio is None or model_identity(recipe, ratio) in self.history.made:
             return False
         self.history.add(trial, self._register(self._as_candidate(recipe, ask, ratio)))
         return True
@@ -238,13 +232,13 @@ class Searcher:
         self._gain_model.set_state(state["gain_model"])
         if self._study is not None:
             self._study.set_state(state["study"])
-        self.history = History.from_state(state["history"], self._encoding)
+        self.history = TrialHistory.from_state(state["history"], self._encoding)
 
     def _next_in_line(self) -> Proposal | None:
         while self._queue:
             recipe, ask = fit_to_space(self.space, self._queue.pop(0))
             ratio = self._sizing.ratio_of(recipe)
-            if ratio is not None and made_by(recipe, ratio) not in self.history.made:
+            if ratio is not None and model_identity(recipe, ratio) not in self.history.made:
                 return self._register(self._as_candidate(recipe, ask, ratio))
         return None
 
@@ -260,11 +254,11 @@ class Searcher:
                 at_random=attempt >= SAMPLER_ATTEMPTS,
             )
             try:
-                recipe = self.space.suggest(OptunaAsk(asked))
+                recipe = self.space.suggest(OptunaSuggester(asked))
                 ratio = self._sizing.ratio_of(recipe)
             except ValidationError:
                 ratio = None
-            if ratio is not None and made_by(recipe, ratio) not in self.history.made:
+            if ratio is not None and model_identity(recipe, ratio) not in self.history.made:
                 point = self._encoding.point(asked.params, ratio)
                 return Proposal(number, recipe, ratio, asked.params, point)
             study.tell_failed(number)
@@ -285,7 +279,7 @@ class Searcher:
             observations = list(known.values())
             candidates = self._gain_model.ranked(candidates, observations, self._limits, number, self._prior)
         for candidate in itertools.chain(candidates, self._candidates.others(number)):
-            if made_by(candidate.recipe, candidate.size_ratio) not in self.history.made:
+            if model_identity(candidate.recipe, candidate.size_ratio) not in self.history.made:
                 return self._register(candidate)
         return None
 
@@ -301,10 +295,10 @@ class Searcher:
         number = len(self.history)
         if self._study is not None:
             number, asked = self._study.ask_for(candidate.params)
-            self.space.suggest(OptunaAsk(asked))
+            self.space.suggest(OptunaSuggester(asked))
         return Proposal(number, candidate.recipe, candidate.size_ratio, candidate.params, candidate.point)
 
-    def _as_candidate(self, recipe: Recipe, ask: RecipeAsk, size_ratio: float) -> Candidate:
+    def _as_candidate(self, recipe: Recipe, ask: RecipeSuggester, size_ratio: float) -> Candidate:
         return Candidate(recipe, ask.params, size_ratio, self._encoding.point(ask.params, size_ratio))
 
     def _by_size(self, candidates: list[Candidate]) -> list[Candidate]:

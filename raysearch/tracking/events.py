@@ -8,13 +8,13 @@ import time
 from importlib import metadata
 from typing import Any
 
-from raysearch.front import Front, Speed
-from raysearch.recipe import Recipe
-from raysearch.score import Score, TrialRecord
-from raysearch.size import Size
-from raysearch.study import Study
-from raysearch.tracking.masking import mask
-from raysearch.tracking.runs import Event
+from raysearch.config.budget import Size
+from raysearch.config.recipe import Recipe
+from raysearch.study.folder import Study
+from raysearch.study.front import Front, Speed
+from raysearch.study.records import Score, TrialRecord
+from raysearch.study.secrets import mask
+from raysearch.tracking.mlflow_runs import Event
 
 PACKAGES = ("raysearch", "torch", "transformers", "ray", "deepspeed", "optuna", "peft", "mlflow")
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -24,16 +24,12 @@ def parent_event(study: Study) -> Event:
     """The study itself: its space, its environment."""
     space = mask(study.space.model_dump(mode="json"))
     facts = {name: space[name] for name in ("model", "data", "retention")}
-    facts["benchmarks"] = ", ".join(
-        one if isinstance(one, str) else one["name"] for one in space["benchmarks"]
-    )
+    facts["benchmarks"] = ", ".join(one if isinstance(one, str) else one["name"] for one in space["benchmarks"])
     tags = {"raysearch.study": study.space.name, "raysearch.folder": str(study.folder), **environment()}
     tags["raysearch.budgets"] = ", ".join(study.space.budgets)
     tags |= {f"search.{name}": value for name, value in space["search"].items()}
     documents = {"space.json": space}
-    return event_of(
-        None, name=study.folder.name, params=facts, tags=tags, status="RUNNING", documents=documents
-    )
+    return event_of(None, name=study.folder.name, params=facts, tags=tags, status="RUNNING", documents=documents)
 
 
 def environment() -> dict[str, str]:
@@ -97,9 +93,7 @@ def front_event(front: Front, num_ended: int) -> Event:
 
 def speed_event(key: str, speed: Speed) -> Event:
     """What was measured of a front point's checkpoint; numbers as metrics, the machine as a tag."""
-    numbers = {
-        f"speed.{name}": value for name, value in speed.model_dump(exclude={"device", "dtype"}).items()
-    }
+    numbers = {f"speed.{name}": value for name, value in speed.model_dump(exclude={"device", "dtype"}).items()}
     return event_of(key, metrics=numbers, tags={"speed.device": speed.device, "speed.dtype": speed.dtype})
 
 

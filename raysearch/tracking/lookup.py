@@ -5,11 +5,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from raysearch.errors import InputError
-from raysearch.front import Front, FrontPoint
-from raysearch.tracking.masking import mask
-from raysearch.tracking.runs import connect, read_state
-from raysearch.tracking.sender import first_line
+from raysearch.errors import InputError, first_line
+from raysearch.study.front import Front, FrontPoint
+from raysearch.study.secrets import mask
+from raysearch.tracking.mlflow_runs import connect, read_state
 from raysearch.tracking.tracker import tracking_uri
 
 
@@ -32,7 +31,7 @@ def front_of_experiment(name: str, uri: str | None = None) -> tuple[Front, Path]
             raise InputError(f"--mlflow {name}: no such experiment at {mask(server)}; there are {known}")
         # Only the run of a study itself carries this tag.
         studies = client.search_runs(
-            [experiment.experiment_id], "tags.`raysearch.study` != ''", order_by=["start_time DESC"]
+            [experiment.experiment_id], "tags.`raysearch.study.folder` != ''", order_by=["start_time DESC"]
         )
         for run in studies:
             if any(file.path == "front.json" for file in client.list_artifacts(run.info.run_id)):
@@ -100,6 +99,4 @@ def _store_here() -> str:
     for store in (Path("runs/mlflow.db"), Path("mlflow.db")):
         if store.exists():
             return f"sqlite:///{store.resolve()}"
-    raise InputError(
-        "--mlflow: no mlflow.db in runs/ or here; name the server with --uri or MLFLOW_TRACKING_URI"
-    )
+    raise InputError("--mlflow: no mlflow.db in runs/ or here; name the server with --uri or MLFLOW_TRACKING_URI")

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from raysearch.tracking.masking import mask
-from raysearch.tracking.runs import Event, MlflowRuns
+from raysearch.errors import first_line
+from raysearch.study.secrets import mask
+from raysearch.tracking.mlflow_runs import Event, MlflowRuns
 
 UNSENT = "mlflow-unsent.jsonl"
 SECONDS_TO_GATHER = 0.5
@@ -119,8 +120,3 @@ def read_unsent(folder: Path) -> list[Event]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line of bearable length."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -8,12 +8,13 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from raysearch.errors import InputError
-from raysearch.front import Front
-from raysearch.recipe import Recipe
-from raysearch.score import Score, TrialRecord
-from raysearch.size import Size
-from raysearch.study import Study, is_study, read_space, read_trials
+from raysearch.config.budget import Size
+from raysearch.config.recipe import Recipe
+from raysearch.errors import InputError, first_line
+from raysearch.study.folder import Study, is_study, read_space, read_trials
+from raysearch.study.front import Front
+from raysearch.study.records import Score, TrialRecord
+from raysearch.study.secrets import mask
 from raysearch.tracking.events import (
     STATUS,
     end_event,
@@ -25,9 +26,8 @@ from raysearch.tracking.events import (
     speed_event,
     start_event,
 )
-from raysearch.tracking.masking import mask
-from raysearch.tracking.runs import MlflowRuns, own_store, read_state
-from raysearch.tracking.sender import UNSENT, Sender, first_line, read_unsent
+from raysearch.tracking.mlflow_runs import MlflowRuns, own_store, read_state
+from raysearch.tracking.sender import UNSENT, Sender, read_unsent
 
 ARTIFACTS = ("front.json", "front.png", "front.html", "report.html", "trials.jsonl", "decisions.jsonl")
 

@@ -1,11 +1,11 @@
 """Write docs/reference/cli.md from the Typer app: python scripts/maintenance/document_cli.py"""
 
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import tomllib
 import typer
 
 ROOT = Path(__file__).parents[2]

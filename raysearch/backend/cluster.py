@@ -1,0 +1,120 @@
+"""Join a Ray cluster, or start one on this machine; and how many trials it has room for."""
+
+import logging
+import os
+import socket
+import time
+from collections import Counter
+
+import ray
+
+from raysearch.config.settings import Slots
+from raysearch.errors import InputError
+
+SECONDS_BETWEEN_LOOKS = 10.0
+SECONDS_TO_ANSWER = 10.0
+ON_HEAD = {"node:__internal_head__": 0.001}
+"""Resources of what must outlive the nodes that work: room for a thousand, and no CPU of anybody's."""
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study's own files say it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search` ends cleanly itself
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per slot; a lost slot is replaced without notice of it
+    "RAY_worker_niceness": "0",  # trials are the work here; Ray would step back behind everything else
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def join_cluster(slots: Slots) -> None:
+    """Join the cluster that RAY_ADDRESS or the job names, else start one here; and refuse to wait for ever.
+
+    Raises:
+        InputError: the cluster can't be joined, or has not even room for one trial.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if not ray.is_initialized():
+        _start()
+    if num_slots(slots) < 1:
+        raise InputError(
+            f"slots: a trial asks for {slots.workers} workers of {_text(_asked(slots))} each, the cluster has "
+            f"{_nodes_text()}; lower slots.workers, add nodes, or set slots.autoscaling if the cluster adds them"
+        )
+
+
+def _start() -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return
+    try:
+        _check_somebody_answers(address)
+        ray.init(**quiet)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"RAY_ADDRESS {address}: can't join that cluster ({reason}); start it, give the nodes and this machine "
+            "the same versions and token, or unset RAY_ADDRESS"
+        ) from None
+
+
+def _check_somebody_answers(address: str) -> None:
+    """Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody does.
+        InputError: it is no address that a driver can join.
+    """
+    if "://" in address:
+        raise InputError(
+            f"RAY_ADDRESS {address}: an address for clients; on the cluster itself give HOST:PORT of its head, from "
+            "elsewhere submit the search by ray job submit"
+        )
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+
+
+def num_slots(slots: Slots) -> int:
+    """Trials at a time: what the space says, or as many as the cluster has room for now."""
+    if slots.autoscaling:
+        assert slots.num is not None, slots
+        return slots.num
+    num_workers = sum(
+        min(int(node.get(kind, 0) // amount) for kind, amount in _asked(slots).items() if amount) for node in _nodes()
+    )
+    room = num_workers // slots.workers
+    return min(slots.num or room, room)
+
+
+class SlotCapacity:
+    """Follows the cluster as its nodes come and go, without asking it at every turn."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots, self._asked_at, self._num = slots, 0.0, 1
+
+    def num_slots(self) -> int:
+        """Trials at a time, now; one at least, which waits for a node to come back."""
+        if time.monotonic() - self._asked_at > SECONDS_BETWEEN_LOOKS:
+            self._num, self._asked_at = max(1, num_slots(self._slots)), time.monotonic()
+        return self._num
+
+
+def _asked(slots: Slots) -> dict[str, float]:
+    """What one worker takes, all on one node."""
+    return {"CPU": slots.cpus_per_worker, "GPU": slots.gpus_per_worker}
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _text(resources: dict[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+
+
+def _nodes_text() -> str:
+    kinds = Counter(map(_text, _nodes()))
+    return ", ".join(f"{num} node{'s' * (num > 1)} of {kind}" for kind, num in kinds.items()) or "no node"

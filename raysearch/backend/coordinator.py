@@ -1,0 +1,187 @@
+"""The board: commands to slots, their replies, and what all slots share."""
+
+import asyncio
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from raysearch.backend.cluster import ON_HEAD
+from raysearch.study.front import FrontPoint
+
+SECONDS_TO_ANSWER = 1.0
+
+
+class Coordinator:
+    """Commands to slots, their replies, and what all slots share."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._commands: dict[str, list[Any]] = defaultdict(list)
+        self._replies: dict[str, list[Any]] = defaultdict(list)
+        self._workers: dict[str, list[tuple[Any, str]]] = defaultdict(list)
+        self._signs: dict[str, int] = defaultdict(int)
+        self._owners: dict[str, Any] = {}
+        self._groups: dict[str, PlacementGroup] = {}
+        self._names: list[str] | None = None
+        self._measuring: dict[str, str] = {}
+        self._parts: dict[str, bytes] = {}
+        self._refusal: bytes | None = None
+        self._dense_scores: dict[str, float] | None = None
+        self._layer_importance: dict[str, list[float]] = {}
+        self._front: list[tuple[float, float]] = []
+
+    async def begin(self, slot: str, owner: Any) -> None:
+        """A slot begins, which the actor `owner` commands.
+
+        What the slots of dead owners held is given back: Ray Train does so by itself only where Ray's dashboard runs.
+        """
+        others = list(self._owners)
+        are_dead = await asyncio.gather(*(_is_dead(self._owners[other]) for other in others))
+        for other in itertools.compress(others, are_dead):
+            group = self._groups.get(other)
+            if group is not None:
+                remove_placement_group(group)
+            await self.forget(other)
+        self._owners[slot] = owner
+
+    async def send(self, slot: str, command: dict[str, Any]) -> None:
+        async with self._changed:
+            self._commands[slot].append(command)
+            self._changed.notify_all()
+
+    async def command(self, slot: str, index: int) -> dict[str, Any]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._commands[slot]) > index)
+            return self._commands[slot][index]
+
+    async def reply(self, slot: str, value: dict[str, Any]) -> None:
+        async with self._changed:
+            self._replies[slot].append(value)
+            self._changed.notify_all()
+
+    async def reply_to(self, slot: str, index: int) -> dict[str, Any]:
+        """The slot's reply number `index`, which is handed out once: a slot may live for thousands."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._replies[slot]) > index)
+            value, self._replies[slot][index] = self._replies[slot][index], None
+            return value
+
+    async def join(self, slot: str, worker: Any, node: str, group: PlacementGroup | None) -> None:
+        """A slot's worker begins: its actor, the id of its node, and what holds the CPUs of the slot."""
+        self._workers[slot].append((worker, node))
+        if group is not None:
+            self._groups[slot] = group
+
+    async def workers(self, slot: str) -> list[tuple[Any, str]]:
+        return self._workers[slot]
+
+    async def sign(self, slot: str) -> None:
+        """The slot has come on."""
+        self._signs[slot] += 1
+
+    async def signs(self, slot: str) -> int:
+        return self._signs[slot]
+
+    async def next_part(self, slot: str, names: Sequence[str]) -> str | None:
+        """Which of the parts that are measured once per study this slot shall measure and `publish`; waits while others
+        measure the last of them.
+
+        Returns:
+            None once all are there, or the study is refused.
+        """
+        async with self._changed:
+            self._names = list(names)
+            await self._changed.wait_for(lambda: self._is_prepared() or self._free_parts())
+            if self._is_prepared():
+                return None
+            name = self._free_parts()[0]
+            self._measuring[name] = slot
+            return name
+
+    async def publish(self, name: str, part: bytes) -> None:
+        """A part has been measured; pickled, since this process never loads torch."""
+        async with self._changed:
+            self._parts[name] = part
+            self._measuring.pop(name, None)
+            self._changed.notify_all()
+
+    async def refuse(self, error: bytes) -> None:
+        """Let no trial of this study be run, by a pickled `InputError`."""
+        async with self._changed:
+            self._refusal = error
+            self._changed.notify_all()
+
+    async def prepared(self) -> tuple[bytes | None, dict[str, bytes]]:
+        """Why the study is refused, if it is, and its parts, all of them if it isn't; waits for either."""
+        async with self._changed:
+            await self._changed.wait_for(self._is_prepared)
+            return self._refusal, self._parts
+
+    def _free_parts(self) -> list[str]:
+        names = self._names or []
+        return [name for name in names if name not in self._parts and name not in self._measuring]
+
+    def _is_prepared(self) -> bool:
+        known = self._names is not None and self._parts.keys() >= set(self._names)
+        return known or self._refusal is not None
+
+    async def post_dense(self, scores: dict[str, float], layer_importance: dict[str, list[float]]) -> None:
+        """What the driver wants to know of the dense model; every slot says the same."""
+        self._dense_scores, self._layer_importance = scores, layer_importance
+
+    async def dense_scores(self) -> dict[str, float] | None:
+        """Mean score per benchmark of the dense model on the search split, once it has been measured."""
+        return self._dense_scores
+
+    async def layer_importance(self) -> dict[str, list[float]]:
+        """What each decoder layer is worth, by criterion."""
+        return self._layer_importance
+
+    async def forget(self, slot: str) -> None:
+        """The slot is gone; what it was measuring, another one may."""
+        async with self._changed:
+            known: dict[str, Any]
+            for known in (
+                self._commands,
+                self._replies,
+                self._workers,
+                self._signs,
+                self._owners,
+                self._groups,
+            ):
+                known.pop(slot, None)
+            self._measuring = {name: busy for name, busy in self._measuring.items() if busy != slot}
+            self._changed.notify_all()
+
+    async def post_front(self, points: list[tuple[float, float]]) -> None:
+        self._front = points
+
+    async def is_dominated(self, size_ratio: float, retention: float) -> bool:
+        """Whether a model on the front is no larger and better, or smaller and as good."""
+        return any(
+            size <= size_ratio and kept >= retention and (size, kept) != (size_ratio, retention)
+            for size, kept in self._front
+        )
+
+
+async def _is_dead(actor: Any) -> bool:
+    """Whether an actor's process has ended; one that is busy doesn't answer, and lives."""
+    answer = actor.__ray_ready__.remote().as_future()
+    done, _ = await asyncio.wait({answer}, timeout=SECONDS_TO_ANSWER)
+    return bool(done) and isinstance(answer.exception(), ActorDiedError)
+
+
+def start_coordinator() -> Any:
+    """The board of a study: an actor without a share of any CPU, on the head node, since a node that works may be
+    lost."""
+    return ray.remote(num_cpus=0, resources=ON_HEAD)(Coordinator).remote()
+
+
+def post_front(board: Any, points: Sequence[FrontPoint]) -> None:
+    """Tell the slots the front so far: what it dominates needs no checkpoint."""
+    ray.get(board.post_front.remote([(point.size_ratio, point.retention) for point in points]))

@@ -1,0 +1,127 @@
+"""Dimensions of a search space: the values that a field of a recipe may take, and under which conditions."""
+
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
+
+from raysearch.config.recipe import LAYER_CRITERIA, WIDTH_CRITERIA, Recipe
+from raysearch.config.settings import Scalar, Strict
+
+
+class Suggester(Protocol):
+    """Whoever chooses the values: a sampler, or a random number generator."""
+
+    def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
+        """One of `choices`."""
+
+    def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
+        """A number from `low` to `high`, both included."""
+
+
+class Choices(Strict):
+    """One of several values."""
+
+    choices: list[Scalar] = Field(min_length=1)
+    when: dict[str, Scalar | list[Scalar]] = {}
+    """Earlier fields and the values they must have for this dimension to apply."""
+
+
+class Range(Strict):
+    """A number between two bounds, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Spread the proposals evenly over orders of magnitude."""
+    step: float | None = Field(None, gt=0)
+    when: dict[str, Scalar | list[Scalar]] = {}
+    """Earlier fields and the values they must have for this dimension to apply."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Range":
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}; swap them")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs a low above 0, not {self.low:g}")
+        if self.log and self.step:
+            raise ValueError("log and step exclude each other; remove one")
+        return self
+
+
+def _kind(case: Any) -> str:
+    bounded = isinstance(case, Range) or (isinstance(case, dict) and {"low", "high"} & set(case))
+    return "range" if bounded else "choices"
+
+
+Dimension = Annotated[Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")], Discriminator(_kind)]
+_MODE_CRITERIA = {"layerwise": (LAYER_CRITERIA,), "widthwise": (WIDTH_CRITERIA,)}
+
+
+def criteria_kinds(mode: str) -> tuple[tuple[str, ...], ...]:
+    return _MODE_CRITERIA.get(mode, (LAYER_CRITERIA, WIDTH_CRITERIA))
+
+
+def read_dimension(field: str, spec: Any) -> list[Any]:
+    """A person's short forms as a list of cases, every value checked against the recipe's field."""
+    if field not in Recipe.model_fields:
+        raise ValueError(f"recipe.{field}: no field of a recipe; known are {', '.join(Recipe.model_fields)}")
+    cases = spec if isinstance(spec, list) and spec and all(isinstance(case, dict) for case in spec) else [spec]
+    return [_read_case(field, case) for case in cases]
+
+
+def _read_case(field: str, case: Any) -> Any:
+    if isinstance(case, Choices | Range):
+        return case
+    if not isinstance(case, dict):
+        case = {"choices": case if isinstance(case, list) else [case]}
+    # Of another kind than a mapping and a list they are refused later on.
+    conditions, choices = case.get("when"), case.get("choices")
+    for condition in conditions if isinstance(conditions, dict) else ():
+        names = list(Recipe.model_fields)
+        if condition not in names or names.index(condition) >= names.index(field):
+            earlier = ", ".join(names[: names.index(field)]) or "none"
+            raise ValueError(f"recipe.{field}: when names {condition!r}, but only earlier fields decide: {earlier}")
+    bounds = [case[key] for key in ("low", "high") if key in case]
+    if field == "criterion":
+        known = tuple(dict.fromkeys(LAYER_CRITERIA + WIDTH_CRITERIA))
+        kind: Any = Literal[known]
+    else:
+        info = Recipe.model_fields[field]
+        kind = Annotated[info.annotation, info]
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    for value in [*(choices if isinstance(choices, list) else ()), *bounds]:
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"recipe.{field}: {error.errors()[0]['msg']}, not {value!r}") from None
+    kinds = () if field == "criterion" else typing.get_args(info.annotation) or (info.annotation,)
+    if bounds and not {int, float} & set(kinds):
+        raise ValueError(f"recipe.{field}: no number, so it has choices and no range")
+    return dict(case)
+
+
+def asked_name(name: str, cases: Sequence[Dimension], index: int) -> str:
+    """What a case is asked for by: one name per case, since a sampler wants the same bounds under the same name."""
+    return name if len(cases) == 1 else f"{name}#{index}"
+
+
+def choose(ask: Suggester, name: str, cases: Sequence[Dimension], values: Mapping[str, Any]) -> Any:
+    """Ask for the first case whose conditions hold; None when there is none."""
+    for index, case in enumerate(cases):
+        if not case.when or _holds(case.when, values):
+            named = asked_name(name, cases, index)
+            if isinstance(case, Choices):
+                return case.choices[0] if len(case.choices) == 1 else ask.choice(named, case.choices)
+            if case.low == case.high:
+                return case.low
+            value = ask.number(named, case.low, case.high, case.log, case.step)
+            return int(value) if Recipe.model_fields[name].annotation in (int, int | None) else value
+    return None
+
+
+def _holds(when: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(
+        values.get(field) in (wanted if isinstance(wanted, list) else [wanted]) for field, wanted in when.items()
+    )

@@ -1,0 +1,192 @@
+"""A recipe: everything that turns the dense model into one smaller, recovered model."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from raysearch.config.quantization import Quantization
+from raysearch.errors import InputError
+
+Mode = Literal["layerwise", "widthwise", "both"]
+Trained = Literal["nothing", "projector", "projector+lora", "projector+decoder", "decoder"]
+
+LAYER_CRITERIA = ("block_influence", "angular", "one_shot_loss", "greedy_loss", "deepest", "random")
+WIDTH_CRITERIA = (
+    "magnitude",
+    "taylor",
+    "taylor2",
+    "activation",
+    "wanda",
+    "fluctuation",
+    "random",
+)
+LOSS_FIELDS = ("sft", "logits_kd", "hidden_kd")
+
+
+_CONDITIONS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
+    "depth_share": (lambda values: values.get("mode") == "both", "mode: both"),
+    **dict.fromkeys(
+        (*LOSS_FIELDS, "lr", "data_fraction", "epochs"),
+        (lambda values: values.get("trained") != "nothing", "something to train"),
+    ),
+    "lora_rank": (lambda values: values.get("trained") == "projector+lora", "trained: projector+lora"),
+    **dict.fromkeys(("temperature", "kl"), (lambda values: bool(values.get("logits_kd")), "logits_kd above 0")),
+    "hidden_match": (lambda values: bool(values.get("hidden_kd")), "hidden_kd above 0"),
+}
+# In an order in which every condition's own field comes before it.
+_DEFAULTS: dict[str, object] = {
+    "depth_share": 0.5,
+    "sft": 1.0,
+    "logits_kd": 0.0,
+    "hidden_kd": 0.0,
+    "data_fraction": 1.0,
+    "epochs": 1.0,
+    "lora_rank": 16,
+    "temperature": 2.0,
+    "kl": "forward",
+    "hidden_match": "mse",
+}
+
+
+def check_ratio(ratio: float) -> None:
+    """Check the share of the decoder's parameters to remove.
+
+    Raises:
+        InputError: it is outside [0, 1), or no number.
+    """
+    if not 0 <= ratio < 1:
+        raise InputError(f"ratio {ratio}: outside [0, 1); give the share of the decoder's parameters to remove")
+
+
+def applies(field: str, values: Mapping[str, Any]) -> bool:
+    """Whether a recipe with `values` for the fields before `field` has a use for `field`."""
+    return field not in _CONDITIONS or _CONDITIONS[field][0](values)
+
+
+class Recipe(BaseModel):
+    """What to remove, what to train and how. Fields that do not apply are None and are left out of files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mode: Mode
+    """Drop decoder layers, slice KV groups, heads and FFN channels, or both."""
+    quantization: Quantization = "none"
+    """Round the weights of the decoder's linear layers after recovery: scored, counted and exported so."""
+    ratio: float = Field(ge=0, lt=1)
+    """Share of the decoder's parameters to remove (arXiv 2604.24380, Table 5)."""
+    criterion: str
+    """Which units go first: a layer criterion, a width criterion, or LAYER+WIDTH when `mode` is both."""
+    depth_share: float | None = Field(None, gt=0, lt=1)
+    """Share of the removal done by dropping layers; only when `mode` is both."""
+    trained: Trained = "projector+decoder"
+    """What recovery updates; the vision tower never is."""
+    lora_rank: int | None = Field(None, ge=1)
+    """Rank of the adapters on the decoder's linear layers; only with projector+lora."""
+    sft: float | None = Field(None, ge=0)
+    """Weight of the cross-entropy on answer tokens."""
+    logits_kd: float | None = Field(None, ge=0)
+    """Weight of the KL divergence between the dense model's answer distribution and the student's."""
+    hidden_kd: float | None = Field(None, ge=0)
+    """Weight of the match between last normalised hidden states on answer tokens."""
+    temperature: float | None = Field(None, gt=0)
+    """Softmax temperature of `logits_kd`."""
+    kl: Literal["forward", "reverse"] | None = None
+    """Direction of `logits_kd`: forward is KL(dense || student)."""
+    hidden_match: Literal["mse", "cosine"] | None = None
+    """Distance of `hidden_kd`."""
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate."""
+    data_fraction: float | None = Field(None, gt=0, le=1)
+    """Share of the recovery data used; fractions nest."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over that share."""
+    seed: int = Field(0, ge=0)
+    """Order of the data and initialisation of adapters."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: object) -> object:
+        """Give the fields that apply their defaults, so that equal recipes have equal keys."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+
+        trained = values.setdefault("trained", "projector+decoder")
+        for field, value in _DEFAULTS.items():
+            if values.get(field) is None and applies(field, values):
+                values[field] = value
+        if values.get("lr") is None and applies("lr", values):
+            values["lr"] = 1e-3 if trained in ("projector", "projector+lora") else 3e-4
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        layer, width = self.criteria
+        if self.mode != "widthwise" and layer not in LAYER_CRITERIA:
+            raise ValueError(
+                f"criterion {self.criterion!r} names no layer criterion; choose of {', '.join(LAYER_CRITERIA)}"
+            )
+        if self.mode != "layerwise" and width not in WIDTH_CRITERIA:
+            raise ValueError(
+                f"criterion {self.criterion!r} names no width criterion; choose of {', '.join(WIDTH_CRITERIA)}"
+            )
+        values = vars(self)
+        for field, (_, condition) in _CONDITIONS.items():
+            if values[field] is not None and not applies(field, values):
+                raise ValueError(f"{field} needs {condition}; remove it")
+        if self.trained != "nothing" and not any((self.sft, self.logits_kd, self.hidden_kd)):
+            raise ValueError("sft, logits_kd and hidden_kd are all 0; raise one, or set trained: nothing")
+        return self
+
+    @property
+    def criteria(self) -> tuple[str | None, str | None]:
+        """The layer criterion and the width criterion, each None where the mode has none."""
+        if self.mode == "layerwise":
+            return self.criterion, None
+        if self.mode == "widthwise":
+            return None, self.criterion
+        layer, _, width = self.criterion.partition("+")
+        return layer, width
+
+    @property
+    def key(self) -> str:
+        """Ten hexadecimal digits that name the recipe: equal recipes have equal keys."""
+        return _digits(self.as_dict())
+
+    @property
+    def key_without_ratio(self) -> str:
+        """Like `key`, of all fields but the ratio: with equal ones, two ratios that give one shape give one model."""
+        return _digits({name: value for name, value in self.as_dict().items() if name != "ratio"})
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields that apply; floats to nine significant digits, so that a text round trip keeps the key."""
+        fields = self.model_dump(exclude_none=True)
+        return {name: float(f"{value:.9g}") if isinstance(value, float) else value for name, value in fields.items()}
+
+    def samples_to_see(self, num_samples: int) -> int:
+        """How many samples recovery will see, given that the whole data set has `num_samples`; 0 without recovery."""
+        if self.data_fraction is None or self.epochs is None:
+            return 0
+        return max(1, round(max(1, round(self.data_fraction * num_samples)) * self.epochs))
+
+    def describe(self) -> str:
+        """One short line for tables and logs."""
+        losses = "+".join(f"{name}" for name in LOSS_FIELDS if getattr(self, name))
+        parts = [f"{self.mode} {self.ratio:.0%} by {self.criterion}"]
+        if self.quantization != "none":
+            parts.append(self.quantization)
+        if self.trained == "nothing":
+            parts.append("no recovery")
+        else:
+            parts.append(f"{self.trained} by {losses}, lr {self.lr:.1e}, {self.data_fraction:.0%} of the data")
+        return ", ".join(parts)
+
+
+def _digits(fields: Mapping[str, object]) -> str:
+    """Of these fields; a recipe without quantisation has the name that it had before there was any."""
+    named = {name: value for name, value in fields.items() if (name, value) != ("quantization", "none")}
+    canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]

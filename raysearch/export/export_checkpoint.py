@@ -1,0 +1,133 @@
+"""Hand over the checkpoint of a front point: copied, proven and measured in a process that has transformers alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysearch.errors import InputError
+from raysearch.export.card import front_card
+from raysearch.files import replace_folder
+from raysearch.models.checkpoint_files import model_folder
+from raysearch.study.front import Front, FrontPoint, Speed
+
+CHECK = Path(__file__).parent / "stock_check.py"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a fresh process found in a checkpoint: its size, what it generated, and its speed if that was asked for."""
+
+    num_params: int
+    text: str
+    speed: Speed | None
+
+
+def export_checkpoint(
+    study: Path, point: FrontPoint, to: Path, front: Front | None = None, note: str = ""
+) -> FrontPoint:
+    """Copy a point's checkpoint to `to`, whole or not at all, and prove that it loads and answers there.
+
+    Args:
+        front: the study's, for a model card with everything known; None leaves the checkpoint's own card.
+        note: goes into that card.
+
+    Returns:
+        The point with its speed on this machine.
+
+    Raises:
+        InputError: the point has no checkpoint, `to` is taken, or the checkpoint does not load as what it should be.
+    """
+    checkpoint = checkpoint_of(study, point)
+    check_free(to)
+    to = to.resolve()
+    to.parent.mkdir(parents=True, exist_ok=True)
+    copy = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
+    try:
+        shutil.copytree(checkpoint, copy, dirs_exist_ok=True)
+        copy.chmod(0o755)
+        loaded = load_in_clean_process(copy, speed=True)
+        if loaded.num_params != point.num_params:
+            raise InputError(
+                f"{checkpoint}: has {loaded.num_params} parameters, front.json says {point.num_params}; "
+                "the study's files don't belong together"
+            )
+        point = point.model_copy(update={"measured": loaded.speed})
+        if front:
+            multimodal = "vision_config" in json.loads((copy / "config.json").read_text())
+            (copy / "README.md").write_text(front_card(front, point, multimodal, note))
+        replace_folder(copy, to)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+    return point
+
+
+def check_free(to: Path) -> None:
+    """Check that a checkpoint may be handed over to `to`.
+
+    Raises:
+        InputError: it exists and is not an empty folder.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError(f"--to {to}: exists and is not an empty folder; choose another")
+
+
+def measure_front(study: Path) -> Front:
+    """Measure the dense model and every checkpoint of a front on this machine, one after another, into `front.json`.
+
+    Raises:
+        InputError: the folder is no study, or a checkpoint is gone or does not load.
+    """
+    front = Front.load(study)
+    dense = model_folder(front.model)
+    speed = load_in_clean_process(dense if dense.is_dir() else front.model, speed=True).speed
+    front = front.model_copy(update={"baseline": front.baseline.model_copy(update={"measured": speed})})
+    points = list(front.points)
+    for number, point in enumerate(points):
+        if point.checkpoint:
+            speed = load_in_clean_process(checkpoint_of(study, point), speed=True).speed
+            points[number] = point.model_copy(update={"measured": speed})
+            front = front.model_copy(update={"points": list(points)})
+            front.save(study)
+    return front
+
+
+def load_in_clean_process(model: Path | str, speed: bool = False) -> Loaded:
+    """Load a checkpoint in a fresh process that knows transformers and not raysearch, and let it generate.
+
+    Raises:
+        InputError: it does not load or does not generate.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    command = [sys.executable, "-I", str(CHECK), str(model), *(["--speed"] if speed else [])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(f"{model}: transformers can't use this checkpoint ({reason}); choose another budget")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    measured = Speed(**found["speed"]) if speed else None
+    return Loaded(found["num_params"], found["text"], measured)
+
+
+def checkpoint_of(study: Path, point: FrontPoint) -> Path:
+    """The folder of a point's checkpoint.
+
+    Raises:
+        InputError: it has none, or it isn't there.
+    """
+    if point.checkpoint is None:
+        raise InputError(
+            f"{study}: recipe {point.key} has no checkpoint, since the study kept to recovery.checkpoint_quota_gb; add "
+            "--retrain to make it again, or choose another budget"
+        )
+    checkpoint = (study / point.checkpoint).resolve()
+    if not checkpoint.is_relative_to(study.resolve()):
+        raise InputError(f"{study}/front.json: checkpoint {point.checkpoint} lies outside the study; correct it")
+    if not (checkpoint / "config.json").is_file():
+        raise InputError(f"{checkpoint}: no such checkpoint; copy the whole folder of the study")
+    return checkpoint

@@ -1,0 +1,171 @@
+"""Load a model and its processor from a folder that has been checked to be whole."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
+
+from raysearch.errors import InputError
+from raysearch.logging import quiet
+from raysearch.models.checkpoint_files import check_folder, model_folder
+from raysearch.models.family import family_for
+from raysearch.models.published import bunny, internvl_chat
+from raysearch.models.transformers_classes import model_class
+
+ProcessorLike = Any
+"""A transformers processor, or a tokenizer for a plain language model; None when the folder has neither."""
+
+
+def load(
+    model: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, ProcessorLike]:
+    """Load a model in eval mode, and its processor.
+
+    Args:
+        model: a folder, a hub id, or `pocket` for the embedded LVLM.
+        dtype: of the weights; None keeps the file's.
+        trust_remote_code: run code that comes with the checkpoint. Off unless a person says so.
+
+    Raises:
+        InputError: no such model, files missing or truncated, or a configuration that contradicts its weights.
+    """
+    source, config = model_folder(model), load_config(model, trust_remote_code)
+    loaded, report = _weights(source, config, dtype, trust_remote_code)
+    contradiction = _contradiction(loaded, report, is_converted=_conversion(source) is not None)
+    if contradiction:
+        raise InputError(f"{model}: {contradiction}; config.json and the weights are of different models")
+    return loaded.eval(), _processor(source, trust_remote_code)
+
+
+def load_config(model: str | Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a folder, of a hub id, or of the embedded LVLM (`pocket`); no weights are read.
+
+    Raises:
+        InputError: no such model, a folder whose weights are missing or truncated, or no configuration that
+            transformers knows.
+    """
+    source = model_folder(model)
+    if source.is_dir():
+        check_folder(source)
+    if conversion := _conversion(source):
+        return _converted_config(conversion, source)
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        if not source.exists():
+            raise InputError(
+                f"model {str(model)!r}: no such folder, and the hub didn't give it ({_first_line(error)})"
+            ) from None
+        raise InputError(f"{source}/config.json: can't be read by transformers ({_first_line(error)})") from None
+
+
+def _weights(
+    source: Path, config: PretrainedConfig, dtype: torch.dtype | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(f"{source}: its weights are quantised; give the folder that they were quantised from")
+    auto = AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModelForCausalLM
+    conversion, given = _conversion(source), {}
+    if conversion:
+        auto, given = model_class(config), {"config": config, "state_dict": _converted(conversion, source)}
+    try:
+        with quiet():  # what it would say becomes one error below
+            return auto.from_pretrained(
+                None if given else str(source),
+                **given,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # reported, then refused with their names
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except (RuntimeError, OSError, ValueError, ImportError) as error:
+        raise InputError(f"{source}: can't be loaded by transformers ({_first_line(error)})") from None
+
+
+_CONVERSIONS: dict[str, Any] = {module.MODEL_TYPE: module for module in (bunny, internvl_chat)}
+"""Published layouts that need code of their own, by `model_type`."""
+
+
+def _conversion(folder: Path) -> Any:
+    """The module that reads the folder's layout as a stock class; None if it is stock."""
+    try:
+        return _CONVERSIONS.get(json.loads((folder / "config.json").read_text())["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _converted_config(conversion: Any, folder: Path) -> PretrainedConfig:
+    names: list[str] = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as stream:
+            names += stream.keys()
+    published = json.loads((folder / "config.json").read_text())
+    try:
+        return conversion.stock_config(published, names, folder)
+    except (KeyError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"{folder}/config.json: no configuration of {conversion.MODEL_TYPE} ({error!r})") from None
+
+
+def _converted(conversion: Any, folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    return conversion.stock_tensors({name: t for file in files for name, t in load_file(file).items()}, folder)
+
+
+def _contradiction(loaded: PreTrainedModel, report: dict[str, Any], is_converted: bool) -> str | None:
+    """What the files and the configuration disagree about, if anything. Tensors left over outside the decoder's layers
+    are common in stock folders; a conversion must use them all."""
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, in_files, wanted = mismatched[0]
+        return f"{name} is {tuple(in_files)} in the files and {tuple(wanted)} by the configuration"
+    if missing := sorted(report["missing_keys"]):
+        return f"the configuration asks for {len(missing)} tensors that the files lack, the first is {missing[0]}"
+    if report["unexpected_keys"]:
+        layers = family_for(loaded).layers_name(loaded)
+        unknown = report["unexpected_keys"]
+        more = sorted(name for name in unknown if is_converted or name.startswith(f"{layers}."))
+        if more:
+            return f"the files hold {len(more)} tensors that the configuration lacks, the first is {more[0]}"
+    return None
+
+
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def _processor(source: Path, trust_remote_code: bool) -> ProcessorLike:
+    """The processor of an LVLM or the tokenizer of a language model; from a folder, only if its files are there."""
+    for auto, files in ((AutoProcessor, _PROCESSOR_FILES), (AutoTokenizer, _TOKENIZER_FILES)):
+        if source.is_dir() and not any((source / name).is_file() for name in files):
+            continue
+        try:
+            with quiet():
+                return auto.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+            if source.is_dir():
+                what = auto.__name__.removeprefix("Auto").lower()
+                hint = "" if find_spec("torchvision") else "; if it is one for videos too, install torchvision"
+                raise InputError(f"{source}: its {what} can't be read ({_first_line(error)}){hint}") from None
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,1 @@
+"""Conversion of published checkpoints with code of their own to stock classes."""

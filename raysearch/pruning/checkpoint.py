@@ -1,0 +1,267 @@
+"""Prune a checkpoint from folder to folder, without a search: what `raysearch prune` does."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from transformers import PretrainedConfig, PreTrainedModel
+
+from raysearch import export, models
+from raysearch.config.budget import Budget
+from raysearch.config.quantization import Quantization, check_installed
+from raysearch.config.recipe import Mode, Recipe, check_ratio
+from raysearch.data.encoding import Encoder
+from raysearch.data.loading import fraction_order, load_samples
+from raysearch.data.samples import BadRow, BadRows, Sample
+from raysearch.errors import InputError
+from raysearch.models.param_count import counts_of
+from raysearch.models.pruned_config import shape_of
+from raysearch.models.shape import Shape
+from raysearch.models.shape_solver import solve, solve_budget
+from raysearch.pruning import compensation, prune
+from raysearch.pruning.importance import importance, needs_data
+from raysearch.pruning.prune import kept_layers
+
+DATA_CRITERIA = ("block_influence", "taylor")
+"""Used for layers and widths when a person names no criterion and gives calibration data."""
+BLIND_CRITERIA = ("deepest", "magnitude")
+"""The same without data."""
+
+
+def prune_checkpoint(
+    model: str | Path,
+    *,
+    mode: Mode,
+    to: str | Path,
+    ratio: float | None = None,
+    budget: str | Budget | None = None,
+    criterion: str | None = None,
+    calibration: str | Path | None = None,
+    image_folder: str | Path | None = None,
+    depth_share: float | None = None,
+    multiple: int | None = None,
+    num_samples: int = 64,
+    batch_size: int = 4,
+    max_length: int = 2048,
+    tokens: str | None = None,
+    compensate: bool = False,
+    quantization: Quantization = "none",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Load, score, cut, and write a folder that transformers alone can load.
+
+    Args:
+        model: a folder, a hub id, or `pocket`.
+        mode: layerwise, widthwise or both.
+        to: the folder to write; nothing is written unless everything worked.
+        ratio: share of the decoder's parameters to remove; this or `budget`.
+        budget: largest size of the whole model, e.g. `60%`, `3.2GB`, `3B`.
+        criterion: a layer or a width criterion, LAYER+WIDTH for mode both. None chooses block_influence and taylor
+            with calibration data, deepest and magnitude without.
+        calibration: data to score on, see `data.load_samples`; not read by criteria that need none.
+        image_folder: where its image paths begin, if not beside it.
+        depth_share: for mode both, the share of the removal done by dropping layers.
+        multiple: FFN channels come in multiples of this.
+        num_samples, batch_size, max_length: samples to score on, per batch, and their longest length in tokens. An
+            LVLM is scored on samples with images alone.
+        tokens: which tokens count, see `importance`.
+        compensate: let the FFNs in front of dropped layers make up for them, fitted on the calibration data.
+        quantization: of the decoder's linear weights on disk; a budget holds with it.
+        dtype: of the weights in memory and on disk; None keeps the file's.
+        seed: which samples are taken, and the choice of `random`.
+        trust_remote_code: run code that comes with the checkpoint.
+
+    Returns:
+        What was done: shapes, sizes, the layers kept, the criterion and seconds, all plain values.
+
+    Raises:
+        InputError: wrong use, an unreadable model or data, or a size that can't be reached.
+    """
+    bound = Budget.parse(budget) if isinstance(budget, str) else budget
+    goal = _Goal(mode, ratio, bound, depth_share, multiple, quantization)
+    recipe = goal.recipe(criterion or _default_criterion(mode, calibration is not None), seed)
+    _check_use(recipe, calibration is not None, compensate)
+    if quantization != "none":
+        check_installed()
+    export.check_target(Path(to))
+    config = models.load_config(model, trust_remote_code)
+    if (known := dtype or config.dtype) is not None:
+        goal.shape(config, known)  # refuses before anything heavy is read
+    samples: list[Sample] = []
+    if calibration is not None and (compensate or needs_data(recipe.criterion)):
+        samples = _samples(calibration, image_folder, config, num_samples, seed)
+
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "load"):
+        dense, processor = models.load(model, dtype, trust_remote_code)
+    shape = goal.shape(dense.config, dense.dtype)
+    data = None
+    if samples:
+        encoder = Encoder(processor, models.family_for(dense), max_length)
+        data = _Calibration(encoder, samples, batch_size, BadRows(str(calibration), len(samples)))
+    with _timed(seconds, "score"):
+        parts = zip(("depth", "width"), recipe.criteria, strict=True)
+        scores: Any = {part: importance(dense, data, name, seed, tokens) for part, name in parts if name}
+    layers = kept_layers(dense.config, shape, scores)
+    with _timed(seconds, "cut"):
+        pruned = prune(dense, shape, scores)
+    summary = _summary(dense, shape, recipe, str(model), layers)
+    if compensate and data:
+        with _timed(seconds, "compensate"):
+            summary["left_by_compensation"] = compensation.compensate(pruned, dense, layers, data)
+    _save(pruned, processor, to, recipe, summary | {"seconds": seconds})
+    return {**summary, "seconds": seconds, "to": str(to)}
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """The size to reach, and how."""
+
+    mode: Mode
+    ratio: float | None
+    budget: Budget | None
+    depth_share: float | None
+    multiple: int | None
+    quantization: Quantization
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.budget is None):
+            raise InputError("prune: needs one of ratio and budget; give the share to remove, or the size to reach")
+        if self.ratio is not None:
+            check_ratio(self.ratio)
+
+    def shape(self, config: PretrainedConfig, dtype: torch.dtype) -> Shape:
+        if self.ratio is not None:
+            return solve(counts_of(config), self.mode, self.ratio, self.depth_share, self.multiple)
+        assert self.budget is not None
+        how = self.depth_share, self.multiple, dtype.itemsize, self.quantization
+        return solve_budget(counts_of(config), self.mode, self.budget, *how)
+
+    def recipe(self, criterion: str, seed: int) -> Recipe:
+        fields: dict[str, Any] = {"mode": self.mode, "ratio": self.ratio or 0.0, "criterion": criterion}
+        fields["quantization"] = self.quantization
+        if self.mode == "both":
+            fields["depth_share"] = self.depth_share
+        try:
+            return Recipe(**fields, seed=seed, trained="nothing")
+        except ValidationError as error:
+            raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def _samples(
+    calibration: str | Path,
+    image_folder: str | Path | None,
+    config: PretrainedConfig,
+    num_samples: int,
+    seed: int,
+) -> list[Sample]:
+    """The samples to score on; of an LVLM's data, those with images alone.
+
+    Raises:
+        InputError: no such data, or an LVLM's data without images.
+    """
+    rows = load_samples(calibration, image_folder)
+    ordered = (rows[int(index)] for index in fraction_order(len(rows), seed))
+    multimodal = models.family_for(config).is_multimodal
+    found = list(islice((row for row in ordered if row.images or not multimodal), num_samples))
+    if not found:
+        raise InputError(
+            f"{calibration}: none of its {len(rows)} samples has an image, and {config.model_type} is a "
+            "vision-language model; calibrate on samples with images"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """Calibration batches; samples that can't be encoded are left out, with a warning."""
+
+    encoder: Encoder
+    samples: Sequence[Sample]
+    batch_size: int
+    bad_rows: BadRows
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        rows: list[Any] = []
+        for sample in self.samples:
+            try:
+                rows.append(self.encoder.encode(sample))
+            except BadRow as error:
+                self.bad_rows.found.setdefault(f"row {sample.id}", str(error))
+            if len(rows) == self.batch_size:
+                yield self.encoder.collate(rows)
+                rows = []
+        if rows:
+            yield self.encoder.collate(rows)
+        if len(self.bad_rows.found) == len(self.samples):
+            raise InputError(
+                f"{self.bad_rows.data}: none of {len(self.samples)} samples can be used ({self.bad_rows.named()}); "
+                "mend them"
+            )
+        self.bad_rows.report()
+
+
+def _check_use(recipe: Recipe, has_data: bool, compensate: bool) -> None:
+    if compensate and recipe.mode == "widthwise":
+        raise InputError("compensate: makes up for dropped layers, and widthwise drops none; choose another mode")
+    if not has_data and (compensate or needs_data(recipe.criterion)):
+        wanting = "compensate" if compensate else f"criterion {recipe.criterion}"
+        raise InputError(
+            f"{wanting}: needs calibration data; give --calibration, or go without, by magnitude or deepest"
+        )
+
+
+def _default_criterion(mode: Mode, has_data: bool) -> str:
+    layer, width = DATA_CRITERIA if has_data else BLIND_CRITERIA
+    return {"layerwise": layer, "widthwise": width}.get(mode, f"{layer}+{width}")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[what] = round(time.perf_counter() - started, 3)
+
+
+def _summary(dense: PreTrainedModel, shape: Shape, recipe: Recipe, model: str, layers: list[int]) -> dict[str, Any]:
+    before = counts_of(dense.config).size(None, dense.dtype.itemsize)
+    after = counts_of(dense.config).size(shape, dense.dtype.itemsize, recipe.quantization)
+    return {
+        "model": model,
+        "mode": recipe.mode,
+        "quantization": recipe.quantization,
+        "criterion": recipe.criterion,
+        "ratio": counts_of(dense.config).removed_share(shape),
+        "num_params": after.num_params,
+        "size_bytes": after.size_bytes,
+        "size_ratio": after.size_bytes / before.size_bytes,
+        "dense_num_params": before.num_params,
+        "dense_size_bytes": before.size_bytes,
+        "shape": dataclasses.asdict(shape),
+        "dense_shape": dataclasses.asdict(shape_of(dense.config)),
+        "layers_kept": layers,
+    }
+
+
+def _save(pruned: PreTrainedModel, processor: Any, to: str | Path, recipe: Recipe, summary: dict[str, Any]) -> None:
+    """Write the folder; its recipe has the ratio that was reached."""
+    base = summary["model"]
+    card = {
+        "title": f"{Path(base).name}, pruned",
+        "base_model": base,
+        "parameters": f"{summary['num_params']:,} of {summary['dense_num_params']:,}",
+        "bytes": f"{summary['size_bytes']:,} of {summary['dense_size_bytes']:,}",
+        "decoder parameters removed": f"{summary['ratio']:.2%}",
+        "layers kept": ", ".join(map(str, summary["layers_kept"])),
+    }
+    reached = recipe.model_copy(update={"ratio": summary["ratio"]})
+    export.save(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)

@@ -1,0 +1,62 @@
+"""`prune`: choose what stays by its scores, then build the smaller model."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from raysearch.errors import InputError
+from raysearch.models import family_for, layout_of
+from raysearch.models.pruned_config import shape_of
+from raysearch.models.shape import Shape
+from raysearch.pruning.importance import Importance
+from raysearch.pruning.select_layers import layers_to_keep
+from raysearch.pruning.select_units import bias_shifts, units_to_keep
+from raysearch.pruning.slicing import build, full_units
+
+Scores = Mapping[Literal["depth", "width"], Importance]
+
+
+def prune(model: PreTrainedModel, shape: Shape, importance: Scores) -> PreTrainedModel:
+    """A new, smaller model of a stock class.
+
+    Args:
+        model: the dense model; it stays as it is, and no memory is shared with it.
+        shape: of the pruned decoder; see `solve`.
+        importance: scores of layers under `depth` and of heads and channels under `width`, as far as `shape` needs
+            them. Where the architecture has output biases and the scores know the mean inputs (`fluctuation`), the
+            biases make up for what is removed.
+
+    Returns:
+        The pruned model, on the same device, with the same dtype, in eval mode.
+
+    Raises:
+        InputError: scores are missing, or no stock class holds the shape.
+    """
+    family, dense = family_for(model), shape_of(model.config)
+    layers = kept_layers(model.config, shape, importance)
+    if _widths(shape) == _widths(dense):
+        return build(model, layers, full_units(model))
+    scores = _needed(importance, "width")
+    layout = layout_of(family.decoder(model).layers[0], family.text_config(model.config))
+    units = {i: units_to_keep(scores, layout, shape, i) for i in layers}
+    return build(model, layers, units, bias_shifts(model, layout, scores, units))
+
+
+def kept_layers(config: PretrainedConfig, shape: Shape, importance: Scores) -> list[int]:
+    """The dense layers that `prune` keeps, increasing."""
+    dense = shape_of(config)
+    if shape.num_layers == dense.num_layers:
+        return list(range(dense.num_layers))
+    fixed = family_for(config).num_leading_layers_kept(config)
+    return layers_to_keep(_needed(importance, "depth"), shape.num_layers, fixed)
+
+
+def _widths(shape: Shape) -> tuple[int, int, int]:
+    return shape.num_kv_heads, shape.num_heads, shape.num_ffn_channels
+
+
+def _needed(importance: Scores, part: Literal["depth", "width"]) -> Importance:
+    if importance.get(part) is None:
+        raise InputError(f"importance: the shape needs {part} scores and none are given; compute them first")
+    return importance[part]

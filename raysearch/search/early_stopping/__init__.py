@@ -1,0 +1,1 @@
+"""Multi-objective ASHA: which trial to stop at a rung."""

@@ -1,0 +1,269 @@
+"""The rule that stops trials early, apart from whoever runs them: values in, decisions out.
+
+Successive halving (arXiv 1810.05934) asks whether a newcomer to a rung is in its best 1/eta. With two objectives "best"
+means: layers of non-domination first, inside a layer the larger exclusive hypervolume.
+"""
+
+import bisect
+import math
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from raysearch.errors import InputError
+from raysearch.search.early_stopping.rung import Rung
+
+SCHEMA = 2  # of `Rungs.state`
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the stopping rule uses; each part can be switched off.
+
+    Attributes:
+        keep_budget_leaders: never stop the best trial within a named budget while it is better than every finished one.
+        count_finished: trials that ended below a rung count there with their final value.
+    """
+
+    keep_budget_leaders: bool = True
+    count_finished: bool = True
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a trial goes on after a result, and why.
+
+    `rung` is None when the result is at no rung. `num_better` counts the trials in better layers, of `num_trials` at
+    the rung, as far as the number that may go on; `num_own` those in the newcomer's own layer, itself included, and
+    `rank` (1 is best) its place there, both where they were needed.
+    """
+
+    trial: str
+    go_on: bool
+    reason: str
+    size: float
+    retention: float
+    retention_se: float
+    samples_seen: float
+    rung: float | None = None
+    num_trials: int = 0
+    num_better: int = 0
+    num_own: int = 0
+    rank: int | None = None
+
+
+class AshaBracket:
+    """Asynchronous successive halving over (size, retention): size minimised, retention maximised.
+
+    Args:
+        max_t: largest number of samples that a trial sees.
+        grace_period: samples seen at the first rung.
+        reduction_factor: eta; one in eta goes on, and each rung lies eta times farther than the one before.
+        budgets: sizes that answers are wanted for, in the unit of the trials' sizes.
+        rule: the parts of the rule in use.
+
+    Raises:
+        InputError: the rungs contradict each other.
+    """
+
+    def __init__(
+        self,
+        max_t: float,
+        grace_period: float,
+        reduction_factor: float = 3,
+        budgets: Iterable[float] = (),
+        rule: Rule | None = None,
+    ) -> None:
+        if not 0 < grace_period <= max_t:
+            raise InputError(
+                f"grace_period {grace_period:g}: must lie above 0 and not beyond max_t {max_t:g}; "
+                f"set it to {max_t / reduction_factor**2:g}, say"
+            )
+        if not reduction_factor > 1:
+            raise InputError(f"reduction_factor {reduction_factor:g}: must be above 1; 3 is usual")
+        self.max_t, self.grace_period, self.reduction_factor = max_t, grace_period, reduction_factor
+        self.budgets = sorted(budgets)
+        self.rule = rule or Rule()
+        self.rungs = [Rung(level, self.budgets, 1 / reduction_factor) for level in self._levels()]
+        self._live: dict[str, _Progress] = {}
+        self._best_finals = dict.fromkeys(self.budgets, -math.inf)  # of finished trials, by budget
+        self.num_decisions = 0
+
+    def _levels(self) -> list[float]:
+        """A rung nearer to the end than halfway to the next one, on the log scale of rungs, would save little."""
+        last = self.max_t / math.sqrt(self.reduction_factor)
+        levels = [self.grace_period]
+        while levels[-1] * self.reduction_factor <= last:
+            levels.append(levels[-1] * self.reduction_factor)
+        if float(self.grace_period).is_integer() and float(self.max_t).is_integer():
+            levels = [round(level) for level in levels]  # samples are whole
+        return levels
+
+    @property
+    def levels(self) -> list[float]:
+        """Samples seen at each rung, rising; a trial is best evaluated exactly there."""
+        return [rung.level for rung in self.rungs]
+
+    def decide(self, trial: str, size: float, retention: float, retention_se: float, samples_seen: float) -> Decision:
+        """Judge a trial's newest result; asking again about a rung already passed changes nothing.
+
+        Raises:
+            ValueError: `size` is no positive number.
+        """
+        if not (size > 0 and math.isfinite(size)):
+            raise ValueError(f"trial {trial}: size {size} is no positive number")
+        facts = (size, retention, retention_se, samples_seen)
+        if not math.isfinite(retention):
+            self.fail(trial)
+            return Decision(trial, False, "failed: retention is no number", *facts)
+        progress = self._live.setdefault(trial, _Progress(size))
+        reached = bisect.bisect_right(self.levels, samples_seen * (1 + 1e-9)) - 1
+        if reached <= progress.rung:
+            behind = progress.stopped and reached == progress.rung  # else it is being replayed
+            return Decision(trial, not behind, "between rungs", *facts)
+        self.num_decisions += 1
+        rung = self.rungs[reached]
+        decision = self._judge(trial, rung, *facts)
+        rung.add(trial, size, retention)
+        progress.rung, progress.stopped = reached, not decision.go_on
+        return decision
+
+    def finish(self, trial: str, size: float, retention: float, retention_se: float, samples_seen: float) -> None:
+        """Take in the final value of a trial that went to its own end; it counts in all rungs it has not reached.
+
+        Trials that were stopped, or whose final value is no number, are left as they are.
+        """
+        progress = self._live.setdefault(trial, _Progress(size))
+        if progress.stopped or progress.final is not None:
+            return
+        if not math.isfinite(retention):
+            self.fail(trial)
+            return
+        progress.final = retention
+        self._note_final(size, retention)
+        if self.rule.count_finished:
+            for rung in self.rungs[progress.rung + 1 :]:
+                rung.add(trial, size, retention)
+
+    def fail(self, trial: str) -> None:
+        """Forget a failed trial: it holds back no other."""
+        self._set_failed(trial, True)
+
+    def revive(self, trial: str) -> None:
+        """Undo `fail`, for a trial that is tried again from its last checkpoint."""
+        self._set_failed(trial, False)
+
+    def fail_all_but(self, trials: Container[str]) -> None:
+        """Forget the trials that a restored experiment does not know."""
+        for trial in self._live:
+            if trial not in trials:
+                self.fail(trial)
+
+    def rename(self, trial: str, name: str) -> None:
+        """Go on with a trial under another name."""
+        if trial in self._live:
+            self._live = {name if key == trial else key: value for key, value in self._live.items()}
+            for rung in self.rungs:
+                rung.rename(trial, name)
+
+    def was_stopped(self, trial: str) -> bool:
+        """Whether the rule has stopped this trial."""
+        return trial in self._live and self._live[trial].stopped
+
+    def _set_failed(self, trial: str, failed: bool) -> None:
+        for rung in self.rungs:
+            rung.set_failed(trial, failed)
+
+    def _judge(
+        self, trial: str, rung: "Rung", size: float, retention: float, se: float, samples_seen: float
+    ) -> Decision:
+        layer = rung.layers.place(size, retention)
+        better, own = rung.layers.num_better(layer), rung.layers.layer_size(size, retention, layer)
+        num = rung.num_trials + 1
+        allowed = max(1.0, num / self.reduction_factor + 1e-9)
+        rank = None
+        if better + own <= allowed:
+            go_on, reason = True, "its layer goes on whole"
+        elif better + 1 > allowed:
+            go_on, reason, better, own = False, "enough trials are better", int(allowed), 0
+        else:
+            rank = rung.rank(*rung.layers.company(size, retention, layer))
+            go_on = better + rank <= allowed
+            reason = f"number {rank} of {own} in the layer that is split"
+        if not go_on and self.rule.keep_budget_leaders:
+            led = [b for b in rung.budgets_led(size, retention) if retention > self._best_finals[b]]
+            if led:
+                go_on, reason = True, f"leads budget {led[0]:g}, and no finished trial is as good"
+        return Decision(
+            trial,
+            go_on,
+            reason,
+            size,
+            retention,
+            se,
+            samples_seen,
+            rung.level,
+            num,
+            better,
+            own,
+            rank,
+        )
+
+    def _note_final(self, size: float, final: float) -> None:
+        for budget, best in self._best_finals.items():
+            if size <= budget and final > best:
+                self._best_finals[budget] = final
+
+    def state(self) -> dict[str, Any]:
+        """All that later decisions depend on, as plain JSON values."""
+        return {
+            "schema": SCHEMA,
+            "max_t": self.max_t,
+            "grace_period": self.grace_period,
+            "reduction_factor": self.reduction_factor,
+            "budgets": self.budgets,
+            "rule": {entry.name: getattr(self.rule, entry.name) for entry in fields(Rule)},
+            "trials": {
+                name: [progress.size, progress.rung, progress.stopped, progress.final]
+                for name, progress in self._live.items()
+            },
+            "rungs": [rung.state() for rung in self.rungs],
+            "num_decisions": self.num_decisions,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "AshaBracket":
+        """The rungs that `state` was taken from; they go on to make the same decisions.
+
+        Raises:
+            ValueError: another version has written it.
+        """
+        if state["schema"] != SCHEMA:
+            raise ValueError(f"state of early stopping: schema {state['schema']} where {SCHEMA} is read")
+        rungs = cls(
+            state["max_t"],
+            state["grace_period"],
+            state["reduction_factor"],
+            state["budgets"],
+            Rule(**state["rule"]),
+        )
+        rungs._live = {name: _Progress(*entry) for name, entry in state["trials"].items()}
+        for progress in rungs._live.values():
+            if progress.final is not None:
+                rungs._note_final(progress.size, progress.final)
+        for rung, saved in zip(rungs.rungs, state["rungs"], strict=True):
+            rung.restore(saved)
+        rungs.num_decisions = state["num_decisions"]
+        return rungs
+
+
+@dataclass
+class _Progress:
+    size: float
+    rung: int = -1
+    stopped: bool = False
+    final: float | None = None
+    """Retention at its own end, of a trial that came there."""
+
+
+Rungs = AshaBracket  # the name that `raysearch` exports

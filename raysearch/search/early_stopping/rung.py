@@ -1,0 +1,102 @@
+"""What is known at one rung: the trials that came to it, and their values there."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raysearch.search.early_stopping.nondomination import NonDominatedRanks
+from raysearch.study.multi_objective import exclusive_hypervolume
+
+REFERENCE = np.array([1.1, 1.1])  # just beyond the unit square, so that the ends of a layer count
+
+
+class Rung:
+    """The trials at one rung.
+
+    Args:
+        share: of the trials, best layers first, that are told apart (see `NonDominatedRanks`).
+
+    Attributes:
+        level: samples seen here.
+        values: (size, retention) by trial, in order of arrival.
+        failed: trials that don't count.
+        layers: non-domination layers of the trials that count.
+    """
+
+    def __init__(self, level: float, budgets: Sequence[float], share: float) -> None:
+        self.level, self._budgets, self._share = level, budgets, share
+        self.values: dict[str, tuple[float, float]] = {}
+        self.failed: set[str] = set()
+        self._rebuild()
+
+    @property
+    def num_trials(self) -> int:
+        """Trials that count."""
+        return len(self.values) - len(self.failed)
+
+    def add(self, trial: str, size: float, retention: float) -> None:
+        """A trial came here; a second time changes nothing."""
+        if trial not in self.values:
+            self.values[trial] = (size, retention)
+            self.layers.add(size, retention)
+            self._widen(size, retention)
+
+    def set_failed(self, trial: str, failed: bool) -> None:
+        """Leave a trial out, or count it again."""
+        if trial in self.values and (trial in self.failed) != failed:
+            self.failed ^= {trial}
+            self._rebuild()
+
+    def rename(self, trial: str, name: str) -> None:
+        """Give a trial another name; its place stays."""
+        if trial in self.values:
+            self.values = {name if key == trial else key: value for key, value in self.values.items()}
+            self.failed = {name if key == trial else key for key in self.failed}
+
+    def budgets_led(self, size: float, retention: float) -> list[float]:
+        """The budgets within which no trial here is as good."""
+        return [budget for budget, best in self._best.items() if size <= budget and retention > best]
+
+    def rank(self, company: np.ndarray, newcomer: int) -> int:
+        """A newcomer's place in its layer by exclusive hypervolume, 1 being best.
+
+        Both axes, log size and retention, are scaled to [0, 1] over the rung. Of equals, those that came earlier stand
+        before the newcomer.
+
+        Args:
+            company: (n, 2) sizes and retentions of the layer, both rising.
+            newcomer: its row.
+        """
+        points = np.stack([np.log(company[:, 0]), -company[:, 1]], 1)
+        low, high = np.minimum(self._low, points[newcomer]), np.maximum(self._high, points[newcomer])
+        points = (points - low) / np.where(high > low, high - low, 1.0)
+        areas = exclusive_hypervolume(points, REFERENCE)
+        return int(np.sum(areas >= areas[newcomer]))
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as plain JSON values."""
+        return {
+            "values": {trial: list(value) for trial, value in self.values.items()},
+            "failed": sorted(self.failed),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+        self.values = {trial: tuple(value) for trial, value in state["values"].items()}
+        self.failed = set(state["failed"])
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        counted = [value for trial, value in self.values.items() if trial not in self.failed]
+        self.layers, self._best = NonDominatedRanks(counted, self._share), dict.fromkeys(self._budgets, -math.inf)
+        self._low, self._high = np.full(2, math.inf), np.full(2, -math.inf)
+        for size, retention in counted:
+            self._widen(size, retention)
+
+    def _widen(self, size: float, retention: float) -> None:
+        for budget in self.budgets_led(size, retention):
+            self._best[budget] = retention
+        here = np.array([math.log(size), -retention])
+        self._low, self._high = np.minimum(self._low, here), np.maximum(self._high, here)

@@ -1,0 +1,1 @@
+"""Samplers: which recipe to try next."""

@@ -1,0 +1,172 @@
+"""The Pareto front of size against retention: dominance, hypervolume, and the answer to a budget.
+
+The mathematics takes plain arrays and minimises every column; `Front` flips retention's sign at its edge.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raysearch.config.budget import Budget, Size
+from raysearch.config.recipe import Recipe
+from raysearch.errors import InputError
+from raysearch.files import write_json
+from raysearch.study.multi_objective import exclusive_hypervolume, hypervolume, nondomination_layers
+
+
+class Measured(BaseModel):
+    """Quality of one checkpoint on one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    retention: float
+    retention_ci: tuple[float, float]
+    scores: dict[str, float]
+    scores_ci: dict[str, tuple[float, float]] = {}
+    """95% interval of each mean score, where it was worked out."""
+
+
+def retention_text(measured: Measured) -> str:
+    """Retention with its 95% interval, in percent of the dense model."""
+    low, high = measured.retention_ci
+    return f"{measured.retention:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+class Speed(BaseModel):
+    """Speed and memory of one checkpoint on one machine, for one row of a picture and a short question."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str
+    dtype: str
+    num_prompt_tokens: int
+    """Image tokens included."""
+    prefill_seconds: float
+    """Median time from the encoded prompt to the first token's logits."""
+    decode_tokens_per_second: float
+    """Greedy, after the prompt."""
+    peak_memory_bytes: int
+    """Of the GPU, or of the whole process on a CPU."""
+    checkpoint_bytes: int
+    """Of the files with weights."""
+    kv_cache_bytes_per_1000_tokens: int
+
+
+class FrontPoint(Measured):
+    """One recipe on the front, with its size, its quality on the search split and its checkpoint."""
+
+    key: str
+    recipe: Recipe
+    num_params: int
+    size_bytes: int
+    size_ratio: float
+    samples_seen: int
+    checkpoint: str | None = None
+    """Folder of the stock Hugging Face checkpoint, relative to the study's."""
+    mlflow_run_id: str | None = None
+    heldout: Measured | None = None
+    """The same checkpoint on questions that the search never saw."""
+    measured: Speed | None = None
+    """Its speed and memory, once `raysearch measure` has run."""
+
+    @property
+    def size(self) -> Size:
+        """Size of the whole model."""
+        return Size(self.num_params, self.size_bytes)
+
+
+class Baseline(BaseModel):
+    """The dense model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_params: int
+    size_bytes: int
+    scores: dict[str, float]
+    measured: Speed | None = None
+
+    @property
+    def size(self) -> Size:
+        """Size of the whole model."""
+        return Size(self.num_params, self.size_bytes)
+
+
+class Front(BaseModel):
+    """`front.json`: points sorted by size, none dominated, and the answer to each budget asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: int = Field(1, alias="schema")
+    study: str
+    model: str
+    baseline: Baseline
+    points: list[FrontPoint]
+    hypervolume: float
+    reference_point: tuple[float, float] = (1.0, 0.0)
+    budgets: dict[str, str | None]
+
+    @classmethod
+    def build(
+        cls,
+        study: str,
+        model: str,
+        baseline: Baseline,
+        candidates: Iterable[FrontPoint],
+        budgets: Iterable[Budget] = (),
+    ) -> "Front":
+        """The front of `candidates`; of equal size and retention the first stays."""
+        unique: dict[tuple[int, float], FrontPoint] = {}
+        for point in candidates:
+            unique.setdefault((point.size_bytes, point.retention), point)
+        points = list(unique.values())
+        if points:
+            layers = nondomination_layers(np.array([(p.size_bytes, -p.retention) for p in points]))
+            points = [point for point, layer in zip(points, layers, strict=True) if layer == 0]
+        points.sort(key=lambda p: p.size_bytes)
+        area = hypervolume([p.size_ratio for p in points], [p.retention for p in points])
+        front = cls(study=study, model=model, baseline=baseline, points=points, hypervolume=area, budgets={})
+        answers = {budget.text: getattr(front.pick(budget), "key", None) for budget in budgets}
+        return front.model_copy(update={"budgets": answers})
+
+    def pick(self, budget: Budget) -> FrontPoint | None:
+        """Of the points within `budget`, the one with the highest lower bound of retention; ties to the smaller, then
+        to the one that saw fewer samples. None when nothing fits."""
+        fitting = [point for point in self.points if budget.admits(point.size, self.baseline.size)]
+        return min(fitting, key=lambda p: (-p.retention_ci[0], p.size_bytes, p.samples_seen), default=None)
+
+    def least_needed_first(self) -> list[FrontPoint]:
+        """The points that answer no budget before those that do; of each, the one first that adds the least to the
+        hypervolume."""
+        places = np.array([(point.size_ratio, -point.retention) for point in self.points]).reshape(-1, 2)
+        added = exclusive_hypervolume(np.clip(places, (0, -1), (1, 0)), np.array((1, 0)))
+        need = {
+            point.key: (point.key in self.budgets.values(), area)
+            for point, area in zip(self.points, added, strict=True)
+        }
+        return sorted(self.points, key=lambda point: need[point.key])
+
+    def save(self, folder: Path) -> None:
+        """Replace `front.json` in `folder`."""
+        write_json(folder / "front.json", self.model_dump(mode="json", by_alias=True, exclude_none=False))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Front":
+        """Read `front.json` of a study.
+
+        Raises:
+            InputError: there is none, or it isn't one.
+        """
+        path = folder / "front.json"
+        try:
+            content: Mapping = json.loads(path.read_text())
+            return cls.model_validate(content)
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder}: no front.json, so this is no finished study; give the --out folder of a search"
+            ) from None
+        except (ValidationError, ValueError, OSError) as error:
+            detail = str(error).splitlines()[0]
+            raise InputError(f"{path}: not a front of this version ({detail}); run the search again") from None

@@ -1,0 +1,47 @@
+"""What a trial hands back: one `Score` per rung, and one `TrialRecord` at its end."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raysearch.config.recipe import Recipe
+
+
+class Score(BaseModel):
+    """Quality of a pruned model after `samples_seen` recovery samples, relative to the dense model.
+
+    Retention 1 means as good as the dense model; see `evaluate.retention` for its forms.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples_seen: int = Field(ge=0)
+    retention: float
+    retention_se: float = Field(ge=0)
+    """Paired standard error of `retention`, over the questions (clustered by image)."""
+    num_questions: int | None = Field(None, ge=1)
+    """Questions that this rests on: fewer below a trial's end (`search.early_questions`)."""
+    scores: dict[str, float]
+    """Mean score per benchmark, 0 to 1."""
+    losses: dict[str, float] = {}
+    """Mean of each loss term since the previous rung, unweighted."""
+
+
+class TrialRecord(BaseModel):
+    """One line of `trials.jsonl`: an ended trial."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trial: str
+    key: str
+    recipe: Recipe
+    num_params: int
+    size_bytes: int
+    rungs: list[Score]
+    end: Literal["finished", "stopped", "failed"]
+    reason: str = ""
+    seconds: float
+    seconds_training: float = 0.0
+    """Of `seconds`, in training steps."""
+    seconds_evaluating: float = 0.0
+    """Of `seconds`, in answering questions, held-out ones too."""

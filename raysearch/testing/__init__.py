@@ -1,0 +1,1 @@
+"""Stand-ins, synthetic studies and a simulator, for tests and benchmarks."""

@@ -1,0 +1,1 @@
+"""One trial: prune, recover rung by rung, score every rung."""

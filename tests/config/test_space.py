@@ -1,0 +1,215 @@
+"""Search spaces: every shipped file loads, short forms mean what they say, mistakes get one plain line."""
+
+import contextlib
+import copy
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from raysearch.config.space import SearchSpace
+from raysearch.errors import InputError
+from raysearch.files import write_json
+
+SHIPPED = sorted(Path(__file__).parents[2].glob("search_spaces/*.yaml"))
+POCKET = Path(__file__).parents[2] / "search_spaces" / "pocket.yaml"
+
+
+class Dice:
+    """An `Ask` that remembers under which name it was asked for what."""
+
+    def __init__(self, seed=0):
+        self.random, self.asked = random.Random(seed), {}
+
+    def choice(self, name, choices):
+        assert self.asked.setdefault(name, list(choices)) == list(choices)
+        return self.random.choice(choices)
+
+    def number(self, name, low, high, log, step):
+        assert self.asked.setdefault(name, (low, high, log, step)) == (low, high, log, step)
+        return self.random.uniform(low, high)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_spaces_load_and_suggest(path):
+    space, dice, recipes = SearchSpace.load(path), Dice(), set()
+    for _ in range(200):
+        with contextlib.suppress(ValidationError):  # all loss weights 0, where a space has that
+            recipes.add(space.suggest(dice).key)
+    assert len(recipes) > 10
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert any(line.startswith("# Needs ") for line in lines)
+
+
+LAYERS, WIDTHS = ("block_influence", "greedy_loss"), ("taylor", "activation")
+
+
+def test_a_name_is_always_asked_with_the_same_bounds_and_only_when_it_applies():
+    space, dice = SearchSpace.load(POCKET), Dice()
+    for _ in range(300):
+        recipe = space.suggest(dice)
+        assert (recipe.lora_rank is None) == (recipe.trained != "projector+lora")
+        assert (recipe.temperature is None) == (not recipe.logits_kd)
+        assert (recipe.depth_share is None) == (recipe.mode != "both")
+        assert recipe.criteria[0] in ((None,) if recipe.mode == "widthwise" else LAYERS)
+        assert recipe.criteria[1] in ((None,) if recipe.mode == "layerwise" else WIDTHS)
+    assert {"lr#0", "lr#1", "lr#2", "layer_criterion", "width_criterion"} <= set(dice.asked)
+    assert "sft" not in dice.asked  # a single choice is no question
+
+
+def test_mode_both_joins_a_layer_and_a_width_criterion():
+    content = yaml.safe_load(POCKET.read_text())
+    content["recipe"]["mode"] = "both"
+    recipe = SearchSpace.model_validate(content).suggest(Dice())
+    assert recipe.criteria[0] in LAYERS
+    assert recipe.criteria[1] in WIDTHS
+
+
+def test_criteria_and_largest_recovery():
+    space = SearchSpace.load(POCKET)
+    assert space.criteria() == [*LAYERS, *WIDTHS]
+    assert space.largest_recovery(2000) == 2000
+    narrow = yaml.safe_load(POCKET.read_text())
+    narrow["recipe"] |= {"mode": "layerwise", "data_fraction": {"low": 0.1, "high": 0.5}, "epochs": 2}
+    assert SearchSpace.model_validate(narrow).criteria() == list(LAYERS)
+    assert SearchSpace.model_validate(narrow).largest_recovery(2000) == 2000
+
+
+def test_a_space_survives_its_own_json():
+    space = SearchSpace.load(POCKET)
+    assert SearchSpace.model_validate(space.model_dump(mode="json")) == space
+
+
+MISTAKES = [
+    ({"modle": 1}, "modle: unknown key; known are name, model,"),
+    ({"search.trils": 1}, "search.trils: unknown key; known are trials,"),
+    ({"recipe.mod": 1}, "recipe.mod: no field of a recipe; known are mode,"),
+    ({"recipe.mode": ["layrwise"]}, "recipe.mode: .*'layrwise'"),
+    ({"recipe.ratio": {"low": 0.5, "high": 0.2}}, "recipe.ratio.0: low 0.5 is above high 0.2; swap them"),
+    ({"recipe.ratio": {"low": 0.5, "high": 1.2}}, "recipe.ratio: .*less than 1, not 1.2"),
+    ({"recipe.ratio": {"low": 0.5}}, "recipe.ratio.0.high: Field required"),
+    ({"recipe.ratio": None}, "recipe.ratio: "),
+    ({"recipe.ratio": []}, "recipe.ratio.0.choices: "),
+    ({"recipe.ratio": {"low": 0.1, "high": 0.2, "when": {"lr": 1}}}, "recipe.ratio: when names 'lr'"),
+    (
+        {"recipe.criterion": ["taylor"]},
+        "recipe.criterion: none serves mode layerwise; add one of block_influence",
+    ),
+    ({"recipe.lr": {"low": 0, "high": 0.1, "log": True}}, "recipe.lr: .*greater than 0, not 0"),
+    ({"recipe.mode": {"low": 0, "high": 1}}, "recipe.mode: "),
+    ({"recipe.ratio": {"choices": True}}, "recipe.ratio.0.choices: Input should be a valid list, not True"),
+    (
+        {"recipe.ratio": {"choices": [0.1], "when": 5}},
+        "recipe.ratio.0.when: Input should be a valid dictionary, not 5",
+    ),
+    ({"recipe": [1]}, "recipe: must map fields"),
+    ({"budgets": ["12"]}, "budgets: budget '12': not a size; write a share"),
+    ({"search.trials": 0}, "search.trials: .*not 0"),
+    ({"name": "../x"}, "name: .*not '../x'"),
+    ({"recovery.zero_stage": 4}, "recovery.zero_stage: "),
+    ({"recovery.hidden_layers": [0.5, 1.5]}, "recovery.hidden_layers.1: .*not 1.5"),
+    ({"recovery.hidden_layers": []}, "recovery.hidden_layers: "),
+    ({"recovery.kd_tokens": "all"}, "recovery.kd_tokens: .*'answers' or 'answers\\+images', not 'all'"),
+    (
+        {"recipe.sft": 0, "recipe.logits_kd": [0.0], "recipe.hidden_kd": 0},
+        "recipe.sft, logits_kd, hidden_kd: all 0; raise one, or set trained: nothing",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES, ids=[str(change)[:40] for change, _ in MISTAKES])
+def test_mistakes_name_file_key_and_way_out_in_one_line(tmp_path, change, message):
+    content = copy.deepcopy(yaml.safe_load(POCKET.read_text()))
+    for path, value in change.items():
+        target = content
+        *parents, last = path.split(".")
+        for parent in parents:
+            target = target[parent]
+        target[last] = value
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=rf"^{path}: {message}") as error:
+        SearchSpace.load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "just words", "a: [", "\x00", "name: pocket\nname: x\nmodel", "name: 2001-99-99"]
+)
+def test_files_that_hold_no_space(tmp_path, text):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"^{path}: "):
+        SearchSpace.load(path)
+
+
+def test_half_a_character_is_no_text(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(json.dumps({"name": "s", "model": "pocket", "recipe": {"\ud800": None}}))
+    with pytest.raises(InputError, match=r"space.yaml: holds '\\ud800', which is no text") as error:
+        SearchSpace.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_with_a_path_of_any_characters_can_be_read_back(tmp_path):
+    """JSON writes a character beyond U+FFFF as two halves, of which YAML makes no whole."""
+    space = SearchSpace.load(POCKET).model_copy(update={"data": "\N{COLLISION SYMBOL}"})
+    write_json(tmp_path / "space.json", space.model_dump(mode="json"))
+    assert SearchSpace.load(tmp_path / "space.json") == space
+
+
+def test_a_deepspeed_configuration_may_be_a_file_of_its_own(tmp_path):
+    content = yaml.safe_load(POCKET.read_text())
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
+    content["recovery"]["deepspeed"] = str(tmp_path / "ds.json")
+    space = SearchSpace.model_validate(content)
+    assert space.recovery.deepspeed == {"zero_optimization": {"stage": 2}}
+    (tmp_path / "ds.json").write_text("{")
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=r"recovery.deepspeed: .*ds\.json: no JSON file that can be read"):
+        SearchSpace.load(tmp_path / "space.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "uses"),
+    [
+        ({}, True),
+        ({"logits_kd": [0.0], "hidden_kd": [0.0]}, False),
+        ({"logits_kd": [0.0], "hidden_kd": {"low": 0.0, "high": 1.0}}, True),
+        ({"trained": ["nothing"]}, False),
+    ],
+)
+def test_whether_a_teacher_is_needed(change, uses):
+    content = yaml.safe_load(POCKET.read_text())
+    content["recipe"] |= change
+    assert SearchSpace.model_validate(content).uses_teacher() == uses
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        SearchSpace.load(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="can't be read"):
+        SearchSpace.load(tmp_path)
+
+
+def test_paths_that_are_here_are_absolute_and_names_stay(tmp_path, monkeypatch):
+    """Workers run in folders of their own; a relative path would mean nothing there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("my-model", "pocket", "data"):
+        (tmp_path / name).mkdir()
+    recipe = {"mode": "layerwise", "ratio": 0.3, "criterion": "deepest"}
+    own = {"name": "own", "data": "data", "metric": "exact", "heldout_data": "lab/questions"}
+    content = {"name": "x", "model": "my-model", "data": "./data", "benchmarks": [own], "recipe": recipe}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(content))
+    space = SearchSpace.load("space.yaml")
+    assert (space.model, space.data) == (str(tmp_path / "my-model"), str(tmp_path / "data"))
+    assert (space.benchmarks[0].data, space.benchmarks[0].heldout_data) == (
+        str(tmp_path / "data"),
+        "lab/questions",
+    )
+    embedded = SearchSpace.model_validate({**content, "model": "pocket", "data": "lab/mix"})
+    assert (embedded.model, embedded.data) == ("pocket", "lab/mix")

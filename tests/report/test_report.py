@@ -1,0 +1,223 @@
+"""The report is one page that needs nothing else; a person can hover and choose in it. And the live view."""
+
+import importlib.util
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from raysearch.config.budget import Size
+from raysearch.report.html_page import report_html, write_report
+from raysearch.report.live_view import SYMBOLS, LiveView, ended_line, is_interactive, sketch
+from raysearch.report.terminal import print_result
+from raysearch.study.front import Front
+from tests.support import synthetic_study
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PATIENCE = 180_000  # ms; the machine may be busy
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    study = synthetic_study.make(tmp_path_factory.mktemp("study") / "run")
+    write_report(study.folder)
+    return study
+
+
+@pytest.fixture(scope="module")
+def page_text(study):
+    return (study.folder / "report.html").read_text()
+
+
+def body_of(page):
+    """The page without plotly's own code."""
+    return re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
+
+
+def test_the_page_is_whole_and_needs_no_network(page_text):
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)\s*=\s*[\"']?(https?:)?//", page_text)
+    for title in (
+        "Front",
+        "Answers",
+        "Findings",
+        "How each trial learned",
+        "Benchmarks",
+        "What mattered",
+        "Cost",
+    ):
+        assert f"<h2>{title}</h2>" in page_text
+
+
+def test_the_page_says_what_the_study_holds(study, page_text):
+    body = body_of(page_text)
+    for point in study.front.points:
+        assert point.key in body
+    for record in study.records:
+        if record.end == "failed":
+            assert "the loss is not finite" in body
+    ends = [record.end for record in study.records]
+    assert f"{ends.count('stopped')} stopped" in body
+    for budget, key in study.front.budgets.items():
+        assert re.search(rf"<td>{budget}</td>.*?{key}", body)
+
+
+def test_layers_are_shown_where_they_were_scored(study):
+    assert "<h2>Layers</h2>" not in report_html(study.front, study.records)
+    page = body_of(report_html(study.front, study.records, {"taylor": [4.0, 1.0, 2.0], "random": [0.0, 0.0]}))
+    assert "<h2>Layers</h2>" in page
+    assert '"y":[1.0,0.25,0.5]' in page
+    assert '"y":[0.0,0.0]' in page
+
+
+def test_names_and_reasons_are_text_and_secrets_masked(study):
+    nasty = "<img src=x onerror=alert(1)>"
+    front = study.front.model_copy(update={"study": nasty, "model": "https://me:pw@host/m"})
+    records = [r.model_copy(update={"reason": f"{nasty} hf_abcdefghijklmnopqrstuv"}) for r in study.records]
+    page = report_html(front, records)
+    assert nasty not in page
+    assert "pw@" not in page
+    assert "hf_abcdefghijklmnopqrstuv" not in page
+
+
+def test_a_study_of_few_trials_has_a_page(tmp_path):
+    small = synthetic_study.make(tmp_path / "run", num_trials=3, fail=False)
+    page = body_of(report_html(small.front, small.records))
+    assert "too few to tell" in page
+    empty = Front.build("none", "pocket", synthetic_study.BASELINE, [])
+    assert "recipes on the front" in body_of(report_html(empty, []))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright")
+@pytest.mark.timeout(600)
+def test_a_person_can_hover_and_choose(study, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    asked, complaints = [], []
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=PATIENCE)
+        page = browser.new_page(viewport={"width": 1250, "height": 900})
+        page.set_default_timeout(PATIENCE)
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((study.folder / "report.html").as_uri(), timeout=PATIENCE)
+        hover_shows_the_recipe(page, study)
+        legend_hides_and_shows(page)
+        assert page.locator("#front .modebar-btn[data-title^='Share']").count() == 0
+        page.screenshot(path=tmp_path / "report.png", full_page=True)
+        browser.close()
+    assert complaints == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def hover_shows_the_recipe(page, study):
+    names = page.locator("#front .legendtext").all_text_contents()
+    on_front = next(i for i, name in enumerate(names) if name.startswith("recipes on the front"))
+    points = page.locator("#front g.scatterlayer > g.trace").nth(on_front).locator("path.point")
+    assert points.count() == len(study.front.points)
+    points.nth(1).hover(force=True)
+    tooltip = page.locator("#front g.hovertext")
+    tooltip.wait_for()
+    shown = tooltip.text_content()
+    point = study.front.points[1]
+    assert point.key in shown
+    assert f"criterion: {point.recipe.criterion}" in shown
+    assert f"retention: {point.retention:.1%}" in shown
+
+
+def legend_hides_and_shows(page):
+    traces = page.locator("#curves g.scatterlayer > g.trace")
+    before = traces.count()
+    entry = page.locator("#curves g.legend g.traces", has_text="widthwise, stopped")
+    entry.locator("rect.legendtoggle").click(force=True)
+    page.wait_for_function(
+        f"document.querySelectorAll('#curves g.scatterlayer > g.trace').length < {before}", timeout=PATIENCE
+    )
+    page.wait_for_timeout(1000)  # a second click sooner would be a double click
+    entry.locator("rect.legendtoggle").click(force=True)
+    page.wait_for_function(
+        f"document.querySelectorAll('#curves g.scatterlayer > g.trace').length == {before}", timeout=PATIENCE
+    )
+
+
+def view_of(study):
+    plan = SimpleNamespace(space=study.space, dense=synthetic_study.BASELINE.size)
+    return LiveView(plan, study)
+
+
+def test_without_a_terminal_the_view_is_one_line_per_trial(study, capsys):
+    with view_of(study) as view:
+        for record in study.records[:5]:
+            view.trial_started(record.trial, record.recipe, Size(record.num_params, record.size_bytes))
+            for score in record.rungs:
+                view.rung(record.trial, score)
+            view.trial_ended(record)
+        view.front_changed(study.front)
+        assert view.seconds_left() is not None
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 5 + 1
+    assert "\x1b" not in "".join(lines)
+    assert study.records[0].recipe.describe() in lines[1]
+    assert "the loss is not finite" in lines[4]
+    assert f"hypervolume {study.front.hypervolume:.3f}" in lines[-1]
+
+
+def test_the_live_view_holds_what_runs_and_what_was_found(study):
+    from rich.console import Console
+
+    view = view_of(study)
+    record = study.records[0]
+    view.trial_started("new", record.recipe, Size(record.num_params, record.size_bytes))
+    view.rung("new", record.rungs[0])
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(view._render())
+    shown = console.export_text()
+    assert f"{record.rungs[0].retention:.1%}" in shown
+    assert "hypervolume" in shown
+    assert SYMBOLS["front"] in shown
+    assert all(f"{budget}: " in shown for budget in study.front.budgets)
+
+
+def test_ctrl_c_tells_what_is_kept_and_how_to_go_on(study, capsys):
+    with pytest.raises(KeyboardInterrupt), view_of(study):
+        raise KeyboardInterrupt
+    out = capsys.readouterr().out
+    assert f"raysearch search --resume {study.folder}" in out
+    assert study.front.points[0].key in out
+
+
+@pytest.mark.parametrize(("name", "value"), [("CI", "true"), ("TERM", "dumb")])
+def test_build_servers_get_lines(monkeypatch, name, value):
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert is_interactive()
+    monkeypatch.setenv(name, value)
+    assert not is_interactive()
+
+
+def test_the_last_line_of_a_search_offers_what_can_be_had(study, capsys):
+    front = study.front
+    first = next(budget for budget, key in front.budgets.items() if key)
+    unmet = front.model_copy(update={"budgets": {"1%": None}})
+    empty = unmet.model_copy(update={"points": []})
+    for shown, budget in ((front, first), (unmet, "100%"), (empty, None)):
+        print_result(shown, study.folder)
+        said = capsys.readouterr().out
+        assert f"raysearch export {study.folder} --budget {budget} --to" in said or budget is None
+        assert ("export" in said) == bool(budget)
+
+
+def test_sketch_of_two_points():
+    # 16 columns less 6 for the axis; sizes from .5 - .02 to 1, retentions from .8 to 1.
+    lines = sketch({"front": [(0.5, 0.8), (1.0, 1.0)]}, width=16, height=4)
+    assert lines == [" 100%          ●", " " * 16, "  80% ●─────────", "      48%   100%"]
+    assert sketch({"front": [], "finished": []}, 20, 5) == []
+
+
+def test_an_ended_line_without_a_score(study):
+    failed = next(record for record in study.records if record.end == "failed")
+    assert "the loss is not finite" in ended_line(failed, synthetic_study.BASELINE.size)

@@ -1,0 +1,336 @@
+"""Wrong input of every kind, and what must come of it: an answer, or one plain line; no traceback, no file touched.
+
+    python tests/support/fuzzing.py 10000        # as many inputs, a fifth of each kind; minutes of one core
+
+`test_fuzz.py` runs a few of each.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from raysearch.cli import app
+from raysearch.config.recipe import Recipe
+from raysearch.errors import InputError
+from tests.support import synthetic_study
+
+LONGEST_S = 20.0
+"""An input that takes longer hangs; the first one of a process imports libraries."""
+SPACES = [yaml.safe_load(path.read_text()) for path in sorted(synthetic_study.POCKET.parent.glob("pocket*.yaml"))]
+RECIPE = {
+    "mode": "both",
+    "ratio": 0.3,
+    "criterion": "block_influence+taylor",
+    "trained": "projector+lora",
+    "logits_kd": 0.5,
+    "hidden_kd": 1.0,
+    "lr": 1e-3,
+}
+FILES = ("trials.jsonl", "space.json", "layer-importance.json", "search-state.json", "search-events.jsonl")
+COMMANDS = ("search", "best", "export", "measure", "prune", "report", "estimate", "study", "sync")
+OPTIONS = (
+    *(
+        "--budget",
+        "--trials",
+        "--out",
+        "--seed",
+        "--slots",
+        "--warm-start",
+        "--resume",
+        "--dry-run",
+        "--json",
+    ),
+    *(
+        "--mlflow",
+        "--uri",
+        "--to",
+        "--polish",
+        "--epochs",
+        "--mode",
+        "--ratio",
+        "--criterion",
+        "--calibration",
+    ),
+    *("--compensate", "--like", "--register", "--help", "-b", "--", "--no-such-option"),
+)
+
+ODD = st.sampled_from(
+    [
+        "",
+        " ",
+        "pocket",
+        ".",
+        "..",
+        "/",
+        "~",
+        "../../x",
+        "/dev/null",
+        "a\0b",
+        "60%",
+        "1e999",
+        "nan",
+        "-1",
+        "\u202e",
+        "💥",
+    ]
+)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(10**400), 10**400),
+    st.floats(),
+    ODD,
+    st.text(max_size=20),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.one_of(ODD, st.text(max_size=8)), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@st.composite
+def damaged(draw: Callable[..., Any], documents: list[Any]) -> Any:
+    """A document that was right, changed at one to three places: another value, another name, something left out."""
+    document = copy.deepcopy(draw(st.sampled_from(documents)))
+    for _ in range(draw(st.integers(1, 3))):
+        at, places = document, []
+        while isinstance(at, dict | list) and at:
+            keys = sorted(at, key=str) if isinstance(at, dict) else range(len(at))
+            places.append((at, draw(st.sampled_from(list(keys)))))
+            at = at[places[-1][1]]
+        if not places:
+            return draw(VALUES)
+        holder, key = places[draw(st.integers(0, len(places) - 1))]
+        change = draw(st.sampled_from(["value", "value", "name", "gone"]))
+        if change == "value":
+            holder[key] = draw(VALUES)
+        elif change == "gone" or isinstance(holder, list):
+            del holder[key]
+        else:
+            holder[draw(st.text(max_size=8))] = holder.pop(key)
+    return document
+
+
+@st.composite
+def spoilt(draw: Callable[..., Any], texts: st.SearchStrategy[str]) -> bytes:
+    """A file whose bytes were cut, overwritten or doubled, or left as they were."""
+    content = draw(texts).encode("utf-8", "surrogatepass")
+    for _ in range(draw(st.integers(0, 2))):
+        start = draw(st.integers(0, len(content)))
+        end = draw(st.integers(start, min(len(content), start + 40)))
+        put = draw(st.one_of(st.binary(max_size=12), st.just(content[start:end] * 2), st.just(b"")))
+        content = content[:start] + put + content[end:]
+    return content
+
+
+def as_yaml(document: Any) -> str:
+    """YAML, also of what YAML can't hold: then JSON, which is YAML, too."""
+    try:
+        return yaml.safe_dump(document, allow_unicode=True)
+    except (yaml.YAMLError, ValueError):
+        return json.dumps(document)
+
+
+@contextlib.contextmanager
+def workplace() -> Iterator["Workplace"]:
+    """An empty folder with a study in it, from which nothing real can be started."""
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.chdir(name))
+        environment = {"XDG_CACHE_HOME": f"{name}/cache", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+        environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+        stack.enter_context(patch.dict(os.environ, environment))
+        stack.enter_context(patch("raysearch.cli.search.run", lambda *started: None))
+        for target in (
+            "raysearch.pruning.checkpoint.prune_checkpoint",
+            "raysearch.export.export_checkpoint.export_checkpoint",
+            "raysearch.export.export_checkpoint.measure_front",
+            "raysearch.trials.finetune.finetune",
+            "raysearch.tracking.mlflow_runs.connect",
+        ):
+            stack.enter_context(patch(target, side_effect=InputError("not here")))
+        yield Workplace(Path(name))
+
+
+class Workplace:
+    """Where commands are run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.study = folder, folder / "study"
+        synthetic_study.make(self.study, num_trials=8)
+        self.front = json.loads((self.study / "front.json").read_text())
+        self.whole = folder / "whole"
+        shutil.copytree(self.study, self.whole)
+        self.statuses: Counter[int] = Counter()
+        """How many commands have ended with each exit status."""
+
+    def check(self, *arguments: str, may_write: bool = False) -> None:
+        """Run a command; its exit status is 0 or 2, and with 2 it has said one line and touched nothing."""
+        before, started = self._listing(), time.monotonic()
+        out, complaints = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(complaints):
+            try:
+                app.app(list(arguments))
+                raise AssertionError("a command exits")
+            except SystemExit as ended:
+                status = ended.code
+        seconds = time.monotonic() - started
+        said = [line for line in complaints.getvalue().splitlines() if "counting the parameters" not in line]
+        assert status in (0, 2), (status, arguments, said)
+        assert status == 0 or len(said) == 1, (arguments, said)
+        assert "Traceback" not in complaints.getvalue()
+        assert seconds < LONGEST_S, (arguments, seconds)
+        assert (may_write and status == 0) or self._listing() == before, arguments
+        self.statuses[status] += 1
+
+    def with_file(self, name: str, content: bytes) -> None:
+        """Let the study hold one file of this content, and all others as they were."""
+        for path in self.whole.iterdir():
+            if path.is_file():
+                shutil.copy2(path, self.study / path.name)
+        for path in self.study.iterdir():
+            if path.is_file() and not (self.whole / path.name).exists():
+                path.unlink()
+        (self.study / name).write_bytes(content)
+
+    def _listing(self) -> dict[str, tuple[int, int]]:
+        return {
+            str(path): (path.stat().st_size, path.stat().st_mtime_ns)
+            for path in self.folder.rglob("*")
+            if path.is_file() and path.relative_to(self.folder).parts[0] != "cache"
+        }
+
+
+def fuzz_spaces(place: Workplace, num: int) -> None:
+    """A search space, checked by a dry run."""
+
+    @_many(num)
+    @given(spoilt(st.builds(as_yaml, damaged(SPACES))))
+    def one(content: bytes) -> None:
+        path = place.folder / "space.yaml"
+        path.write_bytes(content)
+        place.check("search", str(path), "--dry-run")
+
+    one()
+
+
+def fuzz_recipes(num: int) -> Counter[str]:
+    """A recipe, and its way through a text and back; how many were taken and how many refused."""
+    found: Counter[str] = Counter()
+
+    @_many(num)
+    @given(damaged([RECIPE, {**RECIPE, "mode": "layerwise", "criterion": "deepest", "trained": "projector"}]))
+    def one(fields: Any) -> None:
+        try:
+            recipe = Recipe.model_validate(fields)
+        except ValidationError:
+            found["refused"] += 1
+            return
+        found["taken"] += 1
+        again = Recipe.model_validate(yaml.safe_load(yaml.safe_dump(recipe.as_dict())))
+        assert again.key == recipe.key
+        assert recipe.samples_to_see(100) >= 0
+        assert recipe.describe()
+
+    one()
+    return found
+
+
+def fuzz_fronts(place: Workplace, num: int) -> None:
+    """A front, asked for an answer."""
+
+    @_many(num)
+    @given(spoilt(st.builds(json.dumps, damaged([place.front]))), st.sampled_from(["60%", "1GB", "100%", "1B"]))
+    def one(content: bytes, budget: str) -> None:
+        place.with_file("front.json", content)
+        place.check("best", str(place.study), "--budget", budget, "--json")
+        place.check("best", str(place.study), "--budget", budget)
+
+    one()
+
+
+def fuzz_study_files(place: Workplace, num: int) -> None:
+    """A file of a study, read by a resumed search, by an estimate and by the report."""
+    lines = [json.loads(line) for line in (place.whole / "trials.jsonl").read_text().splitlines()]
+    events = [[1, "recipes", "suggest", "t0"], [2, "rungs", "revive", "t0"]]
+    contents = {
+        "trials.jsonl": lines,
+        "search-events.jsonl": events,
+        "space.json": json.loads((place.whole / "space.json").read_text()),
+        "layer-importance.json": {"deepest": [0.1, 0.2]},
+        "search-state.json": {"num_events": 1, "searcher": {}, "scheduler": {}},
+    }
+
+    @_many(num)
+    @given(st.data(), st.sampled_from(FILES))
+    def one(data: st.DataObject, name: str) -> None:
+        as_text = _as_lines if name.endswith("l") else json.dumps
+        content = data.draw(spoilt(st.builds(as_text, damaged([contents[name]]))))
+        place.with_file(name, content)
+        place.check("search", "--resume", str(place.study), "--dry-run")
+        place.check("estimate", str(synthetic_study.POCKET), "--like", str(place.study))
+        if data.draw(st.integers(0, 9)) == 0:
+            place.check("report", str(place.study), may_write=True)
+
+    one()
+
+
+def _as_lines(rows: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows) if isinstance(rows, list) else json.dumps(rows)
+
+
+def fuzz_command_lines(place: Workplace, num: int) -> None:
+    """Commands, options and values in any order."""
+    place.with_file("note", b"mine")
+    names = st.sampled_from([str(place.study), str(place.folder / "nowhere"), str(synthetic_study.POCKET)])
+    words = st.one_of(st.sampled_from(OPTIONS), names, ODD, st.text(max_size=10), st.integers().map(str))
+
+    @_many(num)
+    @given(st.sampled_from(COMMANDS), st.lists(words, max_size=7))
+    def one(command: str, arguments: list[str]) -> None:
+        place.check(command, *arguments, may_write=command in ("report", "sync"))
+
+    one()
+
+
+def _many(num: int) -> Callable[[Any], Any]:
+    return settings(
+        max_examples=num,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def fuzz_all(num: int) -> None:
+    """`num` inputs, a fifth of each kind."""
+    fuzz_recipes(num // 5)
+    with workplace() as place:
+        for kind in (fuzz_spaces, fuzz_fronts, fuzz_study_files, fuzz_command_lines):
+            started = time.monotonic()
+            kind(place, num // 5)
+            print(f"{kind.__name__}: {num // 5} inputs, {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    fuzz_all(int(sys.argv[1]))

@@ -1,0 +1,62 @@
+"""Starting from earlier studies: folders and MLflow experiments."""
+
+import pytest
+
+from raysearch.errors import InputError
+from raysearch.study.folder import Study
+from raysearch.tracking.earlier_studies import read_prior_trials
+from raysearch.tracking.tracker import Tracker
+from tests.end_to_end.test_search import job
+from tests.support import synthetic_study
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    return synthetic_study.make(tmp_path_factory.mktemp("earlier") / "study", num_trials=12)
+
+
+def test_the_finished_trials_of_a_folder_and_which_were_on_its_front(earlier):
+    found = read_prior_trials(str(earlier.folder), "sqlite:///none.db")
+    finished = [record for record in earlier.records if record.end == "finished"]
+    assert [trial.recipe for trial in found] == [record.recipe for record in finished]
+    assert {trial.recipe.key for trial in found if trial.on_front} == {p.key for p in earlier.front.points}
+    assert all(trial.retention == record.rungs[-1].retention for trial, record in zip(found, finished, strict=True))
+
+
+def test_an_experiment_in_mlflow_gives_the_same(earlier, tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    copied = Study(earlier.folder, earlier.space)
+    Tracker(copied, uri).close()
+    found = read_prior_trials("synthetic", uri)
+    told = {(trial.recipe.key, trial.size_bytes, trial.retention, trial.on_front) for trial in found}
+    wanted = read_prior_trials(str(earlier.folder), uri)
+    assert told == {(trial.recipe.key, trial.size_bytes, trial.retention, trial.on_front) for trial in wanted}
+    with pytest.raises(InputError, match="no such experiment in MLflow"):
+        read_prior_trials("synthetic2", uri)
+
+
+BAD = [
+    ("nothing", "--warm-start nothing: no such folder, and no such experiment"),
+    ("empty", "--warm-start empty: no study; give the --out folder"),
+    ("none-finished", "--warm-start none-finished: no trial has finished there"),
+]
+
+
+@pytest.mark.parametrize(("source", "message"), BAD)
+def test_what_is_no_study_is_refused_before_anything_is_written(source, message, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "none-finished").mkdir()
+    (tmp_path / "none-finished" / "trials.jsonl").write_text("")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before = sorted(tmp_path.rglob("*"))
+    done = job("--warm-start", source, "--out", "new", cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_resumed_study_takes_no_new_start(earlier, tmp_path):
+    done = job("--resume", earlier.folder, "--warm-start", earlier.folder, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--warm-start: a study starts only once; leave it out with --resume" in done.stderr
