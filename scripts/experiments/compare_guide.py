@@ -1,6 +1,6 @@
 """Does the search beat the decision guide of arXiv 2604.24380? Writes docs/measurements/guide.md.
 
-    raysearch study search_spaces/pocket-study.yaml --out runs/study    # the grid, with the guide's recipes
+    raysearch replicate search_spaces/pocket-study.yaml --out runs/study    # the grid, with the guide's recipes
     python scripts/experiments/compare_guide.py --grid runs/study --seeds 3         # searches; resumable
 
 At each of the paper's four ratios the guide's recipe sets the budget: its own size, to the byte. The search answers for
@@ -71,8 +71,8 @@ def report(grid: Path, searches: list[Path]) -> str:
         "",
         f"Measured {date.today().isoformat()} by `scripts/experiments/compare_guide.py` on the embedded LVLM.",
         "The guide of arXiv 2604.24380: up to 30% of the decoder drop layers, beyond that slice widths; recover",
-        "projector and decoder by SFT and a match of hidden states (at 15% the projector alone will do). Its recipes are those of the grid in",
-        f"[the replication](study-pocket.md), three seeds each. {len(searches)} searches of the embedded space with",
+        "projector and decoder by SFT and a match of hidden states (at 15% the projector alone will do).",
+        f"Its recipes are those of the grid in [the replication](study-pocket.md), three seeds each. {len(searches)} searches of the embedded space with",
         f"up to {trials} trials took at most {seconds:.0%} of the grid's time each, and saw at most",
         f"{samples:.0%} of its training samples. Retention is that of held-out questions, in % of the dense model,",
         "differences in points; 95% intervals, paired by question and clustered by image.",
