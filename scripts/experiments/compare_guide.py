@@ -72,7 +72,7 @@ def report(grid: Path, searches: list[Path]) -> str:
         f"Measured {date.today().isoformat()} by `scripts/experiments/compare_guide.py` on the embedded LVLM.",
         "The guide of arXiv 2604.24380: up to 30% of the decoder drop layers, beyond that slice widths; recover",
         "projector and decoder by SFT and a match of hidden states (at 15% the projector alone will do).",
-        f"Its recipes are those of the grid in [the replication](study-pocket.md), three seeds each.",
+        "Its recipes are those of the grid in [the replication](study-pocket.md), three seeds each.",
         f"{len(searches)} searches of the embedded space with",
         f"up to {trials} trials took at most {seconds:.0%} of the grid's time each, and saw at most",
         f"{samples:.0%} of its training samples. Retention is that of held-out questions, in % of the dense model,",
