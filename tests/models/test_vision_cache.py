@@ -76,11 +76,14 @@ def test_what_is_said_of_a_picture_does_not_depend_on_its_batch_or_on_what_is_kn
 def test_no_more_is_kept_than_allowed():
     model, family = tiny_model(), tiny_family()
     batch = ENCODER.collate([ENCODER.encode(sample) for sample in samples()[:8]])
-    full, outputs = VisionCache(family, 1e9), []
-    with full.serving(model), model.model.vision_tower.register_forward_hook(lambda *call: outputs.append(call[-1])):
+    full, num_bytes = VisionCache(family, 1e9), []
+
+    def note(module, args, output):
+        num_bytes.append(sum(leaf.nbytes for leaf in tree_flatten(output)[0] if isinstance(leaf, torch.Tensor)))
+
+    with full.serving(model), model.model.vision_tower.register_forward_hook(note):
         logits(model, batch)
-    num_bytes = sum(leaf.nbytes for leaf in tree_flatten(outputs)[0] if isinstance(leaf, torch.Tensor))
-    bounded = VisionCache(family, 2.5 * num_bytes / len(batch["pixel_values"]))
+    bounded = VisionCache(family, 2.5 * num_bytes[0] / len(batch["pixel_values"]))
     with bounded.serving(model):
         logits(model, batch)
     assert bounded.num_images == 2 < full.num_images
