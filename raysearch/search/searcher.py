@@ -76,7 +76,7 @@ class Searcher:
         self._queue: list[dict[str, Any]] = []
         self._study = None if sampler in ("ehvi", "grid") else OptunaStudy(sampler, seed)
         solvers = [functools.partial(self._ratio_for, limit) for limit in self._limits]
-        self._encoding = Encoding(space.asked())
+        self._encoding = Encoding(space.search_params())
         self._candidates = Candidates(space, self._encoding, self._sizing.ratio_of, solvers, seed)
         self._gain_model = EHVIRanker(self._encoding.groups)
         self._prior: list[Observation] = []

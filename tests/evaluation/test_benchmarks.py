@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from raysearch import models, pocket
 from raysearch.config.benchmarks import BenchmarkConfig
+from raysearch.config.settings import EMBEDDED_BENCHMARKS
 from raysearch.config.space import SearchSpace
 from raysearch.data.encoding import Encoder
 from raysearch.errors import InputError
@@ -235,7 +236,7 @@ def test_names_are_checked():
         ({"splits": 1}, r"benchmarks\.0\.splits: unknown key; known are name, data, split"),
         (
             {"columns": {"anwser": "x"}},
-            r"benchmarks\.0\.columns: 'anwser' is no field of a question; known are",
+            r"benchmarks\.0\.columns: 'anwser' is not a field of a question; known are",
         ),
         ({"chance": 1.0}, r"benchmarks\.0\.chance: "),
         ({"data": None}, r"benchmarks\.0\.data: "),
@@ -382,5 +383,5 @@ def test_early_pairs_of_mme_stay_pairs():
 
 def test_every_embedded_benchmark_is_asked_early():
     parts = [benchmark.early(0.1) for benchmark in load_benchmarks("pocket", "search")]
-    assert [len(part.questions) for part in parts] == [20] * len(pocket.BENCHMARKS)
-    assert [part.name for part in parts] == list(pocket.BENCHMARKS)
+    assert [len(part.questions) for part in parts] == [20] * len(EMBEDDED_BENCHMARKS)
+    assert [part.name for part in parts] == list(EMBEDDED_BENCHMARKS)

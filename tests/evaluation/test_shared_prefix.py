@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from raysearch import models, pocket
+from raysearch import models
+from raysearch.config.settings import EMBEDDED_BENCHMARKS
 from raysearch.data.encoding import Encoder, collate
 from raysearch.data.labels import IGNORED, answer_labels, answer_states
 from raysearch.evaluation import evaluator, shared_prefix
@@ -135,7 +136,7 @@ def test_all_questions_are_answered_as_alone(embedded, monkeypatch):
     assert max(sizes) > 4
     monkeypatch.setattr(evaluator.shared_images, "honours_mask", lambda *arguments: False)
     alone = evaluate(model, encoder.family, encoder, mixed)
-    for name in pocket.BENCHMARKS:
+    for name in EMBEDDED_BENCHMARKS:
         assert joined.scores[name].tolist() == alone.scores[name].tolist()
         assert alone.scores[name].mean() > 0
 
