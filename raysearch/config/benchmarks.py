@@ -28,7 +28,7 @@ class BenchmarkConfig(Strict):
     heldout_split: str | None = None
     """Split of the held-out questions."""
     metric: MetricName
-    """How an answer is scored (docs/questions.md)."""
+    """How an answer is scored (docs/reference/questions.md)."""
     prompt: str | None = None
     """Template with {question}, {options} and columns; left out, the default of the metric."""
     columns: dict[str, str] = {}

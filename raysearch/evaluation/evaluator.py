@@ -30,11 +30,7 @@ GENERATION_BATCH = 16
 
 
 def evaluate(
-    model: PreTrainedModel,
-    family: Family,
-    encoder: Encoder,
-    benchmarks: Iterable[Benchmark],
-    batch_size: int = 64,
+    model: PreTrainedModel, family: Family, encoder: Encoder, benchmarks: Iterable[Benchmark], batch_size: int = 64
 ) -> Results:
     """Score a model's greedy answer to every question, by its benchmark's metric.
 
@@ -112,11 +108,7 @@ def _teacher_forced_scores(
 
 
 def _groups(
-    model: PreTrainedModel,
-    family: Family,
-    encoder: Encoder,
-    rows: Sequence[Encoded],
-    image_ids: Sequence[str],
+    model: PreTrainedModel, family: Family, encoder: Encoder, rows: Sequence[Encoded], image_ids: Sequence[str]
 ) -> list[list[int]] | None:
     """Indices of rows that share a prefix and are joined; None if the model can't compute joined rows."""
     window = getattr(family.text_config(model.config), "sliding_window", None)

@@ -325,12 +325,7 @@ SHORT: dict[str, dict[str, Template]] = {
     },
 }
 LISTS: dict[str, dict[str, Template]] = {
-    "scenes": {
-        "all": _scene_list_all,
-        "line": _scene_list_line,
-        "filter": _scene_list_filter,
-        "place": _list_place,
-    },
+    "scenes": {"all": _scene_list_all, "line": _scene_list_line, "filter": _scene_list_filter, "place": _list_place},
     "digits": {
         "all": _digit_list_all,
         "sort": _digit_list_sort,

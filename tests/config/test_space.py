@@ -95,17 +95,11 @@ MISTAKES = [
     ({"recipe.ratio": None}, "recipe.ratio: "),
     ({"recipe.ratio": []}, "recipe.ratio.0.choices: "),
     ({"recipe.ratio": {"low": 0.1, "high": 0.2, "when": {"lr": 1}}}, "recipe.ratio: when names 'lr'"),
-    (
-        {"recipe.criterion": ["taylor"]},
-        "recipe.criterion: none applies to mode layerwise; add one of block_influence",
-    ),
+    ({"recipe.criterion": ["taylor"]}, "recipe.criterion: none applies to mode layerwise; add one of block_influence"),
     ({"recipe.lr": {"low": 0, "high": 0.1, "log": True}}, "recipe.lr: .*greater than 0, not 0"),
     ({"recipe.mode": {"low": 0, "high": 1}}, "recipe.mode: "),
     ({"recipe.ratio": {"choices": True}}, "recipe.ratio.0.choices: Input should be a valid list, not True"),
-    (
-        {"recipe.ratio": {"choices": [0.1], "when": 5}},
-        "recipe.ratio.0.when: Input should be a valid dictionary, not 5",
-    ),
+    ({"recipe.ratio": {"choices": [0.1], "when": 5}}, "recipe.ratio.0.when: Input should be a valid dictionary, not 5"),
     ({"recipe": [1]}, "recipe: must map fields"),
     ({"budgets": ["12"]}, "budgets: budget '12': not a size; write a share"),
     ({"search.trials": 0}, "search.trials: .*not 0"),
@@ -207,9 +201,6 @@ def test_paths_that_are_here_are_absolute_and_names_stay(tmp_path, monkeypatch):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(content))
     space = SearchSpace.load("space.yaml")
     assert (space.model, space.data) == (str(tmp_path / "my-model"), str(tmp_path / "data"))
-    assert (space.benchmarks[0].data, space.benchmarks[0].heldout_data) == (
-        str(tmp_path / "data"),
-        "lab/questions",
-    )
+    assert (space.benchmarks[0].data, space.benchmarks[0].heldout_data) == (str(tmp_path / "data"), "lab/questions")
     embedded = SearchSpace.model_validate({**content, "model": "pocket", "data": "lab/mix"})
     assert (embedded.model, embedded.data) == ("pocket", "lab/mix")

@@ -136,9 +136,7 @@ def test_options_images_in_the_text_and_columns_of_other_names(folder):
     }
     columns = {"question": "text", "options": "choices", "answer": "label", "category": "subject"}
     given = entry(
-        write(folder, [row, {**row, "question_id": 8, "image_1": "p/2.png"}]),
-        metric="choice",
-        columns=columns,
+        write(folder, [row, {**row, "question_id": 8, "image_1": "p/2.png"}]), metric="choice", columns=columns
     )
     for benchmark in both(given):
         (question,) = benchmark.questions
@@ -234,10 +232,7 @@ def test_names_are_checked():
     [
         ({"metric": "f1"}, r"benchmarks\.0\.metric: .*'anls'.* not 'f1'"),
         ({"splits": 1}, r"benchmarks\.0\.splits: unknown key; known are name, data, split"),
-        (
-            {"columns": {"anwser": "x"}},
-            r"benchmarks\.0\.columns: 'anwser' is not a field of a question; known are",
-        ),
+        ({"columns": {"anwser": "x"}}, r"benchmarks\.0\.columns: 'anwser' is not a field of a question; known are"),
         ({"chance": 1.0}, r"benchmarks\.0\.chance: "),
         ({"data": None}, r"benchmarks\.0\.data: "),
         ({"data": "pocket"}, r"benchmarks\.0: 'own' is not embedded; known are easy-vqa, digits"),

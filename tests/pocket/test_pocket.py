@@ -105,8 +105,7 @@ def test_questions_about_one_picture_share_its_image_id():
 
 
 @pytest.mark.parametrize(
-    ("source", "kind"),
-    [("scenes", "exists"), ("scenes", "compare"), ("digits", "exists"), ("digits", "compare")],
+    ("source", "kind"), [("scenes", "exists"), ("scenes", "compare"), ("digits", "exists"), ("digits", "compare")]
 )
 def test_yes_and_no_are_balanced(source, kind):
     asked = splits.annotated_images(source, "train", 3, 800, len(SHORT[source]), 0)
