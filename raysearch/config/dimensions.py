@@ -119,7 +119,7 @@ def param_name(name: str, cases: Sequence[Dimension], index: int) -> str:
 def choose(suggester: Suggester, name: str, cases: Sequence[Dimension], values: Mapping[str, Any]) -> Any:
     """A value of the first case whose conditions hold for `values`; None if there is none."""
     for index, case in enumerate(cases):
-        if not case.when or _holds(case.when, values):
+        if matches(values, case.when):
             param = param_name(name, cases, index)
             if isinstance(case, Choices):
                 return case.choices[0] if len(case.choices) == 1 else suggester.choice(param, case.choices)
@@ -130,7 +130,6 @@ def choose(suggester: Suggester, name: str, cases: Sequence[Dimension], values: 
     return None
 
 
-def _holds(when: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    return all(
-        values.get(field) in (wanted if isinstance(wanted, list) else [wanted]) for field, wanted in when.items()
-    )
+def matches(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether every value that is `wanted` by name is there, or one of them if it is a list."""
+    return all(values.get(name) in (one if isinstance(one, list) else [one]) for name, one in wanted.items())

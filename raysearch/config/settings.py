@@ -43,8 +43,7 @@ class SearchSettings(Strict):
     first_rung: float = Field(1 / 9, gt=0, le=1)
     """The first rung, as a share of the largest recovery in the space."""
     early_questions: float = Field(0.1, gt=0, le=1)
-    """Share of each benchmark's questions that score a trial at a rung below its end: the same questions for all
-    trials, at least 20."""
+    """Share of each benchmark's questions that score a trial at a rung below its end: the same for all, at least 20."""
     reduction_factor: float = Field(3, gt=1)
     """One in this many trials is promoted from a rung."""
     keep_scores: bool = False
@@ -73,11 +72,9 @@ class RecoverySettings(Strict):
     teacher_quota_gb: float = Field(100, gt=0)
     """Largest size of that cache, in 10^9 bytes."""
     vision_cache_gb: float = Field(2, ge=0)
-    """Memory of each worker's cache of vision tower outputs, in 10^9 bytes; no trial changes the tower. 0 runs it at
-    every step."""
+    """Memory of each worker's cache of vision tower outputs, in 10^9 bytes; 0 runs the tower at every step."""
     checkpoint_quota_gb: float | None = Field(None, gt=0)
-    """Disk quota of a study's checkpoints, those of the front and of running trials, in 10^9 bytes; left out, no
-    bound."""
+    """Disk quota of the checkpoints of front and running trials, in 10^9 bytes; left out, no bound."""
     hidden_layers: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0], min_length=1)
     """Where `hidden_kd` compares hidden states, as shares of the dense decoder's depth: 1 is the last normalised state,
     0.5 the output of the middle layer. If that layer is pruned, the last remaining one before it is compared."""
@@ -119,8 +116,7 @@ class Slots(Strict):
     autoscaling: bool = False
     """Request resources for `num` slots even where they don't fit yet, so that the cluster adds nodes."""
     timeout_s: float | None = Field(None, gt=0)
-    """Seconds without a heartbeat after which a slot is replaced; left out, half an hour, or ten times its longest step
-    so far if that is more."""
+    """Seconds without a heartbeat before a slot is replaced; left out, half an hour, or ten longest steps if more."""
 
     @model_validator(mode="after")
     def _check(self) -> "Slots":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from raysearch.config.benchmarks import BenchmarkConfig
+from raysearch.config.dimensions import matches
 from raysearch.data.loading import read_rows
 from raysearch.data.samples import BadRow, BadRows, Sample, sample_from_row
 from raysearch.errors import InputError
@@ -63,7 +64,7 @@ def read_questions(entry: BenchmarkConfig, split: str) -> tuple[Question, ...]:
     rows, folders = read_rows(data, part)
     where = f"benchmarks: {entry.name}: {data}"
     if entry.where:
-        rows = [row for row in rows if isinstance(row, Mapping) and _matches(row, entry.where)]
+        rows = [row for row in rows if isinstance(row, Mapping) and matches(row, entry.where)]
     if not len(rows):
         raise InputError(f"{where}: holds no rows" + (f" where {entry.where}" if entry.where else ""))
     groups = [_image_id(row, index, entry) for index, row in enumerate(rows)]
@@ -137,10 +138,6 @@ def _first(images: Sequence[list[int]], limit: int | None) -> Sequence[list[int]
 
 def _rows_of(images: Sequence[list[int]]) -> list[int]:
     return sorted(index for rows in images for index in rows)
-
-
-def _matches(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    return all(row.get(name) in (values if isinstance(values, list) else [values]) for name, values in where.items())
 
 
 def _image_id(row: Any, index: int, entry: BenchmarkConfig) -> str:

@@ -37,6 +37,8 @@ Template = Callable[[list[Thing], Draw], PromptAnswer]
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 _ENDS = {"leftmost": ("row", 0), "rightmost": ("row", -1), "topmost": ("column", 0), "bottommost": ("column", -1)}
 _MAX_TRIES = 12
+_THING_WORDINGS = (("color",), ("shape",), ("color", "shape"), ("size", "shape"), ("size", "color"))
+_DIGIT_WORDINGS = (("digit",), ("color",), ("color", "digit"))
 
 # --- helpers
 
@@ -76,6 +78,16 @@ def _line(things: list[Thing], draw: Draw, fewest: int) -> tuple[str, list[Thing
     return (f"{name} {way}", inside) if len(inside) >= fewest else None
 
 
+def _referred(things: list[Thing], draw: Draw) -> tuple[Thing, str | None]:
+    thing = draw.pick(things)
+    return thing, _reference(things, thing, draw, _THING_WORDINGS if "shape" in thing else _DIGIT_WORDINGS)
+
+
+def _where(things: list[Thing], draw: Draw) -> PromptAnswer:
+    thing, reference = _referred(things, draw)
+    return _place(thing, reference, draw) if reference else None
+
+
 def _place(thing: Thing, reference: str, draw: Draw) -> PromptAnswer:
     way = draw.pick(("row", "column"))
     return f"which {way} is the {reference} in?", thing[way]
@@ -94,8 +106,6 @@ def _yes_no(truth: bool) -> str:
 
 # --- scenes of drawn things
 
-_THING_WORDINGS = (("color",), ("shape",), ("color", "shape"), ("size", "shape"), ("size", "color"))
-
 
 def _scene_at(things: list[Thing], draw: Draw) -> PromptAnswer:
     thing, attribute = draw.pick(things), draw.pick(("color", "shape", "size"))
@@ -106,12 +116,6 @@ def _scene_query(things: list[Thing], draw: Draw) -> PromptAnswer:
     thing, attribute = draw.pick(things), draw.pick(("color", "shape", "size"))
     reference = _reference(things, thing, draw, [names for names in _THING_WORDINGS if attribute not in names])
     return (f"what {attribute} is the {reference}?", thing[attribute]) if reference else None
-
-
-def _scene_where(things: list[Thing], draw: Draw) -> PromptAnswer:
-    thing = draw.pick(things)
-    reference = _reference(things, thing, draw, _THING_WORDINGS)
-    return _place(thing, reference, draw) if reference else None
 
 
 def _exists(things: list[Thing], draw: Draw, names: tuple[str, str], noun: str) -> PromptAnswer:
@@ -177,8 +181,6 @@ def _scene_extreme(things: list[Thing], draw: Draw) -> PromptAnswer:
 
 # --- scenes of digits
 
-_DIGIT_WORDINGS = (("digit",), ("color",), ("color", "digit"))
-
 
 def _digit_at(things: list[Thing], draw: Draw) -> PromptAnswer:
     thing = draw.pick(things)
@@ -192,12 +194,6 @@ def _digit_query(things: list[Thing], draw: Draw) -> PromptAnswer:
     attribute, wording = draw.pick((("color", ("digit",)), ("digit", ("color",))))
     reference = _reference(things, thing, draw, [wording])
     return (f"what {attribute} is the {reference}?", thing[attribute]) if reference else None
-
-
-def _digit_where(things: list[Thing], draw: Draw) -> PromptAnswer:
-    thing = draw.pick(things)
-    reference = _reference(things, thing, draw, _DIGIT_WORDINGS)
-    return _place(thing, reference, draw) if reference else None
 
 
 def _digit_exists(things: list[Thing], draw: Draw) -> PromptAnswer:
@@ -251,8 +247,7 @@ def _words(things: list[Thing], attribute: str) -> str:
 
 
 def _list_place(things: list[Thing], draw: Draw) -> PromptAnswer:
-    thing = draw.pick(things)
-    reference = _reference(things, thing, draw, _THING_WORDINGS if "shape" in thing else _DIGIT_WORDINGS)
+    thing, reference = _referred(things, draw)
     return (f"where is the {reference}?", _position(thing)) if reference else None
 
 
@@ -304,36 +299,21 @@ def _digit_list_filter(things: list[Thing], draw: Draw) -> PromptAnswer:
 
 SHORT: dict[str, dict[str, Template]] = {
     "scenes": {
-        "at": _scene_at,
-        "query": _scene_query,
-        "where": _scene_where,
-        "exists": _scene_exists,
-        "count": _scene_count,
-        "compare": _scene_compare,
-        "neighbour": _scene_neighbour,
-        "extreme": _scene_extreme,
+        "at": _scene_at, "query": _scene_query, "where": _where, "exists": _scene_exists, "count": _scene_count,
+        "compare": _scene_compare, "neighbour": _scene_neighbour, "extreme": _scene_extreme,
     },
     "digits": {
-        "at": _digit_at,
-        "query": _digit_query,
-        "where": _digit_where,
-        "exists": _digit_exists,
-        "count": _digit_count,
-        "compare": _digit_compare,
-        "neighbour": _digit_neighbour,
-        "extreme": _digit_extreme,
+        "at": _digit_at, "query": _digit_query, "where": _where, "exists": _digit_exists, "count": _digit_count,
+        "compare": _digit_compare, "neighbour": _digit_neighbour, "extreme": _digit_extreme,
     },
-}
+}  # fmt: skip
 LISTS: dict[str, dict[str, Template]] = {
     "scenes": {"all": _scene_list_all, "line": _scene_list_line, "filter": _scene_list_filter, "place": _list_place},
     "digits": {
-        "all": _digit_list_all,
-        "sort": _digit_list_sort,
-        "line": _digit_list_line,
-        "filter": _digit_list_filter,
+        "all": _digit_list_all, "sort": _digit_list_sort, "line": _digit_list_line, "filter": _digit_list_filter,
         "place": _list_place,
     },
-}
+}  # fmt: skip
 
 
 def make_questions(
