@@ -46,7 +46,8 @@ class LmmsEvalTask:
         """The questions of a split; rows are split by image, as those of a custom benchmark."""
         docs = [self._docs[index] for index in range(len(self._docs))]
         images = [self._task.doc_to_visual(doc) or [] for doc in docs]
-        groups = [_image_id(pictures, index) for index, pictures in enumerate(images)]
+        hashes = [[hashlib.sha1(image.tobytes()).hexdigest() for image in of_row] for of_row in images]
+        groups = [" ".join(of_row) or f"row {index}" for index, of_row in enumerate(hashes)]
         chosen = split_by_image(groups, split, self._entry.num_search, self._entry.num_heldout)
         return tuple(self._question(index, docs[index], images[index], groups[index]) for index in chosen)
 
@@ -76,14 +77,14 @@ class LmmsEvalTask:
         ((commonest, _),) = Counter(question.answer for question in questions).most_common(1)
         return float(self.values([commonest] * len(questions), questions).mean())
 
-    def _question(self, index: int, doc: Any, pictures: list[Any], image_id: str) -> Question:
+    def _question(self, index: int, doc: Any, images: list[Any], image_id: str) -> Question:
         prompt = self._task.doc_to_text(doc)
         target = self._task.doc_to_target(doc)
         answer = str(target[0] if isinstance(target, list) else target)
         if "<image>" not in prompt:
-            prompt = "<image>" * len(pictures) + prompt
+            prompt = "<image>" * len(images) + prompt
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        sample = sample_from_row({"id": index, "messages": turns, "images": pictures}, index)
+        sample = sample_from_row({"id": index, "messages": turns, "images": images}, index)
         return Question(str(index), image_id, sample, (answer,))
 
     def _cut(self, response: str) -> str:
@@ -100,9 +101,3 @@ class LmmsEvalTask:
                 + ("; name one as score" if known else "; see docs/reference/questions.md for metrics")
             )
         return float(result[name])
-
-
-def _image_id(pictures: Sequence[Any], index: int) -> str:
-    if not pictures:
-        return f"row {index}"
-    return " ".join(hashlib.sha1(picture.tobytes()).hexdigest() for picture in pictures)

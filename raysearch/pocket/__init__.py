@@ -28,33 +28,41 @@ def weights_folder() -> Path:
 
 
 @functools.cache
-def _conversations(num: int) -> tuple[dict[str, Any], ...]:
-    from PIL import Image
-
-    from raysearch.pocket.splits import recovery_conversations
-
-    rows = []
-    for row_id, pixels, source, questions in recovery_conversations(num):
-        turns: list[dict[str, str]] = []
-        for question in questions:
-            turns.append({"from": "human", "value": ("" if turns else _IMAGE_PLACEHOLDER) + question.prompt})
-            turns.append({"from": "gpt", "value": question.answer})
-        rows.append({"id": row_id, "source": source, "image": Image.fromarray(pixels), "conversations": turns})
-    return tuple(rows)
-
-
-def conversations(num: int = NUM_CONVERSATIONS) -> list[dict[str, Any]]:
+def conversations(num: int = NUM_CONVERSATIONS) -> tuple[dict[str, Any], ...]:
     """The recovery data: conversations of four turns about one image each, in LLaVA's format.
 
     Returns:
         Rows {"id", "source", "image": PIL RGB 48 x 48, "conversations": [{"from": "human" or "gpt", "value"}, ...]};
         the first human turn begins with "<image>" and a line break. A smaller `num` gives the first rows.
     """
-    return list(_conversations(num))
+    from PIL import Image
+
+    from raysearch.pocket.splits import recovery_conversations
+
+    rows = []
+    for row_id, pixels, source, pairs in recovery_conversations(num):
+        turns: list[dict[str, str]] = []
+        for question in pairs:
+            turns.append({"from": "human", "value": ("" if turns else _IMAGE_PLACEHOLDER) + question.prompt})
+            turns.append({"from": "gpt", "value": question.answer})
+        rows.append({"id": row_id, "source": source, "image": Image.fromarray(pixels), "conversations": turns})
+    return tuple(rows)
 
 
 @functools.cache
-def _questions(benchmark: str, split: str) -> tuple[dict[str, Any], ...]:
+def questions(benchmark: str, split: str) -> tuple[dict[str, Any], ...]:
+    """The questions of a benchmark; those about one image are adjacent.
+
+    Args:
+        benchmark: one of `config.settings.EMBEDDED_BENCHMARKS`.
+        split: "search" to guide a search, "heldout" to report.
+
+    Returns:
+        Rows {"id", "image": PIL RGB 48 x 48, "image_id", "prompt", "answer", "kind"}.
+
+    Raises:
+        ValueError: the benchmark or the split is unknown.
+    """
     from PIL import Image
 
     from raysearch.pocket.splits import split_questions
@@ -69,22 +77,6 @@ def _questions(benchmark: str, split: str) -> tuple[dict[str, Any], ...]:
     return tuple(rows)
 
 
-def questions(benchmark: str, split: str) -> list[dict[str, Any]]:
-    """The questions of a benchmark; those about one image are adjacent.
-
-    Args:
-        benchmark: one of `config.settings.EMBEDDED_BENCHMARKS`.
-        split: "search" to guide a search, "heldout" to report.
-
-    Returns:
-        Rows {"id", "image": PIL RGB 48 x 48, "image_id", "prompt", "answer", "kind"}.
-
-    Raises:
-        ValueError: the benchmark or the split is unknown.
-    """
-    return list(_questions(benchmark, split))
-
-
 def chance(benchmark: str, split: str) -> float:
     """Accuracy of the best guess that doesn't see the image, learnt from training questions."""
-    return _NUM_GUESSED[benchmark][split] / len(_questions(benchmark, split))
+    return _NUM_GUESSED[benchmark][split] / len(questions(benchmark, split))

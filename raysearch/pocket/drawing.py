@@ -94,7 +94,7 @@ class LabeledImages:
 
     def things(self, index: int) -> list[Thing]:
         """The objects of one image, row by row."""
-        named = {name: label[index].tolist() for name, label in self.labels.items() if name in _CELL_ATTRIBUTES}
+        named = {name: label[index].tolist() for name, label in self.labels.items()}
         things = []
         for cell in range(NUM_CELLS):
             if named["color"][cell] < 0:
@@ -103,9 +103,6 @@ class LabeledImages:
             thing |= {name: ATTRIBUTES[name][label[cell]] for name, label in named.items() if label[cell] >= 0}
             things.append(thing)
         return things
-
-
-_CELL_ATTRIBUTES = ("color", "shape", "size", "digit")
 
 
 def draw_scenes(split: str, chunk: int, num: int, num_things: tuple[int, int] = (4, 7)) -> LabeledImages:
@@ -158,7 +155,7 @@ def draw_digits(split: str, chunk: int, num: int, num_things: tuple[int, int] = 
 
 
 def _choose_cells(words: np.ndarray, num_things: tuple[int, int]) -> np.ndarray:
-    """Which of the 9 cells hold a thing, (num, 9) bool, from 10 random integers for each picture."""
+    """Which of the 9 cells hold a thing, (num, 9) bool, from 10 random integers per image."""
     fewest, most = num_things
     rank = np.argsort(np.argsort(words[:, :9], axis=1, kind="stable"), axis=1, kind="stable")
     return rank < fewest + words[:, 9:10] % (most - fewest + 1)

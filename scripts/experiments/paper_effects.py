@@ -18,7 +18,7 @@ from raysearch.cli.search import EMBEDDED_SPACE
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation.benchmarks import load_benchmarks
-from raysearch.evaluation.retention import Results, Estimate, retention
+from raysearch.evaluation.retention import Estimate, Results, retention
 from raysearch.files import write_text
 from raysearch.recovery.deepspeed_engine import start_distributed
 from raysearch.replication.table import gap_over_seeds, kept_over_seeds, percent
