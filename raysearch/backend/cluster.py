@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import ray
 
@@ -87,6 +88,11 @@ def num_slots(slots: Slots) -> int:
     )
     room = num_workers // slots.workers
     return min(slots.num or room, room)
+
+
+def is_node_lost(nodes: Sequence[str]) -> bool:
+    """Whether one of the nodes with these ids is gone."""
+    return not {node["NodeID"] for node in ray.nodes() if node["Alive"]}.issuperset(nodes)
 
 
 class SlotCapacity:
