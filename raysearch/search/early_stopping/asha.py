@@ -274,3 +274,6 @@ class _Progress:
     stopped: bool = False
     final: float | None = None
     """Retention at its own end, of a trial that came there."""
+
+
+Rungs = AshaBracket  # the name that `raysearch` exports
