@@ -127,11 +127,21 @@ def _cut_half_line(handle: int) -> None:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The rows of a file of JSON lines, none if there is no file; a last line cut short by a crash is left out."""
+    """The rows of a file of JSON lines, none if there is no file; a last line cut short by a crash is left out.
+
+    Raises:
+        ValueError: a line is no JSON; the message has its number.
+    """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return rows
 
 
 def folder_bytes(folder: Path) -> int:

@@ -37,10 +37,11 @@ class Coordinator:
         self._dense_scores: dict[str, float] | None = None
         self._layer_importance: dict[str, list[float]] = {}
         self._front: list[tuple[float, float]] = []
-        self._warnings: list[str] = []
+        self.warnings: list[str] = []
+        """Of workers, each once."""
 
     async def begin(self, slot: str, owner: Any) -> None:
-        """A slot begins, which the actor `owner` commands.
+        """A slot begins, which the actor `owner`, if any, commands.
 
         What the slots of dead owners held is given back: Ray Train does so by itself only where Ray's dashboard runs.
         """
@@ -51,7 +52,8 @@ class Coordinator:
             if group is not None:
                 remove_placement_group(group)
             await self.forget(other)
-        self._owners[slot] = owner
+        if owner is not None:
+            self._owners[slot] = owner
 
     async def send(self, slot: str, command: Command) -> None:
         """Queue a command for a slot."""
@@ -72,7 +74,7 @@ class Coordinator:
             self._changed.notify_all()
 
     async def reply_to(self, slot: str, index: int) -> Reply:
-        """The slot's reply number `index`, from 0; waits for it. It is handed out once: a slot may live for thousands."""
+        """The slot's reply number `index`, from 0; waits for it. Each is given once: a slot may live for thousands."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._replies[slot]) > index)
             reply, self._replies[slot][index] = self._replies[slot][index], None
@@ -100,15 +102,15 @@ class Coordinator:
     async def warn(self, message: str) -> None:
         """Pass a worker's warning on to the driver; one that several workers give, once."""
         async with self._changed:
-            if message not in self._warnings:
-                self._warnings.append(message)
+            if message not in self.warnings:
+                self.warnings.append(message)
                 self._changed.notify_all()
 
     async def warning(self, index: int) -> str:
         """Warning number `index`, from 0; waits for it."""
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self._warnings) > index)
-            return self._warnings[index]
+            await self._changed.wait_for(lambda: len(self.warnings) > index)
+            return self.warnings[index]
 
     async def next_part(self, slot: str, names: Sequence[str]) -> str | None:
         """Which of the parts that are measured once per study this slot shall measure and `publish`; waits while others
