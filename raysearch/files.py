@@ -138,7 +138,8 @@ def read_json_lines(path: Path) -> list[Any]:
     rows = []
     for number, line in enumerate(lines[:-1], 1):
         try:
-            rows.append(json.loads(line))
+            if line:
+                rows.append(json.loads(line))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
     return rows

@@ -1,69 +1,21 @@
 """Imports between packages run downward, lazy ones included; only backend/ (and testing/) imports ray."""
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import raysearch
-
-PACKAGE = Path(raysearch.__file__).parent
-ORDER = (
-    "errors files logging config pocket models data evaluation study export pruning recovery trials search tracking "
-    "report backend replication cli pareto testing"
-).split()
-"""Lowest first; docs/architecture.md says what each is for."""
-ENTRIES = ("__init__", "__main__")
-
-
-def modules() -> dict[str, Path]:
-    """Dotted name and path of every module."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = ["raysearch", *path.relative_to(PACKAGE).with_suffix("").parts]
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = modules()
-
-
-def imported(source: str) -> Iterator[str]:
-    """Every module that a source imports, wherever in the file; names imported from a package count as its modules."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative import"
-            for alias in node.names:
-                name = f"{node.module}.{alias.name}"
-                yield name if name in MODULES else str(node.module)
-
-
-def package_of(module: str) -> str:
-    """The package or loose module directly below raysearch; empty for raysearch itself."""
-    return module.split(".")[1] if "." in module else ""
-
-
-def upward(module: str, source: str) -> list[str]:
-    """The imports of a module that don't run downward."""
-    here = package_of(module)
-    found = []
-    for name in imported(source):
-        there = package_of(name) if name.split(".")[0] == "raysearch" else here
-        if there != here and here in ORDER and (there not in ORDER or ORDER.index(there) > ORDER.index(here)):
-            found.append(f"{module} imports {name}")
-    return found
-
-
-def cycles(edges: dict[str, set[str]]) -> list[str]:
-    """The nodes that lie on a cycle."""
-    remaining = {node: set(targets) for node, targets in edges.items()}
-    while leaves := [node for node, targets in remaining.items() if not targets & remaining.keys()]:
-        for node in leaves:
-            del remaining[node]
-    return sorted(remaining)
+from scripts.maintenance.package_imports import (
+    DRAWING,
+    MODULES,
+    ORDER,
+    cycles,
+    draw,
+    imported,
+    package_edges,
+    package_of,
+    reduced,
+    upward,
+)
 
 
 def test_every_package_has_its_place_in_the_order():
@@ -101,3 +53,13 @@ def test_an_upward_import_is_found_wherever_it_stands():
 def test_a_cycle_is_found():
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
     assert cycles({"a": {"b"}, "b": set()}) == []
+
+
+def test_the_drawing_is_that_of_the_imports(tmp_path):
+    draw(package_edges(), tmp_path / "packages.svg")
+    again = "write it anew: python scripts/maintenance/package_imports.py"
+    assert (tmp_path / "packages.svg").read_text() == DRAWING.read_text(), again
+
+
+def test_an_arrow_with_a_longer_way_beside_it_is_left_out():
+    assert reduced({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": {"b"}, "b": {"c"}, "c": set()}
