@@ -119,11 +119,22 @@ def _remove_partial_line(handle: int) -> None:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The rows of a JSON lines file, none if there is no file; a partial last line is left out."""
+    """The rows of a JSON lines file, none if there is no file; a partial last line is left out.
+
+    Raises:
+        ValueError: a line isn't JSON; the message has its number.
+    """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            if line:
+                rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return rows
 
 
 def folder_bytes(folder: Path) -> int:
