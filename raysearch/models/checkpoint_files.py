@@ -8,7 +8,7 @@ from raysearch.errors import InputError
 
 
 def model_folder(model: str | Path) -> Path:
-    """The folder of `model`, embedded LVLMs (`EMBEDDED`) included; for a hub id, a path that does not exist.
+    """The folder of `model`, of an embedded LVLM too; for a hub id, a path that does not exist.
 
     Raises:
         InputError: `pocket-smollm2` without the package that has its decoder's weights.
