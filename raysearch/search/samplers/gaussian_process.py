@@ -63,26 +63,26 @@ class RetentionModel:
     def _fit(self) -> tuple[np.ndarray, float]:
         """The likeliest weights and jitter, by L-BFGS in their logarithms from two common length scales."""
         bounds = [WEIGHT_BOUNDS] * (int(self._groups.max()) + 1) + [JITTER_BOUNDS]
-        apart = self._squared_distances()
+        distances = self.squared_distances()
         found = []
         for common in STARTS:
             start = np.log([common] * (len(bounds) - 1) + [START_JITTER])
             how = {"bounds": np.log(bounds), "options": {"maxiter": MAX_ITERATIONS}}
-            found.append(minimize(self._loss, start, (apart,), "L-BFGS-B", True, **how))
+            found.append(minimize(self.loss, start, (distances,), "L-BFGS-B", True, **how))
         best = np.exp(min(found, key=lambda one: one.fun).x)
         return best[:-1], float(best[-1])
 
-    def _squared_distances(self) -> np.ndarray:
+    def squared_distances(self) -> np.ndarray:
         """(groups, n, n) in the columns of each group."""
         gaps = (self._points[:, None] - self._points) ** 2
         return np.stack([gaps[:, :, self._groups == group].sum(2) for group in range(self._groups.max() + 1)])
 
-    def _loss(self, logs: np.ndarray, apart: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss(self, logs: np.ndarray, squared_distances: np.ndarray) -> tuple[float, np.ndarray]:
         """Minus the log likelihood, with a log-normal prior on the weights that keeps few points from explaining too
         much, and its gradient, at the logarithms of the weights and the jitter (Rasmussen and Williams, Gaussian
         Processes for Machine Learning, equations 5.8 and 5.9)."""
         weights, jitter = np.exp(logs[:-1]), np.exp(logs[-1])
-        scaled = np.sqrt(5.0 * np.tensordot(weights, apart, 1))
+        scaled = np.sqrt(5.0 * np.tensordot(weights, squared_distances, 1))
         covariance = _correlation(scaled)
         covariance[np.diag_indices_from(covariance)] += self._noise + jitter
         factor = cho_factor(covariance, lower=True, overwrite_a=True)
@@ -91,7 +91,7 @@ class RetentionModel:
         # Of twice the likelihood by the covariance, and of that by the squared distance.
         slope = np.outer(alpha, alpha) - cho_solve(factor, np.eye(len(alpha)))
         decline = -5 / 6 * (1.0 + scaled) * np.exp(-scaled)
-        by_weight = weights * np.tensordot(apart, slope * decline, 2)
+        by_weight = weights * np.tensordot(squared_distances, slope * decline, 2)
         gradient = 0.5 * np.append(by_weight, jitter * np.trace(slope))
         likelihood -= 0.5 * np.sum((logs[:-1] / LOG_WEIGHT_DEVIATION) ** 2)
         gradient[:-1] -= logs[:-1] / LOG_WEIGHT_DEVIATION**2
