@@ -232,21 +232,20 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     """The ended trials of a study, in the order of their end.
 
     Raises:
-        InputError: there is no such file, it can't be read, or a line is not a trial.
+        InputError: there is no such file, or a line is not a trial.
     """
     path = folder / TRIALS
     if not path.exists():
         raise InputError(f"{folder}: no {TRIALS}, so this is no study; give the --out folder of a search")
-    records, number = [], 0
-    try:
-        # What stands behind the last line end was cut short by a crash.
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # a last line may be cut short by a crash
+        try:
             if line:
-                records.append(TrialRecord.model_validate(json.loads(line)))
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"{path}, line {number}: no trial of this version ({problem_text(error)}); correct or remove the line"
-        ) from None
+                records.append(TrialRecord.model_validate(json.loads(line.decode())))
+        except ValueError as error:
+            raise InputError(
+                f"{path}, line {number}: no trial of this version ({problem_text(error)}); correct or remove the line"
+            ) from None
     return records
 
 

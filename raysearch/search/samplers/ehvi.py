@@ -151,7 +151,7 @@ class CandidatePool:
             if self._space.limits and attempt % 2:
                 limit = self._space.limits[int(draw.integers(len(self._space.limits)))]
                 solve = functools.partial(self._solve, limit)
-            candidate = self._space.candidate(RandomSuggester(draw, parent, solve))
+            candidate = self._space.candidate(RandomSuggester(draw, parent), solve)
             if candidate is not None:
                 found.append(candidate)
             if len(found) == num:

@@ -1,6 +1,7 @@
 """Every recipe of a space that has choices only: a study without search."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,17 +19,14 @@ from raysearch.search.trial_history import TrialHistory
 class GridSampler(Sampler):
     """Every recipe of a space without ranges, in the order of `grid`."""
 
-    _recipes: list[Recipe] | None = None
     _num_tried = 0
 
-    def candidates(self, history: TrialHistory) -> Iterator[Candidate]:
-        """The recipes that have not been tried.
+    @cached_property
+    def _recipes(self) -> list[Recipe]:
+        return grid(self.space.search_space)
 
-        Raises:
-            InputError: a dimension is a range.
-        """
-        if self._recipes is None:
-            self._recipes = grid(self.space.search_space)
+    def candidates(self, history: TrialHistory) -> Iterator[Candidate]:
+        """The recipes that have not been tried."""
         while self._num_tried < len(self._recipes):
             candidate = self.space.candidate(RecipeSuggester(self._recipes[self._num_tried].as_dict()))
             self._num_tried += 1

@@ -1,7 +1,7 @@
 """Optuna's samplers as samplers of recipes, steered in size: most proposals aim just below a budget."""
 
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,19 +27,17 @@ class OptunaSampler(Sampler):
     """One of Optuna's samplers.
 
     Args:
-        space, seed: as in `Sampler`.
         steer: let three proposals in four aim at a size: just below a budget, or, without budgets, spread evenly.
     """
+
+    optuna_sampler: Callable[..., BaseSampler]
+    """Makes Optuna's sampler for one proposal, of its `seed`."""
 
     def __init__(self, space: SizedSpace, seed: int = 0, steer: bool = True) -> None:
         super().__init__(space, seed)
         self._steer = steer
         self._study = OptunaStudy(self.optuna_sampler, seed)
         self._distributions = {name: _distribution(d) for name, d in space.search_space.asked().items()}
-
-    @abstractmethod
-    def optuna_sampler(self, seed: int) -> BaseSampler:
-        """A new sampler of Optuna's; `seed` is of the next proposal alone."""
 
     def candidates(self, history: TrialHistory) -> Iterator[Candidate]:
         """What Optuna's sampler proposes, steered in size; Optuna is told of refused ones as failed."""
@@ -72,9 +70,9 @@ class OptunaSampler(Sampler):
         """Tell Optuna of a trial's end; a stopped trial is marked as extrapolated."""
         if retention is None:
             self._study.tell_failed(proposal.number)
-            return
-        extrapolated_from = proposal.curve[-1][0] if proposal.end == "stopped" else None
-        self._study.tell(proposal.number, proposal.size_ratio, retention, extrapolated_from)
+        else:
+            extrapolated_from = proposal.curve[-1][0] if proposal.end == "stopped" else None
+            self._study.tell(proposal.number, proposal.size_ratio, retention, extrapolated_from)
 
     def state(self) -> dict[str, Any]:
         """The Optuna study."""
@@ -115,35 +113,28 @@ class OptunaSampler(Sampler):
 
 
 class TPESampler(OptunaSampler):
-    """Tree-structured Parzen estimator, over all values jointly."""
+    """Tree-structured Parzen estimator; jointly, since otherwise it sorts all trials for every value that it draws."""
 
-    def optuna_sampler(self, seed: int) -> BaseSampler:
-        """See `OptunaSampler`."""
-        # Not jointly, it would sort out the best trials once for every value that it draws.
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=10, multivariate=True, group=True)
+    optuna_sampler = partial(optuna.samplers.TPESampler, n_startup_trials=10, multivariate=True, group=True)
 
 
 class NSGA2Sampler(OptunaSampler):
     """The genetic algorithm NSGA-II."""
 
-    def optuna_sampler(self, seed: int) -> BaseSampler:
-        """See `OptunaSampler`."""
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=20)
+    optuna_sampler = partial(optuna.samplers.NSGAIISampler, population_size=20)
 
 
 class RandomSampler(OptunaSampler):
     """Independent random values."""
 
-    def optuna_sampler(self, seed: int) -> BaseSampler:
-        """See `OptunaSampler`."""
-        return optuna.samplers.RandomSampler(seed=seed)
+    optuna_sampler = partial(optuna.samplers.RandomSampler)
 
 
 class QuasiRandomSampler(OptunaSampler):
-    """A scrambled Sobol sequence."""
+    """A scrambled Sobol sequence, the same for all proposals."""
 
     def optuna_sampler(self, seed: int) -> BaseSampler:
-        """See `OptunaSampler`; one sequence for the whole search."""
+        """See `OptunaSampler`."""
         return optuna.samplers.QMCSampler(seed=self.seed, scramble=True, warn_independent_sampling=False)
 
 

@@ -12,7 +12,7 @@ from raysearch.config.dimensions import Suggester, choose
 from raysearch.config.quantization import Quantization
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.search.samplers.suggesters import RecipeSuggester, suggest
+from raysearch.search.samplers.suggesters import RecipeSuggester, Solve, suggest
 
 BISECTIONS = 14
 _ANY_CRITERION = {"layerwise": "deepest", "widthwise": "magnitude", "both": "deepest+magnitude"}
@@ -67,10 +67,11 @@ class SizedSpace:
         self.budgets, self.limits = budgets, [budget.size_ratio(self._dense) for budget in budgets]
         self._solved: dict[tuple[str, Quantization, float], float] = {}
 
-    def candidate(self, suggester: Suggester) -> Candidate | None:
-        """What a suggester chooses; None if its values exclude each other, or the recipe fits no budget."""
+    def candidate(self, suggester: Suggester, solve: Solve | None = None) -> Candidate | None:
+        """What a suggester chooses, but for the ratio if there is a `solve`; None if its values exclude each other, or
+        the recipe fits no budget."""
         try:
-            recipe, params = suggest(self.search_space, suggester)
+            recipe, params = suggest(self.search_space, suggester, solve)
         except ValidationError:
             return None
         size_ratio = self.size_ratio(recipe)

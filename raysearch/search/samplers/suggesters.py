@@ -22,37 +22,27 @@ class RandomSuggester:
     Args:
         draw: source of randomness.
         parent: values to keep, by name.
-        solve: decides the removed ratio, if given.
     """
 
-    def __init__(
-        self, draw: np.random.Generator, parent: Mapping[str, Any] | None = None, solve: Solve | None = None
-    ) -> None:
-        self._draw, self._parent, self._solve = draw, parent or {}, solve
-        self._chosen: dict[str, Any] = {}
+    def __init__(self, draw: np.random.Generator, parent: Mapping[str, Any] | None = None) -> None:
+        self._draw, self._parent = draw, parent or {}
 
     def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
         """One of `choices`."""
-        value: Scalar = choices[int(self._draw.integers(len(choices)))]
-        if self._parent.get(name) in choices and self._draw.random() >= CHANGE:
-            value = self._parent[name]
-        self._chosen[name] = value
-        return value
+        drawn: Scalar = choices[int(self._draw.integers(len(choices)))]
+        keeps = self._parent.get(name) in choices and self._draw.random() >= CHANGE
+        return self._parent[name] if keeps else drawn
 
     def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
         """A number from `low` to `high`; a child's is often near its parent's."""
-        if self._solve is not None and is_ratio(name):
-            value = to_smaller_step(self._solve(self._chosen, low, high), low, high, step)
-        else:
-            at = float(self._draw.random())
-            if name in self._parent and self._draw.random() >= CHANGE:
-                at = scaled(self._parent[name], low, high, log) + 0.4 * CHANGE * self._draw.normal()
-                at = min(max(at, 0.0), 1.0)
-            value = low * (high / low) ** at if log else low + (high - low) * at
-            if step:
-                value = low + step * round((value - low) / step)
-        self._chosen[name] = value = float(min(max(value, low), high))
-        return value
+        at = float(self._draw.random())
+        if name in self._parent and self._draw.random() >= CHANGE:
+            at = scaled(self._parent[name], low, high, log) + 0.4 * CHANGE * self._draw.normal()
+            at = min(max(at, 0.0), 1.0)
+        value = low * (high / low) ** at if log else low + (high - low) * at
+        if step:
+            value = low + step * round((value - low) / step)
+        return float(min(max(value, low), high))
 
 
 class RecipeSuggester:
@@ -91,10 +81,10 @@ class RecipeSuggester:
 
 
 class _Noting:
-    """Passes on to another suggester and notes its choices by name."""
+    """Notes the choices of a suggester by name; `solve`, if given, chooses the removed ratio."""
 
-    def __init__(self, suggester: Suggester) -> None:
-        self._suggester = suggester
+    def __init__(self, suggester: Suggester, solve: Solve | None) -> None:
+        self._suggester, self._solve = suggester, solve
         self.params: dict[str, Any] = {}
 
     def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
@@ -102,17 +92,21 @@ class _Noting:
         return value
 
     def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
-        self.params[name] = value = self._suggester.number(name, low, high, log, step)
+        if self._solve is not None and is_ratio(name):
+            value = to_smaller_step(self._solve(self.params, low, high), low, high, step)
+        else:
+            value = self._suggester.number(name, low, high, log, step)
+        self.params[name] = value
         return value
 
 
-def suggest(space: SearchSpace, suggester: Suggester) -> tuple[Recipe, dict[str, Any]]:
+def suggest(space: SearchSpace, suggester: Suggester, solve: Solve | None = None) -> tuple[Recipe, dict[str, Any]]:
     """The recipe that a suggester chooses, and its choices by name.
 
     Raises:
         pydantic.ValidationError: the values chosen exclude each other.
     """
-    noting = _Noting(suggester)
+    noting = _Noting(suggester, solve)
     return space.suggest(noting), noting.params
 
 
