@@ -245,8 +245,8 @@ class AshaBracket:
         """
         if state["schema"] != SCHEMA:
             raise ValueError(f"state of early stopping: schema {state['schema']} where {SCHEMA} is read")
-        arguments = [state[name] for name in ("max_t", "grace_period", "reduction_factor", "budgets")]
-        bracket = cls(*arguments, Rule(**state["rule"]))
+        rule = Rule(**state["rule"])
+        bracket = cls(state["max_t"], state["grace_period"], state["reduction_factor"], state["budgets"], rule)
         bracket._live = {name: _Progress(*entry) for name, entry in state["trials"].items()}
         bracket._note_finals()
         for rung, saved in zip(bracket.rungs, state["rungs"], strict=True):

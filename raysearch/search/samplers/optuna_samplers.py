@@ -1,8 +1,7 @@
 """Optuna's samplers as samplers of recipes, steered in size: most proposals aim just below a budget."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
@@ -30,14 +29,18 @@ class OptunaSampler(Sampler):
         steer: let three proposals in four aim at a size: just below a budget, or, without budgets, spread evenly.
     """
 
-    optuna_sampler: Callable[..., BaseSampler]
-    """Makes Optuna's sampler for one proposal, of its `seed`."""
+    optuna_class: ClassVar[Callable[..., BaseSampler]]
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, space: SizedSpace, seed: int = 0, steer: bool = True) -> None:
         super().__init__(space, seed)
         self._steer = steer
         self._study = OptunaStudy(self.optuna_sampler, seed)
         self._distributions = {name: _distribution(d) for name, d in space.search_space.asked().items()}
+
+    def optuna_sampler(self, seed: int) -> BaseSampler:
+        """Optuna's sampler for one proposal."""
+        return self.optuna_class(seed=seed, **self.options)
 
     def candidates(self, history: TrialHistory) -> Iterator[Candidate]:
         """What Optuna's sampler proposes, steered in size; Optuna is told of refused ones as failed."""
@@ -115,27 +118,32 @@ class OptunaSampler(Sampler):
 class TPESampler(OptunaSampler):
     """Tree-structured Parzen estimator; jointly, since otherwise it sorts all trials for every value that it draws."""
 
-    optuna_sampler = partial(optuna.samplers.TPESampler, n_startup_trials=10, multivariate=True, group=True)
+    optuna_class = optuna.samplers.TPESampler
+    options = {"n_startup_trials": 10, "multivariate": True, "group": True}
 
 
 class NSGA2Sampler(OptunaSampler):
     """The genetic algorithm NSGA-II."""
 
-    optuna_sampler = partial(optuna.samplers.NSGAIISampler, population_size=20)
+    optuna_class = optuna.samplers.NSGAIISampler
+    options = {"population_size": 20}
 
 
 class RandomSampler(OptunaSampler):
     """Independent random values."""
 
-    optuna_sampler = partial(optuna.samplers.RandomSampler)
+    optuna_class = optuna.samplers.RandomSampler
 
 
 class QuasiRandomSampler(OptunaSampler):
     """A scrambled Sobol sequence, the same for all proposals."""
 
+    optuna_class = optuna.samplers.QMCSampler
+    options = {"scramble": True, "warn_independent_sampling": False}
+
     def optuna_sampler(self, seed: int) -> BaseSampler:
-        """See `OptunaSampler`."""
-        return optuna.samplers.QMCSampler(seed=self.seed, scramble=True, warn_independent_sampling=False)
+        """With the search's own seed."""
+        return super().optuna_sampler(self.seed)
 
 
 class OptunaSuggester:
