@@ -9,21 +9,14 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from raysearch.pocket.asking import vocabulary
 from raysearch.pocket.drawing import IMAGE_SIZE
+from raysearch.pocket.question_templates import vocabulary
 
 PATCH_SIZE = 8
 NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 
-PAD, BOS, EOS, UNKNOWN, USER, IMAGE, ASSISTANT = SPECIAL_TOKENS = (
-    "<pad>",
-    "<bos>",
-    "<eos>",
-    "<unk>",
-    "<user>",
-    "<image>",
-    "<assistant>",
-)
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<image>", "<assistant>")
+PAD, BOS, EOS, UNKNOWN, USER, IMAGE, ASSISTANT = SPECIAL_TOKENS
 
 CHAT_TEMPLATE = """\
 {{- '<bos>' -}}
@@ -55,7 +48,7 @@ CHAT_TEMPLATE = """\
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; "?" and "," are words of their own."""
+    """A word-level tokenizer; "?" and "," are words of their own."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     words = {word: number for number, word in enumerate((*SPECIAL_TOKENS, *vocabulary()))}
@@ -77,7 +70,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str = CHAT_TEMPLATE) -> LlavaProcessor:
-    """The processor; its image side needs PIL only, not torchvision."""
+    """The processor; its image processor needs PIL, not torchvision."""
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -94,12 +87,8 @@ def make_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str = CHAT
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """The untrained model: about 85% of its parameters lie in 7 decoder layers."""
-    ids = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
+    """The untrained model, of 7 decoder layers with about 85% of its parameters."""
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     vision = SiglipVisionConfig(
         hidden_size=96,
         intermediate_size=192,

@@ -50,7 +50,7 @@ class EHVISampler(Sampler):
 
     def __init__(self, space: SizedSpace, seed: int = 0) -> None:
         super().__init__(space, seed)
-        self._encoding = Encoding(space.search_space.asked())
+        self._encoding = Encoding(space.search_space.search_params())
         self._pool = CandidatePool(space, seed)
         self._ranker = EHVIRanker(self._encoding.groups)
         self._prior: list[Observation] = []

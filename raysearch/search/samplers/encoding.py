@@ -18,7 +18,7 @@ class Encoding:
     apply, and whether it applies. A word has one column per choice.
 
     Args:
-        dimensions: of the space, by name (`SearchSpace.asked`).
+        dimensions: of the space, by name (`SearchSpace.search_params`).
 
     Attributes:
         names: the size, and the dimensions.

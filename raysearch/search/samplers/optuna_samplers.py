@@ -36,7 +36,7 @@ class OptunaSampler(Sampler):
         super().__init__(space, seed)
         self._steer = steer
         self._study = OptunaStudy(self.optuna_sampler, seed)
-        self._distributions = {name: _distribution(d) for name, d in space.search_space.asked().items()}
+        self._distributions = {name: _distribution(d) for name, d in space.search_space.search_params().items()}
 
     def optuna_sampler(self, seed: int) -> BaseSampler:
         """Optuna's sampler for one proposal."""

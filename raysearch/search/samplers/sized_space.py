@@ -23,7 +23,7 @@ class Candidate:
     """A recipe of the space that fits a budget.
 
     Attributes:
-        params: the values chosen for it, by the names that the space asks for (`SearchSpace.asked`).
+        params: the values chosen for it, by the names that the space asks for (`SearchSpace.search_params`).
         size_ratio: its exact size, as a share of the dense model's bytes.
     """
 
