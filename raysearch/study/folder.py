@@ -31,17 +31,10 @@ logger = logging.getLogger(__name__)
 
 class Study:
     """A study's folder, new or with the files of earlier starts. Lines are appended whole and flushed; other files are
-    replaced whole.
-
-    Attributes:
-        earlier_space: the space of the last start of this study; None for a new one.
-        records: the ended trials, in the order of their end.
-        front: None before a trial has finished.
-    """
+    replaced whole."""
 
     def __init__(self, folder: Path, space: SearchSpace) -> None:
         self.folder, self.space = folder, space
-        self.earlier_space = read_space(folder) if (folder / SPACE).exists() else None
         self.budgets = [Budget.parse(budget) for budget in space.budgets]
         self.records = read_trials(folder) if (folder / TRIALS).exists() else []
         self.front: Front | None = Front.load(folder) if (folder / "front.json").exists() else None

@@ -108,12 +108,7 @@ class Baseline(BaseModel):
 
 
 class Front(BaseModel):
-    """`front.json`: points sorted by size, none dominated, and the answer to each budget.
-
-    Attributes:
-        hypervolume: mean over all size ratios of the best retention that fits (see `hypervolume`).
-        budgets: key of the point to pick for each budget; None if nothing fits.
-    """
+    """`front.json`: points sorted by size, none dominated, and by budget the key of the point that answers it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
