@@ -26,8 +26,8 @@ from raysearch.files import write_tensors
 from raysearch.pocket import SPLITS
 from raysearch.pocket.drawing import ATTRIBUTES
 from raysearch.pocket.model import IMAGE, NUM_IMAGE_TOKENS
-from raysearch.pocket.packing import IGNORED, Packer, Row, batch_rows
 from raysearch.pocket.smollm2 import make_lvlm, pretrained
+from scripts.pocket.packing import IGNORED, Packer, Row, batch_rows
 from scripts.pocket.training import (
     ATTENTION,
     answer_loss,

@@ -12,7 +12,6 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from raysearch.config.settings import EMBEDDED_BENCHMARKS
 from raysearch.pocket.drawing import CELL, GRID, Draw, easy_vqa_image, easy_vqa_questions
 from raysearch.pocket.model import PATCH_SIZE
-from raysearch.pocket.packing import IGNORED, PackedBatch, Packer, Row, batch_rows
 from raysearch.pocket.question_templates import PocketQuestion, published_questions
 from raysearch.pocket.splits import (
     annotated_easy_vqa,
@@ -21,6 +20,7 @@ from raysearch.pocket.splits import (
     question_draw,
     split_questions,
 )
+from scripts.pocket.packing import IGNORED, PackedBatch, Packer, Row, batch_rows
 
 PER_STEP = {"scenes": 5, "digits": 4, "easy-vqa": 1}
 NUM_SHORT, NUM_LISTS, NUM_EASY_PAIRS = 9, 3, 3

@@ -13,8 +13,8 @@ import pytest
 from raysearch import pocket
 from raysearch.config.settings import EMBEDDED_BENCHMARKS
 from raysearch.pocket import drawing, splits
-from raysearch.pocket.packing import IGNORED, PREFIX, Packer, batch_rows
 from raysearch.pocket.question_templates import SHORT, PocketQuestion, vocabulary
+from scripts.pocket.packing import IGNORED, PREFIX, Packer, batch_rows
 
 SAMPLE = {"easy-vqa": 40, "digits": 48, "scenes": 48, "lists": 32, "descriptions": 16}
 """Questions answered by `generate`; one by one they take longest."""

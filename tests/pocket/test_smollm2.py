@@ -19,8 +19,8 @@ from raysearch import pocket
 from raysearch.errors import InputError
 from raysearch.models.checkpoint_files import model_folder
 from raysearch.pocket import smollm2
-from raysearch.pocket.packing import IGNORED
 from raysearch.pocket.question_templates import PocketQuestion, vocabulary
+from scripts.pocket.packing import IGNORED
 
 SMOLLM2 = LlamaConfig(
     vocab_size=49152,
