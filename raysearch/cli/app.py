@@ -65,18 +65,16 @@ def best(
     point = _picked(front, wanted, str(folder))
     fitting = [other for other in front.points if wanted.admits(other.size, front.baseline.size)]
     similar = statistically_tied(point, fitting)
+    checkpoint = point.checkpoint_path(folder)
     if as_json:
-        checkpoint = str(folder / point.checkpoint) if point.checkpoint else None
         answer: dict[str, Any] = {"study": front.study, "budget": budget, **point.model_dump(mode="json")}
-        answer |= {"recipe": point.recipe.as_dict(), "checkpoint": checkpoint}
+        answer |= {"recipe": point.recipe.as_dict(), "checkpoint": str(checkpoint) if checkpoint else None}
         print(json.dumps(answer | {"not_told_apart": [other.key for other in similar]}, indent=2))
         return
     print_rich(front_table([point]))
     print(f"Size        {point.num_params:,} parameters, {point.size_bytes:,} bytes")
     print(f"Recipe      {json.dumps(point.recipe.as_dict())}")
-    print(
-        f"Checkpoint  {folder / point.checkpoint if point.checkpoint else 'none kept; export --retrain makes it again'}"
-    )
+    print(f"Checkpoint  {checkpoint or 'none kept; export --retrain makes it again'}")
     if point.measured:
         print(f"Measured    {speed_text(point.measured)}")
     for other in similar:

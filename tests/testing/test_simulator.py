@@ -88,5 +88,5 @@ def test_a_hundred_thousand_decisions_at_one_rung_take_seconds():
     judged = [(draw.uniform(0.1, 1), draw.random(), 0.0) for _ in range(100_000)]
     started = time.process_time()
     for size, retention, se in judged:
-        rungs._judge("new", rungs.rungs[0], size, retention, se, 1)
+        rungs.judge("new", rungs.rungs[0], size, retention, se, 1)
     assert time.process_time() - started < 30  # about 4 s on an idle core
