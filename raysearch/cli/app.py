@@ -93,8 +93,7 @@ def export(
         bool, typer.Option("--retrain", help="Make the checkpoint again if the study's quota has cost it.")
     ] = False,
     finetune: Annotated[
-        bool,
-        typer.Option("--polish", help="First train it further, on all of the data; the better one goes."),
+        bool, typer.Option("--polish", help="First train it further, on all of the data; the better one goes.")
     ] = False,
     epochs: Annotated[
         float, typer.Option(min=0.001, help="With --polish: passes over the data.", show_default=True)
@@ -190,8 +189,7 @@ def prune(
         bool, typer.Option("--compensate", help="Let the FFNs in front of dropped layers make up for them.")
     ] = False,
     quantization: Annotated[
-        Literal["none", "int8", "int4"],
-        typer.Option(help="Round the weights of the decoder's linear layers."),
+        Literal["none", "int8", "int4"], typer.Option(help="Round the weights of the decoder's linear layers.")
     ] = "none",
 ) -> None:
     """Prune without recovery, and write a stock checkpoint.
@@ -313,8 +311,7 @@ def study(
 
 @app.command()
 def sync(
-    folder: Folder,
-    uri: Annotated[str | None, typer.Option(help="Tracking server; left out, the study's own.")] = None,
+    folder: Folder, uri: Annotated[str | None, typer.Option(help="Tracking server; left out, the study's own.")] = None
 ) -> None:
     """Send to MLflow what could not be sent while the search ran.
 

@@ -44,11 +44,7 @@ class Work:
     operations: float = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(
-            self.samples + other.samples,
-            self.scorings + other.scorings,
-            self.operations + other.operations,
-        )
+        return Work(self.samples + other.samples, self.scorings + other.scorings, self.operations + other.operations)
 
 
 @dataclass(frozen=True)

@@ -69,10 +69,7 @@ def search(
 
 
 def run(
-    plan: "StudyPlan",
-    folder: Path,
-    prior_trials: Sequence["PriorTrial"] = (),
-    runtime: "TrialRuntime | None" = None,
+    plan: "StudyPlan", folder: Path, prior_trials: Sequence["PriorTrial"] = (), runtime: "TrialRuntime | None" = None
 ) -> None:
     """Run the trials that a study lacks, in view of the person, and print the front.
 

@@ -26,11 +26,7 @@ class Trial:
     """One recipe on a workbench. Iterate `scores()`; between two of them the trial may be exported or closed."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        context: TrialContext,
-        model: object = None,
-        kept_layers: Sequence[int] | None = None,
+        self, recipe: Recipe, context: TrialContext, model: object = None, kept_layers: Sequence[int] | None = None
     ) -> None:
         """Prune, or take `model`, which was made by the same recipe before; nothing is trained yet.
 

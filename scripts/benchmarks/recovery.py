@@ -58,10 +58,7 @@ class Bench:
         dense, processor, rows = loaded(options.model, options.data, compute_dtype(options.precision))
         self.family = models.family_for(dense)
         self.settings = RecoverySettings(
-            batch_size=options.batch_size,
-            max_length=512,
-            precision=options.precision,
-            zero_stage=options.stage,
+            batch_size=options.batch_size, max_length=512, precision=options.precision, zero_stage=options.stage
         )
         self.encoder = Encoder(processor, self.family, self.settings.max_length)
         self.num_samples = options.steps * options.batch_size

@@ -111,11 +111,7 @@ def _smolvlm_256m() -> hf.SmolVLMConfig:
         "patch_size": 16,
     }
     return hf.SmolVLMConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=49190,
-        scale_factor=4,
-        tie_word_embeddings=False,
+        text_config=text, vision_config=vision, image_token_id=49190, scale_factor=4, tie_word_embeddings=False
     )
 
 
@@ -125,12 +121,7 @@ def _random_batch(model: PreTrainedModel, batch_size: int, dtype: torch.dtype) -
     ids = torch.cat([images, words], 1)
     labels = ids.masked_fill(ids == model.config.image_token_id, -100)
     pixels = torch.randn(batch_size, 1, 3, IMAGE_SIZE, IMAGE_SIZE).to(dtype)
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "labels": labels,
-        "pixel_values": pixels,
-    }
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels}
 
 
 if __name__ == "__main__":

@@ -51,10 +51,7 @@ def main() -> None:
         for k in (k for k in TOP_K if k < teacher.shape[1]):
             kept[f"top {k}|{k * BYTES_PER_LOGIT + BYTES_OF_BUCKET}"] = _of_top(teacher, k, temperature)
         for name, loss in kept.items():
-            print(
-                f"| {name.replace('|', ' | ')} | {temperature:g} | {compared(student, exact, loss)} |",
-                flush=True,
-            )
+            print(f"| {name.replace('|', ' | ')} | {temperature:g} | {compared(student, exact, loss)} |", flush=True)
 
 
 @torch.no_grad()

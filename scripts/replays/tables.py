@@ -287,11 +287,7 @@ class EndsOnly:
     """A world for policies that stop nothing: they measure each trial once, at its end."""
 
     def __init__(self, world: CurveWorld | RecordedWorld) -> None:
-        self.cost_of_result, self.measure, self._checkpoints = (
-            world.cost_of_result,
-            world.measure,
-            world.checkpoints,
-        )
+        self.cost_of_result, self.measure, self._checkpoints = (world.cost_of_result, world.measure, world.checkpoints)
 
     def checkpoints(self, row: int) -> list[float]:
         return self._checkpoints(row)[-1:]

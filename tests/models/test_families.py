@@ -236,11 +236,7 @@ def test_saved_bytes_are_the_predicted_bytes(name: str, tmp_path) -> None:
 def test_parts_are_found_once_each(name: str) -> None:
     model = dense(name)
     family = family_for(model)
-    parts = {
-        "decoder": [family.decoder(model)],
-        "vision": family.vision(model),
-        "projector": family.projector(model),
-    }
+    parts = {"decoder": [family.decoder(model)], "vision": family.vision(model), "projector": family.projector(model)}
     ids = {part: {id(p) for module in modules for p in module.parameters()} for part, modules in parts.items()}
     assert all(ids.values()) == family.is_multimodal
     assert not ids["decoder"] & ids["vision"]

@@ -165,11 +165,7 @@ def test_training_is_the_same_with_what_is_known_of_pictures_from_inference():
     vision, model = VisionCache(tiny_family(), 1e9), tiny_model(1)
     with vision.serving(model), torch.inference_mode():
         logits(model, ENCODER.collate([ENCODER.encode(sample) for sample in samples()]))
-    warm, cold, without = (
-        trained(vision, [40]),
-        trained(VisionCache(tiny_family(), 1e9), [40]),
-        trained(None, [40]),
-    )
+    warm, cold, without = (trained(vision, [40]), trained(VisionCache(tiny_family(), 1e9), [40]), trained(None, [40]))
     assert warm == cold
     assert warm[0] == pytest.approx(without[0], rel=1e-4)  # fp32; a picture alone is rounded otherwise than in a batch
 

@@ -81,13 +81,7 @@ def test_no_dropped_layers_or_none_before_them_change_nothing() -> None:
 
 def test_a_pruned_checkpoint_can_be_compensated(tmp_path: Path) -> None:
     done = prune_checkpoint(
-        "pocket",
-        mode="layerwise",
-        ratio=0.3,
-        to=tmp_path,
-        calibration="pocket",
-        compensate=True,
-        num_samples=16,
+        "pocket", mode="layerwise", ratio=0.3, to=tmp_path, calibration="pocket", compensate=True, num_samples=16
     )
     assert all(left < 0.8 for left in done["left_by_compensation"])
     assert len(done["left_by_compensation"]) >= 1

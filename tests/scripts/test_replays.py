@@ -60,12 +60,7 @@ def table(tmp_path_factory):
     made = [
         recipe(ratio, trained, fraction)
         for ratio in (0.1, 0.3, 0.5, 0.7)
-        for trained, fraction in (
-            ("nothing", None),
-            ("projector", 0.05),
-            ("projector", 1.0),
-            ("decoder", 0.2),
-        )
+        for trained, fraction in (("nothing", None), ("projector", 0.05), ("projector", 1.0), ("decoder", 0.2))
     ]
     again = made[2].model_copy(update={"seed": 1})
     failed = recipe(0.2, "decoder", lr=3e-3)

@@ -74,11 +74,7 @@ def test_rule_by_hand():
     chain = [(1.0, 0.9), (2.0, 0.8), (3.0, 0.7), (4.0, 0.6), (5.0, 0.5)]
     assert rung_of(chain).decide("new", 0.5, 0.95, 0, 10).reason == "its layer goes on whole"
     behind = rung_of(chain).decide("new", 2.5, 0.75, 0, 10)
-    assert (behind.go_on, behind.num_better, behind.num_own) == (
-        False,
-        2,
-        0,
-    )  # which rank it is in was not needed
+    assert (behind.go_on, behind.num_better, behind.num_own) == (False, 2, 0)  # which rank it is in was not needed
     second = rung_of(chain).decide("new", 1.5, 0.85, 0, 10)
     assert (second.go_on, second.num_better, second.num_own) == (True, 1, 1)
 
@@ -163,11 +159,7 @@ def test_a_trial_that_ended_below_a_rung_counts_in_later_rungs():
     for number in range(6):
         rungs.finish(f"short{number}", 0.2, 0.8 + number / 100, 0, 4)
     late = rungs.decide("long", 0.5, 0.79, 0, 30)
-    assert (late.go_on, late.num_better, late.num_trials) == (
-        False,
-        2,
-        7,
-    )  # of six better ones, the two that may
+    assert (late.go_on, late.num_better, late.num_trials) == (False, 2, 7)  # of six better ones, the two that may
     alone = AshaBracket(90, 10, 3, rule=Rule(count_finished=False))
     alone.finish("short", 0.2, 0.8, 0, 4)
     assert alone.decide("long", 0.5, 0.79, 0, 30).go_on

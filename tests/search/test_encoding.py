@@ -36,10 +36,7 @@ def test_points_of_a_space_do_not_depend_on_the_order_of_its_fields():
         "criterion": ["taylor", "deepest", "wanda"],
         "mode": ["layerwise", "both"],
         "ratio": {"low": 0.1, "high": 0.5},
-        "lr": [
-            {"when": {"mode": "both"}, "low": 1e-4, "high": 1e-3},
-            {"low": 1e-5, "high": 1e-3, "log": True},
-        ],
+        "lr": [{"when": {"mode": "both"}, "low": 1e-4, "high": 1e-3}, {"low": 1e-5, "high": 1e-3, "log": True}],
         "epochs": [1.0],
     }
     spaces = [

@@ -12,11 +12,7 @@ from raysearch.search.searcher import Searcher
 
 
 def space(**recipe):
-    base = {
-        "mode": ["layerwise", "widthwise"],
-        "ratio": [0.1, 0.2],
-        "criterion": ["deepest", "magnitude", "wanda"],
-    }
+    base = {"mode": ["layerwise", "widthwise"], "ratio": [0.1, 0.2], "criterion": ["deepest", "magnitude", "wanda"]}
     return SearchSpace(name="a", model="pocket", recipe={**base, **recipe})
 
 
@@ -53,10 +49,7 @@ def test_a_range_has_no_grid():
 def test_the_sampler_takes_every_recipe_in_order():
     made = space(trained=["nothing", "projector"], seed=[0, 1])
     searcher = Searcher(
-        made,
-        size_of=lambda recipe: Size(10, round(20 - 20 * recipe.ratio)),
-        dense=Size(10, 20),
-        sampler="grid",
+        made, size_of=lambda recipe: Size(10, round(20 - 20 * recipe.ratio)), dense=Size(10, 20), sampler="grid"
     )
     wanted = grid(made)
     assert [searcher.suggest(str(index)).key for index in range(len(wanted))] == [recipe.key for recipe in wanted]

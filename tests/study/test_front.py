@@ -124,13 +124,7 @@ def test_hypervolume_knows_no_order():
 
 
 def test_front_is_sorted_and_none_is_dominated():
-    points = [
-        point(0.9, 0.98),
-        point(0.5, 0.9),
-        point(0.7, 0.85),
-        point(0.4, 0.6),
-        point(0.5, 0.9, ratio=0.51),
-    ]
+    points = [point(0.9, 0.98), point(0.5, 0.9), point(0.7, 0.85), point(0.4, 0.6), point(0.5, 0.9, ratio=0.51)]
     front = Front.build("s", "m", BASELINE, points, [Budget.parse("60%"), Budget.parse("30%")])
     assert [p.size_ratio for p in front.points] == [0.4, 0.5, 0.9]
     assert front.points[1].key == points[1].key  # of equals the first stays

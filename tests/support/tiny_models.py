@@ -147,11 +147,7 @@ def _bunny() -> hf.LlavaConfig:
 def _internvl(text: PretrainedConfig) -> hf.InternVLConfig:
     vision = hf.InternVLVisionConfig(**{**CLIP, "patch_size": [8, 8], "image_size": [32, 32]})
     return hf.InternVLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=IMAGE,
-        image_seq_length=4,
-        tie_word_embeddings=False,
+        text_config=text, vision_config=vision, image_token_id=IMAGE, image_seq_length=4, tie_word_embeddings=False
     )
 
 
@@ -188,13 +184,7 @@ def _llava_onevision() -> hf.LlavaOnevisionConfig:
 
 
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
-_QWEN_VISION = {
-    "depth": 2,
-    "num_heads": 2,
-    "patch_size": 8,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-}
+_QWEN_VISION = {"depth": 2, "num_heads": 2, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2}
 _QWEN_TOKENS = {
     "image_token_id": IMAGE,
     "video_token_id": VIDEO,

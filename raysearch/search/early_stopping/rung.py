@@ -83,10 +83,7 @@ class Rung:
 
     def state(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
-        return {
-            "values": {trial: list(value) for trial, value in self.values.items()},
-            "failed": sorted(self.failed),
-        }
+        return {"values": {trial: list(value) for trial, value in self.values.items()}, "failed": sorted(self.failed)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state`."""
