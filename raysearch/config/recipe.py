@@ -19,6 +19,7 @@ LOSS_FIELDS = ("sft", "logits_kd", "hidden_kd")
 
 _CONDITIONS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
     "depth_share": (lambda values: values.get("mode") == "both", "mode: both"),
+    "attention_share": (lambda values: values.get("mode") != "layerwise", "mode: widthwise or both"),
     **dict.fromkeys(
         (*LOSS_FIELDS, "lr", "data_fraction", "epochs"),
         (lambda values: values.get("trained") != "nothing", "something to train"),
@@ -30,6 +31,7 @@ _CONDITIONS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
 # Ordered: the field that a condition reads comes before the fields that depend on it.
 _DEFAULTS: dict[str, object] = {
     "depth_share": 0.5,
+    "attention_share": 1.0,
     "sft": 1.0,
     "logits_kd": 0.0,
     "hidden_kd": 0.0,
@@ -72,6 +74,9 @@ class Recipe(BaseModel):
     """Importance criterion: for layers, for widths, or LAYER+WIDTH if `mode` is both."""
     depth_share: float | None = Field(None, gt=0, lt=1)
     """Share of the removed parameters that removed layers account for; only if `mode` is both."""
+    attention_share: float | None = Field(None, ge=0, le=1)
+    """Share of the heads' parameters to remove, as a multiple of the FFN channels': 0 keeps all heads as long as the
+    FFN suffices, 1 removes the same share of both; not if `mode` is layerwise."""
     trained: Trained = "projector+decoder"
     """Parts that recovery trains; never the vision tower."""
     lora_rank: int | None = Field(None, ge=1)
@@ -166,6 +171,8 @@ class Recipe(BaseModel):
         """One short line for tables and logs."""
         losses = "+".join(name for name in LOSS_FIELDS if getattr(self, name))
         parts = [f"{self.mode} {self.ratio:.0%} by {self.criterion}"]
+        if self.attention_share not in (None, 1.0):
+            parts.append(f"attention share {self.attention_share:g}")
         if self.quantization != "none":
             parts.append(self.quantization)
         if self.trained == "nothing":
@@ -175,8 +182,11 @@ class Recipe(BaseModel):
         return ", ".join(parts)
 
 
+_BEFORE_THE_FIELD = (("quantization", "none"), ("attention_share", 1.0))
+"""What recipes were before they had these fields; left out of keys, so that those of older studies stay valid."""
+
+
 def _hash(fields: Mapping[str, object]) -> str:
-    """Leaves `quantization: none` out: keys of studies older than that field stay valid."""
-    named = {name: value for name, value in fields.items() if (name, value) != ("quantization", "none")}
+    named = {name: value for name, value in fields.items() if (name, value) not in _BEFORE_THE_FIELD}
     canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]

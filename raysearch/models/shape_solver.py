@@ -15,11 +15,18 @@ from raysearch.models.shape import ParamCounts, Shape
 
 def shape_for(counts: ParamCounts, recipe: Recipe) -> Shape:
     """The shape that a recipe gives a dense model of `counts`; see `shape_for_ratio`."""
-    return shape_for_ratio(counts, recipe.mode, recipe.ratio, recipe.depth_share)
+    return shape_for_ratio(
+        counts, recipe.mode, recipe.ratio, recipe.depth_share, attention_share=recipe.attention_share
+    )
 
 
 def shape_for_ratio(
-    counts: ParamCounts, mode: Mode, ratio: float, depth_share: float | None = None, multiple: int | None = None
+    counts: ParamCounts,
+    mode: Mode,
+    ratio: float,
+    depth_share: float | None = None,
+    multiple: int | None = None,
+    attention_share: float | None = None,
 ) -> Shape:
     """The shape that removes nearest to `ratio` of the decoder's parameters; the dense shape for 0.
 
@@ -30,6 +37,8 @@ def shape_for_ratio(
             (arXiv 2604.24380, Table 5).
         depth_share: for mode `both`, the share of the removal done by dropping layers; 0.5 if None.
         multiple: FFN channels come in multiples of this; None chooses `default_multiple`.
+        attention_share: share of the heads' parameters to remove, as a multiple of the FFN's: 0 keeps all heads as long
+            as the FFN suffices, 1 (None) removes the same share of both.
 
     Raises:
         InputError: `ratio` outside [0, 1), or more than can be removed.
@@ -45,7 +54,7 @@ def shape_for_ratio(
         raise InputError(
             f"ratio {ratio}: {mode} can remove at most {most:.4f} of this decoder's parameters; lower the ratio"
         )
-    return _shape_near(counts, mode, target, depth_share, step, within=False)
+    return _shape_near(counts, mode, target, depth_share, attention_share, step, within=False)
 
 
 def shape_for_budget(
@@ -56,6 +65,7 @@ def shape_for_budget(
     multiple: int | None = None,
     bytes_per_param: int = 2,
     quantization: Quantization = "none",
+    attention_share: float | None = None,
 ) -> Shape:
     """The largest shape whose whole model, its decoder quantised, is within `budget`; a share is of the bytes of the
     dense, unquantised model. Arguments as in `shape_for_ratio` and `ParamCounts.size`.
@@ -81,7 +91,7 @@ def shape_for_budget(
     low, high = float(smallest.num_params), float(dense.num_params)
     while high - low > 0.5:
         middle = (low + high) / 2
-        shape = _shape_near(counts, mode, middle, depth_share, step, within=True)
+        shape = _shape_near(counts, mode, middle, depth_share, attention_share, step, within=True)
         if budget.admits(size(shape), dense):
             best, low = shape, middle
         else:
@@ -111,20 +121,26 @@ def _step(counts: ParamCounts, multiple: int | None) -> int:
 
 
 def _shape_near(
-    counts: ParamCounts, mode: Mode, target: float, depth_share: float | None, step: int, within: bool
+    counts: ParamCounts,
+    mode: Mode,
+    target: float,
+    depth_share: float | None,
+    attention_share: float | None,
+    step: int,
+    within: bool,
 ) -> Shape:
     """The shape whose whole model has nearest to `target` parameters, or at most so many if `within`."""
     if mode == "layerwise":
         return _drop_layers(counts, target, within)
     if mode == "widthwise":
-        return _narrow(counts, counts.dense.num_layers, target, step, within)
+        return _narrow(counts, counts.dense.num_layers, target, attention_share, step, within)
     dense = counts.total(counts.dense)
     share = 0.5 if depth_share is None else depth_share
     num_layers = _drop_layers(counts, dense - share * (dense - target), within=False).num_layers
     narrowest = smallest_shape(counts, "widthwise", step)
     while num_layers > counts.smallest.num_layers and counts.total(replace(narrowest, num_layers=num_layers)) > target:
         num_layers -= 1
-    return _narrow(counts, num_layers, target, step, within)
+    return _narrow(counts, num_layers, target, attention_share, step, within)
 
 
 def _drop_layers(counts: ParamCounts, target: float, within: bool) -> Shape:
@@ -132,13 +148,15 @@ def _drop_layers(counts: ParamCounts, target: float, within: bool) -> Shape:
     return _nearest(counts, [replace(counts.dense, num_layers=num) for num in nums], target, within)
 
 
-def _narrow(counts: ParamCounts, num_layers: int, target: float, step: int, within: bool) -> Shape:
-    """Heads shrink by the same share as FFN channels, as near as whole heads allow; channels take the rest."""
+def _narrow(
+    counts: ParamCounts, num_layers: int, target: float, attention_share: float | None, step: int, within: bool
+) -> Shape:
+    """As many heads as `attention_share` asks for, as near as whole heads allow; FFN channels take the rest."""
     dense = counts.dense
     fixed = counts.total(Shape(num_layers, 0, 0, 0))
     prunable = num_layers * (counts.layer(dense) - counts.per_layer)
     share = min(max((target - fixed) / prunable, 0.0), 1.0)
-    wanted = share * counts.attention((dense.num_kv_heads, dense.num_heads))
+    wanted = _attention_left(counts, share, 1.0 if attention_share is None else attention_share, step)
     choices = sorted(counts.attention_choices, key=lambda pair: (abs(counts.attention(pair) - wanted), pair))
     unit = num_layers * step * counts.per_channel
     best: Shape | None = None
@@ -151,6 +169,21 @@ def _narrow(counts: ParamCounts, num_layers: int, target: float, step: int, with
         if best is None or _error(counts, shape, target) < _error(counts, best, target):
             best = shape
     return best or smallest_shape(counts, "widthwise", step)
+
+
+def _attention_left(counts: ParamCounts, share: float, attention_share: float, step: int) -> float:
+    """Parameters of a layer's heads that stay where `share` of its prunable parameters stays.
+
+    With A and F the dense heads' and channels' parameters and a the attention share, channels lose the share
+    r = (1 - share)(A + F) / (aA + F), at most all but one step, and heads what is left to remove.
+    """
+    heads = counts.attention((counts.dense.num_kv_heads, counts.dense.num_heads))
+    if attention_share == 1:
+        return share * heads
+    channels = counts.dense.num_ffn_channels * counts.per_channel
+    removed = (1 - share) * (heads + channels)
+    from_channels = min(removed * channels / (attention_share * heads + channels), channels - step * counts.per_channel)
+    return heads + from_channels - removed
 
 
 def _fill_with_channels(counts: ParamCounts, shape: Shape, target: float, step: int, within: bool) -> Shape:

@@ -42,6 +42,7 @@ def prune_checkpoint(
     calibration: str | Path | None = None,
     image_folder: str | Path | None = None,
     depth_share: float | None = None,
+    attention_share: float | None = None,
     multiple: int | None = None,
     num_samples: int = 64,
     batch_size: int = 4,
@@ -66,6 +67,8 @@ def prune_checkpoint(
         calibration: data to score on, see `load_samples`; not read if the criterion needs none.
         image_folder: root of its image paths; None is the data's own folder.
         depth_share: for mode both, the share of the removal done by dropping layers.
+        attention_share: share of the heads' parameters to remove, as a multiple of the FFN channels': 0 keeps all heads
+            as long as the FFN suffices; None is 1. Not for mode layerwise.
         multiple: FFN channels come in multiples of this.
         num_samples, batch_size, max_length: samples to score on, samples per batch, tokens per sample. An LVLM is
             scored on samples with images only.
@@ -83,7 +86,7 @@ def prune_checkpoint(
         InputError: wrong use, an unreadable model or data, or a size that can't be reached.
     """
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    target = _SizeTarget(mode, ratio, budget, depth_share, multiple, quantization)
+    target = _SizeTarget(mode, ratio, budget, depth_share, attention_share, multiple, quantization)
     recipe = target.recipe(criterion or _default_criterion(mode, calibration is not None), seed)
     _check_use(recipe, calibration is not None, compensate)
     if quantization != "none":
@@ -126,6 +129,7 @@ class _SizeTarget:
     ratio: float | None
     budget: Budget | None
     depth_share: float | None
+    attention_share: float | None
     multiple: int | None
     quantization: Quantization
 
@@ -137,14 +141,15 @@ class _SizeTarget:
 
     def shape(self, config: PretrainedConfig, dtype: torch.dtype) -> Shape:
         if self.ratio is not None:
-            return shape_for_ratio(counts_of(config), self.mode, self.ratio, self.depth_share, self.multiple)
+            options = self.depth_share, self.multiple, self.attention_share
+            return shape_for_ratio(counts_of(config), self.mode, self.ratio, *options)
         assert self.budget is not None
-        options = self.depth_share, self.multiple, dtype.itemsize, self.quantization
+        options = self.depth_share, self.multiple, dtype.itemsize, self.quantization, self.attention_share
         return shape_for_budget(counts_of(config), self.mode, self.budget, *options)
 
     def recipe(self, criterion: str, seed: int) -> Recipe:
         fields: dict[str, Any] = {"mode": self.mode, "ratio": self.ratio or 0.0, "criterion": criterion}
-        fields["quantization"] = self.quantization
+        fields |= {"quantization": self.quantization, "attention_share": self.attention_share}
         if self.mode == "both":
             fields["depth_share"] = self.depth_share
         try:
