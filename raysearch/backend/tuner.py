@@ -67,8 +67,8 @@ def resume_search(plan: StudyPlan, study: Study, prior_trials: Sequence[PriorTri
     if not search.resume(study.records):
         searcher.learn_from((trial.recipe, trial.retention) for trial in prior_trials)
         searcher.enqueue(trial.recipe for trial in prior_trials if trial.on_front)
-        if settings.sampler != "grid":
-            searcher.enqueue_published()
+        num_openers = searcher.enqueue_openers() if settings.sampler != "grid" else 0
+        bracket.num_spared = num_openers or max(2, (plan.space.slots.num or 0) // 2)
     return search
 
 

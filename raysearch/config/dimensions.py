@@ -134,3 +134,47 @@ def choose(suggester: Suggester, name: str, cases: Sequence[Dimension], values: 
 def matches(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether every value that is `wanted` by name is there, or one of them if it is a list."""
     return all(values.get(name) in (one if isinstance(one, list) else [one]) for name, one in wanted.items())
+
+
+def field_of(param: str) -> str:
+    """The recipe field, or kind of criterion, of a search parameter."""
+    return param.partition("#")[0]
+
+
+class RecipeSuggester:
+    """Chooses the values nearest to given ones: of a recipe by its fields, or of earlier choices by their names.
+
+    A value may be a list: the first that the space has is taken.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+        if "criterion" in values:
+            layer, _, width = str(values["criterion"]).partition("+")
+            self._values["layer_criterion"], self._values["width_criterion"] = layer, width or layer
+
+    def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
+        """The given value if it is among `choices`, else the nearest number or the first of them."""
+        preferred = self._value(name)
+        listed = preferred if isinstance(preferred, list) else [preferred]
+        wanted = next((value for value in listed if value in choices), listed[0])
+        numbers = [value for value in choices if _is_number(value)]
+        if wanted in choices:
+            return next(value for value in choices if value == wanted)
+        if _is_number(wanted) and numbers:
+            return min(numbers, key=lambda value: abs(value - wanted))  # type: ignore[operator]
+        return choices[0]
+
+    def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
+        """The given value, brought within the bounds and onto the steps; the middle if there is none."""
+        wanted = self._value(name)
+        middle = (low * high) ** 0.5 if log else (low + high) / 2
+        value = min(max(float(wanted) if isinstance(wanted, int | float) else middle, low), high)
+        return min(low + step * round((value - low) / step), high) if step else value
+
+    def _value(self, name: str) -> Any:
+        return self._values.get(name, self._values.get(field_of(name)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -14,6 +14,7 @@ from raysearch.config.criteria import LAYER_CRITERIA
 from raysearch.config.dimensions import (
     Choices,
     Dimension,
+    RecipeSuggester,
     Suggester,
     choose,
     criteria_kinds,
@@ -46,6 +47,8 @@ class SearchSpace(Strict):
     """Size budgets of the whole model: 60%, 3.2GB, 3B."""
     recipe: dict[str, list[Dimension]]
     """Dimensions by recipe field: a value, a list of values, {low, high, log, step}, or a list of these with `when`."""
+    start: list[dict[str, Scalar]] = []
+    """Recipes to run first, by their fields; they are never stopped early. Left out, one is made for each budget."""
     search: SearchSettings = SearchSettings()
     """Settings of the search algorithm."""
     calibration: Calibration = Calibration()
@@ -88,6 +91,22 @@ class SearchSpace(Strict):
         weights = [*(self.values_of("sft") or [1.0]), *self.values_of("logits_kd"), *self.values_of("hidden_kd")]
         if not any(weights) and set(self.values_of("trained")) != {"nothing"}:
             raise ValueError("recipe.sft, logits_kd, hidden_kd: all 0; raise one, or set trained: nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> "SearchSpace":
+        for index, fields in enumerate(self.start):
+            try:
+                recipe = Recipe(**fields)  # type: ignore[arg-type]
+            except ValidationError as error:
+                raise ValueError(f"start.{index}: {first_problem(error, Recipe)}") from None
+            given, nearest = recipe.as_dict(), self.suggest(RecipeSuggester(recipe.as_dict())).as_dict()
+            for name in given.keys() | nearest.keys():
+                if given.get(name) != nearest.get(name):
+                    raise ValueError(
+                        f"start.{index}.{name}: {given.get(name)} is outside of the space; the nearest inside is "
+                        f"{nearest.get(name)}"
+                    )
         return self
 
     @classmethod

@@ -12,16 +12,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysearch.config.budget import Budget, Size
+from raysearch.config.dimensions import RecipeSuggester
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.search.samplers.base import Sampler
 from raysearch.search.samplers.ehvi import EHVISampler
 from raysearch.search.samplers.grid import GridSampler
+from raysearch.search.samplers.openers import SIZE_RATIOS, OpeningSuggester
 from raysearch.search.samplers.optuna_samplers import NSGA2Sampler, QuasiRandomSampler, RandomSampler, TPESampler
-from raysearch.search.samplers.published import PUBLISHED_RATIOS, published_recipes
 from raysearch.search.samplers.sized_space import Candidate, SizedSpace
-from raysearch.search.samplers.suggesters import RecipeSuggester, suggest
+from raysearch.search.samplers.suggesters import suggest
 from raysearch.search.trial_history import End, Proposal, TrialHistory
 
 logger = logging.getLogger(__name__)
@@ -110,21 +111,21 @@ class Searcher:
                 self._queue.append(candidate.recipe.as_dict())
         return len(self._queue) - num_before
 
-    def enqueue_published(self) -> int:
-        """Queue the recipes published as best at the budgets, or at their own sizes where no budget is named.
+    def enqueue_openers(self) -> int:
+        """Queue the recipes that the space starts with, or one per budget (without budgets, at sizes spread evenly).
 
         Returns:
-            How many were queued; at most a quarter of `num_trials`.
+            How many were queued; without a list of the space's at most a quarter of `num_trials`.
         """
-        ratios, limits = list(PUBLISHED_RATIOS), self._space.limits
-        if limits:
-            # Which recipe was published depends on the ratio; its mode then decides the ratio that meets the budget.
-            ratios = [self._space.solve(limit, mode="layerwise") for limit in limits]
-        recipes = published_recipes(ratios)
-        for recipe, limit in zip(recipes, limits, strict=False):
-            recipe["ratio"] = self._space.ratio_for(limit, recipe)
-        most = len(recipes) if self.num_trials is None else max(1, self.num_trials // 4)
-        return self.enqueue(recipes[:most])
+        if self._space.search_space.start:
+            return self.enqueue(Recipe.model_validate(fields) for fields in self._space.search_space.start)
+        found = [self._opener(limit) for limit in self._space.limits or SIZE_RATIOS]
+        most = len(found) if self.num_trials is None else max(1, self.num_trials // 4)
+        return self.enqueue(candidate.recipe for candidate in found[:most] if candidate is not None)
+
+    def _opener(self, limit: float) -> Candidate | None:
+        suggester = OpeningSuggester(limit)
+        return self._space.candidate(suggester, lambda params, low, high: self._space.ratio_for(limit, params))
 
     def learn_from(self, earlier: Iterable[tuple[Recipe, float]]) -> int:
         """Let finished trials of earlier studies inform the first proposals; call it before the first of them.

@@ -9,7 +9,6 @@ from raysearch.backend.trainable import REPLY
 from raysearch.backend.tune_searcher import TuneScheduler, TuneSearcher
 from raysearch.backend.tuner import resume_search
 from raysearch.config.recipe import Recipe
-from raysearch.search.samplers.published import published_recipes
 from raysearch.study.folder import Study
 from raysearch.study.records import Score
 from raysearch.testing import stand_in
@@ -56,7 +55,7 @@ def test_no_more_trials_run_than_there_are_slots(tmp_path):
 def test_a_refused_trial_is_run_when_the_study_goes_on(tmp_path, sampler):
     """Bad data is no fault of the recipe that met them first."""
     search = search_of(tmp_path, sampler=sampler)
-    search.searcher.enqueue(published_recipes([0.15]))
+    search.searcher.enqueue([Recipe(mode="layerwise", ratio=0.15, criterion="block_influence")])
     search.begin()
     refused = TuneSearcher(search)
     config = refused.suggest("t")

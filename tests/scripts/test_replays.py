@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raysearch.config.dimensions import RecipeSuggester
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.files import read_json_lines
-from raysearch.search.samplers.suggesters import RecipeSuggester
 from scripts.replays import run
 from scripts.replays.methods import ConfigAsk
 from scripts.replays.record_table import write_table

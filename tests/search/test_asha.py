@@ -1,3 +1,4 @@
+import json
 import math
 import random
 import subprocess
@@ -202,7 +203,7 @@ def test_contradictory_rungs_are_refused(max_t, grace):
 
 
 def test_a_state_of_another_version_is_refused():
-    with pytest.raises(ValueError, match="schema 1 where 2 is read"):
+    with pytest.raises(ValueError, match="schema 1 where 3 is read"):
         AshaBracket.from_state({**AshaBracket(90, 10).state(), "schema": 1})
 
 
@@ -225,3 +226,18 @@ def test_the_last_rung_leaves_at_least_half_a_step_to_the_end_and_no_rung_is_mis
     *_, last = levels = AshaBracket(max_t, 1.25, eta).levels
     assert levels == [pytest.approx(1.25 * eta**power) for power in range(len(levels))]
     assert last <= max_t / eta**0.5 < last * eta
+
+
+def test_the_first_trials_are_never_stopped_and_count_at_the_rungs():
+    bracket = AshaBracket(27, 1)
+    bracket.num_spared = 2
+    for name in "abc":
+        bracket.revive(name)
+    assert bracket.decide("a", 0.5, 0.9, 0, 1).go_on
+    spared = bracket.decide("b", 0.6, 0.1, 0, 1)
+    assert (spared.go_on, spared.reason) == (True, "one of the first 2 trials")
+    assert not bracket.decide("c", 0.6, 0.2, 0, 1).go_on
+    bracket.rename("b", "again")
+    resumed = AshaBracket.from_state(json.loads(json.dumps(bracket.state())))
+    assert resumed.decide("again", 0.6, 0.1, 0, 3).go_on
+    assert resumed.rungs[0].num_trials == 3

@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from raysearch.config.dimensions import Choices, Range
+from raysearch.config.dimensions import Choices, Range, RecipeSuggester
 from raysearch.config.space import SearchSpace
 from raysearch.search.samplers.encoding import Encoding, place
-from raysearch.search.samplers.suggesters import RecipeSuggester, suggest
+from raysearch.search.samplers.suggesters import suggest
 
 ASKED = {
     "mode": Choices(choices=["a", "b"]),

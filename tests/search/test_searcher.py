@@ -1,14 +1,14 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from raysearch.config.budget import Budget, Size
+from raysearch.config.dimensions import RecipeSuggester
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.search.samplers.base import Sampler
-from raysearch.search.samplers.published import published_recipes
-from raysearch.search.samplers.suggesters import RecipeSuggester
 from raysearch.search.searcher import Searcher
 
 SPACE = SearchSpace.model_validate(
@@ -153,26 +153,59 @@ def test_a_stopped_trial_is_told_an_extrapolated_value_and_marked():
     assert finished["user_attrs"] == {}
 
 
-def test_published_recipes_come_first_in_a_form_that_the_space_admits():
+def test_queued_recipes_come_first_in_a_form_that_the_space_admits():
     searcher = make(budgets=[Budget.parse("90%")])
-    assert searcher.enqueue(published_recipes([0.15, 0.6])) == 3
+    queued = [
+        Recipe(mode="layerwise", ratio=0.15, criterion="block_influence", trained="projector", hidden_kd=1.0),
+        Recipe(mode="widthwise", ratio=0.6, criterion="taylor"),
+    ]
+    assert searcher.enqueue(queued) == 2
     first = searcher.suggest("0")
     assert (first.mode, first.ratio, first.criterion) == ("layerwise", 0.15, "block_influence")
     assert (first.sft, first.hidden_kd, first.logits_kd) == (1, 1, 0)
     assert searcher.suggest("1").mode == "widthwise"
-    assert searcher.suggest("2").trained == "projector"
     assert searcher.enqueue([first]) == 0  # never run twice
     assert searcher.enqueue([Recipe(mode="layerwise", ratio=0.06, criterion="block_influence")]) == 0  # too large
 
 
-def test_published_recipes_meet_the_budgets_in_the_mode_published_for_them():
+def test_openers_meet_the_budgets_and_name_every_field():
     searcher = make(budgets=[Budget.parse("80%"), Budget.parse("50%")], num_trials=24)
-    assert searcher.enqueue_published() == 2
+    assert searcher.enqueue_openers() == 2
     first, second = searcher.suggest("0"), searcher.suggest("1")
-    assert (first.mode, size_of(first).num_params) == ("layerwise", 775)
-    assert second.mode == "widthwise"
+    assert (first.mode, size_of(first).num_params) == ("widthwise", 800)
     assert 495 <= size_of(second).num_params <= 500
-    assert make().enqueue_published() == 5  # 15, 30, 45, 60%, and the mild one
+    assert (second.trained, second.sft, second.data_fraction) == ("projector+decoder", 1, 0.2)
+    assert 1e-5 < first.lr < second.lr < 1e-3  # the range is 1e-5 to 1e-2: it rises as the model shrinks
+    assert make().enqueue_openers() == 4  # at 90, 75, 60 and 45%
+
+
+def test_a_space_may_name_the_recipes_that_it_starts_with():
+    start = [{"mode": "layerwise", "ratio": 0.5, "criterion": "greedy_loss", "trained": "projector", "lr": 1e-3}]
+    space = SearchSpace.model_validate({**SPACE.model_dump(), "start": start})
+    searcher = make(space=space)
+    assert searcher.enqueue_openers() == 1
+    first = searcher.suggest("0")
+    assert (first.mode, first.ratio, first.criterion, first.lr) == ("layerwise", 0.5, "greedy_loss", 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"lr": 0.5}, r"start.0.lr: 0.5 is outside of the space; the nearest inside is 0.01"),
+        (
+            {"criterion": "deepest"},
+            r"start.0.criterion: deepest is outside of the space; the nearest inside is block_inf",
+        ),
+        ({"ratio": 0.9}, r"start.0.ratio: 0.9 is outside of the space; the nearest inside is 0.8"),
+        ({"epochs": 2.0}, r"start.0.epochs: 2.0 is outside of the space; the nearest inside is 1.0"),
+        ({"mode": "sideways"}, r"start.0: mode: .*not 'sideways'"),
+        ({"colour": 1}, r"start.0: colour: unknown key"),
+    ],
+)
+def test_a_start_outside_of_the_space_is_named_with_the_nearest_inside(change, says):
+    start = {"mode": "layerwise", "ratio": 0.5, "criterion": "greedy_loss", "trained": "projector", **change}
+    with pytest.raises(ValidationError, match=says):
+        SearchSpace.model_validate({**SPACE.model_dump(), "start": [start]})
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "ehvi"])

@@ -13,7 +13,7 @@ from typing import Any
 from raysearch.errors import InputError
 from raysearch.search.early_stopping.rung import Rung
 
-SCHEMA = 2  # of `AshaBracket.state`
+SCHEMA = 3  # of `AshaBracket.state`
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,9 @@ class AshaBracket:
         budgets: sizes that answers are wanted for, in the unit of the trials' sizes.
         rule: the parts of the rule in use.
 
+    Attributes:
+        num_spared: so many trials, those that begin first, are never stopped.
+
     Raises:
         InputError: `grace_period` or `reduction_factor` is out of range.
     """
@@ -90,7 +93,8 @@ class AshaBracket:
         self.rungs = [Rung(level, self.budgets, 1 / reduction_factor) for level in self._levels()]
         self._live: dict[str, _Progress] = {}
         self._best_finals = dict.fromkeys(self.budgets, -math.inf)  # of finished trials, by budget
-        self.num_decisions = 0
+        self.num_decisions = self.num_spared = 0
+        self._spared: list[str] = []
 
     def _levels(self) -> list[float]:
         """No rung nearer to the end than half a step, on the log scale of rungs: it would save little."""
@@ -153,7 +157,9 @@ class AshaBracket:
         self._set_failed(trial, True)
 
     def revive(self, trial: str) -> None:
-        """Undo `fail`, for a trial that resumes from its last checkpoint."""
+        """A trial begins, or resumes from its last checkpoint after `fail`."""
+        if len(self._spared) < self.num_spared and trial not in self._spared:
+            self._spared.append(trial)
         self._set_failed(trial, False)
 
     def fail_all_but(self, trials: Container[str]) -> None:
@@ -164,6 +170,7 @@ class AshaBracket:
 
     def rename(self, trial: str, name: str) -> None:
         """Give a trial another name."""
+        self._spared = [name if key == trial else key for key in self._spared]
         if trial in self._live:
             self._live = {name if key == trial else key: value for key, value in self._live.items()}
             for rung in self.rungs:
@@ -205,6 +212,8 @@ class AshaBracket:
             led = [b for b in rung.budgets_led(size, retention) if retention > self._best_finals[b]]
             if led:
                 go_on, reason = True, f"leads budget {led[0]:g}, and no finished trial is as good"
+        if not go_on and trial in self._spared:
+            go_on, reason = True, f"one of the first {self.num_spared} trials"
         result = (size, retention, retention_se, samples_seen)
         return Decision(trial, go_on, reason, *result, rung.level, num, better, own, place)
 
@@ -234,6 +243,8 @@ class AshaBracket:
             },
             "rungs": [rung.state() for rung in self.rungs],
             "num_decisions": self.num_decisions,
+            "num_spared": self.num_spared,
+            "spared": self._spared,
         }
 
     @classmethod
@@ -251,7 +262,8 @@ class AshaBracket:
         bracket._note_finals()
         for rung, saved in zip(bracket.rungs, state["rungs"], strict=True):
             rung.restore(saved)
-        bracket.num_decisions = state["num_decisions"]
+        bracket.num_decisions, bracket.num_spared = state["num_decisions"], state["num_spared"]
+        bracket._spared = list(state["spared"])
         return bracket
 
 

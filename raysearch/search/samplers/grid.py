@@ -6,13 +6,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raysearch.config.dimensions import RecipeSuggester
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Scalar
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.search.samplers.base import Sampler
 from raysearch.search.samplers.sized_space import Candidate
-from raysearch.search.samplers.suggesters import RecipeSuggester
 from raysearch.search.trial_history import TrialHistory
 
 

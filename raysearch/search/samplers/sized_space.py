@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysearch.config.budget import Budget, Size
-from raysearch.config.dimensions import Suggester, choose
+from raysearch.config.dimensions import RecipeSuggester, Suggester, choose
 from raysearch.config.quantization import Quantization
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.search.samplers.suggesters import RecipeSuggester, Solve, suggest
+from raysearch.search.samplers.suggesters import Solve, suggest
 
 BISECTIONS = 14
 _ANY_CRITERION = {"layerwise": "deepest", "widthwise": "magnitude", "both": "deepest+magnitude"}

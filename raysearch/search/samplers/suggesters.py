@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from raysearch.config.dimensions import Suggester
+from raysearch.config.dimensions import Suggester, field_of
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Scalar
 from raysearch.config.space import SearchSpace
@@ -45,41 +45,6 @@ class RandomSuggester:
         return float(min(max(value, low), high))
 
 
-class RecipeSuggester:
-    """Chooses the values nearest to given ones: of a recipe by its fields, or of earlier choices by their names.
-
-    A value may be a list: the first that the space has is taken.
-    """
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = dict(values)
-        if "criterion" in values:
-            layer, _, width = str(values["criterion"]).partition("+")
-            self._values["layer_criterion"], self._values["width_criterion"] = layer, width or layer
-
-    def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
-        """The given value if it is among `choices`, else the nearest number or the first of them."""
-        preferred = self._value(name)
-        listed = preferred if isinstance(preferred, list) else [preferred]
-        wanted = next((value for value in listed if value in choices), listed[0])
-        numbers = [value for value in choices if _is_number(value)]
-        if wanted in choices:
-            return next(value for value in choices if value == wanted)
-        if _is_number(wanted) and numbers:
-            return min(numbers, key=lambda value: abs(value - wanted))  # type: ignore[operator]
-        return choices[0]
-
-    def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
-        """The given value, brought within the bounds and onto the steps; the middle if there is none."""
-        wanted = self._value(name)
-        middle = (low * high) ** 0.5 if log else (low + high) / 2
-        value = min(max(float(wanted) if isinstance(wanted, int | float) else middle, low), high)
-        return min(low + step * round((value - low) / step), high) if step else value
-
-    def _value(self, name: str) -> Any:
-        return self._values.get(name, self._values.get(_field(name)))
-
-
 class _Noting:
     """Notes the choices of a suggester by name; `solve`, if given, chooses the removed ratio."""
 
@@ -112,7 +77,7 @@ def suggest(space: SearchSpace, suggester: Suggester, solve: Solve | None = None
 
 def is_ratio(name: str) -> bool:
     """Whether a name, or one of its cases, is the removed ratio's."""
-    return _field(name) == "ratio"
+    return field_of(name) == "ratio"
 
 
 def to_smaller_step(ratio: float, low: float, high: float, step: float | None) -> float:
@@ -120,11 +85,3 @@ def to_smaller_step(ratio: float, low: float, high: float, step: float | None) -
     if step:
         ratio = low + step * -(-(ratio - low - 1e-9) // step)
     return min(max(ratio, low), high)
-
-
-def _field(name: str) -> str:
-    return name.partition("#")[0]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
