@@ -1,4 +1,4 @@
-"""Checkpoints of a running recovery: what is trained and its optimizer state, in safetensors and JSON."""
+"""Checkpoints of a recovery: trained weights and optimizer state in safetensors, the position in JSON."""
 
 import json
 import zlib
@@ -17,13 +17,13 @@ POSITION, WEIGHTS = "position.json", "weights.safetensors"
 
 
 @dataclass
-class Saved:
+class RecoveryState:
     """The tensors of a recovery.
 
     Attributes:
-        weights: trained parameters by name, whole, in the precision that they compute in.
-        masters: this worker's fp32 weights and their optimizer state (`engine.master_states`).
-        average: this worker's part of the averaged weights; empty without one.
+        weights: trained parameters by name, whole, in the precision of the forward pass.
+        masters: this worker's fp32 weights and their optimizer state (`deepspeed_engine.master_states`).
+        average: this worker's part of the averaged weights, fp32; empty without one.
     """
 
     weights: dict[str, torch.Tensor]
@@ -31,7 +31,7 @@ class Saved:
     average: Sequence[torch.Tensor]
 
 
-def save(folder: Path, rank: int, saved: Saved, position: Mapping[str, Any]) -> None:
+def save(folder: Path, rank: int, saved: RecoveryState, position: Mapping[str, Any]) -> None:
     """Write `worker-RANK.safetensors`, and on worker 0 `weights.safetensors` and `position.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, torch.Tensor] = {}
@@ -46,15 +46,15 @@ def save(folder: Path, rank: int, saved: Saved, position: Mapping[str, Any]) -> 
         write_json(folder / POSITION, dict(position))
 
 
-def restore(folder: Path, rank: int, into: Saved, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what `save` wrote: masters and averages are overwritten in place, weights put into `into.weights`.
+def restore(folder: Path, rank: int, into: RecoveryState, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what `save` wrote: masters and averages are overwritten in place, weights assigned to `into.weights`.
 
     Returns:
         The position that was saved.
 
     Raises:
-        InputError: files are missing or broken, the position disagrees with `identity`, or the tensors are of other
-            shapes; nothing is overwritten.
+        InputError: a file is missing or damaged, the position differs from `identity`, or a tensor is missing or has
+            another shape; nothing is overwritten.
     """
     try:
         position = json.loads((folder / POSITION).read_text())
@@ -75,8 +75,8 @@ def restore(folder: Path, rank: int, into: Saved, identity: Mapping[str, Any]) -
         for key in [key for key in state if key.startswith(f"{index}.")]:
             value = state[key]  # Adam keeps its count of steps on the CPU
             moments[key.partition(".")[2]] = value.to(master.device) if value.ndim else value
-    for index, kept in enumerate(into.average):
-        kept.copy_(state[f"average.{index}"])
+    for index, value in enumerate(into.average):
+        value.copy_(state[f"average.{index}"])
     return position
 
 
@@ -89,11 +89,7 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    """What `_write` has written.
-
-    Raises:
-        ValueError: the file is whole, and some of its bytes are not those that were written.
-    """
+    """Read what `_write` wrote; ValueError if some of its bytes have changed since."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
         header = file.metadata()
@@ -103,7 +99,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """CRC-32 of names and values: a disk that changes some bytes leaves a file that reads well."""
+    """CRC-32 of names and values, since a file in which a disk has changed some bytes still loads."""
     total = 0
     for name in sorted(tensors):
         values = tensors[name].contiguous().flatten().view(torch.uint8).numpy()
