@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 from weakref import WeakValueDictionary
@@ -188,9 +188,6 @@ class _Rows(Sequence[Sample]):
             sample = dataclasses.replace(sample_from_row(self._dataset[row], row), id=str(row))
             self._held[row] = sample
         return sample
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
 
 
 def _dataset_samples(path: Path, data: str, allowed: float) -> Sequence[Sample]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from raysearch.errors import InputError
 from raysearch.files import write_json, write_tensors
 
-POSITION, WEIGHTS = "position.json", "weights.safetensors"
+POSITION, WEIGHTS, OWN = "position.json", "weights.safetensors", "worker-{rank}.safetensors"
 
 
 @dataclass
@@ -40,7 +40,7 @@ def save(folder: Path, rank: int, saved: RecoveryState, position: Mapping[str, A
         state |= {f"{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     state |= {f"average.{index}": value for index, value in enumerate(saved.average)}
     own = {key: value.detach().contiguous().cpu().clone() for key, value in state.items()}
-    _write(folder / _own_file(rank), own)
+    _write(folder / OWN.format(rank=rank), own)
     if rank == 0:
         _write(folder / WEIGHTS, saved.weights)
         write_json(folder / POSITION, dict(position))
@@ -58,7 +58,7 @@ def restore(folder: Path, rank: int, into: RecoveryState, identity: Mapping[str,
     """
     try:
         position = json.loads((folder / POSITION).read_text())
-        state = _read(folder / _own_file(rank))
+        state = _read(folder / OWN.format(rank=rank))
         weights = _read(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: no checkpoint of a recovery ({error}); start the trial anew") from None
@@ -78,10 +78,6 @@ def restore(folder: Path, rank: int, into: RecoveryState, identity: Mapping[str,
     for index, value in enumerate(into.average):
         value.copy_(state[f"average.{index}"])
     return position
-
-
-def _own_file(rank: int) -> str:
-    return f"worker-{rank}.safetensors"
 
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -14,8 +14,8 @@ import logging
 import random
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -43,19 +43,6 @@ _VALUES_PER_TENSOR = 1024
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Shard:
-    states: torch.Tensor
-    """(positions of all samples, states per position, hidden), bf16; memory-mapped, so that a machine's processes share
-    it."""
-    ends: list[int]
-    """End of each sample's states."""
-
-    def of(self, index: int) -> torch.Tensor:
-        """States of the shard's sample `index`, (n, states per position, hidden)."""
-        return self.states[self.ends[index - 1] if index else 0 : self.ends[index]]
-
-
 class CachedTeacher(Teacher):
     """A teacher that reads its states from files, so that a trial needs no dense model on its device."""
 
@@ -81,7 +68,8 @@ class CachedTeacher(Teacher):
         self._encoder, self._samples = encoder, samples
         self._folder, self._quota_bytes = folder, quota_gb * GB
         self._num_shards = _num_shards(max(1, round(largest_fraction * len(samples))))
-        self._shards: dict[int, _Shard] = {}
+        self._shards: dict[int, Sequence[torch.Tensor]] = {}
+        """States of each sample of the open shards, memory-mapped, so that a machine's processes share them."""
 
     def prepare(self, num_samples: int, device: torch.device) -> None:
         """Open the states of the first `num_samples` samples; those that are missing are computed on `device`.
@@ -100,17 +88,13 @@ class CachedTeacher(Teacher):
 
     def targets(self, batch: Mapping[str, torch.Tensor], sample_indices: Sequence[int]) -> torch.Tensor:
         """As `Teacher.targets`, in the dense model's precision; the samples must have been prepared."""
-        found = [self._states_of(index) for index in sample_indices if index >= 0]
+        found = [self._shards[i // SHARD_SAMPLES][i % SHARD_SAMPLES] for i in sample_indices if i >= 0]
         states = torch.cat([self._no_states(), *found])
         assert len(states) == int(self.points.positions(batch).sum()), (len(states), sample_indices)
         return states.to(batch["labels"].device, self.model.dtype)
 
     def _no_states(self) -> torch.Tensor:
         return torch.empty(0, len(self.points.layers) + 1, self.hidden, dtype=torch.bfloat16)
-
-    def _states_of(self, sample_index: int) -> torch.Tensor:
-        shard, index = divmod(sample_index, SHARD_SAMPLES)
-        return self._shards[shard].of(index)
 
     def _path(self, index: int) -> Path:
         return self._folder / f"states-{index:05}.safetensors"
@@ -133,11 +117,11 @@ class CachedTeacher(Teacher):
             logger.warning("%s: %s; made again", path, wrong)
             path.unlink(missing_ok=True)  # another process may just have replaced it; it is then computed once more
             return False
-        self._shards[index] = _Shard(states, ends.tolist())
+        self._shards[index] = states.split(ends.diff(prepend=ends.new_zeros(1)).tolist())
         return True
 
     def _write(self, index: int) -> None:
-        parts = self._computed([self._encoded(sample) for sample in self._samples_of(index)])
+        parts = self._computed(self._samples_of(index))
         states = torch.cat(parts)
         ends = torch.tensor(list(itertools.accumulate(map(len, parts))))
         self._check_space(states.nbytes)
@@ -145,18 +129,15 @@ class CachedTeacher(Teacher):
         write_tensors(self._path(index), {"states": states, "ends": ends}, header)
         assert self._open(index), self._path(index)
 
-    def _encoded(self, sample: Sample) -> Encoded | None:
-        """None for a sample that can't be used, which has no states; training leaves it out."""
-        try:
-            return self._encoder.encode(sample)
-        except BadRow:
-            return None
-
     @torch.no_grad()
-    def _computed(self, rows: Sequence[Encoded | None]) -> list[torch.Tensor]:
-        """States of every row, (n, states per position, hidden) each; n is 0 for None."""
-        parts = [self._no_states() for _ in rows]
-        usable = [(place, row) for place, row in enumerate(rows) if row is not None]
+    def _computed(self, samples: Iterable[Sample]) -> list[torch.Tensor]:
+        """States of every sample, (n, states per position, hidden) each; n is 0 for one that can't be used."""
+        parts: list[torch.Tensor] = []
+        usable: list[tuple[int, Encoded]] = []
+        for place, sample in enumerate(samples):
+            parts.append(self._no_states())
+            with suppress(BadRow):
+                usable.append((place, self._encoder.encode(sample)))
         for group in group_by_tokens([len(row["input_ids"]) for _, row in usable], TOKENS_PER_PASS):
             chosen = [usable[index] for index in group]
             batch = self._encoder.collate([row for _, row in chosen])
@@ -171,7 +152,8 @@ class CachedTeacher(Teacher):
         """Extrapolate the whole cache's size from the existing shards and the next one's `num_bytes`."""
         sizes = [path.stat().st_size for path in self._folder.glob("states-*.safetensors")]
         needed = (sum(sizes) + num_bytes) / (len(sizes) + 1) * max(self._num_shards, len(sizes) + 1)
-        free = sum(sizes) + shutil.disk_usage(_existing(self._folder)).free
+        existing = next(path for path in (self._folder, *self._folder.parents) if path.exists())
+        free = sum(sizes) + shutil.disk_usage(existing).free
         if needed > min(self._quota_bytes, free):
             raise InputError(
                 f"{self._folder}: the teacher's states take about {needed / GB:.3g} GB; recovery.teacher_quota_gb "
@@ -228,7 +210,3 @@ def _checksum(states: torch.Tensor, ends: torch.Tensor) -> str:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())

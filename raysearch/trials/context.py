@@ -153,13 +153,8 @@ class TrialContext:
         return kept_layers(self.model.config, shape_for(counts_of(self.model.config), recipe), scores)
 
     def _scores(self, recipe: Recipe, importances: Mapping[str, Importance]) -> Scores:
-        scores: dict[Literal["depth", "width"], Importance] = {}
-        layer_criterion, width_criterion = recipe.criteria
-        if layer_criterion:
-            scores["depth"] = importances[layer_criterion]
-        if width_criterion:
-            scores["width"] = importances[width_criterion]
-        return scores
+        kinds: tuple[Literal["depth"], Literal["width"]] = ("depth", "width")
+        return {kind: importances[name] for kind, name in zip(kinds, recipe.criteria, strict=True) if name}
 
     def importance(self, criterion: str, num_samples: int) -> Importance:
         """Importance of the dense model's units, on the first `num_samples` samples that have an image."""

