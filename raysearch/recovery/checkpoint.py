@@ -61,14 +61,14 @@ def restore(folder: Path, rank: int, into: RecoveryState, identity: Mapping[str,
         state = _read(folder / OWN.format(rank=rank))
         weights = _read(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder}: no checkpoint of a recovery ({error}); start the trial anew") from None
+        raise InputError(f"{folder}: no checkpoint of a recovery ({error}); start the trial again") from None
     for key, value in identity.items():
         if position.get(key) != value:
-            raise InputError(f"{folder}: {key} is {position.get(key)}, here {value}; start the trial anew")
+            raise InputError(f"{folder}: {key} is {position.get(key)}, here {value}; start the trial again")
     wanted = {f"{index}.master": master for index, (master, _) in enumerate(into.masters)}
     wanted |= {f"average.{index}": value for index, value in enumerate(into.average)}
     if any(name not in state or state[name].shape != value.shape for name, value in wanted.items()):
-        raise InputError(f"{folder}: its tensors are not those of this model; start the trial anew")
+        raise InputError(f"{folder}: its tensors are not those of this model; start the trial again")
     into.weights = weights
     for index, (master, moments) in enumerate(into.masters):
         master.data.copy_(state.pop(f"{index}.master"))

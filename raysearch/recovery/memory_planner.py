@@ -93,11 +93,11 @@ class MemoryPlan:
 
     def describe(self) -> str:
         """One line: what was chosen, and the memory that it takes."""
-        passes = f"{self.tokens_per_pass} tokens a pass" if self.tokens_per_pass else "one pass a step"
+        sizes = f"microbatches of {self.tokens_per_pass} tokens" if self.tokens_per_pass else "one microbatch per step"
         recomputed = ", activations recomputed" if self.checkpointing else ""
         offloaded = ", optimizer state in the machine's memory" if self.offload else ""
         return (
-            f"ZeRO {self.zero_stage}, {passes}{recomputed}{offloaded}: "
+            f"ZeRO {self.zero_stage}, {sizes}{recomputed}{offloaded}: "
             f"about {self.estimated_bytes / GIB:.1f} GiB a worker"
         )
 

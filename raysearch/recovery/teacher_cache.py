@@ -114,7 +114,7 @@ class CachedTeacher(Teacher):
         except (OSError, SafetensorError) as error:
             header, wrong = {}, f"can't be read ({str(error).splitlines()[0]})"
         if not header or header != {"key": self.shard_key(index), "checksum": _checksum(states, ends)}:
-            logger.warning("%s: %s; made again", path, wrong)
+            logger.warning("%s: %s; computed again", path, wrong)
             path.unlink(missing_ok=True)  # another process may just have replaced it; it is then computed once more
             return False
         self._shards[index] = states.split(ends.diff(prepend=ends.new_zeros(1)).tolist())

@@ -329,7 +329,7 @@ class RecoveryTrainer:
         rows, length = self._largest_microbatch
         self.microbatches.max_tokens = rows * length // 2
         logger.warning(
-            "%s: out of memory with %d tokens in a pass; goes on with %d",
+            "%s: out of memory with %d tokens in a microbatch; continues with %d",
             self.recipe.key,
             rows * length,
             self.microbatches.max_tokens,

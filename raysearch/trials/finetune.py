@@ -60,7 +60,7 @@ def finetune(study: Path, point: FrontPoint, epochs: float = 1.0) -> Finetuned:
         InputError: the point has no checkpoint or no recovery, or is quantised, or the study's model or data are gone.
     """
     if point.recipe.trained == "nothing":
-        raise InputError(f"--polish: recipe {point.key} has no recovery to go on with; choose another budget")
+        raise InputError(f"--polish: recipe {point.key} has no recovery to continue; choose another budget")
     if point.recipe.quantization != "none":
         raise InputError(
             f"--polish: recipe {point.key} is quantised, and rounded weights can't be trained further; choose another "

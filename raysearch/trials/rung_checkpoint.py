@@ -41,7 +41,7 @@ def save(trainer: RecoveryTrainer, scores: Sequence[Score], folder: Path) -> Non
             raise
         if is_rank_zero():
             shutil.rmtree(unfinished, ignore_errors=True)
-            logger.warning("%s: not kept (%s); the trial goes on without it", whole, error.strerror)
+            logger.warning("%s: not written (%s); the trial continues without it", whole, error.strerror)
 
 
 def _replace_others(unfinished: Path, whole: Path) -> None:
@@ -69,7 +69,7 @@ def restore(trainer: RecoveryTrainer, folder: Path) -> list[Score] | None:
         trainer.restore(newest)
         usable = bool(scores) and scores[-1].samples_seen == trainer.samples_seen
     except (InputError, OSError, ValueError, TypeError) as error:
-        logger.warning("%s: can't go on from it (%s); the trial starts anew", newest, error)
+        logger.warning("%s: can't be resumed (%s); the trial starts again", newest, error)
         usable = False
     return scores if all_reduce_min(usable) else None
 

@@ -199,13 +199,13 @@ def test_foreign_and_broken_checkpoints_are_refused(tmp_path: Path) -> None:
         other.restore(tmp_path)
     other.close()
     other = start({"batch_size": 4})
-    with pytest.raises(InputError, match="batch_size is 8, here 4; start the trial anew"):
+    with pytest.raises(InputError, match="batch_size is 8, here 4; start the trial again"):
         other.restore(tmp_path)
     before = [master.clone() for master, _ in master_states(recovery.engine)]
     position = json.loads((tmp_path / "position.json").read_text())
     for foreign in ([], [(torch.zeros(3), {})]):
         checkpoint.save(tmp_path, 0, checkpoint.RecoveryState({}, foreign, []), position)
-        with pytest.raises(InputError, match="tensors are not those of this model; start the trial anew"):
+        with pytest.raises(InputError, match="tensors are not those of this model; start the trial again"):
             recovery.restore(tmp_path)
     assert all(map(torch.equal, before, (master for master, _ in master_states(recovery.engine))))
     (tmp_path / "worker-0.safetensors").write_bytes(b"cut")

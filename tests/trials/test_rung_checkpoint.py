@@ -140,7 +140,7 @@ def test_a_full_disk_costs_the_state_and_not_the_trial(tmp_path, monkeypatch, ca
     trial.close()
     assert found == unbroken
     (warning,) = caplog.messages
-    assert warning == f"{tmp_path / '24'}: not kept (No space left on device); the trial goes on without it"
+    assert warning == f"{tmp_path / '24'}: not written (No space left on device); the trial continues without it"
 
 
 def test_a_trial_goes_on_from_the_last_state_there_was_room_for(tmp_path, monkeypatch):
