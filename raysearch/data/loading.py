@@ -114,7 +114,8 @@ def _samples(rows: Sequence[Any], data: str, folders: Sequence[Path], allowed: f
         try:
             samples.append(sample_from_row(row, index, folders, check_files=True))
         except BadRow as error:
-            bad.add(_row_name(row, index), str(error))
+            named = f" (id {row['id']})" if isinstance(row, dict) and row.get("id") is not None else ""
+            bad.add(f"row {index}{named}", str(error))
     bad.report()
     if not samples:
         raise InputError(f"{data}: no rows; give {FORMATS}")
@@ -129,11 +130,6 @@ def _with_own_ids(samples: list[Sample]) -> list[Sample]:
         if seen[sample.id] > 1:
             samples[index] = dataclasses.replace(sample, id=f"{sample.id}#{seen[sample.id]}")
     return samples
-
-
-def _row_name(row: Any, index: int) -> str:
-    named = isinstance(row, dict) and row.get("id") is not None
-    return f"row {index} (id {row['id']})" if named else f"row {index}"
 
 
 def _read_json(path: Path) -> list[Any]:

@@ -1,8 +1,9 @@
 """Hidden states that losses are computed from: before answer tokens, and where teacher and student are compared."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,15 @@ class DistillationPoints:
     def states(self, model: PreTrainedModel, family: Family, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """States at the positions, (n, len(layers) + 1, hidden), row by row; the last normalised one comes last."""
         modules = [*family.decoder(model).layers, family.final_norm(model)] if self.layers else []
-        with _inputs_of({layer: modules[layer] for layer in self.layers}) as found:
+        found: dict[int, torch.Tensor] = {}
+
+        def record(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            found[layer] = args[0] if args else kwargs["hidden_states"]
+
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                hook = partial(record, layer)
+                hooks.enter_context(modules[layer].register_forward_pre_hook(hook, with_kwargs=True))
             last = last_states(model, batch)
         positions = self.positions(batch)
         taken = (*(found[layer] for layer in self.layers), last)
@@ -66,22 +75,3 @@ class DistillationPoints:
 
 LAST_OF_ANSWERS = DistillationPoints()
 """The last normalised states before answer tokens, and no others."""
-
-
-@contextmanager
-def _inputs_of(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, torch.Tensor]]:
-    """Fills the hidden states that enter each module, (batch, seq, hidden), during a forward pass."""
-    found: dict[int, torch.Tensor] = {}
-
-    def record(key: int) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            found[key] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(record(key), with_kwargs=True) for key, module in modules.items()]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -144,12 +144,7 @@ class RecoveryLoss:
         ]
 
     def loss(self, sums: Mapping[str, torch.Tensor], counts: Mapping[str, int]) -> torch.Tensor:
-        """The weighted sum of the terms' means.
-
-        Args:
-            sums: of every term, as `sums` returns them.
-            counts: how many positions each term is the mean of; 0 counts as 1.
-        """
+        """The weighted sum of the terms' means, from their `sums` and numbers of positions; 0 counts as 1."""
         return torch.stack([self.weights[name] / max(1, counts[name]) * value for name, value in sums.items()]).sum()
 
     def sums(

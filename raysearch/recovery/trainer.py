@@ -93,7 +93,8 @@ class RecoveryTrainer:
         self._family, self._decoder, self._vision = family, family.decoder(model), vision
         self._loss = RecoveryLoss.of(recipe, match_last=1.0 in settings.hidden_layers)
         self._teacher = _needed_teacher(self._loss, teacher, family.text_config(model.config).vocab_size)
-        self._points = _student_points(self._teacher, kept_layers)
+        points = self._teacher.points if self._teacher else LAST_OF_ANSWERS
+        self._points = points if kept_layers is None else points.in_student(kept_layers)
         order = _sample_order(recipe, len(samples))
         self.samples_seen, self.samples_to_see = 0, recipe.samples_to_see(len(samples))
         self._num_samples, self._largest_microbatch = len(samples), torch.Size((1, 0))
@@ -106,7 +107,10 @@ class RecoveryTrainer:
         self._prepare_teacher(order.num_samples)
         self.trained_params = self._prepare_model()
         self._plan = self._plan_memory()
-        self.microbatches = self._load_microbatches(order, samples, encoder)
+        worker = (self._rank, self._num_workers, self._device)
+        must_have_image = self._num_workers > 1 or recipe.trained == "projector"
+        limits = (self._points, must_have_image, self._plan.tokens_per_pass)
+        self.microbatches = MicrobatchLoader(order, samples, self._bad_rows, encoder, *worker, *limits)
         self.engine_config = deepspeed_config(settings, self._dtype, self._plan.zero_stage, self._plan.offload)
         self._stage = int(self.engine_config["zero_optimization"]["stage"])
         self.engine: Any = self._start_engine()
@@ -232,20 +236,6 @@ class RecoveryTrainer:
         if plan.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         return plan
-
-    def _load_microbatches(self, order: SampleOrder, samples: Sequence[Sample], encoder: Encoder) -> MicrobatchLoader:
-        return MicrobatchLoader(
-            order,
-            samples,
-            self._bad_rows,
-            encoder,
-            self._rank,
-            self._num_workers,
-            self._device,
-            self._points,
-            image_in_every_microbatch=self._num_workers > 1 or self.recipe.trained == "projector",
-            max_tokens=self._plan.tokens_per_pass,
-        )
 
     def _start_engine(self) -> Any:
         assert self.recipe.lr is not None, self.recipe
@@ -440,11 +430,6 @@ def _needed_teacher(loss: RecoveryLoss, teacher: Teacher | None, vocabulary: int
             f"{terms} to 0, or take the model that this one was pruned from"
         )
     return teacher
-
-
-def _student_points(teacher: Teacher | None, kept_layers: Sequence[int] | None) -> DistillationPoints:
-    points = teacher.points if teacher else LAST_OF_ANSWERS
-    return points if kept_layers is None else points.in_student(kept_layers)
 
 
 def _sample_order(recipe: Recipe, num_samples: int) -> SampleOrder:

@@ -12,7 +12,7 @@ from raysearch.export.export_checkpoint import checkpoint_of
 from raysearch.study.folder import read_space
 from raysearch.study.front import FrontPoint, Measured
 from raysearch.trials.context import TrialContext
-from raysearch.trials.trial import Trial, quality_of
+from raysearch.trials.trial import Trial, quality_of, with_checkpoint
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,14 @@ def finetune(study: Path, point: FrontPoint, epochs: float = 1.0) -> Finetuned:
         assert trial.latest_results is not None, trial.recipe
         gain = difference(trial.latest_results, before, dense.search, form)
         before_quality = quality_of(before_heldout, dense.heldout, form)
-        folder = Path(f"{point.checkpoint}-polished")
+        quality = quality_of(trial.latest_results, dense.search, form)
+        folder = f"{point.checkpoint}-polished"
         after = trial.finish(study / folder)
     finally:
         trial.close()
     if gain.value > 0:
-        point = point.model_copy(
-            update={
-                "retention": score.retention,
-                "retention_ci": Retention(score.retention, score.retention_se).interval,
-                "scores": score.scores,
-                "samples_seen": point.samples_seen + score.samples_seen,
-                "checkpoint": str(folder),
-                "heldout": after,
-                "measured": None,
-            }
-        )
+        point = with_checkpoint(point, folder, quality, after)
+        point = point.model_copy(update={"samples_seen": point.samples_seen + score.samples_seen})
     return Finetuned(point, gain, before_quality, after, score.samples_seen)
 
 

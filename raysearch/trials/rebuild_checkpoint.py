@@ -6,7 +6,7 @@ from raysearch.errors import InputError
 from raysearch.study.folder import CHECKPOINTS, TEACHER, read_space, read_trials
 from raysearch.study.front import FrontPoint
 from raysearch.trials.context import TrialContext
-from raysearch.trials.trial import Trial, quality_of
+from raysearch.trials.trial import Trial, quality_of, with_checkpoint
 
 
 def rebuild_checkpoint(study: Path, point: FrontPoint) -> FrontPoint:
@@ -28,7 +28,7 @@ def rebuild_checkpoint(study: Path, point: FrontPoint) -> FrontPoint:
         for _ in trial.scores(rungs):
             pass
         assert trial.latest_results is not None, point.key
-        found = quality_of(trial.latest_results, context.baselines.search, context.space.retention)
+        quality = quality_of(trial.latest_results, context.baselines.search, context.space.retention)
         folder = f"{CHECKPOINTS}/{point.key}-retrained"
         heldout = trial.finish(study / folder)
     except FloatingPointError as error:
@@ -37,12 +37,4 @@ def rebuild_checkpoint(study: Path, point: FrontPoint) -> FrontPoint:
         ) from None
     finally:
         trial.close()
-    changes = {
-        "retention": found.retention,
-        "retention_ci": found.retention_ci,
-        "scores": found.scores,
-        "checkpoint": folder,
-        "heldout": heldout,
-        "measured": None,
-    }
-    return point.model_copy(update=changes)
+    return with_checkpoint(point, folder, quality, heldout)

@@ -16,7 +16,7 @@ from raysearch.models.param_count import counts_of
 from raysearch.models.shape_solver import size_for
 from raysearch.recovery.deepspeed_engine import collective_io, is_rank_zero
 from raysearch.recovery.trainer import RecoveryTrainer
-from raysearch.study.front import Measured
+from raysearch.study.front import FrontPoint, Measured
 from raysearch.study.records import Score
 from raysearch.trials import rung_checkpoint
 from raysearch.trials.context import TrialContext
@@ -172,3 +172,9 @@ def quality_of(results: Results, dense: Results, form: str) -> Measured:
     return Measured(
         retention=retained.value, retention_ci=retained.interval, scores=results.means(), scores_ci=intervals
     )
+
+
+def with_checkpoint(point: FrontPoint, checkpoint: str, quality: Measured, heldout: Measured) -> FrontPoint:
+    """A front point with another checkpoint of its recipe, and that checkpoint's scores."""
+    scored = {"retention": quality.retention, "retention_ci": quality.retention_ci, "scores": quality.scores}
+    return point.model_copy(update={**scored, "checkpoint": checkpoint, "heldout": heldout, "measured": None})
