@@ -153,8 +153,9 @@ class TrialContext:
         return kept_layers(self.model.config, shape_for(counts_of(self.model.config), recipe), scores)
 
     def _scores(self, recipe: Recipe, importances: Mapping[str, Importance]) -> Scores:
-        kinds: tuple[Literal["depth"], Literal["width"]] = ("depth", "width")
-        return {kind: importances[name] for kind, name in zip(kinds, recipe.criteria, strict=True) if name}
+        layer, width = recipe.criteria
+        scores: dict[Literal["depth", "width"], Importance] = {"depth": importances[layer]} if layer else {}
+        return scores | ({"width": importances[width]} if width else {})
 
     def importance(self, criterion: str, num_samples: int) -> Importance:
         """Importance of the dense model's units, on the first `num_samples` samples that have an image."""
