@@ -39,8 +39,9 @@ from raysearch.recovery.schedule import SampleOrder, lr_factor
 from raysearch.recovery.teacher import Teacher, language_head
 from raysearch.recovery.weight_average import WeightAverage
 
-RESUME_INVARIANTS = {"batch_size", "max_length", "hidden_layers", "kd_tokens"}
-RESUME_INVARIANTS |= {"schedule", "warmup", "grad_clip", "deepspeed"}
+RESUME_INVARIANTS = {
+    "batch_size", "max_length", "hidden_layers", "kd_tokens", "schedule", "warmup", "grad_clip", "deepspeed",
+}  # fmt: skip
 """Settings that must match for a checkpoint to be resumed."""
 
 logger = logging.getLogger(__name__)
