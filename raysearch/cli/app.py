@@ -12,7 +12,7 @@ import typer
 from raysearch.cli import search
 from raysearch.cli.exit_codes import App
 from raysearch.config.recipe import check_ratio
-from raysearch.config.settings import EMBEDDED
+from raysearch.config.settings import EMBEDDED_MODELS
 from raysearch.errors import InputError
 
 app = App(no_args_is_help=True, help="Search for the pruning and recovery recipe that fits a size budget.")
@@ -221,7 +221,7 @@ def prune(
         ratio=ratio,
         budget=parsed,
         criterion=criterion,
-        calibration=calibration or ("pocket" if model in EMBEDDED else None),
+        calibration=calibration or ("pocket" if model in EMBEDDED_MODELS else None),
         compensate=compensate,
         quantization=quantization,
     )

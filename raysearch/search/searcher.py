@@ -72,14 +72,26 @@ class Searcher:
         self.history = TrialHistory()
         self.exhausted = False
         self._sizing = Sizing(size_of, dense, self.budgets)
-        self._limits = self._sizing.limits
         self._queue: list[dict[str, Any]] = []
         self._study = None if sampler in ("ehvi", "grid") else OptunaStudy(sampler, seed)
-        solvers = [functools.partial(self._ratio_for, limit) for limit in self._limits]
-        self._encoding = Encoding(space.asked())
-        self._candidates = Candidates(space, self._encoding, self._sizing.ratio_of, solvers, seed)
+        self._encoding = Encoding(space.search_params())
+        self._candidates = self._draw_candidates()
         self._gain_model = EHVIRanker(self._encoding.groups)
         self._prior: list[Observation] = []
+
+    def set_targets(self, budgets: Iterable[Budget], num_trials: int | None) -> None:
+        """Search for these budgets, and suggest `num_trials` recipes in all, from now on."""
+        self.budgets, self.num_trials = list(budgets), num_trials
+        self._sizing.set_budgets(self.budgets)
+        self._candidates = self._draw_candidates()
+
+    def _draw_candidates(self) -> Candidates:
+        solvers = [functools.partial(self._ratio_for, limit) for limit in self._limits]
+        return Candidates(self.space, self._encoding, self._sizing.ratio_of, solvers, self.seed)
+
+    @property
+    def _limits(self) -> list[float]:
+        return self._sizing.limits
 
     @property
     def proposals(self) -> dict[str, Proposal]:

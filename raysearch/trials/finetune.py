@@ -7,7 +7,7 @@ from pathlib import Path
 from raysearch import models
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
-from raysearch.evaluation.retention import Retention, difference
+from raysearch.evaluation.retention import Estimate, difference
 from raysearch.export.export_checkpoint import checkpoint_of
 from raysearch.study.folder import read_space
 from raysearch.study.front import FrontPoint, Measured
@@ -27,7 +27,7 @@ class Finetuned:
     """
 
     point: FrontPoint
-    gain: Retention
+    gain: Estimate
     before: Measured
     after: Measured
     num_samples: int

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from raysearch.backend.tuner import search
+from raysearch.backend.cluster import join_cluster
+from raysearch.backend.tuner import resume_search, run_trials
 from raysearch.cli.search import EMBEDDED_SPACE
 from raysearch.config.space import SearchSpace
 from raysearch.study.folder import Study
@@ -51,9 +52,11 @@ def main() -> None:
     planned, watch = plan_study(SearchSpace.model_validate(content)), Ends()
     with tempfile.TemporaryDirectory() as name:
         study = Study(Path(name) / "study", planned.space)
+        search = resume_search(planned, study)
+        join_cluster(planned.space.slots)
         study.create()
         tracker = Tracker(study, dense=planned.dense)
-        search(planned, study, [tracker, watch])
+        run_trials(planned, study, search, [tracker, watch])
         tracker.close()
     took = np.diff([end for end, _ in watch.ends])
     records = [record for _, record in watch.ends[1:]]

@@ -12,13 +12,19 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError
 
-from raysearch.backend import coordinator, tuner
-from raysearch.backend.tune_searcher import EVENTS, STATE
+from raysearch.backend import coordinator
+from raysearch.backend.faults import LostCoordinatorError, LostFileError, fatal_errors
+from raysearch.backend.messages import Failed
+from raysearch.backend.recorder import Recorder
+from raysearch.backend.trainable import REPLY
+from raysearch.backend.tuner import refuse_all_failed, resume_search
 from raysearch.cli import search
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
+from raysearch.search.journaled_search import JOURNAL, STATE
 from raysearch.study.folder import Study, locked
 from raysearch.testing import stand_in
+from raysearch.testing.local_coordinator import LocalCoordinator
 from scripts.fault_injection import driver as driver_faults
 
 
@@ -149,7 +155,7 @@ def test_a_line_cut_short_does_not_join_the_next(tmp_path):
     assert path.read_text() == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["trials.jsonl", EVENTS, "decisions.jsonl"])
+@pytest.mark.parametrize("name", ["trials.jsonl", JOURNAL, "decisions.jsonl"])
 def test_a_line_cut_short_by_a_crash_changes_nothing(unbroken, tmp_path, name):
     folder = tmp_path / "study"
     assert stand_in.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 15))
@@ -159,7 +165,7 @@ def test_a_line_cut_short_by_a_crash_changes_nothing(unbroken, tmp_path, name):
     assert stand_in.outcome(folder) == unbroken[0]
 
 
-@pytest.mark.parametrize("name", [EVENTS, "decisions.jsonl"])
+@pytest.mark.parametrize("name", [JOURNAL, "decisions.jsonl"])
 def test_lines_that_a_dying_machine_never_wrote_cost_no_trial(tmp_path, name):
     """Trials are flushed to the disk one by one; the rest may lag behind."""
     folder = tmp_path / "study"
@@ -191,7 +197,7 @@ def test_a_state_of_another_version_is_refused_before_anything_is_written(tmp_pa
     folder = tmp_path / "study"
     stand_in.drive(stand_in.plan(12), folder)
     state = json.loads((folder / STATE).read_text())
-    state["searcher"]["schema"] -= 1
+    state["schema"] -= 1
     (folder / STATE).write_text(json.dumps(state))
     before = contents(folder)
     with pytest.raises(InputError, match=r"search-state\.json: no state of this version.*delete it"):
@@ -200,7 +206,8 @@ def test_a_state_of_another_version_is_refused_before_anything_is_written(tmp_pa
 
 
 def contents(folder):
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 def test_a_killed_study_is_extended_and_gets_other_budgets(tmp_path):
@@ -218,63 +225,63 @@ def test_a_killed_study_is_extended_and_gets_other_budgets(tmp_path):
 def test_a_file_that_cannot_be_written_ends_the_search_and_is_blamed_on_no_trial(tmp_path):
     """Ray Tune takes any `Exception` of a callback for a failure of the trial at hand."""
 
-    class Called:
-        def on_trial_result(self, result):
-            return append_json(tmp_path / "nowhere" / "lines", result)
+    @fatal_errors()
+    def on_trial_result(result):
+        append_json(tmp_path / "nowhere" / "lines", result)
 
-        def on_trial_complete(self):
-            return "done"
-
-    called = Called()
-    tuner._let_losses_end_search(called)
-    assert called.on_trial_complete() == "done"
-    with pytest.raises(tuner._LostFile, match="nowhere/lines: No such file or directory") as lost:
-        called.on_trial_result({})
+    with pytest.raises(LostFileError, match="nowhere/lines: No such file or directory") as lost:
+        on_trial_result({})
     assert not isinstance(lost.value, Exception)
 
 
+def recorder(tmp_path, coordinator):
+    plan = stand_in.plan(4)
+    study = Study(tmp_path, plan.space)
+    return Recorder(plan, study, resume_search(plan, study), coordinator), study
+
+
 def test_storage_that_stays_away_ends_the_search_and_no_trial(tmp_path):
-    recorder = tuner.Recorder(stand_in.plan(4), Study(tmp_path, stand_in.plan(4).space), None, None, [])
-    result = {"done": True, "failed": "OSError: [Errno 5] Input/output error", "storage": True}
-    with pytest.raises(tuner._LostFile, match="Input/output error"):
-        recorder.on_trial_complete(0, [], SimpleNamespace(trial_id="a", last_result=result))
+    made, _ = recorder(tmp_path, LocalCoordinator())
+    reply = Failed(reason="OSError: [Errno 5] Input/output error", may_pass=True, by_storage=True)
+    with pytest.raises(LostFileError, match="Input/output error"):
+        made.on_trial_complete(0, [], SimpleNamespace(trial_id="a", last_result={REPLY: reply}))
     assert not (tmp_path / "trials.jsonl").exists()
 
 
-def test_a_lost_board_ends_the_search_and_is_blamed_on_no_trial(tmp_path, monkeypatch):
-    def get(reference):
+class DeadCoordinator(LocalCoordinator):
+    """One whose process has died."""
+
+    def submit(self, method, *args, **named):
         raise ActorDiedError
 
-    monkeypatch.setattr(tuner.ray, "get", get)
-    dead = SimpleNamespace(dense_scores=SimpleNamespace(remote=lambda: None))
-    study = Study(tmp_path, stand_in.plan(4).space)
-    recorder = tuner.Recorder(stand_in.plan(4), study, None, dead, [])
-    tuner._let_losses_end_search(recorder)
-    with pytest.raises(tuner._LostBoard, match="commands the slots has died"):
-        recorder.on_trial_error(0, [], SimpleNamespace(trial_id="t", get_error=lambda: None, last_result={}))
+
+def test_a_lost_coordinator_ends_the_search_and_is_blamed_on_no_trial(tmp_path):
+    made, study = recorder(tmp_path, DeadCoordinator())
+    with pytest.raises(LostCoordinatorError, match="the coordinator of the slots has died"):
+        made.on_trial_error(0, [], SimpleNamespace(trial_id="t", get_error=lambda: None, last_result={}))
     assert not study.records
 
 
-def test_the_board_is_on_the_node_that_the_cluster_stands_on(monkeypatch):
-    """A node that works and is lost took every later trial with it, when the board happened to be there."""
-    asked = {}
+def test_the_coordinator_is_on_the_node_that_the_cluster_stands_on(monkeypatch):
+    """A node that works and is lost took every later trial with it, when the coordinator happened to be there."""
+    options = {}
 
-    def remote(**options):
-        asked.update(options)
+    def remote(**given):
+        options.update(given)
         return lambda actor: SimpleNamespace(remote=lambda: None)
 
     monkeypatch.setattr(coordinator.ray, "remote", remote)
     coordinator.start_coordinator()
-    assert asked == {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+    assert options == {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 
 
 def test_a_search_that_has_only_failed_trials_says_why():
     failed = SimpleNamespace(end="failed", reason="InputError: none of its samples can be used")
     finished = SimpleNamespace(end="finished", reason="")
     for fine in ([], [failed, finished]):
-        tuner._refuse_all_failed(SimpleNamespace(folder="runs/a", records=fine))
+        refuse_all_failed("runs/a", fine)
     with pytest.raises(InputError, match=r"^runs/a: every trial failed \(the last: InputError: none of its"):
-        tuner._refuse_all_failed(SimpleNamespace(folder="runs/a", records=[failed, failed]))
+        refuse_all_failed("runs/a", [failed, failed])
 
 
 def test_two_drivers_on_one_study_get_one_plain_error(tmp_path):

@@ -2,8 +2,6 @@ import json
 
 import pytest
 
-from raysearch.backend.pareto_asha import ParetoASHA
-from raysearch.backend.tune_searcher import TuneSearcher
 from raysearch.config.budget import Budget, Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
@@ -283,33 +281,3 @@ def test_a_resumed_search_proposes_what_an_unbroken_one_would(sampler):
     resumed = make(sampler=sampler, seed=5)
     resumed.set_state(json.loads(json.dumps(broken.state())))
     assert run(resumed, map(str, range(17, 30))) == expected[17:]
-
-
-def test_ray_sees_a_flat_configuration_and_the_end():
-    search = TuneSearcher(make(num_trials=1), ParetoASHA(), config={"study": "joint"})
-    config = search.suggest("t")
-    assert config["study"] == "joint"
-    assert Recipe(**config["recipe"]).key == search.recipes.proposals["t"].recipe.key
-    assert search.suggest("u") == "FINISHED"
-    search.on_trial_result("t", {"retention": 0.5, "samples_seen": 10})
-    search.on_trial_complete("t", {"retention": float("nan"), "samples_seen": 90})
-    assert search.recipes.proposals["t"].end == "failed"
-
-
-@pytest.mark.parametrize("sampler", ["grid", "ehvi"])
-def test_a_refused_trial_is_run_when_the_study_goes_on(tmp_path, sampler):
-    """Bad data is no fault of the recipe that met them first."""
-
-    def search():
-        return TuneSearcher(make(num_trials=1, sampler=sampler), ParetoASHA(), folder=tmp_path)
-
-    refused = search()
-    refused.recipes.enqueue(published_recipes([0.15]))
-    config = refused.suggest("t")
-    refused.on_trial_complete("t", {"failed": "BadData: rows.json", "refused": "rows.json"})
-    refused.recipes.exhausted = True
-    assert refused.suggest("u") == "FINISHED"
-    refused.save_if_due(now=True)
-    mended = search()
-    mended.recover([])
-    assert mended.suggest("v") == config

@@ -166,6 +166,16 @@ class AshaBracket:
             for rung in self.rungs:
                 rung.rename(trial, name)
 
+    def set_budgets(self, budgets: Iterable[float]) -> None:
+        """Spare the leaders of other budgets from now on."""
+        self.budgets = sorted(budgets)
+        self._best_finals = dict.fromkeys(self.budgets, -math.inf)
+        for progress in self._live.values():
+            if progress.final is not None:
+                self._note_final(progress.size, progress.final)
+        for rung in self.rungs:
+            rung.set_budgets(self.budgets)
+
     def was_stopped(self, trial: str) -> bool:
         """Whether the rule has stopped this trial."""
         return trial in self._live and self._live[trial].stopped

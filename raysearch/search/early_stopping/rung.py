@@ -55,6 +55,11 @@ class Rung:
             self.values = {name if key == trial else key: value for key, value in self.values.items()}
             self.failed = {name if key == trial else key for key in self.failed}
 
+    def set_budgets(self, budgets: Sequence[float]) -> None:
+        """Follow the leaders of other budgets from now on."""
+        self._budgets = budgets
+        self._rebuild()
+
     def budgets_led(self, size: float, retention: float) -> list[float]:
         """The budgets within which no trial here is as good."""
         return [budget for budget, best in self._best.items() if size <= budget and retention > best]

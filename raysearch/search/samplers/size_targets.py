@@ -26,9 +26,14 @@ class Sizing:
     """
 
     def __init__(self, size_of: Callable[[Recipe], Size | None], dense: Size, budgets: Sequence[Budget]) -> None:
-        self._size_of, self._dense, self._budgets = size_of, dense, budgets
-        self.limits = [budget.size_ratio(dense) for budget in budgets]
+        self._size_of, self._dense = size_of, dense
         self.smallest = math.inf
+        self.set_budgets(budgets)
+
+    def set_budgets(self, budgets: Sequence[Budget]) -> None:
+        """Answer for other budgets from now on."""
+        self._budgets = budgets
+        self.limits = [budget.size_ratio(self._dense) for budget in budgets]
         self._solved: dict[tuple[str, Quantization, float], float] = {}
 
     def ratio_of(self, recipe: Recipe) -> float | None:
