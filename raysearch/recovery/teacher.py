@@ -6,18 +6,17 @@ study.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from raysearch.models import Family
 from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
+from raysearch.recovery.losses import LanguageHead
 
 
-def language_head(
-    model: PreTrainedModel, family: Family, device: torch.device | None = None
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def language_head(model: PreTrainedModel, family: Family, device: torch.device | None = None) -> LanguageHead:
     """From last normalised states (n, hidden) to the whole model's logits, (n, vocabulary); on another device, a copy.
 
     That is the head's module and, where the model has it, the cap (Gemma 2) or scale (Granite, Cohere) of its logits.
@@ -45,7 +44,7 @@ class Teacher:
         """Set the dense `model` to eval mode; `points` are where students are compared with it."""
         self.model, self.points = model.eval(), points
         self._family = family
-        self._heads: dict[torch.device, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self._heads: dict[torch.device, LanguageHead] = {}
 
     @property
     def vocabulary(self) -> int:
@@ -72,7 +71,7 @@ class Teacher:
         with torch.no_grad():
             return self.points.states(self.model, self._family, inputs).to(batch["labels"].device)
 
-    def head_on(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    def head_on(self, device: torch.device) -> LanguageHead:
         """The dense model's head on `device`, (n, hidden) to (n, vocabulary); copied there once if need be."""
         if device not in self._heads:
             self._heads[device] = language_head(self.model, self._family, device)
