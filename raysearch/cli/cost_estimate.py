@@ -169,7 +169,7 @@ def _work(plan: StudyPlan, recipes: Sequence[Recipe], stopping: bool) -> Work:
 
 def _operations_per_sample(plan: StudyPlan, recipe: Recipe, num_params: int) -> float:
     """6 per parameter and token for the student, forward and backward, and 2 for a teacher that only looks."""
-    taught = any(getattr(recipe, name) for name in LOSS_FIELDS[1:])
+    taught = any(LOSS_FIELDS[name].needs_teacher for name in recipe.loss_weights)
     per_token = 6 * num_params + 2 * plan.dense.num_params * taught
     return float(per_token * plan.space.recovery.max_length)
 
@@ -205,6 +205,7 @@ def _needs(plan: StudyPlan, recipe: Recipe) -> MemoryRequirements:
         num_trained += recipe.lora_rank * shape.num_layers * sides
     on_gpu = plan.space.slots.gpus_per_worker > 0
     precision = plan.space.recovery.precision
+    need_logits = any(LOSS_FIELDS[name].inputs == "logits" for name in recipe.loss_weights)
     return MemoryRequirements(
         num_params=counts.total(shape),
         num_trained=num_trained,
@@ -212,7 +213,7 @@ def _needs(plan: StudyPlan, recipe: Recipe) -> MemoryRequirements:
         num_layers=shape.num_layers,
         hidden=counts.hidden_size,
         layer_width=layer_width(counts.hidden_size, heads, shape.num_ffn_channels),
-        vocabulary=counts.vocab_size if recipe.sft or recipe.logits_kd else 0,
+        vocabulary=counts.vocab_size if need_logits else 0,
         online_bytes=0 if on_gpu else plan.dense.size_bytes,
     )
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from raysearch.config.budget import rate_text, size_text
-from raysearch.config.recipe import LOSS_FIELDS, Recipe
+from raysearch.config.recipe import Recipe
 from raysearch.study.front import Front, FrontPoint, Speed, retention_text
 
 _Z95 = 1.959964
 POINT_HEAD = ("size", "of dense", "retention [95%]", "held out", "mode", "trained", "losses", "data", "key")
 FILE_COLUMNS = 150  # one line per row where no terminal tells its width
-_SHORT = {"sft": "sft", "logits_kd": "logits", "hidden_kd": "hidden"}
 
 
 def standard_error(point: FrontPoint) -> float:
@@ -44,8 +43,8 @@ def better_than_dense(points: Iterable[FrontPoint]) -> list[FrontPoint]:
 
 def losses_text(recipe: Recipe) -> str:
     """The recovery losses and their weights, e.g. `sft 1, logits 0.5`."""
-    weights = [(name, getattr(recipe, name)) for name in LOSS_FIELDS]
-    return ", ".join(f"{_SHORT[name]} {weight:.3g}" for name, weight in weights if weight) or "none"
+    weights = recipe.loss_weights.items()
+    return ", ".join(f"{name.removesuffix('_kd')} {weight:.3g}" for name, weight in weights) or "none"
 
 
 def speed_text(speed: Speed) -> str:

@@ -113,7 +113,7 @@ def test_the_choice_is_by_the_search_questions():
         ({"checkpoint": None}, "has no checkpoint"),
         (
             {"recipe": Recipe(mode="layerwise", ratio=0.0, criterion="deepest", trained="nothing")},
-            "no recovery to go on with",
+            "no recovery to continue",
         ),
     ],
 )
