@@ -61,8 +61,8 @@ def load_results(path: Path) -> Results:
 
 
 @dataclass(frozen=True)
-class Retention:
-    """Retention with its paired standard error over questions, clustered by image."""
+class Estimate:
+    """An estimated value with its standard error."""
 
     value: float
     se: float
@@ -73,7 +73,7 @@ class Retention:
         return self.value - _Z95 * self.se, self.value + _Z95 * self.se
 
 
-def retention(pruned: Results, dense: Results, form: str = "ratio_of_averages") -> Retention:
+def retention(pruned: Results, dense: Results, form: str = "ratio_of_averages") -> Estimate:
     """Quality kept by a pruned model, on the questions that the dense model answered too.
 
     Args:
@@ -86,7 +86,7 @@ def retention(pruned: Results, dense: Results, form: str = "ratio_of_averages") 
         ValueError: the form is unknown, the questions differ, or the dense model has nothing to keep.
     """
     value, influences = _influences(pruned, dense, form)
-    return Retention(value, _standard_error(influences, dense))
+    return Estimate(value, _standard_error(influences, dense))
 
 
 def score_intervals(results: Results) -> dict[str, tuple[float, float]]:
@@ -98,7 +98,7 @@ def score_intervals(results: Results) -> dict[str, tuple[float, float]]:
     return intervals
 
 
-def difference(first: Results, second: Results, dense: Results, form: str = "ratio_of_averages") -> Retention:
+def difference(first: Results, second: Results, dense: Results, form: str = "ratio_of_averages") -> Estimate:
     """How much more `first` keeps than `second`, with the paired standard error of that difference.
 
     Raises:
@@ -106,7 +106,7 @@ def difference(first: Results, second: Results, dense: Results, form: str = "rat
     """
     ours, theirs = _influences(first, dense, form), _influences(second, dense, form)
     gaps = {name: ours[1][name] - theirs[1][name] for name in ours[1]}
-    return Retention(ours[0] - theirs[0], _standard_error(gaps, dense))
+    return Estimate(ours[0] - theirs[0], _standard_error(gaps, dense))
 
 
 def at_chance(dense: Results) -> list[str]:
