@@ -39,11 +39,11 @@ def test_the_page_is_whole_and_needs_no_network(page_text):
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)\s*=\s*[\"']?(https?:)?//", page_text)
     for title in (
         "Front",
-        "Answers",
+        "Best recipe per budget",
         "Findings",
-        "How each trial learned",
+        "Learning curves",
         "Benchmarks",
-        "What mattered",
+        "Importance of each dimension",
         "Cost",
     ):
         assert f"<h2>{title}</h2>" in page_text
@@ -63,9 +63,9 @@ def test_the_page_says_what_the_study_holds(study, page_text):
 
 
 def test_layers_are_shown_where_they_were_scored(study):
-    assert "<h2>Layers</h2>" not in report_html(study.front, study.records)
+    assert "<h2>Layer importance</h2>" not in report_html(study.front, study.records)
     page = body_of(report_html(study.front, study.records, {"taylor": [4.0, 1.0, 2.0], "random": [0.0, 0.0]}))
-    assert "<h2>Layers</h2>" in page
+    assert "<h2>Layer importance</h2>" in page
     assert '"y":[1.0,0.25,0.5]' in page
     assert '"y":[0.0,0.0]' in page
 
@@ -83,7 +83,7 @@ def test_names_and_reasons_are_text_and_secrets_masked(study):
 def test_a_study_of_few_trials_has_a_page(tmp_path):
     small = synthetic_study.make(tmp_path / "run", num_trials=3, fail=False)
     page = body_of(report_html(small.front, small.records))
-    assert "too few to tell" in page
+    assert "too few for an estimate" in page
     empty = Front.build("none", "pocket", synthetic_study.BASELINE, [])
     assert "recipes on the front" in body_of(report_html(empty, []))
 
@@ -173,7 +173,7 @@ def test_the_live_view_holds_what_runs_and_what_was_found(study):
     view.trial_started("new", record.recipe, Size(record.num_params, record.size_bytes))
     view.rung("new", record.rungs[0])
     console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(view._render())
+    console.print(view.render())
     shown = console.export_text()
     assert f"{record.rungs[0].retention:.1%}" in shown
     assert "hypervolume" in shown
