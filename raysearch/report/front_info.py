@@ -114,20 +114,15 @@ def off_front(info: FrontInfo, trials: Iterable[PlotPoint]) -> list[PlotPoint]:
     return [trial for trial in trials if trial.key not in keys]
 
 
-def retention_range(info: FrontInfo, trials: Sequence[PlotPoint]) -> tuple[float, float]:
-    """Range of a retention axis: the whole front with its intervals, and all trials but the worst tenth."""
+def axis_ranges(info: FrontInfo, trials: Sequence[PlotPoint]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(low, high) of the size axis and of the retention axis, which leaves out the worst tenth of the trials."""
+    sizes = [shown.size_ratio for shown in (*info.points, *trials, *info.budgets)]
     intervals = [point.interval for point in info.points if point.interval]
     tried = sorted(trial.retention for trial in trials)
     bottom = min([1.0, *(low for low, _ in intervals), *tried[len(tried) // 10 :][:1]])
     top = max([1.0, *(high for _, high in intervals), *tried[-1:]])
     margin = max(0.02, 0.06 * (top - bottom))
-    return max(bottom - margin, -0.02), top + margin
-
-
-def smallest_size(info: FrontInfo, trials: Sequence[PlotPoint]) -> float:
-    """Lower end of a size axis, as a share of the dense model's bytes."""
-    sizes = [shown.size_ratio for shown in (*info.points, *trials, *info.budgets)]
-    return max(0.0, min([0.9, *sizes]) - 0.04)
+    return (max(0.0, min([0.9, *sizes]) - 0.04), 1.03), (max(bottom - margin, -0.02), top + margin)
 
 
 def _front_point(point: FrontPoint) -> PlotPoint:
@@ -142,15 +137,8 @@ def _front_point(point: FrontPoint) -> PlotPoint:
         lines.append(("decoding", rate_text(point.measured.decode_tokens_per_second)))
     lines += [(f"score {name}", f"{score:.3f}") for name, score in point.scores.items()]
     lines += [*_recipe_lines(point.recipe), ("samples seen", f"{point.samples_seen:,}")]
-    return PlotPoint(
-        point.key,
-        point.size_ratio,
-        point.retention,
-        point.retention_ci,
-        point.recipe.mode,
-        "finished",
-        tuple(lines),
-    )
+    mode, interval = point.recipe.mode, point.retention_ci
+    return PlotPoint(point.key, point.size_ratio, point.retention, interval, mode, "finished", tuple(lines))
 
 
 def _recipe_lines(recipe: Recipe) -> list[tuple[str, str]]:

@@ -9,15 +9,8 @@ import yaml
 from raysearch.config.budget import params_text, size_text
 from raysearch.errors import InputError
 from raysearch.files import write_text
-from raysearch.report import param_importance
-from raysearch.report.charts import (
-    benchmark_lines,
-    figure_part,
-    hypervolume_history,
-    importance_bars,
-    layer_lines,
-    learning_curves,
-)
+from raysearch.report import charts, param_importance
+from raysearch.report.charts import figure_part
 from raysearch.report.findings import Finding, findings
 from raysearch.report.front_info import front_info, trial_points
 from raysearch.report.plots import front_figure
@@ -83,14 +76,12 @@ def report_html(
         _section("Front", figure_part(front_figure(front_info(front), trials), "front")),
         _section("Best recipe per budget", _answers(front)),
         _section("Findings", _findings(findings(front, records))),
-        *_speeds(front),
-        _section("Learning curves", figure_part(learning_curves(records), "curves"), _CURVES_NOTE),
-        _section("Benchmarks", figure_part(benchmark_lines(front), "benchmarks"), _BENCHMARKS_NOTE),
+        _speeds(front),
+        _section("Learning curves", figure_part(charts.learning_curves(records), "curves"), _CURVES_NOTE),
+        _section("Benchmarks", figure_part(charts.benchmark_lines(front), "benchmarks"), _BENCHMARKS_NOTE),
         _section("Importance of each dimension", _importance(records, front.baseline)),
-        *([_section("Layer importance", figure_part(layer_lines(layers), "layers"), _LAYERS_NOTE)] if layers else []),
-        _section(
-            "Hypervolume over trials", figure_part(hypervolume_history(front, records), "progress"), _PROGRESS_NOTE
-        ),
+        _section("Layer importance", figure_part(charts.layer_lines(layers), "layers"), _LAYERS_NOTE) if layers else "",
+        _section("Hypervolume", figure_part(charts.hypervolume_history(front, records), "progress"), _PROGRESS_NOTE),
         _section("Cost", _cost(records)),
         _section("Stopped and failed trials", _unfinished(records, front.baseline)),
         _section("Recipes on the front", "".join(_recipe(point) for point in front.points)),
@@ -144,14 +135,14 @@ def _answers(front: Front) -> str:
     return f"{answers}<details><summary>The whole front</summary>{every}</details>"
 
 
-def _speeds(front: Front) -> list[str]:
+def _speeds(front: Front) -> str:
     """The section on speed and memory, once they are measured."""
     rows = speed_rows(front)
     if not rows:
-        return []
+        return ""
     machines = sorted({f"{p.measured.device}, {p.measured.dtype}" for p in front.points if p.measured})
     note = f"Batch of one, an image and a short question, on {'; '.join(machines)}. The KV cache is of 1,000 tokens."
-    return [_section("Speed and memory", _table(SPEED_COLUMNS, rows), _text(note))]
+    return _section("Speed and memory", _table(SPEED_COLUMNS, rows), _text(note))
 
 
 def _findings(found: Sequence[Finding]) -> str:
@@ -174,7 +165,7 @@ def _importance(records: Sequence[TrialRecord], baseline: Baseline) -> str:
         ("For retention alone (fANOVA)", "importance-retention", param_importance.for_retention(records, baseline)),
     ):
         if found:
-            parts.append(figure_part(importance_bars(title, found), name))
+            parts.append(figure_part(charts.importance_bars(title, found), name))
     if not parts:
         return (
             f'<p class="note">Fewer than {param_importance.MIN_TRIALS} trials were scored: too few for an estimate.</p>'

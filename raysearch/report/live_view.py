@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
@@ -15,11 +15,9 @@ from raysearch.report.front_info import staircase
 from raysearch.report.terminal import budget_lines, front_table, own_command, print_rich, rich_table, shell_path
 from raysearch.study.folder import Study
 from raysearch.study.front import Front
+from raysearch.study.plan import StudyPlan
 from raysearch.study.records import Score, TrialRecord
 from raysearch.study.text import seconds_text
-
-if TYPE_CHECKING:
-    from raysearch.study.plan import StudyPlan
 
 MIN_TRIALS_TO_FORECAST = 3
 SYMBOLS = {"stopped": "×", "finished": "·", "staircase": "─", "front": "●"}
@@ -40,7 +38,7 @@ class LiveView:
     it prints the front so far and the command to resume.
     """
 
-    def __init__(self, plan: "StudyPlan", study: Study) -> None:
+    def __init__(self, plan: StudyPlan, study: Study) -> None:
         self._plan, self._study = plan, study
         self._running: dict[str, _Running] = {}
         self._num_ended = 0

@@ -6,15 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raysearch.files import write_text
-from raysearch.report.front_info import (
-    FrontInfo,
-    PlotPoint,
-    front_info,
-    off_front,
-    retention_range,
-    smallest_size,
-    trial_points,
-)
+from raysearch.report.front_info import FrontInfo, PlotPoint, axis_ranges, front_info, off_front, trial_points
 from raysearch.study.front import Front
 from raysearch.study.records import TrialRecord
 
@@ -51,7 +43,8 @@ def draw_front(info: FrontInfo, path: Path, trials: Sequence[PlotPoint] = ()) ->
         label = f"{mode}, {end} ({len(group)})"
         axes.scatter(xs, ys, s=24, marker=_MARKERS[end], c=COLOURS[mode], alpha=0.38, label=label, **style)
     _draw_points(axes, info)
-    axes.set(xlim=(smallest_size(info, trials), 1.03), ylim=retention_range(info, trials))
+    sizes, retentions = axis_ranges(info, trials)
+    axes.set(xlim=sizes, ylim=retentions)
     _draw_budgets(axes, info)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -81,8 +74,9 @@ def front_figure(info: FrontInfo, trials: Sequence[PlotPoint] = ()) -> Any:
     title = {"text": html.escape(_title(info)), "font": {"size": 16}}
     figure = new_figure(SIZE_LABEL, RETENTION_LABEL, title=title, legend={"x": 1.01, "y": 1}, height=620)
     figure.update_layout(hoverlabel={"font": {"size": 12}})
-    figure.update_xaxes(tickformat=".0%", range=[smallest_size(info, trials), 1.03])
-    figure.update_yaxes(range=list(retention_range(info, trials)))
+    sizes, retentions = axis_ranges(info, trials)
+    figure.update_xaxes(tickformat=".0%", range=sizes)
+    figure.update_yaxes(range=retentions)
     for mode, end, group in _groups(trials):
         outline = {"color": COLOURS[mode], "width": 1.4 * (end == "stopped")}
         symbol = "circle" if end == "finished" else "x-thin"

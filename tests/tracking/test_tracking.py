@@ -19,7 +19,7 @@ from raysearch.tracking.events import event_of, parent_event, rung_event
 from raysearch.tracking.lookup import front_of_experiment, register
 from raysearch.tracking.mlflow_runs import connect, read_state
 from raysearch.tracking.sender import UNSENT, read_unsent
-from raysearch.tracking.tracker import Tracker, sync_unsent, tell_speeds, tracking_uri
+from raysearch.tracking.tracker import Tracker, log_speeds, sync_unsent, tracking_uri
 from tests.support import synthetic_study
 
 PATIENCE = 300  # seconds; the machine may be busy
@@ -163,12 +163,12 @@ def test_a_server_that_is_away_stops_nothing_and_sync_sends_later(store, client,
 def test_what_waits_is_sent_first_once_the_server_is_back(store, client, replay, monkeypatch):
     monkeypatch.setattr("raysearch.tracking.sender.SECONDS_BETWEEN_TRIES", 0.0)
     tracker = Tracker(replay.study, store, dense=DENSE)
-    sender = tracker._sender
-    sender._uri = CLOSED_PORT
+    sender = tracker.sender
+    sender.uri = CLOSED_PORT
     replay.play(tracker, replay.records[:6])
     assert not tracker.flush(PATIENCE)
     assert read_unsent(replay.study.folder)
-    sender._uri = store
+    sender.uri = store
     replay.play(tracker, replay.records[6:])
     assert tracker.flush(PATIENCE)
     check_everything_is_there(client, replay)
@@ -260,7 +260,7 @@ def second_trial(tracker, record):
 def test_what_the_server_refuses_does_not_block_the_rest(store, client, replay, capsys):
     tracker = Tracker(replay.study, store, dense=DENSE)
     assert tracker.flush(PATIENCE)
-    tracker._sender.put(event_of(None, params={"model": "another"}), event_of(None, metrics={"hypervolume": 0.25}))
+    tracker.sender.put(event_of(None, params={"model": "another"}), event_of(None, metrics={"hypervolume": 0.25}))
     assert tracker.flush(PATIENCE)
     tracker.close(PATIENCE)
     assert "refused" in capsys.readouterr().err
@@ -337,7 +337,7 @@ def test_what_was_measured_is_told(store, client, replay, monkeypatch):
         peak_memory_bytes=3, checkpoint_bytes=2, kv_cache_bytes_per_1000_tokens=1000,
     )  # fmt: skip
     points = [front.points[0].model_copy(update={"measured": speed}), *front.points[1:]]
-    tell_speeds(replay.study.folder, front.model_copy(update={"points": points}), PATIENCE)
+    log_speeds(replay.study.folder, front.model_copy(update={"points": points}), PATIENCE)
     _, children = runs_of(client, replay.study)
     told = children[points[0].key].data
     assert told.metrics["speed.prefill_seconds"] == 0.0125
