@@ -27,7 +27,7 @@ def test_average_and_retention_follow_from_the_entries(row):
     kept = 100 * retention(row.results, DENSE[row.model].results).value
     adds_up = row in RECOVERED or (row.model, row.mode, row.ratio) not in DO_NOT_ADD_UP
     assert (average(row) == pytest.approx(row.average, abs=ROUNDING)) == adds_up
-    assert (kept == pytest.approx(row.kept, abs=TWICE)) == adds_up
+    assert (kept == pytest.approx(row.retention, abs=TWICE)) == adds_up
 
 
 def test_the_two_rows_that_do_not_add_up():
