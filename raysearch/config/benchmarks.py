@@ -26,7 +26,7 @@ class BenchmarkConfig(Strict):
     heldout_split: str | None = None
     """Split of the held-out questions."""
     metric: MetricName
-    """How an answer is scored (docs/questions.md)."""
+    """How an answer is scored (docs/reference/questions.md)."""
     prompt: str | None = None
     """Template with {question}, {options} and columns; left out, the metric's own."""
     columns: dict[str, str] = {}

@@ -95,7 +95,7 @@ class LmmsEvalTask:
         if name not in known:
             raise InputError(
                 f"{self.where}: has no score {name!r} that is a number per row; it has {', '.join(known) or 'none'}"
-                + ("; name one as score" if known else "; see docs/questions.md for metrics that join rows")
+                + ("; name one as score" if known else "; see docs/reference/questions.md for metrics")
             )
         return float(result[name])
 

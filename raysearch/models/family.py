@@ -16,7 +16,7 @@ from raysearch.models.transformers_classes import empty_model
 
 VISION_NAMES = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder")
 PROJECTOR_NAMES = ("multi_modal_projector", "mm_projector", "connector", "projector", "aligner")
-WHERE_TO_ADD = "add a description to raysearch/models/known_families.py (docs/families.md)"
+WHERE_TO_ADD = "add a description to raysearch/models/known_families.py (docs/reference/families.md)"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The known families, as data; docs/families.md says how to add one."""
+"""The known families, as data; docs/reference/families.md says how to add one."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What early verdicts cost and are worth, on the recorded trials of the embedded LVLM: docs/table.md, docs/stopping.md.
+"""What early stopping decisions cost and are worth on the recorded trials: docs/measurements/search.md.
 
     python scripts/benchmarks/early_stopping.py                  # correlations, then replays: about ten minutes of one core
     python scripts/benchmarks/early_stopping.py --seeds 10       # a minute

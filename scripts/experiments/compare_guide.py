@@ -1,6 +1,6 @@
-"""Does the search beat the decision guide of arXiv 2604.24380? Writes docs/guide.md.
+"""Does the search beat the decision guide of arXiv 2604.24380? Writes docs/measurements/guide.md.
 
-    raysearch study search_spaces/pocket-study.yaml --out runs/study    # the grid, with the guide's recipes
+    raysearch replicate search_spaces/pocket-study.yaml --out runs/study    # the grid, with the guide's recipes
     python scripts/experiments/compare_guide.py --grid runs/study --seeds 3         # searches; resumable
 
 At each of the paper's four ratios the guide's recipe sets the budget: its own size, to the byte. The search answers for
@@ -61,7 +61,7 @@ def cost(folder: Path) -> tuple[float, int]:
 
 
 def report(grid: Path, searches: list[Path]) -> str:
-    """docs/guide.md."""
+    """docs/measurements/guide.md."""
     table = Table.load(grid, read_trials(grid))
     whole, parts = cost(grid), [cost(folder) for folder in searches]
     seconds, samples = (max(part[i] for part in parts) / whole[i] for i in range(2))
@@ -69,21 +69,22 @@ def report(grid: Path, searches: list[Path]) -> str:
     lines = [
         "# The search against the paper's decision guide",
         "",
-        f"Measured {date.today().isoformat()} by `scripts/experiments/compare_guide.py` on the embedded LVLM. The guide of arXiv",
-        "2604.24380: up to 30% of the decoder drop layers, beyond that slice widths; recover projector and decoder by",
-        "SFT and a match of hidden states (at 15% the projector alone will do). Its recipes are those of the grid in",
-        f"[study-pocket.md](study-pocket.md), three seeds each. {len(searches)} searches of the embedded space with",
+        f"Measured {date.today().isoformat()} by `scripts/experiments/compare_guide.py` on the embedded LVLM.",
+        "The guide of arXiv 2604.24380: up to 30% of the decoder drop layers, beyond that slice widths; recover",
+        "projector and decoder by SFT and a match of hidden states (at 15% the projector alone will do).",
+        "Its recipes are those of the grid in [the replication](study-pocket.md), three seeds each.",
+        f"{len(searches)} searches of the embedded space with",
         f"up to {trials} trials took at most {seconds:.0%} of the grid's time each, and saw at most",
         f"{samples:.0%} of its training samples. Retention is that of held-out questions, in % of the dense model,",
         "differences in points; 95% intervals, paired by question and clustered by image.",
         "",
-        "| guide | size | the guide keeps | " + " | ".join(f"search {i}" for i in range(len(searches))) + " |",
+        "| guide | size | retention of the guide | " + " | ".join(f"search {i}" for i in range(len(searches))) + " |",
         "|---" * (3 + len(searches)) + "|",
         *(row(name, cell, table, searches) for name, cell in GUIDE.items()),
         "",
-        "A search's cell has what its answer keeps, and the difference to the guide. Intervals of the guide are over",
-        "questions and seeds, those of a difference over questions and the guide's seeds: what another seed of the",
-        "search would find is what the columns differ by.",
+        "A search's cell has the retention of its answer, and the difference to the guide. Intervals of the guide",
+        "are over questions and seeds, those of a difference over questions and the guide's seeds; the variation",
+        "between seeds of the search is what the columns differ by.",
         "",
         *(answers(i, folder, table) for i, folder in enumerate(searches)),
     ]
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/guide"), help="folder for the searches")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--to", type=Path, default=Path("docs/guide.md"))
+    parser.add_argument("--to", type=Path, default=Path("docs/measurements/guide.md"))
     options = parser.parse_args()
     table = Table.load(options.grid, read_trials(options.grid))
     budgets = [budget_of(table, cell) for cell in GUIDE.values()]

@@ -1,4 +1,4 @@
-"""The headline effects of arXiv 2604.24380, measured on the embedded LVLM, with intervals: writes docs/effects.md.
+"""Measure the headline effects of arXiv 2604.24380 on the embedded LVLM: writes docs/measurements/effects.md.
 
     python scripts/experiments/paper_effects.py                  # 3 seeds, about half an hour on one core; resumable
     python scripts/experiments/paper_effects.py --seeds 1 --worker 0/2 & python scripts/experiments/paper_effects.py --seeds 1 --worker 1/2
@@ -119,7 +119,7 @@ class Effects:
 
 
 def report(table: Effects) -> str:
-    """docs/effects.md."""
+    """docs/measurements/effects.md."""
     num = sum(len(values) for values in table.dense.scores.values())
     lines = [
         "# The paper's headline effects on the embedded LVLM",
@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/effects"))
-    parser.add_argument("--to", type=Path, default=Path("docs/effects.md"))
+    parser.add_argument("--to", type=Path, default=Path("docs/measurements/effects.md"))
     parser.add_argument(
         "--worker", default="0/1", help="i/n: measure every n-th recipe from the i-th on; write nothing"
     )

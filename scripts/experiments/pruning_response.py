@@ -1,4 +1,4 @@
-"""How the embedded LVLM answers to pruning, and what a minute of training brings back: the tables of docs/pocket.md.
+"""Retention of the embedded LVLM after pruning and after brief recovery: the tables of docs/explanation/pocket.md.
 
     python scripts/experiments/pruning_response.py        # about ten minutes on one core
 

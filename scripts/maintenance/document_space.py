@@ -1,4 +1,4 @@
-"""Write docs/space.md, every key of a search space, from the schema itself: python scripts/maintenance/document_space.py"""
+"""Write docs/reference/space.md from the schema of a search space: python scripts/maintenance/document_space.py"""
 
 import ast
 import inspect
@@ -16,28 +16,28 @@ from raysearch.config.benchmarks import BenchmarkConfig, LmmsEvalConfig
 from raysearch.config.recipe import _CONDITIONS, LAYER_CRITERIA, LOSS_FIELDS, WIDTH_CRITERIA, Recipe
 from raysearch.config.space import SearchSpace
 
-PAGE = Path(__file__).parents[2] / "docs" / "space.md"
-HEAD = """# Every key of a search space
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "space.md"
+HEAD = """# Search space: every key
 
-Written by `python scripts/maintenance/document_space.py` from the schema; a test sees that it is up to date. A space is a YAML
-file: [pocket.yaml](../search_spaces/pocket.yaml) is a commented one to start from. A key that is not here is refused,
-with the keys that are. `raysearch search SPACE.yaml --dry-run` checks a space and says what it would take.
+Written by `python scripts/maintenance/document_space.py` from the schema; a test checks that it is up to date. A space
+is a YAML file: `search_spaces/pocket.yaml` is a commented one to start from. An unknown key is an error that lists the
+known ones. `raysearch search SPACE.yaml --dry-run` checks a space and estimates the cost of its search.
 """
 DIMENSIONS = """A dimension is written in one of four ways:
 
 ```yaml
 recipe:
-  mode: widthwise                             # one value: pinned
+  mode: widthwise                             # one value: fixed
   trained: [projector, projector+lora]        # one of several
   ratio: {low: 0.1, high: 0.6}                # a number between two, both included; log: true, or a step
-  lr:                                         # cases: the first whose conditions hold is asked
+  lr:                                         # cases: the first whose conditions hold applies
     - {when: {trained: projector}, low: 3.0e-4, high: 3.0e-3, log: true}
     - {low: 1.0e-5, high: 3.0e-4, log: true}
 ```
 
-`mode`, `ratio` and `criterion` must be there; what is left out takes its default. `when` names earlier fields of the
-table. A field that does not apply to a recipe is never asked for, so that no two recipes differ in what makes no
-difference.
+`mode`, `ratio` and `criterion` are required; other fields have defaults. `when` names earlier fields of the
+table. A field that does not apply to a recipe is not sampled, so that no two recipes differ in a field without
+effect.
 """
 
 

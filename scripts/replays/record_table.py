@@ -6,7 +6,8 @@
 
 Recipes are points of a scrambled Sobol' sequence over search_spaces/pocket-table.yaml, so the first n of them cover the
 joint space evenly for every n. Every tenth is run a second time under another seed. What has ended is kept in
-runs/table, one line per trial; the Parquet file is made from those lines. docs/table.md says what its columns hold.
+runs/table, one line per trial; the Parquet file is made from those lines. docs/measurements/table.md
+describes its columns.
 """
 
 import argparse

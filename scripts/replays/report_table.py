@@ -1,4 +1,4 @@
-"""What the recorded table of trials says about rungs, seeds and recipes, as Markdown for docs/table.md.
+"""What the recorded trials say about rungs, seeds and recipes, as Markdown for docs/measurements/table.md.
 
     python scripts/replays/report_table.py                       # docs/data/pocket-trials.parquet
     python scripts/replays/report_table.py --table other.parquet

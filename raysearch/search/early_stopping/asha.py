@@ -264,3 +264,6 @@ class _Progress:
     stopped: bool = False
     final: float | None = None
     """Retention at its own end, of a trial that came there."""
+
+
+Rungs = AshaBracket  # the name that `raysearch` exports
