@@ -79,10 +79,7 @@ def front_card(front: Front, point: FrontPoint, multimodal: bool, note: str = ""
         f"Scores on {where} [95%]": scores,
         "Speed and memory": speed_rows(point.measured, dense.measured),
     }
-    origin = (
-        f"Found by the study {front.study}: no recipe that it trained to the end has a higher retention at this size or a "
-        "smaller one."
-    )
+    origin = f"Found by the study {front.study}: none of its finished recipes retains more at this size or below."
     title = f"{Path(front.model).name} at {point.size_ratio:.0%} of its size"
     card = {"base_model": front.model, "title": title, "note": f"{origin} {note}".strip()}
     return model_card(multimodal, point.recipe, sections, card | rows)
