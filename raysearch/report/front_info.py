@@ -116,7 +116,7 @@ def off_front(info: FrontInfo, trials: Iterable[PlotPoint]) -> list[PlotPoint]:
 
 def axis_ranges(info: FrontInfo, trials: Sequence[PlotPoint]) -> tuple[tuple[float, float], tuple[float, float]]:
     """(low, high) of the size axis and of the retention axis, which leaves out the worst tenth of the trials."""
-    sizes = [shown.size_ratio for shown in (*info.points, *trials, *info.budgets)]
+    sizes = [point.size_ratio for point in (*info.points, *trials)] + [line.size_ratio for line in info.budgets]
     intervals = [point.interval for point in info.points if point.interval]
     tried = sorted(trial.retention for trial in trials)
     bottom = min([1.0, *(low for low, _ in intervals), *tried[len(tried) // 10 :][:1]])

@@ -1,4 +1,4 @@
-"""Quantised decoders: counted to the byte beforehand, scored as what is exported, read by transformers alone."""
+"""Quantised decoders: counted to the byte in advance, scored as they are exported, read by transformers alone."""
 
 import copy
 

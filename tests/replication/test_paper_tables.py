@@ -1,4 +1,4 @@
-"""Our arithmetic on published tables: AVG and AVG-% follow from the entries, but for two rows."""
+"""Our arithmetic on published tables: AVG and AVG-% follow from the entries, except in two rows."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_all_rows_are_there():
 
 
 def test_the_recovered_rows_of_internvl_are_its_dense_row_times_a_constant():
-    """Which nine measurements are not; a reason to take no claim from them."""
+    """Nine independent measurements cannot be; so no claim is taken from them."""
     for row in RECOVERED:
         dense = DENSE[row.model].results.means()
         ratios = [row.results.means()[benchmark] / dense[benchmark] for benchmark in dense]

@@ -1,4 +1,4 @@
-"""Tables and claims of a grid, on made-up answers whose truth is known; and one small study on the embedded LVLM."""
+"""Tables and claims of a grid, on simulated answers with known accuracy; and one small study on the embedded LVLM."""
 
 import json
 import os

@@ -1,5 +1,4 @@
-"""What is said about a study is in its trials: planted effects are found, their absence is said, by hand and by
-simulation."""
+"""Findings about a study: planted effects are found and absent ones are not, by hand and by simulation."""
 
 import numpy as np
 import pytest

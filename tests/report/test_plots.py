@@ -1,4 +1,4 @@
-"""Pictures of a front: what they show, worked out by hand; then that they are drawn."""
+"""Plots of a front: the values that they show, by hand; then that they are drawn."""
 
 import re
 import subprocess
@@ -75,7 +75,7 @@ def test_staircase_at_its_ends(points, corners):
     assert staircase(points) == corners
 
 
-def test_trial_points_leave_out_who_failed(study):
+def test_trial_points_leave_out_failed_trials(study):
     points = trial_points(study.records, synthetic_study.BASELINE)
     ends = [record.end for record in study.records]
     assert "failed" in ends

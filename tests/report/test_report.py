@@ -1,4 +1,4 @@
-"""The report is one page that needs nothing else; a person can hover and choose in it. And the live view."""
+"""The report is one self-contained interactive page. And the live view."""
 
 import importlib.util
 import re
@@ -94,23 +94,23 @@ def test_a_study_of_few_trials_has_a_page(tmp_path):
 def test_a_person_can_hover_and_choose(study, tmp_path):
     from playwright.sync_api import sync_playwright
 
-    asked, complaints = [], []
+    requested, errors = [], []
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=PATIENCE)
         page = browser.new_page(viewport={"width": 1250, "height": 900})
         page.set_default_timeout(PATIENCE)
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requested.append(request.url))
         page.goto((study.folder / "report.html").as_uri(), timeout=PATIENCE)
         hover_shows_the_recipe(page, study)
         legend_hides_and_shows(page)
         assert page.locator("#front .modebar-btn[data-title^='Share']").count() == 0
         page.screenshot(path=tmp_path / "report.png", full_page=True)
         browser.close()
-    assert complaints == []
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert errors == []
+    assert [url for url in requested if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 def hover_shows_the_recipe(page, study):

@@ -1,4 +1,4 @@
-"""MLflow gets what happened: live, late, after a break; and is never waited for. Real SQLite stores."""
+"""MLflow gets every event, live, late or after a resume, and never delays a search. Real SQLite stores."""
 
 import json
 import socket
@@ -40,7 +40,7 @@ def client(store):
 
 @pytest.fixture
 def replay(tmp_path, request):
-    """A study that has not begun, and what will happen in it."""
+    """A new study, and the trials to replay in it."""
     study = synthetic_study.make(tmp_path / "made", num_trials=12)
     name = request.node.name.replace("[", "-").replace("]", "")
     space = study.space.model_copy(update={"name": name})
@@ -50,7 +50,7 @@ def replay(tmp_path, request):
 
 
 class Replay:
-    """Tells a tracker what happened in a study, as a search would."""
+    """Calls a tracker with the events of a study, as a search does."""
 
     def __init__(self, study, records, front):
         self.study, self.records, self.final_front = study, records, front
@@ -79,7 +79,7 @@ class Replay:
 
 
 def runs_of(client, study):
-    """The parent run and the children by recipe key, as MLflow tells them."""
+    """The parent run and the child runs by recipe key, from MLflow."""
     experiment = client.get_experiment_by_name(study.space.name)
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
@@ -196,7 +196,7 @@ def test_a_resumed_study_continues_its_runs(store, client, replay):
 
 
 def test_a_killed_driver_loses_no_ended_trial(store, client, replay):
-    """What was only queued is gone; the next start tells it from the study's own files."""
+    """Queued events are lost; the next start sends them from the study's own files."""
     tracker = Tracker(replay.study, store, dense=DENSE)
     tracker.flush(PATIENCE)
     replay.study.records += replay.records
