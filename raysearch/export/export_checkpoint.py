@@ -95,8 +95,8 @@ def load_in_clean_process(model: Path | str, speed: bool = False) -> tuple[int, 
     Raises:
         InputError: it does not load or does not generate.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **quiet}
     command = [sys.executable, "-I", str(CHECK), str(model), *(["--speed"] if speed else [])]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:

@@ -16,6 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
 PROMPT = "What is in the picture?"
 NUM_DECODED = 32
 MIN_RUNS, MAX_RUNS, SECONDS_TO_MEASURE = 3, 20, 5.0
@@ -23,9 +27,6 @@ MIN_RUNS, MAX_RUNS, SECONDS_TO_MEASURE = 3, 20, 5.0
 
 def main(folder: str, speed: bool = False) -> None:
     """Load, generate, measure, print."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
     if speed and torch.cuda.is_available():
         model.to("cuda")
@@ -50,8 +51,6 @@ def num_params(model: Any) -> int:
 
 def load_processor(folder: str) -> Any:
     """The processor; the Pillow variant where torchvision is missing."""
-    from transformers import AutoProcessor
-
     try:
         return AutoProcessor.from_pretrained(folder)
     except (ImportError, RuntimeError):
@@ -60,8 +59,6 @@ def load_processor(folder: str) -> Any:
 
 def encode(processor: Any) -> Any:
     """A grey image and a question, in the model's chat template if it has one."""
-    from PIL import Image
-
     image = Image.new("RGB", (64, 64), (128, 128, 128))
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
@@ -94,8 +91,6 @@ def measure(model: Any, inputs: Any) -> dict[str, Any]:
 
 def median_seconds(run: Callable[[], Any]) -> float:
     """Median time of several runs, after a warm-up."""
-    import torch
-
     run()
     seconds: list[float] = []
     while len(seconds) < MIN_RUNS or (len(seconds) < MAX_RUNS and sum(seconds) < SECONDS_TO_MEASURE):
@@ -111,8 +106,6 @@ def median_seconds(run: Callable[[], Any]) -> float:
 
 def device_name(model: Any) -> str:
     """The GPU, or the CPU and the number of threads."""
-    import torch
-
     if model.device.type == "cuda":
         return torch.cuda.get_device_name(model.device)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -122,8 +115,6 @@ def device_name(model: Any) -> str:
 
 def peak_bytes(model: Any) -> int:
     """Peak memory so far: of the GPU, or of this process on a CPU."""
-    import torch
-
     if model.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")

@@ -59,13 +59,8 @@ def benchmark_lines(front: Front) -> Any:
             text=[f"<b>{point.key}</b>: {point.scores[name]:.3f}" for point, _ in scored],
             hovertemplate="%{text}, %{y:.1%} of the dense score<extra></extra>",
         )
-    figure.add_scatter(
-        x=[point.size_ratio for point in front.points],
-        y=[point.retention for point in front.points],
-        mode="lines",
-        name="retention",
-        line={"color": INK, "dash": "dash"},
-    )
+    sizes, retentions = [point.size_ratio for point in front.points], [point.retention for point in front.points]
+    figure.add_scatter(x=sizes, y=retentions, mode="lines", name="retention", line={"color": INK, "dash": "dash"})
     figure.update_xaxes(tickformat=".0%")
     return figure
 

@@ -12,7 +12,8 @@ import numpy as np
 from raysearch.study.front import Baseline
 from raysearch.study.records import TrialRecord
 
-MIN_PER_LEVEL = 4
+Side = Callable[[TrialRecord], bool | None]
+MIN_PER_SIDE = 4
 """Finished trials that each side of a comparison needs."""
 
 
@@ -42,27 +43,23 @@ class Effect:
         return f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def effect_of(
-    records: Sequence[TrialRecord],
-    baseline: Baseline,
-    level: Callable[[TrialRecord], bool | None],
-) -> Effect | None:
+def effect_of(records: Sequence[TrialRecord], baseline: Baseline, side: Side) -> Effect | None:
     """Difference in retention between trials with and without a setting, at equal size and mode.
 
     Args:
         records: finished trials.
         baseline: the dense model.
-        level: True or False per trial; None leaves it out.
+        side: of a trial, True with the setting, False without; None leaves the trial out.
 
     Returns:
-        The coefficient of `level` beside an intercept, the size, its square and the mode. Its 95% interval is Student's
+        The coefficient of `side` beside an intercept, the size, its square and the mode. Its 95% interval is Student's
         with the HC3 error (MacKinnon and White, 1985), since small models scatter more than large ones. None when
-        either side has fewer than MIN_PER_LEVEL trials, or the size and mode leave nothing to compare.
+        either side has fewer than MIN_PER_SIDE trials, or the size and mode leave nothing to compare.
     """
-    levels = [(record, level(record)) for record in records]
-    chosen = [record for record, found in levels if found is not None]
-    on = np.array([found for _, found in levels if found is not None], bool)
-    if min(on.sum(), (~on).sum()) < MIN_PER_LEVEL:
+    sides = [(record, side(record)) for record in records]
+    chosen = [record for record, found in sides if found is not None]
+    on = np.array([found for _, found in sides if found is not None], bool)
+    if min(on.sum(), (~on).sum()) < MIN_PER_SIDE:
         return None
     design = np.column_stack([on, _size_and_mode(chosen, baseline)])
     retentions = np.array([record.rungs[-1].retention for record in chosen])

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -12,13 +12,12 @@ import numpy as np
 from raysearch.config.budget import Budget, Size
 from raysearch.config.recipe import LOSS_FIELDS
 from raysearch.evaluation.retention import Estimate
-from raysearch.report.effects import Effect, effect_of, finished, spearman
+from raysearch.report.effects import Effect, Side, effect_of, finished, spearman
 from raysearch.report.terminal import half_width
 from raysearch.study.front import Baseline, Front, FrontPoint
 from raysearch.study.records import TrialRecord
 
 Verdict = Literal["significant", "inconclusive", "fact"]
-Side = Callable[[TrialRecord], bool | None]
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,11 @@ def _settings(records: Sequence[TrialRecord], baseline: Baseline) -> list[Findin
     """Effects of what was trained, with which losses, on how much data."""
     ended = finished(records)
     found = []
-    for name, first, second, level in _contrasts(ended):
-        effect = effect_of(ended, baseline, level)
+    for name, first, second, side in _contrasts(ended):
+        effect = effect_of(ended, baseline, side)
         if effect is None:
             continue
-        sides = [level(record) for record in ended]
+        sides = [side(record) for record in ended]
         counts = sides.count(True), sides.count(False)
         if effect.value < 0:
             first, second, counts, effect = second, first, counts[::-1], effect.reversed()

@@ -167,9 +167,7 @@ def _importance(records: Sequence[TrialRecord], baseline: Baseline) -> str:
         if found:
             parts.append(figure_part(charts.importance_bars(title, found), name))
     if not parts:
-        return (
-            f'<p class="note">Fewer than {param_importance.MIN_TRIALS} trials were scored: too few for an estimate.</p>'
-        )
+        return f'<p class="note">Fewer than {param_importance.MIN_TRIALS} trials were scored: too few to estimate.</p>'
     note = (
         "Share of each dimension; error bars span the middle 80% over resampled trials. Stopped trials count with "
         "their last retention. Dimensions that only some recipes have are in the first chart only."

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -27,7 +27,6 @@ SYMBOLS = {"stopped": "×", "finished": "·", "staircase": "─", "front": "●"
 class _Running:
     recipe: Recipe
     size_ratio: float
-    started: float = field(default_factory=time.monotonic)
     latest: Score | None = None
 
 
@@ -85,10 +84,9 @@ class LiveView:
         """Print the new front, unless the view is live."""
         if self._live is None:
             retentions = {point.key: f"{point.retention:.1%}" for point in front.points}
-            answers = "; ".join(
-                f"{budget} {retentions.get(key or '', 'none yet')}" for budget, key in front.budgets.items()
-            )
-            print(f"  front of {len(front.points)}, hypervolume {front.hypervolume:.3f}; {answers}", flush=True)
+            answers = [f"{budget} {retentions.get(key or '', 'none yet')}" for budget, key in front.budgets.items()]
+            area = f"hypervolume {front.hypervolume:.3f}"
+            print("; ".join([f"  front of {len(front.points)}, {area}", *answers]), flush=True)
 
     def seconds_left(self) -> float | None:
         """Seconds to the last trial at the pace so far; None before MIN_TRIALS_TO_FORECAST have ended."""

@@ -48,11 +48,7 @@ def for_retention(records: Sequence[TrialRecord], baseline: Baseline) -> list[Pa
 def _resampled(
     records: Sequence[TrialRecord], baseline: Baseline, evaluator: Any, target: Any
 ) -> list[ParamImportance]:
-    scored = [
-        record
-        for record in records
-        if record.rungs and record.end != "failed" and np.isfinite(record.rungs[-1].retention)
-    ]
+    scored = [r for r in records if r.rungs and r.end != "failed" and np.isfinite(r.rungs[-1].retention)]
     if len(scored) < MIN_TRIALS:
         return []
     random = np.random.default_rng(0)

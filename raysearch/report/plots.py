@@ -95,14 +95,9 @@ def front_figure(info: FrontInfo, trials: Sequence[PlotPoint] = ()) -> Any:
             marker=marker,
             error_y=error | {"thickness": 1.5, "width": 4},
         )
-    figure.add_scatter(
-        x=[1.0],
-        y=[1.0],
-        mode="markers",
-        name="dense model",
-        marker={"symbol": "star", "size": 14, "color": INK},
-        hovertemplate=f"dense model<br>{info.dense.num_params:,} parameters<extra></extra>",
-    )
+    marker = {"symbol": "star", "size": 14, "color": INK}
+    hover = f"dense model<br>{info.dense.num_params:,} parameters<extra></extra>"
+    figure.add_scatter(x=[1.0], y=[1.0], mode="markers", name="dense model", marker=marker, hovertemplate=hover)
     for budget in info.budgets:
         x, text = budget.size_ratio, budget.text
         figure.add_vline(x, line={"dash": "dot", "color": FAINT, "width": 1})

@@ -46,18 +46,14 @@ class MlflowRuns:
         self._client = connect(uri)
         self._folder = folder
         self._state = read_state(folder, uri)
-        self._ended = dict.fromkeys(self._state.pop("ended"))  # an ordered set
+        self.ended = dict.fromkeys(self._state.pop("ended"))
+        """Keys of the recipes whose end has been sent, in that order."""
         self._experiment_id = self._find_experiment(experiment, uri)
 
     @property
     def ids(self) -> dict[str, str]:
         """Run ids by recipe key."""
         return {key: run_id for key, run_id in self._state["runs"].items() if key != _PARENT}
-
-    @property
-    def ended(self) -> set[str]:
-        """Recipes whose end has been sent."""
-        return set(self._ended)
 
     def send(self, events: Sequence[Event]) -> list[str]:
         """Send events in order, in as few requests as possible.
@@ -75,7 +71,7 @@ class MlflowRuns:
             for key, group in by_run.items():
                 refused += self._send_to(key, group)
         finally:
-            write_json(self._folder / STATE, {**self._state, "ended": list(self._ended)})
+            write_json(self._folder / STATE, {**self._state, "ended": list(self.ended)})
         return refused
 
     def _send_to(self, key: str, events: Sequence[Event]) -> list[str]:
@@ -122,7 +118,7 @@ class MlflowRuns:
         else:
             self._client.set_terminated(run_id, status=last["status"], end_time=last["time"])
             if last.get("final"):
-                self._ended[key] = None
+                self.ended[key] = None
 
     def _run_id(self, key: str, first: Event) -> str:
         if key not in self._state["runs"]:

@@ -122,7 +122,7 @@ def sync_unsent(folder: Path, uri: str | None = None) -> tuple[int, int]:
     pending = read_unsent(folder)
     try:
         runs = MlflowRuns(folder, server, study.space.name)
-        known = runs.ended | {event["run"] for event in pending if event.get("final")}
+        known = set(runs.ended) | {event["run"] for event in pending if event.get("final")}
         for record in study.records:
             if record.key not in known:
                 pending += events.record_events(record, dense, record.key in on_front)

@@ -83,7 +83,7 @@ def test_names_and_reasons_are_text_and_secrets_masked(study):
 def test_a_study_of_few_trials_has_a_page(tmp_path):
     small = synthetic_study.make(tmp_path / "run", num_trials=3, fail=False)
     page = body_of(report_html(small.front, small.records))
-    assert "too few for an estimate" in page
+    assert "too few to estimate" in page
     empty = Front.build("none", "pocket", synthetic_study.BASELINE, [])
     assert "recipes on the front" in body_of(report_html(empty, []))
 
