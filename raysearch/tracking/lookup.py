@@ -31,7 +31,7 @@ def front_of_experiment(name: str, uri: str | None = None) -> tuple[Front, Path]
             raise InputError(f"--mlflow {name}: no such experiment at {mask(server)}; there are {known}")
         # Only the parent run of a study has this tag.
         studies = client.search_runs(
-            [experiment.experiment_id], "tags.`raysearch.study.folder` != ''", order_by=["start_time DESC"]
+            [experiment.experiment_id], "tags.`raysearch.study` != ''", order_by=["start_time DESC"]
         )
         for run in studies:
             if any(file.path == "front.json" for file in client.list_artifacts(run.info.run_id)):
