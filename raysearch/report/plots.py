@@ -133,7 +133,7 @@ def error_bars(values: Sequence[float], bounds: Sequence[tuple[float, float]], c
 
 def _title(info: FrontInfo) -> str:
     of_model = "" if info.model == info.study else f" of {info.model}"
-    return f"{info.study}: retention over size{of_model}, hypervolume {info.hypervolume:.3f}"
+    return f"{info.study}{of_model}: retention over size, hypervolume {info.hypervolume:.3f}"
 
 
 def _groups(trials: Sequence[PlotPoint]) -> Iterator[tuple[str, str, list[PlotPoint]]]:
