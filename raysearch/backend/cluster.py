@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import ray
 
@@ -14,7 +15,7 @@ from raysearch.errors import InputError
 SECONDS_BETWEEN_LOOKS = 10.0
 SECONDS_TO_ANSWER = 10.0
 ON_HEAD = {"node:__internal_head__": 0.001}
-"""Resources of what must outlive the nodes that work: room for a thousand, and no CPU of anybody's."""
+"""Resources of what must outlive the worker nodes: room for a thousand, without a share of any CPU."""
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study's own files say it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search` ends cleanly itself
@@ -27,7 +28,7 @@ QUIET = {
 
 
 def join_cluster(slots: Slots) -> None:
-    """Join the cluster that RAY_ADDRESS or the job names, else start one here; and refuse to wait for ever.
+    """Join the cluster that RAY_ADDRESS or the job names, else start one on this machine.
 
     Raises:
         InputError: the cluster can't be joined, or has not even room for one trial.
@@ -50,7 +51,7 @@ def _start() -> None:
         ray.init(address="local", include_dashboard=False, **quiet)
         return
     try:
-        _check_somebody_answers(address)
+        _check_address(address)
         ray.init(**quiet)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -60,7 +61,7 @@ def _start() -> None:
         ) from None
 
 
-def _check_somebody_answers(address: str) -> None:
+def _check_address(address: str) -> None:
     """Ray itself would try for minutes.
 
     Raises:
@@ -89,8 +90,13 @@ def num_slots(slots: Slots) -> int:
     return min(slots.num or room, room)
 
 
+def is_node_lost(nodes: Sequence[str]) -> bool:
+    """Whether one of the nodes with these ids is gone."""
+    return not {node["NodeID"] for node in ray.nodes() if node["Alive"]}.issuperset(nodes)
+
+
 class SlotCapacity:
-    """Follows the cluster as its nodes come and go, without asking it at every turn."""
+    """How many trials may run at a time, as nodes come and go; looks every ten seconds."""
 
     def __init__(self, slots: Slots) -> None:
         self._slots, self._asked_at, self._num = slots, 0.0, 1

@@ -1,30 +1,34 @@
-"""The board: commands to slots, their replies, and what all slots share."""
+"""The coordinator: an actor with the commands to slots, their replies, and what all slots share."""
 
 import asyncio
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray.exceptions import ActorDiedError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raysearch.backend.cluster import ON_HEAD
-from raysearch.study.front import FrontPoint
+from raysearch.backend.messages import Command, Reply
+from raysearch.study.multi_objective import dominates
 
 SECONDS_TO_ANSWER = 1.0
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Coordinator:
-    """Commands to slots, their replies, and what all slots share."""
+    """Passes commands and replies on, shares out what is measured once per study, and knows the front so far."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
-        self._commands: dict[str, list[Any]] = defaultdict(list)
-        self._replies: dict[str, list[Any]] = defaultdict(list)
+        self._commands: dict[str, list[Command]] = defaultdict(list)
+        self._replies: dict[str, list[Reply | None]] = defaultdict(list)
         self._workers: dict[str, list[tuple[Any, str]]] = defaultdict(list)
-        self._signs: dict[str, int] = defaultdict(int)
+        self._num_heartbeats: dict[str, int] = defaultdict(int)
         self._owners: dict[str, Any] = {}
         self._groups: dict[str, PlacementGroup] = {}
         self._names: list[str] | None = None
@@ -34,9 +38,11 @@ class Coordinator:
         self._dense_scores: dict[str, float] | None = None
         self._layer_importance: dict[str, list[float]] = {}
         self._front: list[tuple[float, float]] = []
+        self.warnings: list[str] = []
+        """Of workers, each once."""
 
     async def begin(self, slot: str, owner: Any) -> None:
-        """A slot begins, which the actor `owner` commands.
+        """A slot begins, which the actor `owner`, if any, commands.
 
         What the slots of dead owners held is given back: Ray Train does so by itself only where Ray's dashboard runs.
         """
@@ -47,45 +53,65 @@ class Coordinator:
             if group is not None:
                 remove_placement_group(group)
             await self.forget(other)
-        self._owners[slot] = owner
+        if owner is not None:
+            self._owners[slot] = owner
 
-    async def send(self, slot: str, command: dict[str, Any]) -> None:
+    async def send(self, slot: str, command: Command) -> None:
+        """Queue a command for a slot."""
         async with self._changed:
             self._commands[slot].append(command)
             self._changed.notify_all()
 
-    async def command(self, slot: str, index: int) -> dict[str, Any]:
+    async def command(self, slot: str, index: int) -> Command:
+        """The slot's command number `index`, from 0; waits for it."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._commands[slot]) > index)
             return self._commands[slot][index]
 
-    async def reply(self, slot: str, value: dict[str, Any]) -> None:
+    async def reply(self, slot: str, reply: Reply) -> None:
+        """Queue a slot's reply."""
         async with self._changed:
-            self._replies[slot].append(value)
+            self._replies[slot].append(reply)
             self._changed.notify_all()
 
-    async def reply_to(self, slot: str, index: int) -> dict[str, Any]:
-        """The slot's reply number `index`, which is handed out once: a slot may live for thousands."""
+    async def reply_to(self, slot: str, index: int) -> Reply:
+        """The slot's reply number `index`, from 0; waits for it. Each is given once: a slot may live for thousands."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._replies[slot]) > index)
-            value, self._replies[slot][index] = self._replies[slot][index], None
-            return value
+            reply, self._replies[slot][index] = self._replies[slot][index], None
+            assert reply is not None, (slot, index)
+            return reply
 
     async def join(self, slot: str, worker: Any, node: str, group: PlacementGroup | None) -> None:
-        """A slot's worker begins: its actor, the id of its node, and what holds the CPUs of the slot."""
+        """A slot's worker begins: its actor, the id of its node, and the placement group of the slot."""
         self._workers[slot].append((worker, node))
         if group is not None:
             self._groups[slot] = group
 
     async def workers(self, slot: str) -> list[tuple[Any, str]]:
+        """The workers of a slot, and the ids of their nodes."""
         return self._workers[slot]
 
-    async def sign(self, slot: str) -> None:
-        """The slot has come on."""
-        self._signs[slot] += 1
+    async def heartbeat(self, slot: str) -> None:
+        """The slot's training has advanced."""
+        self._num_heartbeats[slot] += 1
 
-    async def signs(self, slot: str) -> int:
-        return self._signs[slot]
+    async def num_heartbeats(self, slot: str) -> int:
+        """Heartbeats of a slot so far."""
+        return self._num_heartbeats[slot]
+
+    async def warn(self, message: str) -> None:
+        """Pass a worker's warning on to the driver; one that several workers give, once."""
+        async with self._changed:
+            if message not in self.warnings:
+                self.warnings.append(message)
+                self._changed.notify_all()
+
+    async def warning(self, index: int) -> str:
+        """Warning number `index`, from 0; waits for it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.warnings) > index)
+            return self.warnings[index]
 
     async def next_part(self, slot: str, names: Sequence[str]) -> str | None:
         """Which of the parts that are measured once per study this slot shall measure and `publish`; waits while others
@@ -131,7 +157,7 @@ class Coordinator:
         return known or self._refusal is not None
 
     async def post_dense(self, scores: dict[str, float], layer_importance: dict[str, list[float]]) -> None:
-        """What the driver wants to know of the dense model; every slot says the same."""
+        """What the driver wants to know of the dense model; every slot posts the same."""
         self._dense_scores, self._layer_importance = scores, layer_importance
 
     async def dense_scores(self) -> dict[str, float] | None:
@@ -139,34 +165,47 @@ class Coordinator:
         return self._dense_scores
 
     async def layer_importance(self) -> dict[str, list[float]]:
-        """What each decoder layer is worth, by criterion."""
+        """Importance of each decoder layer, by criterion."""
         return self._layer_importance
 
     async def forget(self, slot: str) -> None:
         """The slot is gone; what it was measuring, another one may."""
         async with self._changed:
             known: dict[str, Any]
-            for known in (
-                self._commands,
-                self._replies,
-                self._workers,
-                self._signs,
-                self._owners,
-                self._groups,
-            ):
+            slots = (self._commands, self._replies, self._workers, self._num_heartbeats, self._owners, self._groups)
+            for known in slots:
                 known.pop(slot, None)
             self._measuring = {name: busy for name, busy in self._measuring.items() if busy != slot}
             self._changed.notify_all()
 
     async def post_front(self, points: list[tuple[float, float]]) -> None:
+        """The front so far, (size ratio, retention) each: what it dominates needs no checkpoint."""
         self._front = points
 
     async def is_dominated(self, size_ratio: float, retention: float) -> bool:
         """Whether a model on the front is no larger and better, or smaller and as good."""
-        return any(
-            size <= size_ratio and kept >= retention and (size, kept) != (size_ratio, retention)
-            for size, kept in self._front
-        )
+        return any(dominates((size, -kept), (size_ratio, -retention)) for size, kept in self._front)
+
+
+class CoordinatorClient:
+    """Calls the coordinator from another process: `client.call(Coordinator.send, slot, command)`."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def submit(
+        self, method: Callable[Concatenate[Coordinator, P], Awaitable[T]], *args: P.args, **named: P.kwargs
+    ) -> "Future[T]":
+        """Start a call and return its future."""
+        return getattr(self._actor, method.__name__).remote(*args, **named).future()
+
+    def call(self, method: Callable[Concatenate[Coordinator, P], Awaitable[T]], *args: P.args, **named: P.kwargs) -> T:
+        """Call and wait for the answer.
+
+        Raises:
+            RayActorError: the coordinator has died.
+        """
+        return self.submit(method, *args, **named).result()
 
 
 async def _is_dead(actor: Any) -> bool:
@@ -176,12 +215,6 @@ async def _is_dead(actor: Any) -> bool:
     return bool(done) and isinstance(answer.exception(), ActorDiedError)
 
 
-def start_coordinator() -> Any:
-    """The board of a study: an actor without a share of any CPU, on the head node, since a node that works may be
-    lost."""
-    return ray.remote(num_cpus=0, resources=ON_HEAD)(Coordinator).remote()
-
-
-def post_front(board: Any, points: Sequence[FrontPoint]) -> None:
-    """Tell the slots the front so far: what it dominates needs no checkpoint."""
-    ray.get(board.post_front.remote([(point.size_ratio, point.retention) for point in points]))
+def start_coordinator() -> CoordinatorClient:
+    """Start a study's coordinator: without a share of any CPU, on the head node, since other nodes may be lost."""
+    return CoordinatorClient(ray.remote(num_cpus=0, resources=ON_HEAD)(Coordinator).remote())

@@ -1,8 +1,7 @@
 """Errors that end the whole search."""
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ray.exceptions import RayActorError
 
@@ -19,31 +18,24 @@ class LostFileError(FatalSearchError):
 
 
 class LostCoordinatorError(FatalSearchError):
-    """The process that the slots take their commands from has died."""
+    """The coordinator's process has died."""
 
     def __init__(self) -> None:
-        super().__init__("the process that commands the slots has died; see to the head node's memory")
+        super().__init__("the coordinator of the slots has died; see to the head node's memory")
 
 
-def _let_losses_end_search(called: Any) -> None:
-    """Turn an `OSError` in what Tune calls into a `LostFileError`, and a board that doesn't answer into a `LostCoordinatorError`."""
+@contextmanager
+def fatal_errors() -> Iterator[None]:
+    """As a decorator of what Tune calls: a file that can't be written, or a dead coordinator, ends the search.
 
-    def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def call(*arguments: Any, **named: Any) -> Any:
-            try:
-                return method(*arguments, **named)
-            except OSError as error:
-                where = f"{error.filename}: " if error.filename else ""
-                raise LostFileError(f"{where}{error.strerror}") from error
-            except RayActorError as error:
-                raise LostCoordinatorError from error
-
-        return call
-
-    for name in (
-        "suggest",
-        *(f"on_trial_{event}" for event in ("add", "start", "result", "complete", "error")),
-    ):
-        if hasattr(called, name):
-            setattr(called, name, guarded(getattr(called, name)))
+    Raises:
+        LostFileError: an `OSError` came.
+        LostCoordinatorError: a `RayActorError` came.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise LostFileError(f"{where}{error.strerror}") from error
+    except RayActorError as error:
+        raise LostCoordinatorError from error

@@ -22,6 +22,11 @@ def versions() -> dict[str, str]:
     return {name: _version(name) for name in PACKAGES}
 
 
+def node_name() -> str:
+    """This node by its address."""
+    return f"node {ray.util.get_node_ip_address()}"
+
+
 def _version(name: str) -> str:
     try:
         return metadata.version(name).partition("+")[0]
@@ -40,7 +45,7 @@ def check_node(study: Path, space: Mapping[str, Any], wanted: Mapping[str, str])
     Raises:
         OSError: the storage is away; it may come back.
     """
-    here = f"node {ray.util.get_node_ip_address()}"
+    here = node_name()
     mine = versions()
     other = [name for name in wanted if mine[name] != wanted[name]]
     if other:

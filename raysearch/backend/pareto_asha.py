@@ -1,9 +1,11 @@
-"""ParetoASHA for Ray Tune: early stopping on size against retention. All deciding is done in `rungs.py`."""
+"""ParetoASHA for any Ray Tune program: early stopping on size against quality.
+
+`AshaBracket` decides; this class reads Ray's results, and keeps a journal that survives `Tuner.restore`.
+"""
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raysearch.files import append_json, read_json_lines, write_text
 from raysearch.search.early_stopping.asha import AshaBracket, Decision, Rule
+from raysearch.search.early_stopping.decision_log import DecisionLog
 
 
 class ParetoASHA(FIFOScheduler):
-    """Stop trials that are behind at a rung, where ahead means smaller or better retained.
+    """Stop trials that are behind at a rung, where ahead means smaller or better.
 
     Names and meanings are those of Ray's `ASHAScheduler` where it has them; there is no `metric` and no `mode`, since
     `size` is minimised and `retention` maximised. Leave both empty in `TuneConfig`, too.
@@ -33,9 +36,11 @@ class ParetoASHA(FIFOScheduler):
         rule: which parts of the rule are in use.
         log: file that takes one JSON line per decision, with its reason.
 
+    Raises:
+        InputError: the rungs contradict each other.
+
     Ray saves no scheduler with an experiment. So this one keeps a journal of its own beside Ray's experiment state,
-    which travels and comes back with it, and `Tuner.restore` goes on as if there had been no break. Where `on_event` is
-    set, whoever set it keeps the journal: it is called with each event before the event is applied.
+    which travels and comes back with it, and `Tuner.restore` goes on as if there had been no break.
     """
 
     def __init__(
@@ -52,23 +57,20 @@ class ParetoASHA(FIFOScheduler):
         log: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.rungs = AshaBracket(max_t, grace_period, reduction_factor, budgets, rule)
+        self.bracket = AshaBracket(max_t, grace_period, reduction_factor, budgets, rule)
         self._keys = (size, retention, retention_se, time_attr)
-        self._log = Path(log) if log else None
-        if self._log:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-        self.on_event: Callable[..., None] | None = None
+        self._log = DecisionLog(Path(log)) if log else None
         self._journal: Path | None = None
         self._resumed = False
 
     @property
     def levels(self) -> list[float]:
         """Progress at each rung; a trial is best evaluated exactly there."""
-        return self.rungs.levels
+        return self.bracket.levels
 
     def was_stopped(self, trial_id: str) -> bool:
         """Whether this scheduler stopped the trial, as against its coming to its own end."""
-        return self.rungs.was_stopped(trial_id)
+        return self.bracket.was_stopped(trial_id)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Refuse a single metric: the two result keys were given at construction."""
@@ -76,57 +78,61 @@ class ParetoASHA(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """A new trial, one that is tried again after a failure, or one of a restored experiment."""
-        if self._journal is None and self.on_event is None:
+        if self._journal is None:
             self._open_journal(trial)
-        self._apply("revive", trial.trial_id)
+        self._do("revive", trial.trial_id)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         """Decide at rungs; results that lack a key are passed over."""
         if self._resumed:
-            self.rungs.fail_all_but({known.trial_id for known in tune_controller.get_trials()})
+            self.bracket.fail_all_but({known.trial_id for known in tune_controller.get_trials()})
             self._resumed = False
-        facts = self._read(result)
-        if facts is None:
+        values = self._read(result)
+        if values is None:
             return TrialScheduler.CONTINUE
-        if facts[-1] >= self.rungs.max_t:
-            self._apply("finish", trial.trial_id, *facts)
+        if values[-1] >= self.bracket.max_t:
+            self._do("finish", trial.trial_id, *values)
             return TrialScheduler.STOP
-        decision = self._apply("decide", trial.trial_id, *facts)
+        decision = self._do("decide", trial.trial_id, *values)
+        assert decision is not None, trial
+        if self._log:
+            self._log.write(self.bracket.num_decisions, decision)
         return TrialScheduler.CONTINUE if decision.go_on else TrialScheduler.STOP
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> None:
         """The trial came to its own end, or Ray has carried out our stop."""
-        facts = self._read(result)
-        if facts is not None:
-            self._apply("finish", trial.trial_id, *facts)
+        values = self._read(result)
+        if values is not None:
+            self._do("finish", trial.trial_id, *values)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A failed trial holds back no other; Ray adds it again if it is to be retried."""
-        self._apply("fail", trial.trial_id)
+        self._do("fail", trial.trial_id)
 
     def debug_string(self) -> str:
         """One line per rung."""
         lines = [
-            f"{rung.level:g}: {rung.num_trials} trials, {len(rung.layers.as_lists()[0])} on the front"
-            for rung in self.rungs.rungs
+            f"{rung.level:g}: {rung.num_trials} trials, {len(rung.ranks.as_lists()[0])} on the front"
+            for rung in self.bracket.rungs
             if rung.num_trials
         ]
         return "ParetoASHA\n" + "\n".join(lines)
 
     def save(self, checkpoint_path: str) -> None:
         """Write everything that later decisions depend on, as JSON."""
-        write_text(Path(checkpoint_path), json.dumps(self.rungs.state()))
+        write_text(Path(checkpoint_path), json.dumps(self.bracket.state()))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Go on from a saved state; lines of the decision log that came after it are taken back."""
-        self.set_state(json.loads(Path(checkpoint_path).read_text()))
+        """Go on from a saved state, with the budgets of this scheduler; later lines of the decision log are deleted.
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `rungs.state()` of an earlier scheduler; the budgets are those of this one."""
-        self.rungs = AshaBracket.from_state({**state, "budgets": self.rungs.budgets})
-        if self._log and self._log.exists():
-            rows = [row for row in read_json_lines(self._log) if row["decision"] <= self.rungs.num_decisions]
-            write_text(self._log, "".join(json.dumps(row) + "\n" for row in rows))
+        Raises:
+            ValueError: another version has written it.
+        """
+        budgets = self.bracket.budgets
+        self.bracket = AshaBracket.from_state(json.loads(Path(checkpoint_path).read_text()))
+        self.bracket.set_budgets(budgets)
+        if self._log:
+            self._log.cut(self.bracket.num_decisions)
 
     def _open_journal(self, trial: Trial) -> None:
         storage = getattr(trial, "storage", None)
@@ -136,25 +142,30 @@ class ParetoASHA(FIFOScheduler):
         self._journal = Path(storage.experiment_driver_staging_path) / "pareto-asha-events.json"
         self._journal.parent.mkdir(parents=True, exist_ok=True)  # Ray makes it with its first save
         if self._journal.exists():
-            for event, name, *facts in read_json_lines(self._journal):
-                getattr(self.rungs, event)(name, *(math.nan if fact is None else fact for fact in facts))
+            for event, trial_id, *values in read_json_lines(self._journal):
+                self._apply(event, trial_id, *(math.nan if value is None else value for value in values))
             self._resumed = True
 
-    def _apply(self, event: str, trial_id: str, *facts: float) -> Any:
-        """Note an event, then hand it to the rungs; one that comes twice changes nothing."""
-        if self.on_event is not None:
-            self.on_event(event, trial_id, *facts)
-        elif self._journal is not None:
-            plain = [fact if math.isfinite(fact) else None for fact in facts]
+    def _do(self, event: str, trial_id: str, *values: float) -> Decision | None:
+        """Write an event to the journal, then apply it; one that comes twice changes nothing."""
+        if self._journal is not None:
+            plain = [value if math.isfinite(value) else None for value in values]
             append_json(self._journal, [event, trial_id, *plain], flush=False)
-        return self.apply(event, trial_id, *facts)
+        return self._apply(event, trial_id, *values)
 
-    def apply(self, event: str, trial_id: str, *facts: Any) -> Any:
-        """Hand an event to the rungs, and log what they decide."""
-        answer = getattr(self.rungs, event)(trial_id, *facts)
-        if isinstance(answer, Decision) and (answer.rung is not None or not math.isfinite(answer.retention)):
-            self._write(answer)
-        return answer
+    def _apply(self, event: str, trial_id: str, *values: float) -> Decision | None:
+        match event:
+            case "decide":
+                return self.bracket.decide(trial_id, *values)
+            case "finish":
+                self.bracket.finish(trial_id, *values)
+            case "fail":
+                self.bracket.fail(trial_id)
+            case "revive":
+                self.bracket.revive(trial_id)
+            case _:
+                raise ValueError(f"{self._journal}: no event {event!r}; delete it, and start the experiment anew")
+        return None
 
     def _read(self, result: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
         size, retention, retention_se, time_attr = self._keys
@@ -167,11 +178,3 @@ class ParetoASHA(FIFOScheduler):
             0.0 if error is None else float(error),
             float(result[time_attr]),
         )
-
-    def _write(self, decision: Decision) -> None:
-        if self._log is None:
-            return
-        line: dict[str, Any] = {"decision": self.rungs.num_decisions}
-        for key, value in asdict(decision).items():
-            line[key] = None if isinstance(value, float) and not math.isfinite(value) else value
-        append_json(self._log, line, flush=False)

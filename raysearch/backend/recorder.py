@@ -1,23 +1,25 @@
-"""Carry what Ray Tune reports into the study's files, to the slots and to callbacks."""
+"""Carry what Ray Tune reports into the study's files, to the coordinator and to callbacks."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import ray
 from ray import tune
 
-from raysearch.backend.coordinator import post_front
-from raysearch.backend.faults import LostFileError
+from raysearch.backend.coordinator import Coordinator, CoordinatorClient
+from raysearch.backend.faults import LostFileError, fatal_errors
+from raysearch.backend.messages import Failed, RungScored
+from raysearch.backend.trainable import REPLY
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
+from raysearch.search.journaled_search import JournaledSearch
 from raysearch.study.folder import Study
-from raysearch.study.front import Baseline, Front, Measured
+from raysearch.study.front import Baseline, Front
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import Score, TrialRecord
 
 
 class Callback(Protocol):
-    """Whoever wants to follow a search: the tracker, the terminal."""
+    """Follows a search: the tracker, the live view."""
 
     def trial_started(self, trial: str, recipe: Recipe, size: Size) -> None: ...
 
@@ -29,94 +31,123 @@ class Callback(Protocol):
 
 
 class Recorder(tune.Callback):
-    """Carries what Tune reports into the study's files, to the slots and to the observers."""
+    """Writes the trials and the front of a search.
+
+    Args:
+        search: its state is saved when trials have ended.
+        baseline: of the dense model, where it is known before a worker has measured it.
+
+    Attributes:
+        refusal: why no trial of this study can be run.
+    """
 
     def __init__(
-        self, plan: StudyPlan, study: Study, proposals: Any, board: Any, observers: Sequence[Callback]
+        self,
+        plan: StudyPlan,
+        study: Study,
+        search: JournaledSearch,
+        coordinator: CoordinatorClient,
+        callbacks: Sequence[Callback] = (),
+        baseline: Baseline | None = None,
     ) -> None:
-        self.board = board
         self.refusal: str | None = None
-        """Why no trial of this study can be run."""
-        self._plan, self._study, self._proposals, self._observers = plan, study, proposals, observers
-        self._baseline: Baseline | None = study.front.baseline if study.front else None
+        self._plan, self._study, self._search = plan, study, search
+        self._coordinator, self._callbacks = coordinator, callbacks
+        self._baseline = study.front.baseline if study.front else baseline
+        self._post_front()
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks into a file that this project never reads back."""
         return {}
 
+    @fatal_errors()
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note the recipe; a trial that is tried again is noted again."""
         recipe = Recipe(**trial.config["recipe"])
         size = self._plan.size_of(recipe)
         assert size is not None, recipe
         self._study.trial_started(trial.trial_id, recipe)
-        for observer in self._observers:
-            observer.trial_started(trial.trial_id, recipe, size)
+        for callback in self._callbacks:
+            callback.trial_started(trial.trial_id, recipe, size)
 
+    @fatal_errors()
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Note a rung."""
-        if result.get("failed"):
-            return
-        score = Score(**{name: result[name] for name in Score.model_fields})
-        if self._study.rung(trial.trial_id, score):
-            for observer in self._observers:
-                observer.rung(trial.trial_id, score)
+        reply = result[REPLY]
+        if isinstance(reply, RungScored) and self._study.rung(trial.trial_id, reply.score):
+            for callback in self._callbacks:
+                callback.rung(trial.trial_id, reply.score)
 
+    @fatal_errors()
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the trial's line, and the front if it changes."""
-        result = trial.last_result or {}
-        if result.get("storage"):
-            raise LostFileError(result["failed"])
-        if result.get("refused"):
-            self.refusal = result["refused"]
-            self._proposals.recipes.exhausted = True
-        elif result.get("failed"):
-            self._end(trial, "failed", result, str(result["failed"]))
-        elif self._proposals.scheduler.was_stopped(trial.trial_id):
-            seen = result["samples_seen"]
-            self._end(trial, "stopped", result, f"behind at the rung of {seen} samples; see decisions.jsonl")
-        else:
-            self._end(trial, "finished", result)
+        """Write the trial's line, and the front if it changes.
 
+        Raises:
+            LostFileError: the trial gave up waiting for the storage.
+        """
+        reply = trial.last_result[REPLY]
+        if isinstance(reply, Failed):
+            if reply.by_storage:
+                raise LostFileError(reply.reason)
+            if reply.refusal:
+                self.refusal = reply.refusal
+                self._search.searcher.exhausted = True
+                return
+            self._end(trial, "failed", reply, reply.reason)
+        elif self._search.bracket.was_stopped(trial.trial_id):
+            seen = reply.score.samples_seen
+            self._end(trial, "stopped", reply, f"behind at the rung of {seen} samples; see decisions.jsonl")
+        else:
+            self._end(trial, "finished", reply)
+
+    @fatal_errors()
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune gave the trial up; without the board it would give up all others, too."""
-        ray.get(self.board.dense_scores.remote())
+        """Tune gave the trial up; without the coordinator it would give up all others, too."""
+        self._coordinator.call(Coordinator.dense_scores)
         message = str(trial.get_error() or "the trial's process ended").strip().splitlines()[-1]
-        self._end(trial, "failed", trial.last_result or {}, message)
+        self._end(trial, "failed", (trial.last_result or {}).get(REPLY), message)
 
     def conclude(self) -> Front | None:
         """Write the front as it stands; None if not even the dense model was measured."""
         baseline = self._baseline or self._measured_baseline()
-        self._proposals.save_if_due(now=True)
+        self._search.save_if_due(now=True)
         return self._study.write_front(baseline) if baseline else None
 
-    def _end(self, trial: Any, end: str, result: dict[str, Any], reason: str = "") -> None:
-        record = self._study.ending(trial.trial_id, end, result, reason)
-        if end == "finished" and result.get("checkpoint"):
-            self._offer(record, result)
+    def _end(self, trial: Any, end: str, reply: RungScored | Failed | None, reason: str = "") -> None:
+        sizes: dict[str, Any] = {}
+        if isinstance(reply, RungScored):
+            sizes = {"num_params": reply.num_params, "size_bytes": reply.size_bytes, **dict(reply.seconds)}
+        record = self._study.ending(trial.trial_id, end, sizes, reason)
+        if end == "finished" and isinstance(reply, RungScored) and reply.checkpoint:
+            self._offer(record, reply)
         self._study.record(record)
-        for observer in self._observers:
-            observer.trial_ended(record)
-        self._proposals.save_if_due()
+        for callback in self._callbacks:
+            callback.trial_ended(record)
+        self._search.save_if_due()
 
-    def _offer(self, record: TrialRecord, result: dict[str, Any]) -> None:
+    def _offer(self, record: TrialRecord, reply: RungScored) -> None:
         self._baseline = self._baseline or self._measured_baseline()
         assert self._baseline is not None, record
-        heldout = Measured(**result["heldout"])
-        run_ids = [getattr(observer, "run_id", lambda trial: None)(record.trial) for observer in self._observers]
+        run_ids = [getattr(callback, "run_id", lambda trial: None)(record.trial) for callback in self._callbacks]
         run_id = next((found for found in run_ids if found), None)
-        if self._study.offer(record, self._baseline, result["checkpoint"], heldout, run_id):
+        if self._study.offer(record, self._baseline, reply.checkpoint, reply.heldout, run_id):
+            self._post_front()
             assert self._study.front is not None
-            post_front(self.board, self._study.front.points)
-            for observer in self._observers:
-                observer.front_changed(self._study.front)
+            for callback in self._callbacks:
+                callback.front_changed(self._study.front)
+
+    def _post_front(self) -> None:
+        """Tell the slots the front so far: what it dominates needs no checkpoint."""
+        if self._study.front:
+            points = [(point.size_ratio, point.retention) for point in self._study.front.points]
+            self._coordinator.call(Coordinator.post_front, points)
 
     def _measured_baseline(self) -> Baseline | None:
-        scores = ray.get(self.board.dense_scores.remote())
+        scores = self._coordinator.call(Coordinator.dense_scores)
         dense = self._plan.dense
         if scores is None:
             return None
-        self._study.write_layer_importance(ray.get(self.board.layer_importance.remote()))
+        self._study.write_layer_importance(self._coordinator.call(Coordinator.layer_importance))
         return Baseline(num_params=dense.num_params, size_bytes=dense.size_bytes, scores=scores)

@@ -1,197 +1,229 @@
-"""A slot's worker: loads the model and the data once, then does what it is told."""
+"""Worker loop of a slot: load the model and data once, then handle commands; only rank 0 replies."""
 
 import gc
+import logging
 import pickle
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
-import ray
-
+from raysearch.backend.coordinator import Coordinator, CoordinatorClient
+from raysearch.backend.messages import (
+    CheckpointWritten,
+    EndSlot,
+    Failed,
+    FinishTrial,
+    NextRung,
+    Reply,
+    RungScored,
+    RunRecipe,
+    SaveScores,
+    ScoresWritten,
+    Seconds,
+    TrialCommand,
+)
 from raysearch.backend.node_check import check_node
+from raysearch.backend.runtime import TrialRuntime
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.data.samples import BadData
 from raysearch.errors import InputError
 from raysearch.files import StorageProblem, is_storage_problem
-from raysearch.study.folder import CHECKPOINTS
+from raysearch.study.folder import CHECKPOINTS, RUNNING, TEACHER
+from raysearch.study.records import Score
 
-SECONDS_BETWEEN_LIFE_SIGNS = 5.0
+SECONDS_BETWEEN_HEARTBEATS = 5.0
 SHARED = (FloatingPointError, InputError, StorageProblem)
 """What goes wrong on all workers of a slot at the same place."""
 
 
-def serve(config: dict[str, Any]) -> None:
-    """A worker's life: load once, then obey until told to end. All ranks obey; rank 0 replies."""
-    from ray.train import get_context
+def run_worker(config: dict[str, Any], rank: int, num_workers: int) -> None:
+    """Join the slot, load, and handle commands until told to end.
 
-    context = ray.get_runtime_context()
-    group = ray.util.get_current_placement_group()
-    joined = config["board"].join.remote(config["slot"], context.current_actor, context.get_node_id(), group)
-    ray.get(joined)
-    worker = _Worker(config, get_context().get_world_rank(), get_context().get_world_size())
-    if worker.rank == 0:
+    Args:
+        config: of `Slot`.
+        rank: of this worker in its slot.
+        num_workers: of the slot.
+
+    Raises:
+        InputError: this worker can't be used, and it isn't the one that replies.
+    """
+    coordinator, slot = config["coordinator"], config["slot"]
+    coordinator.call(Coordinator.join, slot, *config["runtime"].this_worker())
+    logging.getLogger("raysearch").addHandler(_ToDriver(coordinator))
+    worker = Worker(config, rank, num_workers)
+    if rank == 0:
         threading.Thread(target=worker.send_heartbeats, daemon=True).start()
     index = 0
-    while True:
-        command = ray.get(config["board"].command.remote(config["slot"], index))
+    while not isinstance(command := coordinator.call(Coordinator.command, slot, index), EndSlot):
         index += 1
-        if command["do"] == "end":
-            return
         reply = worker.handle_command(command)
-        if worker.rank == 0:
-            ray.get(config["board"].reply.remote(config["slot"], reply))
+        if rank == 0:
+            coordinator.call(Coordinator.reply, slot, reply)
 
 
-def _measure_once(board: Any, slot: str, rank: int, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """All parts of what is measured once per study, each measured by the first worker of whichever slot comes to it."""
-    if rank == 0:
-        while (name := ray.get(board.next_part.remote(slot, list(measures)))) is not None:
-            ray.get(board.publish.remote(name, pickle.dumps(measures[name]())))
-    refusal, parts = ray.get(board.prepared.remote())
-    if refusal:
-        raise pickle.loads(refusal)
-    return {name: pickle.loads(parts[name]) for name in measures}
+class Worker:
+    """Handles the commands of a slot, one recipe at a time."""
 
-
-class _Worker:
     def __init__(self, config: dict[str, Any], rank: int, num_workers: int) -> None:
-        import torch
-
-        from raysearch.recovery.deepspeed_engine import start_distributed
-
-        self.rank, self._num_workers, self._rungs = rank, num_workers, config["rungs"]
-        self._running = Path(config["running"])
-        self._sign = partial(config["board"].sign.remote, config["slot"])
-        space = SearchSpace.model_validate(config["space"])
-        torch.set_num_threads(max(1, int(space.slots.cpus_per_worker)))
-        start_distributed()
+        self._coordinator: CoordinatorClient = config["coordinator"]
+        self._runtime: TrialRuntime = config["runtime"]
+        self._slot, self._folder, self._rungs = config["slot"], Path(config["folder"]), config["rungs"]
+        self._rank, self._num_workers = rank, num_workers
         self._refusal: InputError | None = None
         self._trial: Any = None
-        self._scores: Any = None
+        self._scores: Iterator[Score] = iter(())
         self._has_frozen = False
+        space = SearchSpace.model_validate(config["space"])
+        self._runtime.start_process(max(1, int(space.slots.cpus_per_worker)))
         self._load(config, space)
 
     def _load(self, config: dict[str, Any], space: SearchSpace) -> None:
-        """Load what trials need, and measure what is measured once per study; or note why no trial can be run.
-
-        Raises:
-            InputError: this worker can't be used, and it isn't the one that replies.
-        """
-        from raysearch.trials.context import TrialContext
-
-        board = config["board"]
-        measure_once_per_study = partial(_measure_once, board, config["slot"], self.rank)
+        """Load what trials need, and measure what is measured once per study; or note why no trial can be run."""
         try:
-            problem = check_node(self._running.parent, config["space"], config["versions"])
+            problem = check_node(self._folder, config["space"], config["versions"])
             if problem:
                 raise problem
-            self._context = TrialContext(
-                space, teacher_folder=Path(config["teacher_folder"]), measure_once_per_study=measure_once_per_study
-            )
+            once = partial(measure_once_per_study, self._coordinator, self._slot, self._rank)
+            self._context = self._runtime.open_context(space, self._folder / TEACHER, once)
         except InputError as error:
-            self._refuse(board, error)
-            if self.rank:  # the others of this slot may have found nothing amiss
+            self._refuse(error)
+            if self._rank:  # the others of this slot may have found nothing amiss
                 raise
             return
         try:
             found = self._context.baselines
         except InputError as error:
-            self._refuse(board, error)
+            self._refuse(error)
             return
         layers = {name: units.per_layer().tolist() for name, units in found.importances.items()}
-        ray.get(board.post_dense.remote(found.search.means(), layers))
+        self._coordinator.call(Coordinator.post_dense, found.search.means(), layers)
 
-    def _refuse(self, board: Any, error: InputError) -> None:
-        """All slots shall hear of it, whichever worker has found it."""
+    def _refuse(self, error: InputError) -> None:
+        """Tell all slots, whichever worker has found it."""
         self._refusal = error
-        ray.get(board.refuse.remote(pickle.dumps(error)))
+        self._coordinator.call(Coordinator.refuse, pickle.dumps(error))
 
     def send_heartbeats(self) -> None:
-        """For ever: a sign of life whenever training has come on."""
+        """Send a heartbeat whenever `samples_seen` has advanced; never returns."""
         seen = None
         while True:
-            time.sleep(SECONDS_BETWEEN_LIFE_SIGNS)
+            time.sleep(SECONDS_BETWEEN_HEARTBEATS)
             now = self._trial.samples_seen if self._trial else None
             if now != seen:
                 seen = now
-                self._sign()
+                self._coordinator.submit(Coordinator.heartbeat, self._slot)
 
-    def handle_command(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Do as told; what goes wrong with one recipe is a reply, not the end of the slot.
+    def handle_command(self, command: TrialCommand) -> Reply:
+        """Carry out a command; what goes wrong with one recipe is a reply, not the end of the slot.
 
-        Several workers go on together only after what goes wrong on all of them; else the slot must end.
+        Several workers go on together only after what goes wrong on all of them; anything else is raised and ends them.
         """
         if self._refusal:
-            return {**self._failed(self._refusal), "refused": str(self._refusal)}
+            return self._failed(self._refusal)
         try:
-            if command["do"] == "finish":
-                return self._finish(Path(command["folder"]))
-            if command["do"] == "keep":
-                return self._keep(Path(command["folder"]))
-            if command["do"] == "run":
-                self._start(Recipe(**command["recipe"]))
-            return self._next()
+            match command:
+                case RunRecipe():
+                    self._start(command.recipe)
+                    return self._next()
+                case NextRung():
+                    return self._next()
+                case SaveScores():
+                    return self._save_scores(Path(command.folder))
+                case FinishTrial():
+                    return self._finish(Path(command.folder))
+                case _:
+                    assert_never(command)
         except BadData as error:  # all other trials would meet it too
             self._refusal = error
-            return self.handle_command(command)
+            return self._failed(error)
         except Exception as error:  # the slot outlives any recipe; the reason goes into the trial's record
             if self._num_workers > 1 and not isinstance(error, SHARED):
                 raise
             return self._failed(error)
 
     def _start(self, recipe: Recipe) -> None:
-        from raysearch.trials.trial import Trial
-
         self._end_trial()
-        self._trial = Trial(recipe, self._context)
-        self._scores = self._trial.scores(self._rungs, keep_in=self._running / recipe.key)
+        self._trial = self._runtime.open_trial(recipe, self._context)
+        self._scores = self._trial.scores(self._rungs, keep_in=self._folder / RUNNING / recipe.key)
 
     def _end_trial(self) -> None:
         if not self._trial:
             return
         self._trial.close()
-        self._trial = self._scores = None
+        self._trial, self._scores = None, iter(())
         if not self._has_frozen:  # all is loaded by now, and need not be looked through after every trial
             gc.freeze()
             self._has_frozen = True
 
-    def _next(self) -> dict[str, Any]:
+    def _next(self) -> RungScored:
         score = next(self._scores)
         size, dense = self._trial.size, self._context.dense_size
-        return {
-            **score.model_dump(),
-            **self._trial.seconds,
-            "num_params": size.num_params,
-            "size_bytes": size.size_bytes,
-            "size_ratio": size.size_bytes / dense.size_bytes,
-            "done": score.samples_seen >= self._trial.end,
-        }
+        return RungScored(
+            score=score,
+            num_params=size.num_params,
+            size_bytes=size.size_bytes,
+            size_ratio=size.size_bytes / dense.size_bytes,
+            is_last=score.samples_seen >= self._trial.end,
+            seconds=Seconds(**self._trial.seconds),
+        )
 
-    def _finish(self, folder: Path) -> dict[str, Any]:
+    def _finish(self, folder: Path) -> CheckpointWritten:
         heldout = self._trial.finish(folder)
-        made = {"checkpoint": f"{CHECKPOINTS}/{folder.name}", "heldout": heldout.model_dump()}
-        return made | self._trial.seconds
+        return CheckpointWritten(
+            checkpoint=f"{CHECKPOINTS}/{folder.name}", heldout=heldout, seconds=Seconds(**self._trial.seconds)
+        )
 
-    def _keep(self, folder: Path) -> dict[str, Any]:
+    def _save_scores(self, folder: Path) -> ScoresWritten:
         from raysearch.evaluation.retention import save_results
         from raysearch.recovery.deepspeed_engine import collective_io
 
         results = self._trial.heldout_results()
         with collective_io():
-            if self.rank == 0:
+            if self._rank == 0:
                 save_results(folder / "dense.npz", self._context.baselines.heldout)
                 save_results(folder / f"{self._trial.recipe.key}.npz", results)
-        return {}
+        return ScoresWritten()
 
-    def _failed(self, error: Exception) -> dict[str, Any]:
+    def _failed(self, error: Exception) -> Failed:
         self._end_trial()
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return {
-            "failed": reason,
-            "may_pass": isinstance(error, OSError | RuntimeError | MemoryError),
-            "storage": is_storage_problem(error),
-        }
+        return Failed(
+            reason=f"{type(error).__name__}: {error}".splitlines()[0],
+            may_pass=isinstance(error, OSError | RuntimeError | MemoryError),
+            by_storage=is_storage_problem(error),
+            refusal=str(error) if error is self._refusal else None,
+        )
+
+
+def measure_once_per_study(
+    coordinator: CoordinatorClient, slot: str, rank: int, measures: Mapping[str, Callable[[], Any]]
+) -> dict[str, Any]:
+    """All parts of the baselines, each measured by rank 0 of whichever slot is free.
+
+    Args:
+        measures: how to measure each part.
+
+    Raises:
+        InputError: the study is refused.
+    """
+    if rank == 0:
+        while (name := coordinator.call(Coordinator.next_part, slot, list(measures))) is not None:
+            coordinator.call(Coordinator.publish, name, pickle.dumps(measures[name]()))
+    refusal, parts = coordinator.call(Coordinator.prepared)
+    if refusal:
+        raise pickle.loads(refusal)
+    return {name: pickle.loads(parts[name]) for name in measures}
+
+
+class _ToDriver(logging.Handler):
+    """Sends the warnings of a worker to the person who runs the search."""
+
+    def __init__(self, coordinator: CoordinatorClient) -> None:
+        super().__init__(logging.WARNING)
+        self._coordinator = coordinator
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._coordinator.submit(Coordinator.warn, record.getMessage())

@@ -12,7 +12,7 @@ import typer
 from raysearch.cli import search
 from raysearch.cli.exit_codes import App
 from raysearch.config.recipe import check_ratio
-from raysearch.config.settings import EMBEDDED
+from raysearch.config.settings import EMBEDDED_MODELS
 from raysearch.errors import InputError
 
 app = App(no_args_is_help=True, help="Search for the pruning and recovery recipe that fits a size budget.")
@@ -65,18 +65,16 @@ def best(
     point = _picked(front, wanted, str(folder))
     fitting = [other for other in front.points if wanted.admits(other.size, front.baseline.size)]
     similar = statistically_tied(point, fitting)
+    checkpoint = point.checkpoint_path(folder)
     if as_json:
-        checkpoint = str(folder / point.checkpoint) if point.checkpoint else None
         answer: dict[str, Any] = {"study": front.study, "budget": budget, **point.model_dump(mode="json")}
-        answer |= {"recipe": point.recipe.as_dict(), "checkpoint": checkpoint}
+        answer |= {"recipe": point.recipe.as_dict(), "checkpoint": str(checkpoint) if checkpoint else None}
         print(json.dumps(answer | {"not_told_apart": [other.key for other in similar]}, indent=2))
         return
     print_rich(front_table([point]))
     print(f"Size        {point.num_params:,} parameters, {point.size_bytes:,} bytes")
     print(f"Recipe      {json.dumps(point.recipe.as_dict())}")
-    print(
-        f"Checkpoint  {folder / point.checkpoint if point.checkpoint else 'none kept; export --retrain makes it again'}"
-    )
+    print(f"Checkpoint  {checkpoint or 'none kept; export --retrain makes it again'}")
     if point.measured:
         print(f"Measured    {speed_text(point.measured)}")
     for other in similar:
@@ -95,8 +93,7 @@ def export(
         bool, typer.Option("--retrain", help="Make the checkpoint again if the study's quota has cost it.")
     ] = False,
     finetune: Annotated[
-        bool,
-        typer.Option("--polish", help="First train it further, on all of the data; the better one goes."),
+        bool, typer.Option("--polish", help="First train it further, on all of the data; the better one goes.")
     ] = False,
     epochs: Annotated[
         float, typer.Option(min=0.001, help="With --polish: passes over the data.", show_default=True)
@@ -192,8 +189,7 @@ def prune(
         bool, typer.Option("--compensate", help="Let the FFNs in front of dropped layers make up for them.")
     ] = False,
     quantization: Annotated[
-        Literal["none", "int8", "int4"],
-        typer.Option(help="Round the weights of the decoder's linear layers."),
+        Literal["none", "int8", "int4"], typer.Option(help="Round the weights of the decoder's linear layers.")
     ] = "none",
 ) -> None:
     """Prune without recovery, and write a stock checkpoint.
@@ -221,7 +217,7 @@ def prune(
         ratio=ratio,
         budget=parsed,
         criterion=criterion,
-        calibration=calibration or ("pocket" if model in EMBEDDED else None),
+        calibration=calibration or ("pocket" if model in EMBEDDED_MODELS else None),
         compensate=compensate,
         quantization=quantization,
     )
@@ -315,8 +311,7 @@ def study(
 
 @app.command()
 def sync(
-    folder: Folder,
-    uri: Annotated[str | None, typer.Option(help="Tracking server; left out, the study's own.")] = None,
+    folder: Folder, uri: Annotated[str | None, typer.Option(help="Tracking server; left out, the study's own.")] = None
 ) -> None:
     """Send to MLflow what could not be sent while the search ran.
 

@@ -19,8 +19,7 @@ from raysearch.recovery.memory_planner import GIB, MemoryRequirements, layer_wid
 from raysearch.search.early_stopping.asha import AshaBracket
 from raysearch.study.folder import read_trials
 from raysearch.study.plan import StudyPlan
-from raysearch.study.records import TrialRecord
-from raysearch.study.text import seconds_text
+from raysearch.study.records import TrialRecord, seconds_text
 
 NUM_REPLAYS = 5
 """Random searches whose work is averaged."""
@@ -45,11 +44,7 @@ class Work:
     operations: float = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(
-            self.samples + other.samples,
-            self.scorings + other.scorings,
-            self.operations + other.operations,
-        )
+        return Work(self.samples + other.samples, self.scorings + other.scorings, self.operations + other.operations)
 
 
 @dataclass(frozen=True)

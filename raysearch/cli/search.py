@@ -14,6 +14,7 @@ from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError, Refused
 
 if TYPE_CHECKING:
+    from raysearch.backend.runtime import TrialRuntime
     from raysearch.study.plan import StudyPlan
     from raysearch.tracking.earlier_studies import PriorTrial
 
@@ -46,50 +47,58 @@ def search(
       raysearch search my-space.yaml --budget 3.2GB --budget 60% --out runs/mine
 
       raysearch search --resume runs/mine --trials 60
+
+    Raises:
+        InputError: the space, an option or an earlier study can't be used.
     """
     study_space, folder = study_of(space, resume, out)
-    earlier = _earlier(warm_start or [], resume, folder)
-    study_space = with_options(study_space, budget, trials, seed, slots)
+    if resume is not None and seed not in (None, study_space.search.seed):
+        raise InputError(
+            f"--seed {seed}: a study keeps its seed, {study_space.search.seed}; leave it out with --resume"
+        )
+    prior_trials = _prior_trials(warm_start or [], resume, folder)
     from raysearch.study.plan import plan_study
 
-    planned = plan_study(study_space)
+    plan = plan_study(with_options(study_space, budget, trials, seed, slots))
     if dry_run:
         from raysearch.cli.cost_estimate import estimate_lines
 
-        print("\n".join([*planned.describe(), *estimate_lines(planned)]))
+        print("\n".join([*plan.describe(), *estimate_lines(plan)]))
         return
-    run(planned, folder, earlier)
+    run(plan, folder, prior_trials)
 
 
-def run(planned: "StudyPlan", folder: Path, earlier: Sequence["PriorTrial"] = ()) -> None:
-    """Run the trials that a study lacks, in view of the person, and print what came of them.
+def run(
+    plan: "StudyPlan", folder: Path, prior_trials: Sequence["PriorTrial"] = (), runtime: "TrialRuntime | None" = None
+) -> None:
+    """Run the trials that a study lacks, in view of the person, and print the front.
 
     Args:
-        earlier: finished trials of other studies to start from.
+        prior_trials: finished trials of other studies to start from.
+        runtime: what runs in the workers; left out, real trials.
 
     Raises:
-        InputError: as `tuner.search`.
+        InputError: as `resume_search` and `run_trials`.
     """
     from raysearch.backend.cluster import join_cluster
-    from raysearch.backend.tuner import check_state
-    from raysearch.backend.tuner import search as run_search
+    from raysearch.backend.tuner import resume_search, run_trials
     from raysearch.report.live_view import LiveView
     from raysearch.report.plots import write_pictures
     from raysearch.report.terminal import print_result
     from raysearch.study.folder import Study, locked
     from raysearch.tracking.tracker import Tracker
 
-    check_state(planned, Study(folder, planned.space))
-    join_cluster(planned.space.slots)  # one too small for a trial is found before anything is written
-    is_new = not folder.exists()
-    with locked(folder), _nothing_left(folder, if_refused=is_new):
-        study = Study(folder, planned.space)
+    with _nothing_left_if_refused(folder), locked(folder):
+        study = Study(folder, plan.space)
+        # What can't go on, or a cluster too small for a trial, is refused before anything is written.
+        search = resume_search(plan, study, prior_trials)
+        join_cluster(plan.space.slots)
         study.create()
-        with closing(Tracker(study, dense=planned.dense)) as tracker:
+        with closing(Tracker(study, dense=plan.dense)) as tracker:
             try:
                 # Closed before the tracker: it says at once how to go on, should the search be stopped.
-                with LiveView(planned, study) as view:
-                    front = run_search(planned, study, [tracker, view], earlier)
+                with LiveView(plan, study) as view:
+                    front = run_trials(plan, study, search, [tracker, view], runtime)
             finally:
                 if study.front:
                     write_pictures(study.folder, study.front, study.records)
@@ -97,15 +106,16 @@ def run(planned: "StudyPlan", folder: Path, earlier: Sequence["PriorTrial"] = ()
 
 
 @contextmanager
-def _nothing_left(folder: Path, if_refused: bool) -> Iterator[None]:
-    """The same command may be given again once a mistake in the space has been put right; what has ended stays."""
-    from raysearch.study.folder import TRIALS
+def _nothing_left_if_refused(folder: Path) -> Iterator[None]:
+    """Delete a new study's folder if it was refused before a trial ended, so that the command can be given again."""
+    from raysearch.study.folder import SPACE, TRIALS
 
+    is_new = not folder.exists()
     try:
         yield
-    except Refused:
-        if if_refused and not (folder / TRIALS).exists():
-            shutil.rmtree(folder)
+    except InputError as error:
+        if is_new and not (folder / TRIALS).exists() and (isinstance(error, Refused) or not (folder / SPACE).exists()):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
@@ -128,7 +138,7 @@ def study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple
     return loaded, folder.resolve()
 
 
-def _earlier(sources: list[str], resume: Path | None, folder: Path) -> list["PriorTrial"]:
+def _prior_trials(sources: list[str], resume: Path | None, folder: Path) -> list["PriorTrial"]:
     """The finished trials of the studies to start from."""
     if not sources:
         return []

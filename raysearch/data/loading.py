@@ -13,16 +13,7 @@ import numpy as np
 from raysearch.data.samples import BAD_ROWS_ALLOWED, BadRow, BadRows, Sample, sample_from_row
 from raysearch.errors import InputError
 
-__all__ = [
-    "BadRow",
-    "BadRows",
-    "Sample",
-    "fraction_order",
-    "in_order",
-    "load_samples",
-    "num_rows",
-    "read_rows",
-]
+__all__ = ["BadRow", "BadRows", "Sample", "fraction_order", "in_order", "load_samples", "num_rows", "read_rows"]
 
 FORMATS = (
     "'pocket', a LLaVA-style .json or .jsonl file, a .parquet file, a folder of the datasets library or of Parquet "
@@ -46,7 +37,7 @@ def load_samples(
     if str(data) == "pocket":
         from raysearch.pocket import conversations
 
-        rows: list[Any] = conversations()
+        rows: list[Any] = list(conversations())
         return _samples(rows, "pocket", [], bad_rows_allowed)
     path = Path(data)
     if path.suffix in (".json", ".jsonl"):

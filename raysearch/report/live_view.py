@@ -16,8 +16,7 @@ from raysearch.report.terminal import budget_lines, front_table, own_command, pr
 from raysearch.study.folder import Study
 from raysearch.study.front import Front
 from raysearch.study.plan import StudyPlan
-from raysearch.study.records import Score, TrialRecord
-from raysearch.study.text import seconds_text
+from raysearch.study.records import Score, TrialRecord, seconds_text
 
 MIN_TRIALS_TO_FORECAST = 3
 SYMBOLS = {"stopped": "×", "finished": "·", "staircase": "─", "front": "●"}

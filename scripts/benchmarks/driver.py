@@ -68,7 +68,7 @@ def main() -> None:
             folder,
             num_slots=options.slots,
             seconds=recorded_seconds() if options.recorded else lambda recipe: 1.0,
-            observe=tracked if options.tracked else lambda study: (),
+            callbacks=tracked if options.tracked else lambda study: (),
         )
         wall = time.perf_counter() - wall
         for tracker in trackers:

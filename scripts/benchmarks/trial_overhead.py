@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from raysearch.backend.tuner import search
+from raysearch.backend.cluster import join_cluster
+from raysearch.backend.tuner import resume_search, run_trials
 from raysearch.cli.search import EMBEDDED_SPACE
 from raysearch.config.space import SearchSpace
 from raysearch.study.folder import Study
@@ -51,9 +52,11 @@ def main() -> None:
     planned, watch = plan_study(SearchSpace.model_validate(content)), Ends()
     with tempfile.TemporaryDirectory() as name:
         study = Study(Path(name) / "study", planned.space)
+        search = resume_search(planned, study)
+        join_cluster(planned.space.slots)
         study.create()
         tracker = Tracker(study, dense=planned.dense)
-        search(planned, study, [tracker, watch])
+        run_trials(planned, study, search, [tracker, watch])
         tracker.close()
     took = np.diff([end for end, _ in watch.ends])
     records = [record for _, record in watch.ends[1:]]
@@ -64,12 +67,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     ends = np.array([record.end for record in records])
     for end, chosen in (("all", ends != ""), *((end, ends == end) for end in sorted(set(ends)))):
-        cells = [
-            took[chosen].mean(),
-            training[chosen].mean(),
-            evaluating[chosen].mean(),
-            other[chosen].mean(),
-        ]
+        cells = [took[chosen].mean(), training[chosen].mean(), evaluating[chosen].mean(), other[chosen].mean()]
         cells += [np.median(other[chosen]), np.quantile(other[chosen], 0.9)]
         print(f"| {chosen.sum()} {end} | " + " | ".join(f"{value:.2f}" for value in cells) + " |")
 

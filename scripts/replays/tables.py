@@ -17,7 +17,7 @@ from raysearch.errors import InputError
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.models.shape_solver import shape_for
 from raysearch.search.samplers.encoding import Encoding, is_number, place
-from raysearch.search.samplers.optuna_samplers import fit_to_space
+from raysearch.search.samplers.suggesters import RecipeSuggester, suggest
 from raysearch.study.multi_objective import hypervolume
 
 FULL = 27.0  # samples seen by a full run on a made-up curve
@@ -58,7 +58,7 @@ class Table:
         """Hypervolume of the whole table's front."""
         return hypervolume(self.shares, self.finals.mean(1))
 
-    def asked(self) -> dict[str, Dimension]:
+    def search_params(self) -> dict[str, Dimension]:
         """All that `suggest` may ask for, whatever the conditions, by name."""
         raise NotImplementedError
 
@@ -87,7 +87,7 @@ class GridTable(Table):
     choices: list[tuple[str, list]]
     index: Mapping[tuple[int, ...], int]
 
-    def asked(self) -> dict[str, Dimension]:
+    def search_params(self) -> dict[str, Dimension]:
         return {
             name: Choices(choices=values) if isinstance(values[0], str) else Range(low=0, high=len(values) - 1, step=1)
             for name, values in self.choices
@@ -132,8 +132,8 @@ class RecordedTable(Table):
     truths: Sequence[Mapping[float, float]]
     early: Early | None
 
-    def asked(self) -> dict[str, Dimension]:
-        return self.space.asked()
+    def search_params(self) -> dict[str, Dimension]:
+        return self.space.search_params()
 
     def suggest(self, ask: Suggester, taken: Container[int]) -> int:
         """The nearest recipe that is not taken; the nearest one if all are.
@@ -158,7 +158,8 @@ class RecordedTable(Table):
     @cached_property
     def _encoding(self) -> Encoding:
         """By field: a number's cases, each from 0 to 1, share its columns."""
-        return Encoding({_field(name): Range(low=0, high=1) if is_number(d) else d for name, d in self.asked().items()})
+        params = self.search_params().items()
+        return Encoding({_field(name): Range(low=0, high=1) if is_number(d) else d for name, d in params})
 
     @cached_property
     def _points(self) -> np.ndarray:
@@ -166,13 +167,13 @@ class RecordedTable(Table):
 
     def _point(self, recipe: Recipe) -> np.ndarray:
         """Of a recipe without its size."""
-        _, ask = fit_to_space(self.space, recipe.as_dict())
-        asked = self.asked()
-        params = {
+        _, params = suggest(self.space, RecipeSuggester(recipe.as_dict()))
+        asked = self.search_params()
+        values = {
             _field(name): place(asked[name], value) if is_number(asked[name]) else value
-            for name, value in ask.params.items()
+            for name, value in params.items()
         }
-        return self._encoding.point(params, 1.0)
+        return self._encoding.point(values, 1.0)
 
 
 def _field(name: str) -> str:
@@ -286,11 +287,7 @@ class EndsOnly:
     """A world for policies that stop nothing: they measure each trial once, at its end."""
 
     def __init__(self, world: CurveWorld | RecordedWorld) -> None:
-        self.cost_of_result, self.measure, self._checkpoints = (
-            world.cost_of_result,
-            world.measure,
-            world.checkpoints,
-        )
+        self.cost_of_result, self.measure, self._checkpoints = (world.cost_of_result, world.measure, world.checkpoints)
 
     def checkpoints(self, row: int) -> list[float]:
         return self._checkpoints(row)[-1:]

@@ -3,7 +3,7 @@
 import asyncio
 from unittest.mock import AsyncMock, patch
 
-from raysearch.backend import coordinator as board_module
+from raysearch.backend import coordinator as coordinator_module
 from raysearch.backend.coordinator import Coordinator
 
 NAMES = ["long", "middle", "short"]
@@ -19,7 +19,7 @@ async def waits(awaitable):
 
 
 def runs(scenario):
-    """Runs `scenario(board)` to its end."""
+    """Runs `scenario(coordinator)` to its end."""
 
     async def run():
         await asyncio.wait_for(scenario(Coordinator()), 30)
@@ -27,79 +27,80 @@ def runs(scenario):
     return lambda: asyncio.run(run())
 
 
-async def measured(board, slot, *names):
+async def measured(coordinator, slot, *names):
     for name in names:
-        assert await board.next_part(slot, NAMES) == name
-        await board.publish(name, name.encode())
+        assert await coordinator.next_part(slot, NAMES) == name
+        await coordinator.publish(name, name.encode())
 
 
 @runs
-async def test_one_slot_measures_all(board):
-    await measured(board, "a", *NAMES)
-    assert await board.next_part("a", NAMES) is None
-    assert await board.prepared() == (None, {"long": b"long", "middle": b"middle", "short": b"short"})
+async def test_one_slot_measures_all(coordinator):
+    await measured(coordinator, "a", *NAMES)
+    assert await coordinator.next_part("a", NAMES) is None
+    assert await coordinator.prepared() == (None, {"long": b"long", "middle": b"middle", "short": b"short"})
 
 
 @runs
-async def test_two_slots_measure_each_part_once(board):
-    assert await board.next_part("a", NAMES) == "long"
-    await measured(board, "b", "middle", "short")
-    others = [await waits(board.next_part("b", NAMES)), await waits(board.prepared())]
-    await board.publish("long", b"long")
-    assert await board.next_part("a", NAMES) is None
+async def test_two_slots_measure_each_part_once(coordinator):
+    assert await coordinator.next_part("a", NAMES) == "long"
+    await measured(coordinator, "b", "middle", "short")
+    others = [await waits(coordinator.next_part("b", NAMES)), await waits(coordinator.prepared())]
+    await coordinator.publish("long", b"long")
+    assert await coordinator.next_part("a", NAMES) is None
     assert await others[0] is None
     refusal, parts = await others[1]
     assert refusal is None
     assert set(parts) == set(NAMES)
-    assert await board.next_part("late", NAMES) is None
+    assert await coordinator.next_part("late", NAMES) is None
 
 
 @runs
-async def test_a_part_whose_slot_dies_is_measured_by_one_that_waits(board):
-    assert await board.next_part("a", NAMES) == "long"
-    await measured(board, "b", "middle", "short")
-    waiting = await waits(board.next_part("b", NAMES))
-    await board.forget("a")
+async def test_a_part_whose_slot_dies_is_measured_by_one_that_waits(coordinator):
+    assert await coordinator.next_part("a", NAMES) == "long"
+    await measured(coordinator, "b", "middle", "short")
+    waiting = await waits(coordinator.next_part("b", NAMES))
+    await coordinator.forget("a")
     assert await waiting == "long"
-    await board.publish("long", b"again")
-    assert (await board.prepared())[1]["long"] == b"again"
+    await coordinator.publish("long", b"again")
+    assert (await coordinator.prepared())[1]["long"] == b"again"
 
 
 @runs
-async def test_what_a_slot_has_measured_outlives_it(board):
-    await measured(board, "a", "long")
-    await board.forget("a")
-    await measured(board, "b", "middle", "short")
-    assert (await board.prepared())[1]["long"] == b"long"
+async def test_what_a_slot_has_measured_outlives_it(coordinator):
+    await measured(coordinator, "a", "long")
+    await coordinator.forget("a")
+    await measured(coordinator, "b", "middle", "short")
+    assert (await coordinator.prepared())[1]["long"] == b"long"
 
 
 @runs
-async def test_a_refusal_reaches_all_who_wait(board):
-    before = await waits(board.prepared())  # nobody has said yet what the parts are
-    assert await board.next_part("a", NAMES) == "long"
-    await measured(board, "b", "middle", "short")
-    waiting = await waits(board.next_part("b", NAMES))
-    await board.refuse(b"no")
+async def test_a_refusal_reaches_all_who_wait(coordinator):
+    before = await waits(coordinator.prepared())  # nobody has said yet what the parts are
+    assert await coordinator.next_part("a", NAMES) == "long"
+    await measured(coordinator, "b", "middle", "short")
+    waiting = await waits(coordinator.next_part("b", NAMES))
+    await coordinator.refuse(b"no")
     assert await waiting is None
-    assert (await before)[0] == (await board.prepared())[0] == b"no"
-    assert await board.next_part("late", NAMES) is None
+    assert (await before)[0] == (await coordinator.prepared())[0] == b"no"
+    assert await coordinator.next_part("late", NAMES) is None
 
 
 @runs
-async def test_what_slots_of_dead_owners_held_is_given_back(board):
-    removed = []
+async def test_what_slots_of_dead_owners_held_is_given_back(coordinator):
+    removed, dead = [], set()
     with (
-        patch.object(board_module, "remove_placement_group", removed.append),
-        patch.object(board_module, "_is_dead", AsyncMock(side_effect=lambda owner: owner == "dead")),
+        patch.object(coordinator_module, "remove_placement_group", removed.append),
+        patch.object(coordinator_module, "_is_dead", AsyncMock(side_effect=dead.__contains__)),
     ):
-        for slot, owner in (("a", "dead"), ("b", "busy"), ("c", "dead")):
-            board._owners[slot] = owner
+        for slot, owner in (("a", "one"), ("b", "two"), ("c", "three")):
+            await coordinator.begin(slot, owner)
         for slot in "ab":
-            await board.join(slot, f"worker of {slot}", "node", f"group of {slot}")
-        assert await board.next_part("a", NAMES) == "long"
-        await board.begin("d", "alive")
-        await board.begin("e", "alive")
+            await coordinator.join(slot, f"worker of {slot}", "node", f"group of {slot}")
+        assert await coordinator.next_part("a", NAMES) == "long"
+        dead |= {"one", "three"}
+        await coordinator.begin("d", "four")
+        await coordinator.begin("e", "five")
     assert removed == ["group of a"]
-    assert set(board._owners) == {"b", "d", "e"}
-    assert await board.workers("b") == [("worker of b", "node")]
-    assert await board.next_part("d", NAMES) == "long"
+    assert await coordinator.workers("a") == []
+    assert await coordinator.workers("b") == [("worker of b", "node")]
+    assert await coordinator.next_part("d", NAMES) == "long"

@@ -12,14 +12,21 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError
 
-from raysearch.backend import coordinator, tuner
-from raysearch.backend.tune_searcher import EVENTS, STATE
+from raysearch.backend import coordinator
+from raysearch.backend.faults import LostCoordinatorError, LostFileError, fatal_errors
+from raysearch.backend.messages import Failed
+from raysearch.backend.recorder import Recorder
+from raysearch.backend.trainable import REPLY
+from raysearch.backend.tuner import refuse_all_failed, resume_search
 from raysearch.cli import search
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
+from raysearch.search.journaled_search import JOURNAL, STATE
 from raysearch.study.folder import Study, locked
 from raysearch.testing import stand_in
+from raysearch.testing.local_coordinator import LocalCoordinator
 from scripts.fault_injection import driver as driver_faults
+from scripts.fault_injection import processes
 
 
 def with_lines(path, num):
@@ -31,7 +38,7 @@ def with_lines(path, num):
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken") / "study"
     stand_in.drive(stand_in.plan(40), folder)
-    return stand_in.outcome(folder), stand_in.num_lines(folder)
+    return processes.outcome(folder), processes.num_lines(folder)
 
 
 def ended_after_kills(made, root, draw, num_lines, after_start=lambda folder: None, **more):
@@ -46,9 +53,9 @@ def ended_after_kills(made, root, draw, num_lines, after_start=lambda folder: No
         folder.parent.mkdir()
         folders.append(folder)
         for start in itertools.count():
-            when = stand_in.further(folder, draw.randrange(num_lines // 3), draw.uniform(0, 0.05))
+            when = processes.further(folder, draw.randrange(num_lines // 3), draw.uniform(0, 0.05))
             begun = {"name": f"{start}-", "log": folder.parent / "begun"}
-            killed = stand_in.killed(made, folder, when, **begun, **more)
+            killed = processes.killed(made, folder, when, **begun, **more)
             after_start(folder)
             if not killed:
                 break
@@ -66,7 +73,7 @@ def test_a_driver_killed_again_and_again_comes_to_the_same_front(unbroken, tmp_p
 
     made = stand_in.plan(40)
     for folder in ended_after_kills(made, tmp_path, random.Random(seed), num_lines, only_known_trials):
-        assert stand_in.outcome(folder) == wanted
+        assert processes.outcome(folder) == wanted
         begun = (folder.parent / "begun").read_text().split()
         assert len(begun) == len(set(begun)) == 40  # none was begun twice
 
@@ -75,7 +82,7 @@ def test_a_killed_driver_keeps_to_its_quota_and_loses_no_point(unbroken, tmp_pat
     wanted, num_lines = unbroken
     made = stand_in.plan(40, num_checkpoints=1)
     for folder in ended_after_kills(made, tmp_path, random.Random(9), num_lines):
-        found = stand_in.outcome(folder)
+        found = processes.outcome(folder)
         assert len(found["checkpoints"]) == 1
         named = [point.pop("checkpoint") for point in found["front"]["points"]]
         assert sorted(f"checkpoints/{name}" for name in found["checkpoints"]) == sorted(filter(None, named))
@@ -97,7 +104,7 @@ def test_with_several_slots_no_trial_is_lost_or_run_twice_and_the_front_never_lo
 
     made, draw = stand_in.plan(40), random.Random(5)
     for folder in ended_after_kills(made, tmp_path, draw, unbroken[1], note_hypervolume, num_slots=4):
-        keys = [row["key"] for row in stand_in.outcome(folder)["trials"]]
+        keys = [row["key"] for row in processes.outcome(folder)["trials"]]
         assert len(keys) == len(set(keys)) == 40
         assert len(areas[folder]) > 1
         assert areas[folder] == sorted(areas[folder])
@@ -149,21 +156,21 @@ def test_a_line_cut_short_does_not_join_the_next(tmp_path):
     assert path.read_text() == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["trials.jsonl", EVENTS, "decisions.jsonl"])
+@pytest.mark.parametrize("name", ["trials.jsonl", JOURNAL, "decisions.jsonl"])
 def test_a_line_cut_short_by_a_crash_changes_nothing(unbroken, tmp_path, name):
     folder = tmp_path / "study"
-    assert stand_in.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 15))
+    assert processes.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 15))
     with (folder / name).open("a") as stream:
         stream.write('{"trial": "t16", "key": "0123')
     stand_in.drive(stand_in.plan(40), folder, name="again")
-    assert stand_in.outcome(folder) == unbroken[0]
+    assert processes.outcome(folder) == unbroken[0]
 
 
-@pytest.mark.parametrize("name", [EVENTS, "decisions.jsonl"])
+@pytest.mark.parametrize("name", [JOURNAL, "decisions.jsonl"])
 def test_lines_that_a_dying_machine_never_wrote_cost_no_trial(tmp_path, name):
     """Trials are flushed to the disk one by one; the rest may lag behind."""
     folder = tmp_path / "study"
-    assert stand_in.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 15))
+    assert processes.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 15))
     lines = (folder / name).read_bytes().splitlines(keepends=True)
     (folder / name).write_bytes(b"".join(lines[: len(lines) // 2]))
     before = read_json_lines(folder / "trials.jsonl")
@@ -176,13 +183,13 @@ def test_lines_that_a_dying_machine_never_wrote_cost_no_trial(tmp_path, name):
 def test_a_lost_state_costs_no_trial(tmp_path):
     folder = tmp_path / "study"
     stand_in.drive(stand_in.plan(12), folder)
-    before = stand_in.outcome(folder)["trials"]
+    before = processes.outcome(folder)["trials"]
     (folder / STATE).write_text("{}")
     with pytest.raises(InputError, match=r"search-state\.json: no state of this version.*delete it"):
         stand_in.drive(stand_in.plan(20), folder, name="again")
     (folder / STATE).unlink()
     stand_in.drive(stand_in.plan(20), folder, name="again")
-    after = stand_in.outcome(folder)["trials"]
+    after = processes.outcome(folder)["trials"]
     assert after[:12] == before
     assert len({row["key"] for row in after}) == 20
 
@@ -191,7 +198,7 @@ def test_a_state_of_another_version_is_refused_before_anything_is_written(tmp_pa
     folder = tmp_path / "study"
     stand_in.drive(stand_in.plan(12), folder)
     state = json.loads((folder / STATE).read_text())
-    state["searcher"]["schema"] -= 1
+    state["schema"] -= 1
     (folder / STATE).write_text(json.dumps(state))
     before = contents(folder)
     with pytest.raises(InputError, match=r"search-state\.json: no state of this version.*delete it"):
@@ -200,15 +207,16 @@ def test_a_state_of_another_version_is_refused_before_anything_is_written(tmp_pa
 
 
 def contents(folder):
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 def test_a_killed_study_is_extended_and_gets_other_budgets(tmp_path):
     folder = tmp_path / "study"
-    assert stand_in.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 20))
+    assert processes.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 20))
     before = read_json_lines(folder / "trials.jsonl")
     stand_in.drive(stand_in.plan(50, budgets=("60%", "30%")), folder, name="again")
-    found = stand_in.outcome(folder)
+    found = processes.outcome(folder)
     assert len(found["trials"]) == 50
     assert read_json_lines(folder / "trials.jsonl")[: len(before)] == before
     assert found["front"]["budgets"].keys() == {"60%", "30%"}
@@ -218,63 +226,63 @@ def test_a_killed_study_is_extended_and_gets_other_budgets(tmp_path):
 def test_a_file_that_cannot_be_written_ends_the_search_and_is_blamed_on_no_trial(tmp_path):
     """Ray Tune takes any `Exception` of a callback for a failure of the trial at hand."""
 
-    class Called:
-        def on_trial_result(self, result):
-            return append_json(tmp_path / "nowhere" / "lines", result)
+    @fatal_errors()
+    def on_trial_result(result):
+        append_json(tmp_path / "nowhere" / "lines", result)
 
-        def on_trial_complete(self):
-            return "done"
-
-    called = Called()
-    tuner._let_losses_end_search(called)
-    assert called.on_trial_complete() == "done"
-    with pytest.raises(tuner._LostFile, match="nowhere/lines: No such file or directory") as lost:
-        called.on_trial_result({})
+    with pytest.raises(LostFileError, match="nowhere/lines: No such file or directory") as lost:
+        on_trial_result({})
     assert not isinstance(lost.value, Exception)
 
 
+def recorder(tmp_path, coordinator):
+    plan = stand_in.plan(4)
+    study = Study(tmp_path, plan.space)
+    return Recorder(plan, study, resume_search(plan, study), coordinator), study
+
+
 def test_storage_that_stays_away_ends_the_search_and_no_trial(tmp_path):
-    recorder = tuner.Recorder(stand_in.plan(4), Study(tmp_path, stand_in.plan(4).space), None, None, [])
-    result = {"done": True, "failed": "OSError: [Errno 5] Input/output error", "storage": True}
-    with pytest.raises(tuner._LostFile, match="Input/output error"):
-        recorder.on_trial_complete(0, [], SimpleNamespace(trial_id="a", last_result=result))
+    made, _ = recorder(tmp_path, LocalCoordinator())
+    reply = Failed(reason="OSError: [Errno 5] Input/output error", may_pass=True, by_storage=True)
+    with pytest.raises(LostFileError, match="Input/output error"):
+        made.on_trial_complete(0, [], SimpleNamespace(trial_id="a", last_result={REPLY: reply}))
     assert not (tmp_path / "trials.jsonl").exists()
 
 
-def test_a_lost_board_ends_the_search_and_is_blamed_on_no_trial(tmp_path, monkeypatch):
-    def get(reference):
+class DeadCoordinator(LocalCoordinator):
+    """One whose process has died."""
+
+    def submit(self, method, *args, **named):
         raise ActorDiedError
 
-    monkeypatch.setattr(tuner.ray, "get", get)
-    dead = SimpleNamespace(dense_scores=SimpleNamespace(remote=lambda: None))
-    study = Study(tmp_path, stand_in.plan(4).space)
-    recorder = tuner.Recorder(stand_in.plan(4), study, None, dead, [])
-    tuner._let_losses_end_search(recorder)
-    with pytest.raises(tuner._LostBoard, match="commands the slots has died"):
-        recorder.on_trial_error(0, [], SimpleNamespace(trial_id="t", get_error=lambda: None, last_result={}))
+
+def test_a_lost_coordinator_ends_the_search_and_is_blamed_on_no_trial(tmp_path):
+    made, study = recorder(tmp_path, DeadCoordinator())
+    with pytest.raises(LostCoordinatorError, match="the coordinator of the slots has died"):
+        made.on_trial_error(0, [], SimpleNamespace(trial_id="t", get_error=lambda: None, last_result={}))
     assert not study.records
 
 
-def test_the_board_is_on_the_node_that_the_cluster_stands_on(monkeypatch):
-    """A node that works and is lost took every later trial with it, when the board happened to be there."""
-    asked = {}
+def test_the_coordinator_is_on_the_node_that_the_cluster_stands_on(monkeypatch):
+    """A node that works and is lost took every later trial with it, when the coordinator happened to be there."""
+    options = {}
 
-    def remote(**options):
-        asked.update(options)
+    def remote(**given):
+        options.update(given)
         return lambda actor: SimpleNamespace(remote=lambda: None)
 
     monkeypatch.setattr(coordinator.ray, "remote", remote)
     coordinator.start_coordinator()
-    assert asked == {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+    assert options == {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 
 
 def test_a_search_that_has_only_failed_trials_says_why():
     failed = SimpleNamespace(end="failed", reason="InputError: none of its samples can be used")
     finished = SimpleNamespace(end="finished", reason="")
     for fine in ([], [failed, finished]):
-        tuner._refuse_all_failed(SimpleNamespace(folder="runs/a", records=fine))
+        refuse_all_failed("runs/a", fine)
     with pytest.raises(InputError, match=r"^runs/a: every trial failed \(the last: InputError: none of its"):
-        tuner._refuse_all_failed(SimpleNamespace(folder="runs/a", records=[failed, failed]))
+        refuse_all_failed("runs/a", [failed, failed])
 
 
 def test_two_drivers_on_one_study_get_one_plain_error(tmp_path):

@@ -77,7 +77,7 @@ def test_a_resumed_scheduler_decides_as_an_unbroken_one(tmp_path, rule):
     resumed.restore(str(tmp_path / "state.json"))
     feed(resumed, 3, 80, first=50)
     assert (tmp_path / "broken.jsonl").read_text() == (tmp_path / "unbroken.jsonl").read_text()
-    assert resumed.rungs.state() == unbroken.rungs.state()
+    assert resumed.bracket.state() == unbroken.bracket.state()
 
 
 def test_every_decision_is_logged_with_its_reason(tmp_path):
@@ -85,7 +85,7 @@ def test_every_decision_is_logged_with_its_reason(tmp_path):
     feed(scheduler, 1, 30)
     scheduler.on_trial_result(None, trial("bad"), result(0.5, float("nan"), 1))
     lines = [json.loads(line) for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
-    assert len(lines) == sum(len(rung.values) for rung in scheduler.rungs.rungs) + 1
+    assert len(lines) == sum(len(rung.values) for rung in scheduler.bracket.rungs) + 1
     assert all(line["reason"] for line in lines)
     assert lines[0] | {"decision": 1, "trial": "0", "go_on": True, "rung": 1, "num_trials": 1} == lines[0]
     assert lines[-1]["retention"] is None
@@ -98,9 +98,9 @@ def test_a_trial_that_is_tried_again_keeps_its_place():
         scheduler.on_trial_add(None, trial(name))
         scheduler.on_trial_result(None, trial(name), result(size, retention, 1))
     scheduler.on_trial_error(None, trial("a"))
-    assert scheduler.rungs.rungs[0].num_trials == 1
+    assert scheduler.bracket.rungs[0].num_trials == 1
     scheduler.on_trial_add(None, trial("a"))
-    assert scheduler.rungs.rungs[0].num_trials == 2
+    assert scheduler.bracket.rungs[0].num_trials == 2
 
 
 def test_the_journal_brings_a_scheduler_back_without_trials_that_ray_has_lost(tmp_path):
@@ -116,11 +116,11 @@ def test_the_journal_brings_a_scheduler_back_without_trials_that_ray_has_lost(tm
     known = [stored("a"), stored("b"), stored("c")]
     for trial_ in known:
         after.on_trial_add(None, trial_)
-    assert after.rungs.rungs[0].values == before.rungs.rungs[0].values
+    assert after.bracket.rungs[0].values == before.bracket.rungs[0].values
     controller = SimpleNamespace(get_trials=lambda: known)
     assert after.on_trial_result(controller, stored("b"), result(0.2, 0.8, 1)) == "STOP"  # stopped before, too
     assert after.on_trial_result(controller, stored("c"), result(0.09, 0.91, 1)) == "CONTINUE"
-    assert after.rungs.rungs[0].failed == {"lost"}
+    assert after.bracket.rungs[0].failed == {"lost"}
 
 
 class Break(tune.Callback):
@@ -151,12 +151,12 @@ def test_in_ray_tune_an_interrupted_experiment_is_restored_with_its_rungs(tmp_pa
             run_config=tune.RunConfig(name="joint", storage_path=str(tmp_path), verbose=0, callbacks=[Break()]),
         )
         tuner.fit()
-        before = scheduler.rungs.rungs[0].values
+        before = scheduler.bracket.rungs[0].values
         assert 6 <= len(before) <= 8
         restored = tune.Tuner.restore(str(tmp_path / "joint"), train, resume_unfinished=True)
         restored._local_tuner._run_config.callbacks = []
         restored.fit()
-        after = restored._local_tuner._tune_config.scheduler.rungs.rungs[0].values
+        after = restored._local_tuner._tune_config.scheduler.bracket.rungs[0].values
         assert len(after) >= 12
         assert {name: after[name] for name in list(before)[:6]} == {name: before[name] for name in list(before)[:6]}
     finally:

@@ -1,176 +1,196 @@
-"""What a Tune trial does when its slot or its recipe fails; the slot is a script, the trial is real."""
+"""Slots and workers without Ray: the real loop in a thread, with a coordinator in this process."""
 
 import errno
-import math
+import logging
+import threading
 from types import SimpleNamespace
 
 import pytest
-import ray
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from raysearch.backend import slot as slot_module
-from raysearch.backend import trainable
-from raysearch.backend import worker as worker_module
-from raysearch.backend.slot import Slot, SlotDied
-from raysearch.backend.trainable import RecipeTrial
+from raysearch.backend.coordinator import Coordinator
+from raysearch.backend.messages import Failed, FinishTrial, NextRung, RunRecipe
+from raysearch.backend.runtime import TrialRuntime
+from raysearch.backend.slot import Slot, SlotDied, is_by_storage
+from raysearch.config.budget import Size
+from raysearch.config.recipe import Recipe
+from raysearch.config.space import SearchSpace
 from raysearch.data.samples import BadData
-from raysearch.files import StorageProblem
+from raysearch.errors import InputError
+from raysearch.files import StorageProblem, write_json
+from raysearch.study.front import Measured
+from raysearch.study.records import Score
+from raysearch.testing.local_coordinator import LocalCoordinator
 
-RECIPE = {"mode": "layerwise", "ratio": 0.3, "criterion": "deepest"}
-SCORES = [
-    {"samples_seen": seen, "retention": seen / 100, "size_ratio": 0.5, "done": seen == 90} for seen in (10, 30, 90)
-]
-KEPT = {"checkpoint": "checkpoints/x", "heldout": {}}
-DIES, LOST_NODE, NO_STORAGE = "dies", "lost node", "no storage"
+RECIPE = Recipe(mode="layerwise", ratio=0.3, criterion="deepest")
+FULL = OSError(errno.ENOSPC, "no space left")
+
+
+class ScriptedTrial:
+    """Gives two scores, or raises what the runtime says."""
+
+    def __init__(self, recipe, error):
+        self.recipe, self.error, self.samples_seen, self.end = recipe, error, 0, 30
+        self.size, self.seconds = Size(500, 1000), {"seconds_training": 1.0, "seconds_evaluating": 2.0}
+
+    def scores(self, rungs, keep_in):
+        for seen in [*rungs, self.end]:
+            if self.error:
+                raise self.error
+            self.samples_seen = seen
+            yield Score(samples_seen=seen, retention=seen / 100, retention_se=0.01, scores={"digits": 0.5})
+
+    def finish(self, folder):
+        folder.mkdir(parents=True)
+        return Measured(retention=0.3, retention_ci=(0.2, 0.4), scores={})
+
+    def close(self):
+        pass
+
+
+class ThreadRuntime(TrialRuntime):
+    """Runs the worker loop in the slot's own thread."""
+
+    def __init__(self, error=None, refusal=None):
+        self.error, self.refusal, self.killed, self.ends = error, refusal, [], threading.Event()
+
+    def run_workers(self, loop, config, slots, name, folder):
+        loop(config, 0, slots.workers)
+
+    def start_process(self, num_threads):
+        pass
+
+    def open_context(self, space, teacher_folder, measure_once_per_study):
+        if self.refusal:
+            raise InputError(self.refusal)
+        logging.getLogger("raysearch.data.samples").warning("left out 3 of 40 rows")
+        assert measure_once_per_study({"search": lambda: 7}) == {"search": 7}
+        dense = SimpleNamespace(search=SimpleNamespace(means=lambda: {"digits": 0.9}), importances={})
+        return SimpleNamespace(dense_size=Size(1000, 2000), baselines=dense)
+
+    def open_trial(self, recipe, context):
+        return ScriptedTrial(recipe, self.error)
+
+    def this_worker(self):
+        return "worker", "here", None
+
+    def kill(self, worker):
+        self.killed.append(worker)
 
 
 @pytest.fixture
-def trial(monkeypatch, tmp_path):
-    """A trial whose slots answer from `script`: what goes wrong at each question, in order; None for nothing."""
-    script, asked = [], []
-
-    class ScriptedSlot:
-        def __init__(self, *arguments):
-            self.at = 0
-            asked.append("slot")
-
-        def ask(self, command):
-            asked.append(command["do"])
-            wrong = script.pop(0) if script else None
-            if wrong in (DIES, LOST_NODE, NO_STORAGE):
-                raise SlotDied(str(wrong), ["gone" if wrong == LOST_NODE else "here"], wrong == NO_STORAGE)
-            if wrong is not None:
-                return wrong
-            if command["do"] == "finish":
-                return KEPT
-            self.at = 1 if command["do"] == "run" else self.at + 1
-            return dict(SCORES[self.at - 1])
-
-    monkeypatch.setattr(trainable, "Slot", ScriptedSlot)
-    monkeypatch.setattr(ray, "get", lambda value: value)
-    monkeypatch.setattr(trainable, "SECONDS_TO_MISS_A_NODE", 0.0)
-    monkeypatch.setattr(
-        trainable.ray,
-        "nodes",
-        lambda: [{"NodeID": "here", "Alive": True}, {"NodeID": "gone", "Alive": False}],
-    )
-    board = SimpleNamespace(is_dominated=SimpleNamespace(remote=lambda *point: False))
-    made = object.__new__(RecipeTrial)
-    space = {"name": "s", "model": "pocket", "recipe": RECIPE}
-    made.setup({"recipe": RECIPE}, board, space, [10, 30], str(tmp_path))
-    made.script, made.asked = script, asked
-    return made
+def coordinator():
+    return LocalCoordinator()
 
 
-def run(trial, *script):
-    """The results of a trial, until it is done."""
-    trial.script[:] = script
-    results = [trial.step()]
-    while not results[-1]["done"]:
-        results.append(trial.step())
-    return results
+@pytest.fixture
+def open_slot(coordinator, tmp_path, monkeypatch):
+    monkeypatch.setattr("raysearch.backend.node_check.node_name", lambda: "node here")
+
+    def make(runtime, **slots):
+        fields = {"name": "s", "model": "pocket", "recipe": RECIPE.as_dict(), "slots": {"num": 1, **slots}}
+        space = SearchSpace.model_validate(fields)
+        write_json(tmp_path / "space.json", space.model_dump(mode="json"))
+        return Slot(coordinator, runtime, space, [10], tmp_path)
+
+    return make
 
 
-def test_a_trial_hands_out_its_rungs_and_its_checkpoint(trial):
-    results = run(trial)
-    assert [result["samples_seen"] for result in results] == [10, 30, 90]
-    assert results[-1]["checkpoint"] == "checkpoints/x"
-    assert trial.asked == ["slot", "run", "next", "next", "finish"]
+def test_a_recipe_runs_through_a_slot(open_slot, coordinator, tmp_path):
+    slot = open_slot(ThreadRuntime())
+    first, last = slot.ask(RunRecipe(recipe=RECIPE)), slot.ask(NextRung())
+    assert (first.score.samples_seen, first.is_last) == (10, False)
+    assert (last.score.samples_seen, last.is_last, last.size_ratio) == (30, True, 0.5)
+    assert last.seconds.seconds_training == 1.0
+    written = slot.ask(FinishTrial(folder=str(tmp_path / "checkpoints" / "x")))
+    assert (written.checkpoint, written.heldout.retention) == ("checkpoints/x", 0.3)
+    assert coordinator.call(Coordinator.dense_scores) == {"digits": 0.9}
+    slot.close()
+    assert coordinator.call(Coordinator.workers, slot.name) == []
 
 
-@pytest.mark.parametrize("moment", range(4))
-def test_a_slot_that_dies_is_replaced_and_no_rung_comes_twice(trial, moment):
-    results = run(trial, *[None] * moment, DIES)
-    assert [result["samples_seen"] for result in results] == [10, 30, 90]
-    assert results[-1]["checkpoint"] == "checkpoints/x"
-    assert trial.asked.count("slot") == 2
+def test_a_workers_warning_reaches_the_driver_once(open_slot, coordinator):
+    for _ in range(2):
+        slot = open_slot(ThreadRuntime())
+        slot.ask(RunRecipe(recipe=RECIPE))
+        slot.close()
+    assert coordinator.coordinator.warnings == ["left out 3 of 40 rows"]
+    assert coordinator.call(Coordinator.warning, 0) == "left out 3 of 40 rows"
 
 
-def test_a_recipe_whose_slots_die_twice_has_failed(trial):
-    (result,) = run(trial, DIES, DIES)
-    assert result["failed"] == DIES
-    assert result["done"]
-    assert math.isnan(result["retention"])
-    assert trial.asked.count("slot") == 2
+def test_a_study_that_one_worker_refuses_is_refused_by_all(open_slot):
+    first = open_slot(ThreadRuntime(refusal="benchmarks: own: at chance"))
+    reply = first.ask(RunRecipe(recipe=RECIPE))
+    assert (reply.reason, reply.refusal) == ("InputError: benchmarks: own: at chance", "benchmarks: own: at chance")
+    second = open_slot(ThreadRuntime())  # it would load, and is told
+    assert second.ask(RunRecipe(recipe=RECIPE)).refusal == "benchmarks: own: at chance"
 
 
-def test_lost_nodes_are_no_fault_of_the_recipe(trial):
-    results = run(trial, LOST_NODE, LOST_NODE, None, LOST_NODE, DIES)
-    assert [result["samples_seen"] for result in results] == [10, 30, 90]
-    assert trial.asked.count("slot") == 5
+def test_what_goes_wrong_with_one_recipe_does_not_end_the_slot(open_slot):
+    runtime = ThreadRuntime(error=FloatingPointError("sft is nan\nin step 3"))
+    slot = open_slot(runtime)
+    assert slot.ask(RunRecipe(recipe=RECIPE)) == Failed(reason="FloatingPointError: sft is nan", may_pass=False)
+    runtime.error = RuntimeError("CUDA out of memory")
+    assert slot.ask(RunRecipe(recipe=RECIPE)).may_pass
+    runtime.error = FULL
+    assert slot.ask(RunRecipe(recipe=RECIPE)).by_storage
+    runtime.error = None
+    assert slot.ask(RunRecipe(recipe=RECIPE)).score.samples_seen == 10
 
 
-def test_a_node_whose_loss_is_noticed_late_is_no_fault_of_the_recipe(trial, monkeypatch):
-    looks = []
-
-    def nodes():
-        looks.append("look")
-        return [{"NodeID": "here", "Alive": True}, {"NodeID": "gone", "Alive": len(looks) < 9}]
-
-    monkeypatch.setattr(trainable, "SECONDS_TO_MISS_A_NODE", 60.0)
-    monkeypatch.setattr(trainable.ray, "nodes", nodes)
-    monkeypatch.setattr(trainable.time, "sleep", lambda seconds: None)
-    results = run(trial, LOST_NODE, DIES)
-    assert [result["samples_seen"] for result in results] == [10, 30, 90]
-    assert trial.asked.count("slot") == 3
+def test_data_of_no_use_end_the_study_and_not_the_trial_alone(open_slot):
+    runtime = ThreadRuntime(error=BadData("rows.json: more than 1.0% of 40 rows can't be used"))
+    slot = open_slot(runtime)
+    for command in (RunRecipe(recipe=RECIPE), NextRung()):
+        reply = slot.ask(command)
+        assert reply.refusal == "rows.json: more than 1.0% of 40 rows can't be used"
+        assert reply.reason == f"BadData: {reply.refusal}"
+        assert not reply.may_pass
 
 
-def test_what_may_pass_is_tried_once_more_on_the_same_slot(trial):
-    full = {"failed": "OSError: no space left", "may_pass": True}
-    assert "failed" not in run(trial, None, full)[-1]
-    assert trial.asked.count("slot") == 1
-    trial.reset_config({"recipe": RECIPE})
-    assert run(trial, full, None, full)[-1]["failed"] == "OSError: no space left"
+def test_several_workers_go_on_only_after_what_goes_wrong_on_all_of_them(open_slot):
+    slot = open_slot(ThreadRuntime(error=StorageProblem(errno.ENOSPC, "no space left")), workers=2)
+    assert slot.ask(RunRecipe(recipe=RECIPE)).by_storage
+    runtime = ThreadRuntime(error=FULL)  # of one of them: the other would wait for it
+    slot = open_slot(runtime, workers=2)
+    with pytest.raises(SlotDied, match="no space left") as died:
+        slot.ask(RunRecipe(recipe=RECIPE))
+    assert died.value.by_storage
+    assert died.value.nodes == ["here"]
+    assert runtime.killed == ["worker"]
 
 
-def test_what_will_not_pass_is_not_tried_again(trial):
-    results = run(trial, None, {"failed": "FloatingPointError: sft is nan", "may_pass": False})
-    assert [result.get("failed") for result in results] == [None, "FloatingPointError: sft is nan"]
-    assert trial.asked == ["slot", "run", "next"]
+class HungRuntime(ThreadRuntime):
+    """Its worker sends a few heartbeats and never replies."""
+
+    def run_workers(self, loop, config, slots, name, folder):
+        coordinator = config["coordinator"]
+        coordinator.call(Coordinator.join, name, "worker", "here", None)
+        for _ in range(3):
+            coordinator.call(Coordinator.heartbeat, name)
+            self.ends.wait(0.1)
+        self.ends.wait()
+
+    def kill(self, worker):
+        super().kill(worker)
+        self.ends.set()
 
 
-def test_data_of_no_use_end_the_study_and_not_the_trial_alone():
-    def scores():
-        raise BadData("rows.json: more than 1.0% of 40 rows can't be used (row 3: no answer); mend or remove them")
-        yield
-
-    worker = object.__new__(worker_module._Worker)
-    worker._trial, worker._refusal, worker._num_workers = None, None, 1
-    worker._scores = scores()
-    for command in ({"do": "next"}, {"do": "run", "recipe": RECIPE}):
-        reply = worker.handle_command(command)
-        assert reply["refused"].startswith("rows.json: more than 1.0%")
-        assert reply["failed"] == f"BadData: {reply['refused']}"
-        assert not reply["may_pass"]
+def test_a_slot_without_heartbeats_is_ended(open_slot, monkeypatch):
+    monkeypatch.setattr(slot_module, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
+    runtime = HungRuntime()
+    slot = open_slot(runtime, timeout_s=0.5)
+    with pytest.raises(SlotDied, match=rf"{slot.name}: no heartbeat for \d s") as died:
+        slot.ask(RunRecipe(recipe=RECIPE))
+    assert runtime.killed == ["worker"]
+    assert died.value.nodes == ["here"]
+    assert not died.value.by_storage
 
 
-def test_full_or_lost_storage_is_waited_for_and_is_no_fault_of_the_recipe(trial, monkeypatch):
-    pauses = []
-    monkeypatch.setattr(trainable.time, "sleep", pauses.append)
-    full = {"failed": "OSError: no space left", "may_pass": True, "storage": True}
-    results = run(trial, None, full, full, full, full, DIES)
-    assert [result["samples_seen"] for result in results] == [10, 30, 90]
-    assert pauses == [1, 2, 4, 8]
-    trial.reset_config({"recipe": RECIPE})
-    (result,) = run(trial, *[full] * 100)
-    assert result["done"]
-    assert result["storage"]  # which ends the search
-    assert result["failed"] == "OSError: no space left"
-    assert 600 <= sum(pauses[4:]) < 660
-    assert max(pauses) == 60
-
-
-def test_a_slot_that_storage_has_ended_is_no_fault_of_the_recipe(trial, monkeypatch):
-    monkeypatch.setattr(trainable.time, "sleep", lambda seconds: None)
-    results = run(trial, None, NO_STORAGE, NO_STORAGE, NO_STORAGE, DIES)
-    assert [result["samples_seen"] for result in results] == [10, 30, 90]
-    assert trial.asked.count("slot") == 5
-    trial.reset_config({"recipe": RECIPE})
-    (result,) = run(trial, *[NO_STORAGE] * 100)
-    assert result["storage"]
-
-
-FULL = OSError(errno.ENOSPC, "no space left")
+def test_patience_follows_the_longest_answer(open_slot):
+    assert open_slot(ThreadRuntime(), timeout_s=20).patience_s == 20
+    assert open_slot(ThreadRuntime()).patience_s == 1800
 
 
 @pytest.mark.parametrize(
@@ -183,83 +203,10 @@ FULL = OSError(errno.ENOSPC, "no space left")
         (None, False),
     ],
 )
-def test_a_slot_says_whether_storage_has_ended_it(monkeypatch, failure, storage):
-    monkeypatch.setattr(ray, "get", lambda value: value)
-    monkeypatch.setattr(ray, "kill", lambda worker: None)
-    slot = object.__new__(Slot)
-    slot.name, slot._board, slot._failure = "slot-a", SilentBoard(0), failure
-    slot._thread = SimpleNamespace(join=lambda seconds: None)
-    assert slot._died("ended").storage is storage
+def test_whether_storage_has_ended_a_slot(failure, storage):
+    assert is_by_storage(failure) is storage
 
 
-def test_a_storage_problem_of_all_workers_is_a_reply(monkeypatch):
-    worker = object.__new__(worker_module._Worker)
-    worker._refusal, worker._num_workers, worker._has_frozen = None, 2, True
-
-    def asked(error):
-        worker._trial = SimpleNamespace(close=lambda: None)
-        monkeypatch.setattr(worker, "_next", lambda: (_ for _ in ()).throw(error), raising=False)
-        return worker.handle_command({"do": "next"})
-
-    assert asked(StorageProblem(errno.ENOSPC, "no space left"))["storage"]
-    with pytest.raises(OSError, match="no space left"):  # the others would wait for this one
-        asked(FULL)
-
-
-def test_what_stands_in_the_way_of_every_recipe_is_said_so(trial):
-    mistake = "InputError: benchmarks: own: at chance"
-    (result,) = run(trial, {"failed": mistake, "may_pass": False, "refused": "benchmarks: own: at chance"})
-    assert result["done"]
-    assert result["failed"] == mistake
-    assert result["refused"] == "benchmarks: own: at chance"
-
-
-class SilentBoard:
-    """Of a slot that gives `num_signs` signs of life and then none, and never replies."""
-
-    def __init__(self, num_signs):
-        self.num_signs, self.killed, self.num_given = num_signs, [], 0
-        for name in ("send", "reply_to", "signs", "workers", "forget"):
-            setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
-
-    def _send(self, slot, command):
-        pass
-
-    def _reply_to(self, slot, index):
-        return "reply"
-
-    def _signs(self, slot):
-        self.num_given = min(self.num_given + 1, self.num_signs)
-        return self.num_given
-
-    def _workers(self, slot):
-        return [("worker", "here")]
-
-    def _forget(self, slot):
-        pass
-
-
-def test_a_slot_without_signs_of_life_is_ended(monkeypatch):
-    board, clock, killed = SilentBoard(num_signs=7), [0.0], []
-
-    def wait(waiting, timeout):
-        clock[0] += timeout
-        return [], waiting
-
-    monkeypatch.setattr(ray, "get", lambda value: value)
-    monkeypatch.setattr(ray, "wait", wait)
-    monkeypatch.setattr(ray, "kill", killed.append)
-    monkeypatch.setattr(slot_module.time, "monotonic", lambda: clock[0])
-    slot = object.__new__(Slot)
-    slot.name, slot._board, slot._failure, slot._num_replies = "slot-a", board, None, 0
-    slot._longest_s, slot._timeout_s = 0.0, 20.0
-    slot._thread = SimpleNamespace(is_alive=lambda: True, join=lambda seconds: None)
-    with pytest.raises(SlotDied, match=r"slot-a: no sign of life for 25 s") as died:
-        slot.ask({"do": "next"})
-    assert killed == ["worker"]
-    assert died.value.nodes == ["here"]
-    assert clock[0] == 7 * 5 + 25  # every sign gave it 20 s more
-    slot._timeout_s, slot._longest_s = None, 10.0
-    assert slot._patience_s == 1800
-    slot._longest_s = 1000.0
-    assert slot._patience_s == 10_000
+def test_an_unknown_command_is_a_failure_and_no_attribute(open_slot):
+    slot = open_slot(ThreadRuntime())
+    assert slot.ask("_load").reason.startswith("AssertionError")

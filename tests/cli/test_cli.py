@@ -168,7 +168,7 @@ def test_best_names_who_cannot_be_told_apart(study, capsys):
             and p.key != answer["key"]
             and abs(p.retention - answer["retention"]) <= 0.03326
         ]
-        assert answer["statistically_tied"] == near
+        assert answer["not_told_apart"] == near
         _, table, _ = call(capsys, "best", study, "--budget", budget)
         assert table.count("Not told apart") == len(near)
 
@@ -186,7 +186,7 @@ def pretend_search(monkeypatch, tmp_path, fail_at):
 
     told = []
 
-    def run(planned, study, observers, earlier):
+    def run(plan, study, search, callbacks, runtime):
         study.front = Front.build("x", "pocket", synthetic_study.BASELINE, [])
         return study.front
 
@@ -205,11 +205,10 @@ def pretend_search(monkeypatch, tmp_path, fail_at):
         if fail_at == "cluster":
             raise InputError("slots: too few")
 
-    from raysearch.backend import cluster
-    from raysearch.backend import tuner as tuner
+    from raysearch.backend import cluster, tuner
 
     monkeypatch.setattr(cluster, "join_cluster", join)
-    monkeypatch.setattr(tuner, "search", run)
+    monkeypatch.setattr(tuner, "run_trials", run)
     monkeypatch.setattr(plots, "write_pictures", draw)
     monkeypatch.setattr(tracking, "Tracker", Told)
     return told

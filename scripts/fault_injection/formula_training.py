@@ -1,45 +1,50 @@
 """The main job on a real Ray cluster, but for training: retention comes from a formula, and faults come on request.
 
-    python raysearch/testing/stand_in_training.py SPACE.yaml --out DIR ...      # as python -m raysearch.pareto
+    python -m scripts.fault_injection.formula_training SPACE.yaml --out DIR      # as python -m raysearch.pareto
 
-Driver, Tune, slots, board and files are real; a slot's worker is one actor, where Ray Train would start a dozen
-processes. A file DIR.faults/NUMBER-KIND makes the worker that is about to train the rung NUMBER of the study (by
-the lines of DIR.rungs) fail in that way, once.
+Driver, Tune, slots, coordinator, worker loop and files are real. A file DIR.faults/NUMBER-KIND makes the worker that is
+about to train the rung NUMBER of the study (by the lines of DIR.rungs) fail in that way, once.
 """
 
 import errno
 import json
-import logging
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
+from typing import Annotated, Any
 
+import ray
+import typer
+
+from raysearch.backend.runtime import TrialRuntime, WorkerLoop
+from raysearch.cli.exit_codes import App
+from raysearch.cli.search import run, study_of
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
+from raysearch.config.settings import Slots
 from raysearch.config.space import SearchSpace
 from raysearch.files import write_json, write_text
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.models.shape_solver import shape_for
 from raysearch.study.front import Measured
+from raysearch.study.plan import plan_study
 from raysearch.study.records import Score
 
 SECONDS_PER_RUNG = 0.05
 
 
-class DenseBaselines:
+class FormulaBaselines:
     """What is measured once per study."""
 
     importances: Mapping[str, Any] = {}
     search = SimpleNamespace(means=lambda: {"digits": 1.0})
 
 
-class TrialContext:
+class FormulaContext:
     """A dense model without weights."""
 
     def __init__(self, space: SearchSpace, teacher_folder: Path, once: Callable[[Mapping], Mapping[str, Any]]) -> None:
@@ -49,16 +54,16 @@ class TrialContext:
         note_process(self.study)
 
     @property
-    def baselines(self) -> DenseBaselines:
+    def baselines(self) -> FormulaBaselines:
         """Each part by whichever slot comes to it first."""
         assert self._once({"one": lambda: 1, "two": lambda: 2}) == {"one": 1, "two": 2}
-        return DenseBaselines()
+        return FormulaBaselines()
 
 
-class Trial:
+class FormulaTrial:
     """A recipe whose retention is known beforehand."""
 
-    def __init__(self, recipe: Recipe, context: TrialContext) -> None:
+    def __init__(self, recipe: Recipe, context: FormulaContext) -> None:
         self.recipe, self.context, self.samples_seen = recipe, context, 0
         self.size = context.counts.size(shape_for(context.counts, recipe))
         self.end = recipe.samples_to_see(context.space.num_samples or 0)
@@ -149,8 +154,6 @@ def _ask_for(what: str) -> Callable[[Path], None]:
     """Leave it to the one who watches, and wait until it has been done."""
 
     def act(study: Path) -> None:
-        import ray
-
         request = faults_of(study) / f"please-{what}"
         write_text(request, ray.get_runtime_context().get_node_id())
         while request.exists():
@@ -180,62 +183,48 @@ def fail_if_asked(study: Path) -> None:
         FAULTS[path.name.partition("-")[2]](study)
 
 
-def install() -> None:
-    """In every process that Ray starts for the job: be what a slot and its worker import."""
-    here = sys.modules["raysearch.testing.stand_in_training"]
-    sys.modules["raysearch.trials.trial"] = sys.modules["raysearch.trials.context"] = here
-    _put("raysearch.recovery.trainer", start_distributed=lambda: None)
-    _put("ray.train.torch", TorchTrainer=OneActor)
+class FormulaRuntime(TrialRuntime):
+    """Trials whose retention is known beforehand, on one actor per slot, where Ray Train would start a dozen."""
 
-
-def _put(name: str, **content: Any) -> None:
-    module = ModuleType(name)
-    vars(module).update(content)
-    sys.modules[name] = module
-
-
-class OneActor:
-    """As much of Ray Train's `TorchTrainer` as a slot of one worker needs."""
-
-    def __init__(
-        self, serve: Callable[..., None], train_loop_config: dict, scaling_config: Any, run_config: Any
-    ) -> None:
-        self._serve, self._config = serve, train_loop_config
-        self._num_cpus = scaling_config.resources_per_worker["CPU"]
-
-    def fit(self) -> None:
-        """Until the worker ends.
+    def run_workers(self, loop: WorkerLoop, config: dict[str, Any], slots: Slots, name: str, folder: Path) -> None:
+        """Start the slot's worker and wait until it ends.
 
         Raises:
-            Exception: it was ended.
+            RayActorError: it was killed.
         """
-        import ray
+        actor = ray.remote(num_cpus=slots.cpus_per_worker, scheduling_strategy="DEFAULT")(_Process).remote()
+        ray.get(actor.run.remote(loop, config))
 
-        actor = ray.remote(num_cpus=self._num_cpus, scheduling_strategy="DEFAULT")(_Serving).remote()
-        ray.get(actor.serve.remote(self._serve, self._config))
+    def start_process(self, num_threads: int) -> None:
+        """Nothing to prepare."""
+
+    def open_context(self, space: SearchSpace, teacher_folder: Path, measure_once_per_study: Callable[..., Any]) -> Any:
+        """A context without weights."""
+        return FormulaContext(space, teacher_folder, measure_once_per_study)
+
+    def open_trial(self, recipe: Recipe, context: Any) -> Any:
+        """A trial without weights."""
+        return FormulaTrial(recipe, context)
 
 
-class _Serving:
-    def serve(self, serve: Callable[..., None], config: dict) -> None:
-        alone = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-        _put("torch", set_num_threads=lambda num: None)
-        _put("ray.train", get_context=lambda: alone)
-        serve(config)
+class _Process:
+    def run(self, loop: WorkerLoop, config: dict[str, Any]) -> None:
+        loop(config, 0, 1)
 
 
-def main() -> None:
-    """Run the main job on the cluster that RAY_ADDRESS names."""
-    import ray
-
-    from raysearch import pareto
-    from raysearch.backend.cluster import QUIET
-
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    hook = {"worker_process_setup_hook": "raysearch.testing.stand_in_training.install"}
-    ray.init(runtime_env=hook, log_to_driver=False, logging_level=logging.ERROR)
-    pareto.app()
+def main(
+    space: Annotated[Path | None, typer.Argument()] = None,
+    out: Annotated[Path | None, typer.Option()] = None,
+    resume: Annotated[Path | None, typer.Option()] = None,
+) -> None:
+    """Run a search on the cluster that RAY_ADDRESS names."""
+    loaded, folder = study_of(space, resume, out)
+    run(plan_study(loaded), folder, runtime=FormulaRuntime())
 
 
 if __name__ == "__main__":
-    main()
+    from scripts.fault_injection.formula_training import main  # so that workers find the classes by a name
+
+    app = App()
+    app.command()(main)
+    app()

@@ -1,0 +1,89 @@
+"""What a trial asks of its slot, and what the slot replies."""
+
+from pydantic import BaseModel, ConfigDict
+
+from raysearch.config.recipe import Recipe
+from raysearch.study.front import Measured
+from raysearch.study.records import Score
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunRecipe(_Message):
+    """Prune by a recipe, recover to the first rung and score there."""
+
+    recipe: Recipe
+
+
+class NextRung(_Message):
+    """Recover to the next rung and score there."""
+
+
+class SaveScores(_Message):
+    """Write the scores of the running trial per held-out question."""
+
+    folder: str
+
+
+class FinishTrial(_Message):
+    """Write the trained model as a checkpoint, and score it on held-out questions."""
+
+    folder: str
+
+
+class EndSlot(_Message):
+    """End the workers."""
+
+
+TrialCommand = RunRecipe | NextRung | SaveScores | FinishTrial
+Command = TrialCommand | EndSlot
+
+
+class Seconds(_Message):
+    """What a slot has spent on a trial so far."""
+
+    seconds_training: float = 0.0
+    seconds_evaluating: float = 0.0
+
+
+class RungScored(_Message):
+    """The running trial at a rung; at its last one also its checkpoint, if the front doesn't dominate it."""
+
+    score: Score
+    num_params: int
+    size_bytes: int
+    size_ratio: float
+    is_last: bool
+    seconds: Seconds
+    checkpoint: str | None = None
+    """Folder of the checkpoint, inside the study's."""
+    heldout: Measured | None = None
+
+
+class CheckpointWritten(_Message):
+    """Reply to `FinishTrial`."""
+
+    checkpoint: str
+    heldout: Measured
+    seconds: Seconds
+
+
+class ScoresWritten(_Message):
+    """Reply to `SaveScores`."""
+
+
+class Failed(_Message):
+    """The trial can't go on here."""
+
+    reason: str
+    may_pass: bool
+    """Whether another attempt may succeed."""
+    by_storage: bool = False
+    """Whether a full disk or lost storage was the cause."""
+    refusal: str | None = None
+    """Why no trial of this study can be run, if that is so."""
+
+
+Reply = RungScored | CheckpointWritten | ScoresWritten | Failed

@@ -1,0 +1,75 @@
+"""How the workers of a slot are started, and what runs in them; tests hand in one of their own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raysearch.config.recipe import Recipe
+from raysearch.config.settings import Slots
+from raysearch.config.space import SearchSpace
+
+WorkerLoop = Callable[[dict[str, Any], int, int], None]
+"""Runs in each worker, given its configuration, its rank and the number of workers of the slot."""
+
+
+class TrialRuntime:
+    """Ray Train workers that prune, recover and score with torch and DeepSpeed."""
+
+    def run_workers(self, loop: WorkerLoop, config: dict[str, Any], slots: Slots, name: str, folder: Path) -> None:
+        """Start a slot's workers and wait until they end.
+
+        Args:
+            name: of the slot.
+            folder: takes Ray Train's files.
+
+        Raises:
+            Exception: whatever ended them.
+        """
+        from ray.train import RunConfig, ScalingConfig, get_context
+        from ray.train.torch import TorchTrainer
+
+        def ranked(config: dict[str, Any]) -> None:
+            loop(config, get_context().get_world_rank(), get_context().get_world_size())
+
+        resources = {"CPU": slots.cpus_per_worker} | ({"GPU": slots.gpus_per_worker} if slots.gpus_per_worker else {})
+        scaling = ScalingConfig(
+            num_workers=slots.workers, resources_per_worker=resources, use_gpu=slots.gpus_per_worker > 0
+        )
+        run = RunConfig(name=name, storage_path=str(folder))
+        TorchTrainer(ranked, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
+
+    def start_process(self, num_threads: int) -> None:
+        """Make a worker's process ready for training, together with the others of its slot."""
+        import torch
+
+        from raysearch.recovery.deepspeed_engine import start_distributed
+
+        torch.set_num_threads(num_threads)
+        start_distributed()
+
+    def open_context(self, space: SearchSpace, teacher_folder: Path, measure_once_per_study: Callable[..., Any]) -> Any:
+        """The `TrialContext` of a worker.
+
+        Raises:
+            InputError: the model, the data or the benchmarks can't be used.
+        """
+        from raysearch.trials.context import TrialContext
+
+        return TrialContext(space, teacher_folder=teacher_folder, measure_once_per_study=measure_once_per_study)
+
+    def open_trial(self, recipe: Recipe, context: Any) -> Any:
+        """A `Trial` of a recipe."""
+        from raysearch.trials.trial import Trial
+
+        return Trial(recipe, context)
+
+    def this_worker(self) -> tuple[Any, str, Any]:
+        """The actor of this worker, the id of its node, and the placement group of its slot."""
+        context = ray.get_runtime_context()
+        return context.current_actor, context.get_node_id(), ray.util.get_current_placement_group()
+
+    def kill(self, worker: Any) -> None:
+        """End a worker's process."""
+        ray.kill(worker)
