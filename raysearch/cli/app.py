@@ -157,10 +157,10 @@ def measure(folder: Folder) -> None:
     """
     from raysearch.export.export_checkpoint import measure_front
     from raysearch.report.terminal import print_rich, speed_table
-    from raysearch.tracking.tracker import tell_speeds
+    from raysearch.tracking.tracker import log_speeds
 
     front = measure_front(folder)
-    tell_speeds(folder, front)
+    log_speeds(folder, front)
     print_rich(speed_table(front))
 
 

@@ -21,7 +21,7 @@ from raysearch.evaluation.benchmarks import load_benchmarks
 from raysearch.evaluation.retention import Estimate, Results, retention
 from raysearch.files import write_text
 from raysearch.recovery.deepspeed_engine import start_distributed
-from raysearch.replication.table import gap_over_seeds, kept_over_seeds, percent
+from raysearch.replication.table import gap_over_seeds, percent, retention_over_seeds
 from raysearch.trials.context import TrialContext
 from raysearch.trials.trial import Trial
 
@@ -104,7 +104,7 @@ class Effects:
 
     def kept(self, fields: dict) -> Estimate:
         """Retention of a recipe, averaged over its seeds."""
-        return kept_over_seeds(self._runs(fields), self.dense)
+        return retention_over_seeds(self._runs(fields), self.dense)
 
     def gap(self, first: dict, second: dict) -> Estimate:
         """Retention of `first` minus that of `second`."""
