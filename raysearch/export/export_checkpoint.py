@@ -123,7 +123,7 @@ def checkpoint_of(study: Path, point: FrontPoint) -> Path:
     if point.checkpoint is None:
         raise InputError(
             f"{study}: recipe {point.key} has no checkpoint, since the study kept to recovery.checkpoint_quota_gb; add "
-            "--retrain to make it again, or choose another budget"
+            "--rebuild to make it again, or choose another budget"
         )
     checkpoint = (study / point.checkpoint).resolve()
     if not checkpoint.is_relative_to(study.resolve()):

@@ -70,7 +70,7 @@ class FrontPoint(Measured):
     heldout: Measured | None = None
     """The same checkpoint on questions that the search never saw."""
     measured: Speed | None = None
-    """Its speed and memory, once `raysearch measure` has run."""
+    """Its speed and memory, once `raysearch benchmark` has run."""
 
     @property
     def size(self) -> Size:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from raysearch import pocket
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config.budget import Budget, rate_text, size_text
 from raysearch.errors import InputError
 from raysearch.export.export_checkpoint import export_checkpoint

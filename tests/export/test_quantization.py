@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from raysearch import export
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config import quantization
 from raysearch.config.quantization import stored_bytes
 from raysearch.config.recipe import Recipe

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
@@ -328,7 +328,7 @@ def test_a_small_study_and_its_resumption(tmp_path):
 
     def study(*arguments):
         done = subprocess.run(
-            [sys.executable, "-m", "raysearch.cli", "study", *arguments],
+            [sys.executable, "-m", "raysearch", "replicate", *arguments],
             cwd=tmp_path,
             env={**os.environ, "CI": "true"},
             capture_output=True,

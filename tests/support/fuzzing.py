@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from tests.support import synthetic_study
@@ -43,7 +43,7 @@ RECIPE = {
     "lr": 1e-3,
 }
 FILES = ("trials.jsonl", "space.json", "layer-importance.json", "search-state.json", "search-events.jsonl")
-COMMANDS = ("search", "best", "export", "measure", "prune", "report", "estimate", "study", "sync")
+COMMANDS = ("search", "best", "export", "benchmark", "prune", "report", "estimate", "replicate", "sync")
 OPTIONS = (
     *(
         "--budget",
@@ -60,7 +60,7 @@ OPTIONS = (
         "--mlflow",
         "--uri",
         "--to",
-        "--polish",
+        "--finetune",
         "--epochs",
         "--mode",
         "--ratio",

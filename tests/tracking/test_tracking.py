@@ -7,7 +7,7 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
