@@ -294,7 +294,7 @@ def replicate(
     """Run every recipe of a space, and test the claims of arXiv 2604.24380 on them.
 
     No trial is stopped early. DIR/study.md has the paper's tables for this
-    model, with intervals, and its claims: each holds, fails, or is undecided.
+    model, with intervals, and the verdict on its claims: holds, fails, can't tell.
 
     Examples:
 

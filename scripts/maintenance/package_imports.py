@@ -11,10 +11,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "raysearch"
 DRAWING = PACKAGE.parent / "docs" / "images" / "packages.svg"
-ORDER = (
-    "errors files logging config pocket models data evaluation study export pruning recovery trials search tracking "
-    "report backend replication cli pareto testing"
-).split()
+ORDER = [
+    *("errors", "files", "logging", "config", "pocket", "models", "data", "evaluation", "study", "export", "pruning"),
+    *("recovery", "trials", "search", "tracking", "report", "backend", "replication", "cli", "pareto", "testing"),
+]
 """Lowest first: imports run from right to left. docs/architecture.md says what each is for."""
 
 

@@ -1,8 +1,8 @@
 """Record a table of real trials of the embedded LVLM: every recipe runs to its end, every rung's scores are kept.
 
-    python scripts/replays/record_table.py                                   # 330 trials, hours; resumable
-    python scripts/replays/record_table.py --worker 0/2 & python scripts/replays/record_table.py --worker 1/2    # the same on two cores
-    python scripts/replays/record_table.py --trials 4 --to /tmp/table.parquet    # a minute, to see what it does
+    python scripts/replays/record_table.py                                       # 330 trials, hours; resumable
+    for i in 0 1; do python scripts/replays/record_table.py --worker $i/2 & done    # the same on two cores
+    python scripts/replays/record_table.py --trials 4 --to runs/table.parquet    # a minute
 
 Recipes are points of a scrambled Sobol' sequence over search_spaces/pocket-table.yaml, so the first n of them cover the
 joint space evenly for every n. Every tenth is run a second time under another seed. What has ended is kept in

@@ -20,8 +20,8 @@ HEAVY = ("torch", "ray", "transformers", "optuna", "mlflow", "matplotlib", "plot
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return synthetic_study.make(tmp_path_factory.mktemp("study") / "run").folder
+def study(synthetic):
+    return synthetic.folder
 
 
 def call(capsys, *args):

@@ -1,9 +1,6 @@
 """Tables and claims of a grid, on made-up answers whose truth is known; and one small study on the embedded LVLM."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -308,7 +305,7 @@ def test_a_dry_run_counts_the_grid(capsys):
 
 
 @pytest.mark.slow
-def test_a_small_study_and_its_resumption(tmp_path):
+def test_a_small_study_and_its_resumption(run_module, tmp_path):
     space = {
         "name": "small",
         "model": "pocket",
@@ -327,14 +324,7 @@ def test_a_small_study_and_its_resumption(tmp_path):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
 
     def study(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "raysearch", "replicate", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "CI": "true"},
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
+        done = run_module("raysearch", "replicate", *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done.stdout
 
