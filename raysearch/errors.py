@@ -6,9 +6,9 @@ class InputError(ValueError):
 
 
 class Refused(InputError):
-    """A mistake that only showed once the model had been looked at: no trial of the study can be run."""
+    """A mistake that only shows once the dense model is measured; no trial of the study can run."""
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line of bearable length."""
+    """The first line of an error's message, at most 300 characters; without a message, its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

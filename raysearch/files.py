@@ -1,4 +1,4 @@
-"""Files are replaced whole, never edited in place: a reader sees the old one or the new one."""
+"""Atomic writes: a reader sees the old file or the new one, never a part."""
 
 import errno
 import json
@@ -15,39 +15,31 @@ if TYPE_CHECKING:
     import torch
 
 STORAGE_PROBLEMS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EIO,
-    errno.ESTALE,
-    errno.ENOTCONN,
-    errno.ETIMEDOUT,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENETUNREACH,
-}
-"""Numbers of an `OSError` that lies with a disk or a network file system, not with who uses it: it may pass."""
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
+}  # fmt: skip
+"""`OSError.errno` of faults of a disk or network file system; they may be transient."""
 
 
 class StorageProblem(OSError):
-    """What the storage has done to one of several workers, raised on all of them at the same place."""
+    """A storage fault of one of several workers, raised on all of them at the same point."""
 
 
 def is_storage_problem(error: BaseException | None) -> bool:
-    """Whether an error lies with a full disk or lost storage."""
+    """Whether an error is due to a full disk or lost storage."""
     return isinstance(error, OSError) and error.errno in STORAGE_PROBLEMS
 
 
 def cache_folder(kind: str) -> Path:
-    """Where things that can be made again are kept for this user."""
+    """This user's folder of reproducible files, under `$XDG_CACHE_HOME`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysearch" / kind
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`; after a crash at any instant the old content or the new one is there.
+    """Replace `path` by `text` atomically: after a crash it has the old content or the new one.
 
     Raises:
-        OSError: it could not be written; the error names `path`.
+        OSError: writing failed; the error names `path`.
     """
     with _replaced(path) as sibling, open(sibling, "w", encoding="utf-8") as stream:
         stream.write(text)
@@ -56,10 +48,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None) -> None:
-    """Replace `path` by a safetensors file of contiguous tensors, with texts in its header.
+    """Replace `path` by a safetensors file of contiguous tensors, with `metadata` in its header.
 
     Raises:
-        OSError: it could not be written; the error names `path`.
+        OSError: writing failed; the error names `path`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -76,7 +68,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: M
 
 @contextmanager
 def _replaced(path: Path) -> Iterator[str]:
-    """A file beside `path`, of this writer alone, that takes its place when the block ends well."""
+    """A temporary file beside `path` that replaces it if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, sibling = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -91,23 +83,23 @@ def _replaced(path: Path) -> Iterator[str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON; NaN and infinities are refused, since JSON has none."""
+    """`write_text` of indented JSON; NaN and infinities are a ValueError, since JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def append_json(path: Path, row: Any, flush: bool = True) -> None:
-    """Append one line of JSON, whole, or nothing; what a crash has left of a line before it is cut off first.
+    """Append one line of JSON completely or not at all; the partial last line of a crash is removed first.
 
     Args:
-        flush: wait until the disk has it. A line that isn't flushed outlives the process, though not the machine.
+        flush: wait for the disk. A line that isn't flushed survives a crash of the process, not of the machine.
 
     Raises:
-        OSError: it could not be written.
+        OSError: writing failed.
     """
     line = (json.dumps(row) + "\n").encode()
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        _cut_half_line(handle)
+        _remove_partial_line(handle)
         before = os.fstat(handle).st_size
         if os.write(handle, line) < len(line):
             os.ftruncate(handle, before)
@@ -118,7 +110,7 @@ def append_json(path: Path, row: Any, flush: bool = True) -> None:
         os.close(handle)
 
 
-def _cut_half_line(handle: int) -> None:
+def _remove_partial_line(handle: int) -> None:
     end = size = os.fstat(handle).st_size
     while end and os.pread(handle, 1, end - 1) != b"\n":
         end -= 1
@@ -127,10 +119,10 @@ def _cut_half_line(handle: int) -> None:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The rows of a file of JSON lines, none if there is no file; a last line cut short by a crash is left out.
+    """The rows of a JSON lines file, none if there is no file; a partial last line is left out.
 
     Raises:
-        ValueError: a line is no JSON; the message has its number.
+        ValueError: a line isn't JSON; the message has its number.
     """
     if not path.exists():
         return []
@@ -146,7 +138,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of the files in a folder; what is deleted meanwhile does not count."""
+    """Total bytes of the files in a folder, without those deleted meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
@@ -155,7 +147,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def replace_folder(built: Path, final: Path) -> None:
-    """Move a finished folder to its place on the same file system, over an older one if there is one."""
+    """Move the folder `built` to `final`, on the same file system, replacing an older one."""
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
         old = final.with_name(f".{final.name}.old")

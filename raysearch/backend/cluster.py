@@ -16,7 +16,7 @@ from raysearch.logging import logger
 SECONDS_BETWEEN_LOOKS = 10.0
 SECONDS_TO_ANSWER = 10.0
 ON_HEAD = {"node:__internal_head__": 0.001}
-"""Resources of what must outlive the nodes that work: room for a thousand, and no CPU of anybody's."""
+"""Resources of what must outlive the worker nodes: room for a thousand, without a share of any CPU."""
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study's own files say it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search` ends cleanly itself
@@ -29,7 +29,7 @@ QUIET = {
 
 
 def join_cluster(slots: Slots) -> None:
-    """Join the cluster that RAY_ADDRESS or the job names, else start one here; and refuse to wait for ever.
+    """Join the cluster that RAY_ADDRESS or the job names, else start one on this machine.
 
     Raises:
         InputError: the cluster can't be joined, or has not even room for one trial.
@@ -55,7 +55,7 @@ def _start() -> None:
         ray.init(address="local", include_dashboard=False, **verbosity)
         return
     try:
-        _check_somebody_answers(address)
+        _check_address(address)
         ray.init(**verbosity)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -65,7 +65,7 @@ def _start() -> None:
         ) from None
 
 
-def _check_somebody_answers(address: str) -> None:
+def _check_address(address: str) -> None:
     """Ray itself would try for minutes.
 
     Raises:
@@ -100,7 +100,7 @@ def is_node_lost(nodes: Sequence[str]) -> bool:
 
 
 class SlotCapacity:
-    """Follows the cluster as its nodes come and go, without asking it at every turn."""
+    """How many trials may run at a time, as nodes come and go; looks every ten seconds."""
 
     def __init__(self, slots: Slots) -> None:
         self._slots, self._asked_at, self._num = slots, 0.0, 1

@@ -12,6 +12,7 @@ from ray.tune.search import Searcher as RaySearcher
 from raysearch.backend.faults import fatal_errors
 from raysearch.backend.messages import Failed, RungScored
 from raysearch.backend.trainable import REPLY
+from raysearch.search.journal import RungArgs
 from raysearch.search.journaled_search import JournaledSearch
 
 
@@ -97,12 +98,9 @@ class TuneScheduler(FIFOScheduler):
         if not isinstance(reply, RungScored):
             return TrialScheduler.CONTINUE
         if reply.score.samples_seen >= self._search.bracket.max_t:
-            self._reach_end(trial, reply)
+            self._search.reach_end(_args(trial, reply))
             return TrialScheduler.STOP
-        score = reply.score
-        decision = self._search.judge(
-            trial.trial_id, reply.size_ratio, score.retention, score.retention_se, score.samples_seen
-        )
+        decision = self._search.judge(_args(trial, reply))
         return TrialScheduler.CONTINUE if decision.go_on else TrialScheduler.STOP
 
     @fatal_errors()
@@ -110,7 +108,7 @@ class TuneScheduler(FIFOScheduler):
         """The trial came to its own end, or Ray has carried out our stop."""
         reply = result.get(REPLY)
         if isinstance(reply, RungScored):
-            self._reach_end(trial, reply)
+            self._search.reach_end(_args(trial, reply))
 
     @fatal_errors()
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -121,8 +119,13 @@ class TuneScheduler(FIFOScheduler):
         """Nothing: the study's own view shows the search."""
         return ""
 
-    def _reach_end(self, trial: Trial, reply: RungScored) -> None:
-        score = reply.score
-        self._search.reach_end(
-            trial.trial_id, reply.size_ratio, score.retention, score.retention_se, score.samples_seen
-        )
+
+def _args(trial: Trial, reply: RungScored) -> RungArgs:
+    score = reply.score
+    return RungArgs(
+        trial=trial.trial_id,
+        size=reply.size_ratio,
+        retention=score.retention,
+        retention_se=score.retention_se,
+        samples_seen=score.samples_seen,
+    )

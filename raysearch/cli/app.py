@@ -16,7 +16,7 @@ from raysearch.cli.exit_codes import App
 from raysearch.cli.search import Verbosity
 from raysearch.config.budget import Budget, size_text
 from raysearch.config.recipe import check_ratio
-from raysearch.config.settings import EMBEDDED
+from raysearch.config.settings import EMBEDDED_MODELS
 from raysearch.errors import InputError
 from raysearch.logging import logger
 
@@ -234,7 +234,7 @@ def prune(
         ratio=ratio,
         budget=parsed,
         criterion=criterion,
-        calibration=calibration or ("pocket" if model in EMBEDDED else None),
+        calibration=calibration or ("pocket" if model in EMBEDDED_MODELS else None),
         compensate=compensate,
         quantization=quantization,
     )

@@ -1,1 +1,1 @@
-"""What a person writes: a search space, a recipe, settings, benchmarks and budgets."""
+"""User configuration: search space, recipe, settings, benchmarks, budgets, quantization."""

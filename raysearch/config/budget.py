@@ -1,4 +1,4 @@
-"""Sizes and budgets of whole models, as plain numbers. Counting a model's parameters is `prune.shape`'s work."""
+"""Sizes of whole models, budgets for them, and both as text."""
 
 import math
 import re
@@ -6,23 +6,14 @@ from dataclasses import dataclass
 
 from raysearch.errors import InputError
 
-_UNITS = {
-    "B": 10**9,
-    "M": 10**6,
-    "K": 10**3,
-    "GB": 10**9,
-    "MB": 10**6,
-    "KB": 10**3,
-    "GIB": 2**30,
-    "MIB": 2**20,
-    "KIB": 2**10,
-}
-FORMS = "a share of the dense model (60%), bytes (3.2GB, 900MiB) or parameters (3B, 900M)"
+_UNITS = {"B": 10**9, "M": 10**6, "K": 10**3}
+_UNITS |= {"GB": 10**9, "MB": 10**6, "KB": 10**3, "GIB": 2**30, "MIB": 2**20, "KIB": 2**10}
+_FORMS = "a share of the dense model (60%), bytes (3.2GB, 900MiB) or parameters (3B, 900M)"
 
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a whole model: vision tower, projector, decoder and embeddings."""
+    """Size of a whole model: vision tower, projector, decoder and embeddings."""
 
     num_params: int
     size_bytes: int
@@ -33,10 +24,10 @@ class Budget:
     """An upper bound on the size of the whole model.
 
     Attributes:
-        text: as the person wrote it, e.g. `60%`, `3.2GB`, `3B`; also its key in `front.json`.
-        num_params: the bound in parameters, or None.
-        size_bytes: the bound in bytes, or None.
-        share: the bound as a share of the dense model's bytes, or None. Exactly one of the three is set.
+        text: the budget as written, e.g. `60%`, `3.2GB`, `3B`; also its key in `front.json`.
+        num_params: bound in parameters. Exactly one of the three bounds is set, the others are None.
+        size_bytes: bound in bytes.
+        share: bound as a share of the dense model's bytes, in (0, 1].
     """
 
     text: str
@@ -49,12 +40,12 @@ class Budget:
         """Read `60%`, `3.2GB`, `900MiB`, `3B` or `900M`.
 
         Raises:
-            InputError: any other text, among them a number without a unit.
+            InputError: any other text, e.g. a number without a unit, or more than 100%.
         """
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|[KMG]i?B|[KMB])\s*", text, re.IGNORECASE)
         value = float(match[1]) if match else 0.0
         if not match or not math.isfinite(value) or value <= 0:
-            raise InputError(f"budget {text!r}: not a size; write {FORMS}")
+            raise InputError(f"budget {text!r}: not a size; write {_FORMS}")
         unit = match[2].upper()
         written = text.replace(" ", "")
         if unit == "%":
@@ -65,13 +56,13 @@ class Budget:
         return cls(written, size_bytes=bound) if len(unit) > 1 else cls(written, num_params=bound)
 
     def admits(self, size: Size, dense: Size) -> bool:
-        """Whether a model of `size` is within the budget, given the size of the dense model."""
+        """Whether a model of `size` is within the budget."""
         if self.num_params is not None:
             return size.num_params <= self.num_params
         return size.size_bytes <= self.bound_bytes(dense)
 
     def bound_bytes(self, dense: Size) -> float:
-        """The bound in bytes; a bound in parameters is priced at the dense model's bytes per parameter."""
+        """The bound in bytes; one in parameters is converted by the dense model's bytes per parameter."""
         if self.size_bytes is not None:
             return self.size_bytes
         if self.num_params is not None:
@@ -85,7 +76,7 @@ class Budget:
 
 
 def size_text(size_bytes: int) -> str:
-    """Bytes as people read them, e.g. `3.2 GB`."""
+    """Bytes in decimal units, e.g. `3.2 GB`."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if size_bytes >= factor:
             return f"{size_bytes / factor:.3g} {unit}"
@@ -93,7 +84,7 @@ def size_text(size_bytes: int) -> str:
 
 
 def params_text(num_params: int) -> str:
-    """A count of parameters as people read it, e.g. `2.9B`."""
+    """A number of parameters, e.g. `2.9B`."""
     for unit, factor in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if num_params >= factor:
             return f"{num_params / factor:.3g}{unit}"
@@ -101,5 +92,5 @@ def params_text(num_params: int) -> str:
 
 
 def rate_text(per_second: float) -> str:
-    """Tokens per second as people read them, e.g. `1,070 tokens/s`."""
+    """Tokens per second, e.g. `1,069 tokens/s`."""
     return f"{per_second:,.0f} tokens/s" if per_second >= 100 else f"{per_second:.3g} tokens/s"

@@ -1,4 +1,4 @@
-"""Dimensions of a search space: the values that a field of a recipe may take, and under which conditions."""
+"""Dimensions of a search space: values that a recipe field may take, and their conditions."""
 
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from raysearch.config.settings import Scalar, Strict
 
 
 class Suggester(Protocol):
-    """Whoever chooses the values: a sampler, or a random number generator."""
+    """Chooses the values of a recipe: a sampler, or a random number generator."""
 
     def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
-        """One of `choices`."""
+        """One of `choices` for the parameter `name`."""
 
     def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
-        """A number from `low` to `high`, both included."""
+        """A number from `low` to `high`, both included, for the parameter `name`."""
 
 
 class Choices(Strict):
@@ -25,7 +25,7 @@ class Choices(Strict):
 
     choices: list[Scalar] = Field(min_length=1)
     when: dict[str, Scalar | list[Scalar]] = {}
-    """Earlier fields and the values they must have for this dimension to apply."""
+    """Earlier fields, and the values that they must have for this case to apply."""
 
 
 class Range(Strict):
@@ -34,10 +34,10 @@ class Range(Strict):
     low: float
     high: float
     log: bool = False
-    """Spread the proposals evenly over orders of magnitude."""
+    """Sample uniformly in the logarithm."""
     step: float | None = Field(None, gt=0)
     when: dict[str, Scalar | list[Scalar]] = {}
-    """Earlier fields and the values they must have for this dimension to apply."""
+    """Earlier fields, and the values that they must have for this case to apply."""
 
     @model_validator(mode="after")
     def _check(self) -> "Range":
@@ -60,13 +60,21 @@ _MODE_CRITERIA = {"layerwise": (LAYER_CRITERIA,), "widthwise": (WIDTH_CRITERIA,)
 
 
 def criteria_kinds(mode: str) -> tuple[tuple[str, ...], ...]:
+    """The known criteria that a mode needs one of: layer criteria, width criteria, or both kinds."""
     return _MODE_CRITERIA.get(mode, (LAYER_CRITERIA, WIDTH_CRITERIA))
 
 
 def read_dimension(field: str, spec: Any) -> list[Any]:
-    """A person's short forms as a list of cases, every value checked against the recipe's field."""
+    """A dimension as written in a space, as a list of cases; every value is checked against the recipe field.
+
+    Args:
+        spec: a value, a list of values, a mapping with choices or low and high, or a list of such mappings.
+
+    Raises:
+        ValueError: no such recipe field, an invalid value, or a condition on a later field.
+    """
     if field not in Recipe.model_fields:
-        raise ValueError(f"recipe.{field}: no field of a recipe; known are {', '.join(Recipe.model_fields)}")
+        raise ValueError(f"recipe.{field}: not a field of a recipe; known are {', '.join(Recipe.model_fields)}")
     cases = spec if isinstance(spec, list) and spec and all(isinstance(case, dict) for case in spec) else [spec]
     return [_read_case(field, case) for case in cases]
 
@@ -76,17 +84,18 @@ def _read_case(field: str, case: Any) -> Any:
         return case
     if not isinstance(case, dict):
         case = {"choices": case if isinstance(case, list) else [case]}
-    # Of another kind than a mapping and a list they are refused later on.
+    # Other types than a mapping and a list are refused by `Choices` and `Range`.
     conditions, choices = case.get("when"), case.get("choices")
     for condition in conditions if isinstance(conditions, dict) else ():
         names = list(Recipe.model_fields)
         if condition not in names or names.index(condition) >= names.index(field):
             earlier = ", ".join(names[: names.index(field)]) or "none"
-            raise ValueError(f"recipe.{field}: when names {condition!r}, but only earlier fields decide: {earlier}")
+            raise ValueError(
+                f"recipe.{field}: when names {condition!r}, but conditions may only name earlier fields: {earlier}"
+            )
     bounds = [case[key] for key in ("low", "high") if key in case]
     if field == "criterion":
-        known = tuple(dict.fromkeys(LAYER_CRITERIA + WIDTH_CRITERIA))
-        kind: Any = Literal[known]
+        kind: Any = Literal[tuple(dict.fromkeys(LAYER_CRITERIA + WIDTH_CRITERIA))]
     else:
         info = Recipe.model_fields[field]
         kind = Annotated[info.annotation, info]
@@ -98,30 +107,29 @@ def _read_case(field: str, case: Any) -> Any:
             raise ValueError(f"recipe.{field}: {error.errors()[0]['msg']}, not {value!r}") from None
     kinds = () if field == "criterion" else typing.get_args(info.annotation) or (info.annotation,)
     if bounds and not {int, float} & set(kinds):
-        raise ValueError(f"recipe.{field}: no number, so it has choices and no range")
+        raise ValueError(f"recipe.{field}: not a number, so it takes choices, not a range")
     return dict(case)
 
 
-def asked_name(name: str, cases: Sequence[Dimension], index: int) -> str:
-    """What a case is asked for by: one name per case, since a sampler wants the same bounds under the same name."""
+def param_name(name: str, cases: Sequence[Dimension], index: int) -> str:
+    """A case's search parameter: one name per case, since samplers need fixed bounds per name."""
     return name if len(cases) == 1 else f"{name}#{index}"
 
 
-def choose(ask: Suggester, name: str, cases: Sequence[Dimension], values: Mapping[str, Any]) -> Any:
-    """Ask for the first case whose conditions hold; None when there is none."""
+def choose(suggester: Suggester, name: str, cases: Sequence[Dimension], values: Mapping[str, Any]) -> Any:
+    """A value of the first case whose conditions hold for `values`; None if there is none."""
     for index, case in enumerate(cases):
-        if not case.when or _holds(case.when, values):
-            named = asked_name(name, cases, index)
+        if matches(values, case.when):
+            param = param_name(name, cases, index)
             if isinstance(case, Choices):
-                return case.choices[0] if len(case.choices) == 1 else ask.choice(named, case.choices)
+                return case.choices[0] if len(case.choices) == 1 else suggester.choice(param, case.choices)
             if case.low == case.high:
                 return case.low
-            value = ask.number(named, case.low, case.high, case.log, case.step)
+            value = suggester.number(param, case.low, case.high, case.log, case.step)
             return int(value) if Recipe.model_fields[name].annotation in (int, int | None) else value
     return None
 
 
-def _holds(when: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    return all(
-        values.get(field) in (wanted if isinstance(wanted, list) else [wanted]) for field, wanted in when.items()
-    )
+def matches(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether every value that is `wanted` by name is there, or one of them if it is a list."""
+    return all(values.get(name) in (one if isinstance(one, list) else [one]) for name, one in wanted.items())

@@ -1,4 +1,4 @@
-"""A recipe: everything that turns the dense model into one smaller, recovered model."""
+"""A recipe: how the dense model is pruned, quantised and recovered."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ _CONDITIONS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
     **dict.fromkeys(("temperature", "kl"), (lambda values: bool(values.get("logits_kd")), "logits_kd above 0")),
     "hidden_match": (lambda values: bool(values.get("hidden_kd")), "hidden_kd above 0"),
 }
-# In an order in which every condition's own field comes before it.
+# Ordered: the field that a condition reads comes before the fields that depend on it.
 _DEFAULTS: dict[str, object] = {
     "depth_share": 0.5,
     "sft": 1.0,
@@ -55,34 +55,34 @@ def check_ratio(ratio: float) -> None:
     """Check the share of the decoder's parameters to remove.
 
     Raises:
-        InputError: it is outside [0, 1), or no number.
+        InputError: `ratio` is outside [0, 1), or NaN.
     """
     if not 0 <= ratio < 1:
         raise InputError(f"ratio {ratio}: outside [0, 1); give the share of the decoder's parameters to remove")
 
 
 def applies(field: str, values: Mapping[str, Any]) -> bool:
-    """Whether a recipe with `values` for the fields before `field` has a use for `field`."""
+    """Whether `field` applies to a recipe with `values` for the fields before it."""
     return field not in _CONDITIONS or _CONDITIONS[field][0](values)
 
 
 class Recipe(BaseModel):
-    """What to remove, what to train and how. Fields that do not apply are None and are left out of files."""
+    """What to prune, what to train and how. Fields that don't apply are None, and are left out of files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mode: Mode
-    """Drop decoder layers, slice KV groups, heads and FFN channels, or both."""
+    """Remove decoder layers, or KV groups, heads and FFN channels, or both."""
     quantization: Quantization = "none"
-    """Round the weights of the decoder's linear layers after recovery: scored, counted and exported so."""
+    """Weight format of the decoder's linear layers after recovery, for evaluation, size and export."""
     ratio: float = Field(ge=0, lt=1)
     """Share of the decoder's parameters to remove (arXiv 2604.24380, Table 5)."""
     criterion: str
-    """Which units go first: a layer criterion, a width criterion, or LAYER+WIDTH when `mode` is both."""
+    """Importance criterion: for layers, for widths, or LAYER+WIDTH if `mode` is both."""
     depth_share: float | None = Field(None, gt=0, lt=1)
-    """Share of the removal done by dropping layers; only when `mode` is both."""
+    """Share of the removed parameters that removed layers account for; only if `mode` is both."""
     trained: Trained = "projector+decoder"
-    """What recovery updates; the vision tower never is."""
+    """Parts that recovery trains; never the vision tower."""
     lora_rank: int | None = Field(None, ge=1)
     """Rank of the adapters on the decoder's linear layers; only with projector+lora."""
     sft: float | None = Field(None, ge=0)
@@ -100,20 +100,19 @@ class Recipe(BaseModel):
     lr: float | None = Field(None, gt=0)
     """Peak learning rate."""
     data_fraction: float | None = Field(None, gt=0, le=1)
-    """Share of the recovery data used; fractions nest."""
+    """Share of the recovery data that is used; smaller shares are subsets of larger ones."""
     epochs: float | None = Field(None, gt=0)
     """Passes over that share."""
     seed: int = Field(0, ge=0)
-    """Order of the data and initialisation of adapters."""
+    """Seed of the data order and of the initialisation of adapters."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: object) -> object:
-        """Give the fields that apply their defaults, so that equal recipes have equal keys."""
+        """Set defaults of the fields that apply, so that equal recipes have equal keys."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
-
         trained = values.setdefault("trained", "projector+decoder")
         for field, value in _DEFAULTS.items():
             if values.get(field) is None and applies(field, values):
@@ -143,7 +142,7 @@ class Recipe(BaseModel):
 
     @property
     def criteria(self) -> tuple[str | None, str | None]:
-        """The layer criterion and the width criterion, each None where the mode has none."""
+        """The layer criterion and the width criterion; None where the mode has none."""
         if self.mode == "layerwise":
             return self.criterion, None
         if self.mode == "widthwise":
@@ -153,28 +152,28 @@ class Recipe(BaseModel):
 
     @property
     def key(self) -> str:
-        """Ten hexadecimal digits that name the recipe: equal recipes have equal keys."""
-        return _digits(self.as_dict())
+        """Ten hexadecimal digits that identify the recipe: equal recipes have equal keys."""
+        return _hash(self.as_dict())
 
     @property
     def key_without_ratio(self) -> str:
-        """Like `key`, of all fields but the ratio: with equal ones, two ratios that give one shape give one model."""
-        return _digits({name: value for name, value in self.as_dict().items() if name != "ratio"})
+        """Like `key`, without the ratio: recipes with the same one and the same pruned shape give the same model."""
+        return _hash({name: value for name, value in self.as_dict().items() if name != "ratio"})
 
     def as_dict(self) -> dict[str, object]:
-        """The fields that apply; floats to nine significant digits, so that a text round trip keeps the key."""
+        """The fields that apply; floats to nine significant digits, so that the key survives a round trip as text."""
         fields = self.model_dump(exclude_none=True)
         return {name: float(f"{value:.9g}") if isinstance(value, float) else value for name, value in fields.items()}
 
     def samples_to_see(self, num_samples: int) -> int:
-        """How many samples recovery will see, given that the whole data set has `num_samples`; 0 without recovery."""
+        """Samples that recovery sees, of a data set of `num_samples`, over all epochs; 0 without recovery."""
         if self.data_fraction is None or self.epochs is None:
             return 0
         return max(1, round(max(1, round(self.data_fraction * num_samples)) * self.epochs))
 
     def describe(self) -> str:
         """One short line for tables and logs."""
-        losses = "+".join(f"{name}" for name in LOSS_FIELDS if getattr(self, name))
+        losses = "+".join(name for name in LOSS_FIELDS if getattr(self, name))
         parts = [f"{self.mode} {self.ratio:.0%} by {self.criterion}"]
         if self.quantization != "none":
             parts.append(self.quantization)
@@ -185,8 +184,8 @@ class Recipe(BaseModel):
         return ", ".join(parts)
 
 
-def _digits(fields: Mapping[str, object]) -> str:
-    """Of these fields; a recipe without quantisation has the name that it had before there was any."""
+def _hash(fields: Mapping[str, object]) -> str:
+    """Leaves `quantization: none` out: keys of studies older than that field stay valid."""
     named = {name: value for name, value in fields.items() if (name, value) != ("quantization", "none")}
     canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]

@@ -1,22 +1,22 @@
-"""A search space: which recipes may be tried on which model, and how the search goes about it. Read from YAML."""
+"""A search space, read from YAML: the model, its data, the recipes to search and all settings."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from raysearch.config.benchmarks import BenchmarkConfig, OwnOrNamed
+from raysearch.config.benchmarks import BenchmarkConfig, BenchmarkEntry, RetentionForm
 from raysearch.config.budget import Budget
 from raysearch.config.dimensions import (
     Choices,
     Dimension,
     Suggester,
-    asked_name,
     choose,
     criteria_kinds,
+    param_name,
     read_dimension,
 )
 from raysearch.config.recipe import LAYER_CRITERIA, Recipe, applies
@@ -25,35 +25,34 @@ from raysearch.errors import InputError
 
 
 class SearchSpace(Strict):
-    """A whole study: the model, its data and questions, the recipes that may be tried, and the settings."""
+    """A whole study: model, data, benchmarks, the recipes to search, and settings."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the study, also of its MLflow experiment."""
     model: PathOrName
-    """A Hugging Face folder or hub id of an LVLM; `pocket` or `pocket-smollm2` for an embedded one."""
+    """Hugging Face folder or hub id of an LVLM; `pocket` or `pocket-smollm2` for an embedded one."""
     data: PathOrName = "pocket"
     """Recovery data: `pocket`, or a LLaVA-style JSON or JSONL file with its images beside it."""
     num_samples: int | None = Field(None, ge=1)
-    """Rows of `data` that make 100%; left out, all of them."""
-    benchmarks: list[OwnOrNamed] = ["pocket"]
-    """Questions that measure retention: `pocket`, some of its benchmarks by name, and one's own."""
-    retention: Literal["ratio_of_averages", "mean_of_ratios", "chance_corrected"] = "ratio_of_averages"
+    """Rows of `data` that count as 100%; left out, all of them."""
+    benchmarks: list[BenchmarkEntry] = ["pocket"]
+    """Benchmarks that measure retention: `pocket`, some of its benchmarks by name, and custom ones."""
+    retention: RetentionForm = "ratio_of_averages"
     """How scores become retention (arXiv 2604.24380 reports the ratio of averages)."""
     stratify: bool = False
-    """Let every fraction of the data hold its sources in the same proportion, to a sample or two."""
+    """Keep the proportions of the data's sources in every fraction of it, up to a sample or two."""
     budgets: list[str] = []
-    """Sizes of the whole model to answer for: 60%, 3.2GB, 3B."""
+    """Size budgets of the whole model: 60%, 3.2GB, 3B."""
     recipe: dict[str, list[Dimension]]
-    """The dimensions, by field of a recipe: a value, a list of values, {low, high, log, step}, or a list of
-    these with `when`."""
+    """Dimensions by recipe field: a value, a list of values, {low, high, log, step}, or a list of these with `when`."""
     search: SearchSettings = SearchSettings()
-    """Settings of the search."""
+    """Settings of the search algorithm."""
     calibration: Calibration = Calibration()
     """Settings of importance scores."""
     recovery: RecoverySettings = RecoverySettings()
     """Settings of recovery training."""
     slots: Slots = Slots()
-    """Workers and their resources."""
+    """Parallel trials and their resources."""
 
     @field_validator("benchmarks", mode="before")
     @classmethod
@@ -72,61 +71,55 @@ class SearchSpace(Strict):
             return content
         dimensions = content["recipe"]
         if not isinstance(dimensions, dict):
-            raise ValueError("recipe: must map fields of a recipe to values; search_spaces/pocket.yaml shows how")
-        return {
-            **content,
-            "recipe": {str(field): read_dimension(str(field), spec) for field, spec in dimensions.items()},
-        }
+            raise ValueError("recipe: must map fields of a recipe to values; search_spaces/pocket.yaml is an example")
+        cases = {str(field): read_dimension(str(field), spec) for field, spec in dimensions.items()}
+        return {**content, "recipe": cases}
 
     @model_validator(mode="after")
     def _check_recipe(self) -> "SearchSpace":
         for field in ("mode", "ratio", "criterion"):
             if not self.recipe.get(field):
-                raise ValueError(f"recipe.{field}: missing; every space names mode, ratio and criterion")
+                raise ValueError(f"recipe.{field}: missing; every space needs mode, ratio and criterion")
         for mode in self.values_of("mode"):
             for known in criteria_kinds(mode):
                 if not set(self.values_of("criterion")) & set(known):
-                    raise ValueError(f"recipe.criterion: none serves mode {mode}; add one of {', '.join(known)}")
-        weights = [
-            *(self.values_of("sft") or [1.0]),
-            *self.values_of("logits_kd"),
-            *self.values_of("hidden_kd"),
-        ]
+                    raise ValueError(f"recipe.criterion: none applies to mode {mode}; add one of {', '.join(known)}")
+        weights = [*(self.values_of("sft") or [1.0]), *self.values_of("logits_kd"), *self.values_of("hidden_kd")]
         if not any(weights) and set(self.values_of("trained")) != {"nothing"}:
             raise ValueError("recipe.sft, logits_kd, hidden_kd: all 0; raise one, or set trained: nothing")
         return self
 
     @classmethod
     def load(cls, path: str | Path) -> "SearchSpace":
-        """Read and check a YAML file, or a JSON file by its name.
+        """Read and check a YAML file, or a JSON file if `path` ends in .json.
 
         Raises:
-            InputError: no such file, not YAML, or a key or value that doesn't fit; one line that names the key.
+            InputError: no such file, not YAML, or an invalid key or value; one line that names the key.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
             content = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
         except FileNotFoundError:
-            raise InputError(f"{path}: no such file; spaces to start from are in search_spaces/") from None
+            raise InputError(f"{path}: no such file; examples are in search_spaces/") from None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: can't be read ({error}); give a YAML file") from None
         except (yaml.YAMLError, ValueError) as error:
             raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(content, dict):
-            raise InputError(f"{path}: holds no space; it must map name, model and recipe to values")
+            raise InputError(f"{path}: not a search space; it must map name, model and recipe to values")
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             raise InputError(f"{path}: {first_problem(error, cls)}") from None
         except UnicodeEncodeError as error:
-            half = error.object[error.start : error.end]
-            raise InputError(f"{path}: holds {half!a}, which is no text") from None
+            surrogate = error.object[error.start : error.end]
+            raise InputError(f"{path}: contains {surrogate!a}, which is not text") from None
 
-    def suggest(self, ask: Suggester) -> Recipe:
-        """Let `ask` choose a recipe; dimensions that do not apply to it are never asked for.
+    def suggest(self, suggester: Suggester) -> Recipe:
+        """A recipe of values from `suggester`, which is only called for dimensions that apply.
 
         Raises:
-            pydantic.ValidationError: the values chosen exclude each other (all loss weights 0, say).
+            pydantic.ValidationError: the values exclude each other, e.g. all loss weights are 0.
         """
         values: dict[str, Any] = {}
         for field in Recipe.model_fields:
@@ -134,47 +127,47 @@ class SearchSpace(Strict):
                 continue
             if field == "criterion":
                 kinds = self._criterion_cases(values["mode"]).items()
-                values[field] = "+".join(str(choose(ask, name, cases, values)) for name, cases in kinds)
+                values[field] = "+".join(str(choose(suggester, name, cases, values)) for name, cases in kinds)
             elif applies(field, values):
-                chosen = choose(ask, field, self.recipe[field], values)
+                chosen = choose(suggester, field, self.recipe[field], values)
                 if chosen is not None:
                     values[field] = chosen
         return Recipe(**values)
 
-    def asked(self) -> dict[str, Dimension]:
-        """All that `suggest` may ask for, by the name that it is asked for by."""
+    def search_params(self) -> dict[str, Dimension]:
+        """Every parameter that `suggest` may ask a suggester for, by name; those with one value are left out."""
         by_name: dict[str, Sequence[Dimension]] = {}
         for field in Recipe.model_fields:
-            cases = {field: self.recipe[field]} if field in self.recipe else {}
-            by_name |= self._criterion_cases("both") if field == "criterion" else cases
+            if field in self.recipe:
+                by_name |= self._criterion_cases("both") if field == "criterion" else {field: self.recipe[field]}
         return {
-            asked_name(name, cases, index): case
+            param_name(name, cases, index): case
             for name, cases in by_name.items()
             for index, case in enumerate(cases)
             if (len(case.choices) > 1 if isinstance(case, Choices) else case.low < case.high)
         }
 
     def _criterion_cases(self, mode: str) -> dict[str, list[Dimension]]:
-        """What the criterion is chosen from in a mode: layer criteria, width criteria or both, by name."""
+        """Choices of the criterion in a mode, by parameter: `layer_criterion`, `width_criterion` or both."""
         found: dict[str, list[Dimension]] = {}
         for known in criteria_kinds(mode):
             cases = found["layer_criterion" if known is LAYER_CRITERIA else "width_criterion"] = []
             for case in self.recipe["criterion"]:
                 assert isinstance(case, Choices), case
                 choices: list[Scalar] = [value for value in case.choices if value in known]
-                if choices:  # they were checked when the space was read
+                if choices:  # validated when the space was read
                     cases.append(Choices.model_construct(choices=choices, when=case.when))
         return found
 
     def fixed_to(self, recipe: Recipe) -> "SearchSpace":
-        """This space with one recipe alone in it."""
+        """This space with `recipe` as its only one."""
         values = {name: [value] for name, value in recipe.as_dict().items()}
         values["criterion"] = [name for name in recipe.criteria if name]
         dimensions: dict[str, list[Dimension]] = {name: [Choices(choices=choices)] for name, choices in values.items()}
         return self.model_copy(update={"recipe": dimensions})
 
     def values_of(self, field: str) -> list[Any]:
-        """Every value that a dimension may take; of a range, its two bounds. Empty without such a dimension."""
+        """Every value that a dimension may take; the two bounds of a range. Empty without such a dimension."""
         cases = self.recipe.get(field, [])
         return [v for case in cases for v in (case.choices if isinstance(case, Choices) else (case.low, case.high))]
 
@@ -184,20 +177,20 @@ class SearchSpace(Strict):
         return [value for value in dict.fromkeys(self.values_of("criterion")) if value in kinds]
 
     def uses_teacher(self) -> bool:
-        """Whether some recipe of the space weighs a distillation loss."""
+        """Whether some recipe of the space has a distillation loss."""
         weights = [*self.values_of("logits_kd"), *self.values_of("hidden_kd")]
         return any(float(weight) > 0 for weight in weights) and self.values_of("trained") != ["nothing"]
 
     def largest_recovery(self, num_samples: int) -> int:
-        """Samples seen by the longest trial in the space, given the rows of the data; at least 1."""
+        """Samples that the longest trial of the space sees, of a data set of `num_samples`; at least 1."""
         fraction, epochs = (max(self.values_of(field) or [1.0]) for field in ("data_fraction", "epochs"))
         return max(1, round(fraction * num_samples * epochs))
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line about the first problem: the path of the key, what is wrong, and the keys there are."""
+    """One line about the first problem: the path of the key, what is wrong, and the known keys."""
     problem = error.errors()[0]
-    location = problem["loc"]  # a case's tag stands behind its index
+    location = problem["loc"]  # a case's tag follows its index
     where = [str(part) for i, part in enumerate(location) if not (i and isinstance(location[i - 1], int))]
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":

@@ -46,7 +46,7 @@ def load_samples(
     if str(data) == "pocket":
         from raysearch.pocket import conversations
 
-        rows: list[Any] = conversations()
+        rows: list[Any] = list(conversations())
         return _samples(rows, "pocket", [], bad_rows_allowed)
     path = Path(data)
     if path.suffix in (".json", ".jsonl"):

@@ -1,1 +1,1 @@
-"""What a model keeps: benchmarks, their metrics, its answers, and retention."""
+"""Benchmarks, metrics, evaluation of a model, and retention."""

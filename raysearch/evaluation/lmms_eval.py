@@ -1,4 +1,4 @@
-"""Tasks of lmms-eval as benchmarks: its rows, prompts and scoring, for a model in memory."""
+"""Tasks of lmms-eval as benchmarks: their rows, prompts and scoring, for a model in memory."""
 
 import hashlib
 from collections import Counter
@@ -16,6 +16,8 @@ from raysearch.evaluation.questions import Question, split_by_image
 class LmmsEvalTask:
     """A task of lmms-eval whose score is a mean over its rows."""
 
+    teacher_forced = False
+
     def __init__(self, entry: LmmsEvalConfig) -> None:
         """Load the task and its rows.
 
@@ -31,7 +33,7 @@ class LmmsEvalTask:
             manager = TaskManager("ERROR", include_path=entry.include, include_defaults=entry.include is None)
             self._task = get_task_dict([entry.task], manager)[entry.task]
             self._docs = self._task.eval_docs
-        except Exception as error:  # whatever its tasks' own code and readers raise
+        except Exception as error:  # whatever the code of a task raises
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise InputError(f"{self.where}: can't be loaded ({reason})") from None
         self._entry = entry
@@ -41,15 +43,16 @@ class LmmsEvalTask:
         self._until = [until] if isinstance(until, str) else list(until)
 
     def questions(self, split: str) -> tuple[Question, ...]:
-        """The rows of one of two splits, whole images dealt as those of a person's own file."""
+        """The questions of a split; rows are split by image, as those of a custom benchmark."""
         docs = [self._docs[index] for index in range(len(self._docs))]
         images = [self._task.doc_to_visual(doc) or [] for doc in docs]
-        groups = [_image_id(pictures, index) for index, pictures in enumerate(images)]
+        hashes = [[hashlib.sha1(image.tobytes()).hexdigest() for image in of_row] for of_row in images]
+        groups = [" ".join(of_row) or f"row {index}" for index, of_row in enumerate(hashes)]
         chosen = split_by_image(groups, split, self._entry.num_search, self._entry.num_heldout)
         return tuple(self._question(index, docs[index], images[index], groups[index]) for index in chosen)
 
     def values(self, responses: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
-        """(num_questions,) scores, after the task's own filters.
+        """(num_questions,) scores, after the task's filters.
 
         Raises:
             InputError: the task's score isn't a number per row.
@@ -70,18 +73,18 @@ class LmmsEvalTask:
         return np.array([self._score(result) for result in found], float)
 
     def chance(self, questions: Sequence[Question]) -> float:
-        """Score of the commonest answer, given to every question."""
+        """Score of giving the commonest answer to every question."""
         ((commonest, _),) = Counter(question.answer for question in questions).most_common(1)
         return float(self.values([commonest] * len(questions), questions).mean())
 
-    def _question(self, index: int, doc: Any, pictures: list[Any], image_id: str) -> Question:
+    def _question(self, index: int, doc: Any, images: list[Any], image_id: str) -> Question:
         prompt = self._task.doc_to_text(doc)
         target = self._task.doc_to_target(doc)
         answer = str(target[0] if isinstance(target, list) else target)
         if "<image>" not in prompt:
-            prompt = "<image>" * len(pictures) + prompt
+            prompt = "<image>" * len(images) + prompt
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        sample = sample_from_row({"id": index, "messages": turns, "images": pictures}, index)
+        sample = sample_from_row({"id": index, "messages": turns, "images": images}, index)
         return Question(str(index), image_id, sample, (answer,))
 
     def _cut(self, response: str) -> str:
@@ -98,9 +101,3 @@ class LmmsEvalTask:
                 + ("; name one as score" if known else "; see docs/reference/questions.md for metrics")
             )
         return float(result[name])
-
-
-def _image_id(pictures: Sequence[Any], index: int) -> str:
-    if not pictures:
-        return f"row {index}"
-    return " ".join(hashlib.sha1(picture.tobytes()).hexdigest() for picture in pictures)

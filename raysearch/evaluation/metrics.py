@@ -1,7 +1,7 @@
-"""The metrics of published visual-question benchmarks, as pure functions of answers.
+"""Metrics of published visual-question benchmarks, as pure functions of responses: one row each in `METRICS`.
 
-Every metric gives one value per question whose mean is the benchmark's score from 0 to 1. For F1 these are the values
-of its linearised ratio, so that the standard error of their mean is that of F1 by the delta method.
+Every metric gives one value per question; their mean is the benchmark's score, from 0 to 1. F1 gives the values of its
+linearised ratio, so that the standard error of their mean is that of F1 by the delta method.
 """
 
 import ast
@@ -26,35 +26,38 @@ _NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)%?"
 
 
 class ScoredQuestion(Protocol):
-    """What a metric needs to know of a question."""
+    """What a metric reads of a question."""
 
     @property
     def answers(self) -> Sequence[str]:
-        """Right answers; one is enough."""
+        """Acceptable answers, as `Metric.read` returns them; any one is right."""
 
     @property
     def options(self) -> Sequence[str]:
-        """What there is to choose from, if anything."""
+        """Options of a multiple-choice question, else empty."""
 
     @property
     def image_id(self) -> str:
-        """Questions about one image share it."""
+        """The same for all questions about one image."""
 
     @property
     def category(self) -> str:
-        """Part of the benchmark that is scored on its own."""
+        """Part of the benchmark that is scored separately."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a benchmark is asked and scored.
+    """How a benchmark is prompted and scored.
 
     Attributes:
         values: responses and questions -> (num_questions,) values whose mean is the score.
-        prompt: template that asks for an answer this metric can read: {question}, {options}, and columns.
-        read: an answer as the data hold it, and the options -> as the metric wants it; ValueError if it can't be read.
-        blind: score of a guess that knows only the form of the answer.
-        check: ValueError for questions that the metric can't score together.
+        prompt: default template that asks for an answer in the metric's form: {question}, {options}, and columns.
+        read: an answer as stored in the data, and the options -> the answer as `values` expects it; raises ValueError
+            if there is none.
+        blind: score of a random guess of the right form.
+        check: raises ValueError for questions that can't be scored together.
+        teacher_forced: an answer is right only word for word, so one forward pass over the right answer decides it,
+            and nothing is generated.
     """
 
     values: Callable[[Sequence[str], Sequence[ScoredQuestion]], np.ndarray]
@@ -62,10 +65,11 @@ class Metric:
     read: Callable[[Any, Sequence[str]], str] = lambda value, options: _text_of(value)
     blind: Callable[[Sequence[ScoredQuestion]], float] = lambda questions: 0.0
     check: Callable[[Sequence[ScoredQuestion]], None] = lambda questions: None
+    teacher_forced: bool = False
 
 
 def chance(name: MetricName, questions: Sequence[ScoredQuestion]) -> float:
-    """Score of the better of two guesses that see nothing: one of the commonest answers throughout, and by form."""
+    """Score of the better of two guesses: one of the commonest answers to every question, and a random one."""
     metric = METRICS[name]
     commonest = Counter(question.answers[0] for question in questions).most_common(_NUM_CONSTANT_GUESSES)
     constant = [float(metric.values([guess] * len(questions), questions).mean()) for guess, _ in commonest]
@@ -73,30 +77,30 @@ def chance(name: MetricName, questions: Sequence[ScoredQuestion]) -> float:
 
 
 def is_exact(response: str, question: ScoredQuestion) -> float:
-    """1 for the answer word for word."""
+    """1 for an answer word for word."""
     return float(response.strip() in question.answers)
 
 
 def is_normalised_exact(response: str, question: ScoredQuestion) -> float:
-    """1 for the answer but for case, punctuation and spaces, as GQA is scored."""
+    """1 for an answer up to case, punctuation and spaces, as GQA is scored."""
     return float(normalised(response) in map(normalised, question.answers))
 
 
 def is_choice(response: str, question: ScoredQuestion) -> float:
-    """1 for the right option, by its letter or its text; 0 for a response that names none, or several."""
+    """1 for the right option, by letter or text; 0 for a response that names none, or several."""
     letter = chosen_letter(response, question.options)
     return float(letter is not None and letter in question.answers)
 
 
 def is_yes_no(response: str, question: ScoredQuestion) -> float:
-    """1 for the right one of yes and no; 0 for neither."""
+    """1 for the right one of yes and no, else 0."""
     return float(said_yes_no(response) in question.answers)
 
 
 def anls(response: str, question: ScoredQuestion) -> float:
     """Normalised Levenshtein similarity to the nearest answer, 0 below one half (arXiv 1907.00490, equation 1).
 
-    Exactly one half counts, as in the challenge's own code; by the equation it would not.
+    A similarity of exactly one half counts, as in the challenge's own code; by the equation it is 0.
     """
 
     def similarity(answer: str) -> float:
@@ -108,16 +112,16 @@ def anls(response: str, question: ScoredQuestion) -> float:
 
 
 def is_relaxed(response: str, question: ScoredQuestion) -> float:
-    """1 for a number within 5% of the answer (arXiv 2203.10244), or for the same text; options are matched as such."""
+    """1 for a number within 5% of an answer (arXiv 2203.10244) or the same text; with options, `is_choice`."""
     if question.options:
         return is_choice(response, question)
     return float(any(_is_near(response, answer) for answer in question.answers))
 
 
 def mme(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.ndarray:
-    """MME (arXiv 2306.13394): accuracy, and images with both answers right, half and half; categories count the same.
+    """MME (arXiv 2306.13394): mean of accuracy and share of images with both answers right; equal category weights.
 
-    The mean times 200 per category is the published score: times 2000 for perception, times 800 for cognition.
+    The published score is 200 times the mean per category: times 2000 for perception, times 800 for cognition.
     """
     right = _each(is_yes_no)(responses, questions)
     keys = [f"{question.category}\0{question.image_id}" for question in questions]
@@ -131,7 +135,7 @@ def mme(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.nda
 
 
 def yes_no_f1(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.ndarray:
-    """F1 of the answer yes, 2 TP / (2 TP + FP + FN), linearised per question around its value."""
+    """F1 of the answer yes, 2 TP / (2 TP + FP + FN), linearised per question."""
     gold = np.array([question.answers[0] == "yes" for question in questions])
     said = np.array([said_yes_no(response) == "yes" for response in responses])
     above, below = 2.0 * (gold & said), 1.0 * gold + said
@@ -157,9 +161,9 @@ def normalised(text: str) -> str:
 
 
 def chosen_letter(response: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that a response names; None for none or several.
+    """The letter of the option that a response names; None if it names none or several.
 
-    In this order: a lone letter (`B`, `(b)`, `B.`), a letter before the rest (`B. a dog`), `answer is B`, an option's
+    By the first of: a lone letter (`B`, `(b)`, `B.`), a letter before the rest (`B. a dog`), `answer is B`, an option's
     text, the only bracketed letter, the only option whose text is in the response.
     """
     letters, text = LETTERS[: len(options)], response.strip()
@@ -172,7 +176,7 @@ def chosen_letter(response: str, options: Sequence[str]) -> str | None:
     for found in (alone, first, said):
         if found:
             return found[1].upper()
-    plain = [normalised(option) for option in options]
+    plain = [normalised(option) for option in options[: len(letters)]]
     if plain.count(normalised(text)) == 1:
         return letters[plain.index(normalised(text))]
     padded = f" {normalised(text)} "
@@ -184,14 +188,14 @@ def chosen_letter(response: str, options: Sequence[str]) -> str | None:
 
 
 def said_yes_no(response: str) -> str | None:
-    """`yes` or `no`: the first word, else the only one of the two in the response; None for neither or both."""
+    """`yes` or `no`: the first word, else the only one of the two in the response; else None."""
     words = normalised(response).split()
     found = {"yes", "no"} & set(words[:1]) or {"yes", "no"} & set(words)
     return found.pop() if len(found) == 1 else None
 
 
 def edit_distance(one: str, other: str) -> int:
-    """Levenshtein's distance: insertions, deletions and replacements."""
+    """Levenshtein distance: insertions, deletions and substitutions."""
     row = list(range(len(other) + 1))
     for index, letter in enumerate(one, 1):
         above, row[0] = row[:], index
@@ -201,7 +205,7 @@ def edit_distance(one: str, other: str) -> int:
 
 
 def options_of(value: Any) -> tuple[str, ...]:
-    """Options as data sets hold them: a list, a mapping of letters, or the text of a Python list (MMMU)."""
+    """Options from a list, a mapping by letter, or the text of a Python list (MMMU)."""
     if isinstance(value, str) and value.strip().startswith("["):
         value = ast.literal_eval(value)
     if isinstance(value, dict):
@@ -210,20 +214,20 @@ def options_of(value: Any) -> tuple[str, ...]:
 
 
 def _read_choice(value: Any, options: Sequence[str]) -> str:
-    """The letter of the right option, given as its letter, its number from 0 or its text."""
+    """The letter of the right option, given as its letter, its index from 0 or its text."""
     letters = LETTERS[: len(options)]
     text = str(value).strip()
     if not letters:
         raise ValueError("no options to choose from")
     if isinstance(value, int) or (text.isdigit() and text not in options):
         if not 0 <= int(text) < len(letters):
-            raise ValueError(f"answer {text} is no option's number; they go from 0 to {len(letters) - 1}")
+            raise ValueError(f"answer {text} is not the number of an option; they go from 0 to {len(letters) - 1}")
         return letters[int(text)]
     if text.isdigit() and text in options and options.index(text) != int(text):
         raise ValueError(
             f"answer {text!r} may be an option's number or its text; set answer_is_number, or give letters"
         )
-    if text in letters:
+    if text in tuple(letters):
         return text
     if list(options).count(text) == 1:
         return letters[options.index(text)]
@@ -250,11 +254,11 @@ def _text_of(value: Any) -> str:
 
 
 def _check_pairs(questions: Sequence[ScoredQuestion]) -> None:
-    """MME counts images with both answers right."""
+    """MME scores pairs of questions about one image."""
     counts = Counter((question.category, question.image_id) for question in questions)
     wrong = next((key for key, num in counts.items() if num != 2), None)
     if wrong:
-        raise ValueError(f"image {wrong[1]} has {counts[wrong]} questions, and mme wants two about each")
+        raise ValueError(f"image {wrong[1]} has {counts[wrong]} questions, and mme needs two per image")
 
 
 def _is_near(response: str, answer: str) -> bool:
@@ -278,7 +282,7 @@ def _one_in_options(questions: Sequence[ScoredQuestion]) -> float:
 
 
 METRICS: dict[MetricName, Metric] = {
-    "exact": Metric(_each(is_exact), prompt="{question}"),
+    "exact": Metric(_each(is_exact), prompt="{question}", teacher_forced=True),
     "normalised": Metric(_each(is_normalised_exact)),
     "choice": Metric(_each(is_choice), "{question}\n{options}" + _LETTER, read=_read_choice, blind=_one_in_options),
     "yes_no": Metric(_each(is_yes_no), read=_read_yes_no, blind=lambda questions: 0.5),

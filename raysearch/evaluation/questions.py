@@ -1,4 +1,4 @@
-"""Questions about images, from rows of a person's own data; and how the rows of one file become two splits."""
+"""Questions about images from rows of data, and the division of rows into splits."""
 
 import hashlib
 import re
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from raysearch.config.benchmarks import BenchmarkConfig
+from raysearch.config.dimensions import matches
 from raysearch.data.loading import read_rows
 from raysearch.data.samples import BadRow, BadRows, Sample, sample_from_row
 from raysearch.errors import InputError
@@ -16,61 +17,60 @@ from raysearch.evaluation.metrics import LETTERS, METRICS, options_of
 
 _NUMBERED = re.compile(r"<image (\d+)>")
 MIN_EARLY_QUESTIONS = 20
-"""Of a benchmark, at a rung below a trial's end."""
-_SPLIT_SEED = 0  # not the study's: studies under other seeds are compared on the same questions
+"""Least questions of a benchmark at a rung below a trial's end."""
+_SPLIT_SEED = 0  # not the seed of the study: studies of other seeds are compared on the same questions
 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt about any number of images, with the answers that count as right."""
+    """One prompt about any number of images, with the acceptable answers."""
 
     id: str
     image_id: str
-    """Questions about one image are not independent: standard errors are clustered by it."""
+    """Standard errors are clustered by it, since questions about one image are not independent."""
     sample: Sample
-    """The question and its first right answer as a conversation of one turn."""
+    """The question and its first answer as a conversation of one turn."""
     answers: tuple[str, ...]
     options: tuple[str, ...] = ()
     category: str = ""
 
     @property
     def answer(self) -> str:
-        """The first right answer."""
+        """The first acceptable answer."""
         return self.answers[0]
 
     @property
     def prompt(self) -> str:
-        """The text of the question."""
+        """The text of the prompt."""
         return "".join(part.get("text", "") for part in self.sample.messages[0]["content"])
 
     def without_images(self) -> "Question":
-        """The same question in words alone."""
-        asked, answered = self.sample.messages
-        words = [part for part in asked["content"] if part["type"] == "text"]
-        bare = replace(self.sample, images=(), messages=[{**asked, "content": words}, answered])
-        return replace(self, sample=bare)
+        """The same question with its text only."""
+        user, assistant = self.sample.messages
+        text = [part for part in user["content"] if part["type"] == "text"]
+        return replace(self, sample=replace(self.sample, images=(), messages=[{**user, "content": text}, assistant]))
 
 
 def read_questions(entry: BenchmarkConfig, split: str) -> tuple[Question, ...]:
-    """The questions of one split of a person's own benchmark, in the order of their rows.
+    """The questions of one split of a custom benchmark, in the order of their rows.
 
     Raises:
         InputError: no such data or column, an empty split, or answers that the metric can't read.
     """
-    has_own = entry.heldout_data is not None or entry.heldout_split is not None
+    has_heldout = entry.heldout_data is not None or entry.heldout_split is not None
     data, part = entry.data, entry.split
-    if has_own and split == "heldout":
+    if has_heldout and split == "heldout":
         data, part = entry.heldout_data or data, entry.heldout_split or (None if entry.heldout_data else part)
     rows, folders = read_rows(data, part)
     where = f"benchmarks: {entry.name}: {data}"
     if entry.where:
-        rows = [row for row in rows if isinstance(row, Mapping) and _is_wanted(row, entry)]
+        rows = [row for row in rows if isinstance(row, Mapping) and matches(row, entry.where)]
     if not len(rows):
         raise InputError(f"{where}: holds no rows" + (f" where {entry.where}" if entry.where else ""))
-    groups = _image_ids(rows, entry)
+    groups = [_image_id(row, index, entry) for index, row in enumerate(rows)]
     limit = entry.num_search if split == "search" else entry.num_heldout
-    if has_own:
-        chosen = limited(groups, limit)
+    if has_heldout:
+        chosen = limit_by_image(groups, limit)
     else:
         chosen = split_by_image(groups, split, entry.num_search, entry.num_heldout)
     bad, questions = BadRows(where, len(chosen)), []
@@ -90,21 +90,23 @@ def read_questions(entry: BenchmarkConfig, split: str) -> tuple[Question, ...]:
 
 
 def split_by_image(groups: Sequence[str], split: str, num_search: int | None, num_heldout: int | None) -> list[int]:
-    """Rows of a split where both share them: half of them, or as many as asked for; no image is in both.
+    """Indices of the rows of a split, if both splits divide the same rows; no image is in both.
 
     Args:
-        groups: (num_rows,) what each row's images are called.
+        groups: (num_rows,) image ids.
+        num_search: most rows of `search`; None for half of them.
+        num_heldout: most rows of `heldout`; None for all others.
     """
     images = _shuffled(groups)
     search = _first(images, num_search or len(groups) // 2)
     return _rows_of(search if split == "search" else _first(images[len(search) :], num_heldout))
 
 
-def early_part(questions: Sequence[Question], share: float) -> tuple[Question, ...]:
-    """A share of a benchmark's questions, at least `MIN_EARLY_QUESTIONS`, in their order; all of them if it has fewer.
+def early_subset(questions: Sequence[Question], share: float) -> tuple[Question, ...]:
+    """A share of a benchmark's questions, at least `MIN_EARLY_QUESTIONS` or all of them, in their order.
 
-    Whole images, in a fixed random order: a metric that joins the questions of an image finds them together, and the
-    questions of a smaller share are among those of a larger one.
+    It consists of whole images, for metrics that join the questions of an image. A smaller share is a subset of a
+    larger one.
     """
     images = _shuffled([question.image_id for question in questions])
     totals = np.cumsum([len(rows) for rows in images])
@@ -112,13 +114,13 @@ def early_part(questions: Sequence[Question], share: float) -> tuple[Question, .
     return tuple(questions[row] for row in _rows_of(images[: int(np.searchsorted(totals, wanted)) + 1]))
 
 
-def limited(groups: Sequence[str], limit: int | None) -> list[int]:
-    """At most `limit` rows of a split with questions of its own, whole images; all without a limit."""
+def limit_by_image(groups: Sequence[str], limit: int | None) -> list[int]:
+    """Indices of at most `limit` rows, whole images; of all rows if None."""
     return _rows_of(_first(_shuffled(groups), limit))
 
 
 def _shuffled(groups: Sequence[str]) -> list[list[int]]:
-    """Rows by image, the images in a fixed random order."""
+    """Indices of rows by image, the images in a fixed random order."""
     by_image: dict[str, list[int]] = {}
     for index, name in enumerate(groups):
         by_image.setdefault(name, []).append(index)
@@ -127,7 +129,7 @@ def _shuffled(groups: Sequence[str]) -> list[list[int]]:
 
 
 def _first(images: Sequence[list[int]], limit: int | None) -> Sequence[list[int]]:
-    """The first images that together have at most `limit` rows, but one image at least."""
+    """The first images that have at most `limit` rows together, but at least one image."""
     if limit is None:
         return images
     totals = np.cumsum([len(rows) for rows in images])
@@ -138,18 +140,8 @@ def _rows_of(images: Sequence[list[int]]) -> list[int]:
     return sorted(index for rows in images for index in rows)
 
 
-def _is_wanted(row: Mapping[str, Any], entry: BenchmarkConfig) -> bool:
-    return all(
-        row.get(name) in (values if isinstance(values, list) else [values]) for name, values in entry.where.items()
-    )
-
-
-def _image_ids(rows: Sequence[Any], entry: BenchmarkConfig) -> list[str]:
-    """What each row's images are called: its column `image_id`, else their paths, else the hash of their bytes."""
-    return [_image_id(row, index, entry) for index, row in enumerate(rows)]
-
-
 def _image_id(row: Any, index: int, entry: BenchmarkConfig) -> str:
+    """The column `image_id`, else the paths of the images, else the hash of their bytes."""
     if not isinstance(row, Mapping):
         return f"row {index}"
     named = _cell(row, entry, "image_id")
@@ -177,15 +169,14 @@ def _question(row: Any, index: int, entry: BenchmarkConfig, folders: Sequence[An
         given = _cell(row, entry, "answers")
         given = _cell(row, entry, "answer") if given is None else given
         listed = given if isinstance(given, list | tuple | np.ndarray) else [given]
-        as_data = int if entry.answer_is_number else lambda value: value
-        answers = tuple(metric.read(as_data(value), options) for value in listed)
+        answers = tuple(metric.read(int(value) if entry.answer_is_number else value, options) for value in listed)
     except (ValueError, SyntaxError, TypeError) as error:
         raise BadRow(str(error)) from None
     if not answers:
         raise BadRow(f"no answer in column {entry.columns.get('answer', 'answer')!r}")
-    if entry.metric == "exact" and len(answers) > 1:
-        raise BadRow("several answers, and exact takes one; choose metric normalised")
-    text, images = _placed(_prompt(row, options, entry), _images(row, entry))
+    if metric.teacher_forced and len(answers) > 1:
+        raise BadRow(f"several answers, and {entry.metric} takes one; choose metric normalised")
+    text, images = _with_placeholders(_prompt(row, options, entry), _images(row, entry))
     name = str(_cell(row, entry, "id") or index)
     turns = [{"role": "user", "content": text}, {"role": "assistant", "content": answers[0]}]
     sample = sample_from_row({"id": name, "messages": turns, "images": images}, index, folders, True)
@@ -207,8 +198,8 @@ def _prompt(row: Mapping[str, Any], options: Sequence[str], entry: BenchmarkConf
         raise BadRow(f"prompt {template!r} can't be filled in ({error})") from None
 
 
-def _placed(text: str, images: list[Any]) -> tuple[str, list[Any]]:
-    """The prompt with a placeholder per image: as it has them, as `<image 2>` says (MMMU), else in front."""
+def _with_placeholders(text: str, images: list[Any]) -> tuple[str, list[Any]]:
+    """The prompt with one placeholder per image: where it has them, by number (`<image 2>`, MMMU), else in front."""
     numbers = [int(number) for number in _NUMBERED.findall(text)]
     if numbers:
         if max(numbers) > len(images) or min(numbers) < 1:
@@ -220,7 +211,7 @@ def _placed(text: str, images: list[Any]) -> tuple[str, list[Any]]:
 
 
 def _images(row: Mapping[str, Any], entry: BenchmarkConfig) -> list[Any]:
-    """The row's images: of column `images`, `image`, or `image_1`, `image_2` and so on."""
+    """The row's images, from column `images`, `image`, or `image_1`, `image_2` and so on."""
     for field in ("images", "image"):
         found = _cell(row, entry, field)
         if found is not None:
@@ -230,7 +221,7 @@ def _images(row: Mapping[str, Any], entry: BenchmarkConfig) -> list[Any]:
 
 
 def _cell(row: Mapping[str, Any], entry: BenchmarkConfig, field: str) -> Any:
-    """A field's value; `id` is also looked for as `question_id`."""
+    """The value of a field; `id` may be in column `question_id`."""
     name = entry.columns.get(field, field)
     if field == "id" and name not in row:
         name = "question_id"

@@ -1,8 +1,7 @@
-"""From scores per question to retention: quality kept, relative to the dense model, with its paired error.
+"""Retention: the score of a pruned model relative to the dense model's, with its paired standard error.
 
-Retention is a ratio of means over the same questions, so its standard error comes from the linearised ratio (the
-delta method) of paired scores, summed within images before they are squared: questions about one image are not
-independent.
+Retention is a ratio of means over the same questions, so its standard error is that of the linearised ratio (the delta
+method) of paired scores, clustered by image, since questions about one image are not independent.
 """
 
 import os
@@ -10,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-FORMS = ("ratio_of_averages", "mean_of_ratios", "chance_corrected")
-_Z95 = NormalDist().inv_cdf(0.975)
-_Z90 = NormalDist().inv_cdf(0.95)
+from raysearch.config.benchmarks import RetentionForm
+
+FORMS: tuple[str, ...] = get_args(RetentionForm)
+_Z_TWO_SIDED = NormalDist().inv_cdf(0.975)
+_Z_ONE_SIDED = NormalDist().inv_cdf(0.95)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Results:
 
     Attributes:
         scores: per benchmark, (num_questions,) scores from 0 to 1.
-        images: per benchmark, (num_questions,) the image each question is about.
+        images: per benchmark, (num_questions,) image ids.
         chance: per benchmark, the score of guessing.
     """
 
@@ -39,7 +40,7 @@ class Results:
 
 
 def save_results(path: Path, results: Results) -> None:
-    """Replace `path`, an .npz file, by the results."""
+    """Write the results to `path`, an .npz file, atomically."""
     columns = {"score": results.scores, "image": results.images, "chance": results.chance}
     arrays = {f"{kind} {name}": value for kind, values in columns.items() for name, value in values.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def save_results(path: Path, results: Results) -> None:
 
 
 def load_results(path: Path) -> Results:
-    """What `save_results` wrote."""
+    """Read what `save_results` wrote."""
     with np.load(path, allow_pickle=False) as stored:
         found: dict[str, dict[str, Any]] = {"score": {}, "image": {}, "chance": {}}
         for key in stored:
@@ -61,8 +62,8 @@ def load_results(path: Path) -> Results:
 
 
 @dataclass(frozen=True)
-class Retention:
-    """Retention with its paired standard error over questions, clustered by image."""
+class Estimate:
+    """A value with its standard error."""
 
     value: float
     se: float
@@ -70,10 +71,10 @@ class Retention:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% interval by the normal approximation."""
-        return self.value - _Z95 * self.se, self.value + _Z95 * self.se
+        return self.value - _Z_TWO_SIDED * self.se, self.value + _Z_TWO_SIDED * self.se
 
 
-def retention(pruned: Results, dense: Results, form: str = "ratio_of_averages") -> Retention:
+def retention(pruned: Results, dense: Results, form: str = "ratio_of_averages") -> Estimate:
     """Quality kept by a pruned model, on the questions that the dense model answered too.
 
     Args:
@@ -86,58 +87,58 @@ def retention(pruned: Results, dense: Results, form: str = "ratio_of_averages") 
         ValueError: the form is unknown, the questions differ, or the dense model has nothing to keep.
     """
     value, influences = _influences(pruned, dense, form)
-    return Retention(value, _standard_error(influences, dense))
+    return Estimate(value, _standard_error(influences, dense))
 
 
 def score_intervals(results: Results) -> dict[str, tuple[float, float]]:
     """The 95% interval of each benchmark's mean score, within 0 to 1, over questions clustered by image."""
     intervals = {}
     for name, values in results.scores.items():
-        mean, reach = float(np.mean(values)), _Z95 * _clustered_se(values, results.images[name])
+        mean, reach = float(np.mean(values)), _Z_TWO_SIDED * _clustered_se(values, results.images[name])
         intervals[name] = max(0.0, mean - reach), min(1.0, mean + reach)
     return intervals
 
 
-def difference(first: Results, second: Results, dense: Results, form: str = "ratio_of_averages") -> Retention:
-    """How much more `first` keeps than `second`, with the paired standard error of that difference.
+def difference(first: Results, second: Results, dense: Results, form: str = "ratio_of_averages") -> Estimate:
+    """Retention of `first` minus that of `second`, with the paired standard error of the difference.
 
     Raises:
         ValueError: as `retention`.
     """
     ours, theirs = _influences(first, dense, form), _influences(second, dense, form)
     gaps = {name: ours[1][name] - theirs[1][name] for name in ours[1]}
-    return Retention(ours[0] - theirs[0], _standard_error(gaps, dense))
+    return Estimate(ours[0] - theirs[0], _standard_error(gaps, dense))
 
 
 def at_chance(dense: Results) -> list[str]:
-    """The benchmarks on which the dense model isn't better than guessing, by a one-sided test at 5%."""
+    """The benchmarks on which the dense model isn't better than chance, by a one-sided test at 5%."""
     return [
         name
         for name, values in dense.scores.items()
-        if float(np.mean(values)) - _Z90 * _clustered_se(values, dense.images[name]) <= dense.chance[name]
+        if float(np.mean(values)) - _Z_ONE_SIDED * _clustered_se(values, dense.images[name]) <= dense.chance[name]
     ]
 
 
 def _influences(pruned: Results, dense: Results, form: str) -> tuple[float, dict[str, np.ndarray]]:
-    """Retention, and per benchmark what each question adds to its linearised error, times the questions."""
+    """Retention, and per benchmark (num_questions,) each question's influence on it, times the number of questions."""
     if form not in FORMS:
         raise ValueError(f"retention {form!r} is not known; known are {', '.join(FORMS)}")
     if {n: len(v) for n, v in pruned.scores.items()} != {n: len(v) for n, v in dense.scores.items()}:
         raise ValueError("the pruned and the dense model answered different questions")
     names = list(dense.scores)
-    kept = np.array([np.mean(pruned.scores[name], dtype=np.float64) for name in names])
-    had = np.array([np.mean(dense.scores[name], dtype=np.float64) for name in names])
+    ours = np.array([np.mean(pruned.scores[name], dtype=np.float64) for name in names])
+    theirs = np.array([np.mean(dense.scores[name], dtype=np.float64) for name in names])
     if form == "chance_corrected":
         guess = np.array([dense.chance[name] for name in names])
-        kept, had = kept - guess, had - guess
-    if (had.sum() if form != "mean_of_ratios" else had.min()) <= 0:
-        raise ValueError(f"the dense model is no better than nothing on {', '.join(names)}: nothing to keep")
+        ours, theirs = ours - guess, theirs - guess
+    if (theirs.sum() if form != "mean_of_ratios" else theirs.min()) <= 0:
+        raise ValueError(f"the dense model scores 0 or chance on {', '.join(names)}: nothing to keep")
     if form == "mean_of_ratios":
-        ratios, weights = kept / had, 1 / (had * len(names))
+        ratios, weights = ours / theirs, 1 / (theirs * len(names))
         value = float(ratios.mean())
     else:
-        value = float(kept.sum() / had.sum())
-        ratios, weights = np.full(len(names), value), np.full(len(names), 1 / had.sum())
+        value = float(ours.sum() / theirs.sum())
+        ratios, weights = np.full(len(names), value), np.full(len(names), 1 / theirs.sum())
     return value, {
         name: weight * (pruned.scores[name] - ratio * dense.scores[name])
         for name, ratio, weight in zip(names, ratios, weights, strict=True)
@@ -150,7 +151,7 @@ def _standard_error(influences: Mapping[str, np.ndarray], dense: Results) -> flo
 
 
 def _clustered_se(values: np.ndarray, clusters: Sequence[str] | np.ndarray) -> float:
-    """Standard error of the mean of `values`, of which those of one cluster are not independent."""
+    """Standard error of the mean of `values`, (n,), clustered by `clusters`, (n,)."""
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.bincount(index, weights=values - values.mean())
     num = len(sums)

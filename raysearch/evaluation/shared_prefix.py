@@ -1,10 +1,10 @@
-"""Questions about the same pictures in one row: what they begin with is read once, the rest of each question alone.
+"""Several questions about the same images in one row: their common prefix is computed once.
 
-A row holds the tokens that its questions begin with, pictures included, and behind them the rest of each question. A
-mask lets the rest of a question see that beginning and itself, and positions count as if the question stood alone. So
-every state is the one that it has alone, up to rounding, in every decoder that heeds such a mask and positions. Some
-don't (positions along more than one axis, attention in both directions inside a picture, a window of attention): they
-are told by asking a few questions both ways.
+A joined row has the common prefix of its questions, images included, then the rest (tail) of each question. The mask
+lets a tail attend to the prefix and to itself, and positions are those of the question alone. So every hidden state
+equals the one of the question alone, up to rounding, in decoders that honour such a mask and positions. Those that
+don't (multi-axis positions, bidirectional attention within images, sliding windows) are recognised by computing a few
+questions both ways.
 """
 
 from collections import defaultdict
@@ -17,23 +17,23 @@ from raysearch.data.encoding import TOKEN_KEYS, Batch, Encoded, Encoder
 from raysearch.data.labels import IGNORED
 
 MAX_QUESTIONS_PER_ROW = 16
-"""Attention takes the square of a row's length."""
+"""Bounded, since attention is quadratic in the length of a row."""
 NUM_TRIED = 4
-"""Questions that are asked both ways before all are asked together."""
+"""Questions that are computed both ways before any are joined."""
 MAX_DIFFERENCE = 0.05
-"""Of logits, relative to how they vary between answer tokens: rounding to bf16 makes .013 at most on the embedded LVLM,
-dense and pruned, positions that are not heeded .12 and more, a mask .5 and more (tests/evaluation/test_shared_prefix.py)."""
+"""Of logits, relative to their variation between answer tokens. On the embedded LVLM, dense and pruned, bf16 rounding
+gives at most .013, ignored positions at least .12, an ignored mask at least .5."""
 
 
-def grouped(
+def group_by_prefix(
     rows: Sequence[Encoded], image_ids: Sequence[str], image_token: int | None, longest: int | None = None
 ) -> list[list[int]]:
-    """Indices of the rows that may be joined: of the same pictures, to the last pixel, behind the same tokens.
+    """Indices of the rows that may be joined: they have the same images, pixel by pixel, after the same tokens.
 
     Args:
-        image_ids: of each row; rows of different ids are not compared.
-        image_token: what stands for pictures among tokens; without one, no rows are joined.
-        longest: the most tokens of a joined row; the window of the decoder's attention, which the mask would overrule.
+        image_ids: (num_rows,); only rows with the same id are compared.
+        image_token: id of the image token; if None, no rows are joined.
+        longest: most tokens of a joined row: the size of a sliding attention window, which the mask would override.
     """
     if image_token is None:
         return [[index] for index in range(len(rows))]
@@ -44,15 +44,15 @@ def grouped(
             last.append(index)
         else:
             groups[name].append([index])
-    return [group for known in groups.values() for group in known]
+    return [group for of_image in groups.values() for group in of_image]
 
 
-def _may_join(known: Sequence[Encoded], row: Encoded, image_token: int, longest: int | None) -> bool:
-    first, places = known[0], (row["input_ids"] == image_token).nonzero()
-    if not len(places) or len(known) == MAX_QUESTIONS_PER_ROW:
+def _may_join(group: Sequence[Encoded], row: Encoded, image_token: int, longest: int | None) -> bool:
+    first, image_positions = group[0], (row["input_ids"] == image_token).nonzero()
+    if not len(image_positions) or len(group) == MAX_QUESTIONS_PER_ROW:
         return False
-    head = int(places[-1]) + 1
-    num_tokens = head + sum(len(one["input_ids"]) - head for one in (*known, row))
+    head = int(image_positions[-1]) + 1
+    num_tokens = head + sum(len(one["input_ids"]) - head for one in (*group, row))
     return (
         (longest is None or num_tokens <= longest)
         and torch.equal(first["input_ids"][:head], row["input_ids"][:head])
@@ -70,7 +70,7 @@ def _first_label(row: Encoded) -> int:
 
 
 def joined_batch(encoder: Encoder, groups: Sequence[Sequence[Encoded]]) -> Batch:
-    """A row per group; `answer_labels` are those of the groups' rows, in their order."""
+    """A batch with one row per group; its `answer_labels` are those of the groups' rows, in their order."""
     rows, positions, owners = zip(*map(_joined, groups), strict=True)
     batch = encoder.collate(rows)
     batch["position_ids"] = pad_sequence(list(positions), batch_first=True)
@@ -79,7 +79,7 @@ def joined_batch(encoder: Encoder, groups: Sequence[Sequence[Encoded]]) -> Batch
 
 
 def _joined(rows: Sequence[Encoded]) -> tuple[Encoded, torch.Tensor, torch.Tensor]:
-    """One row of several, its positions, and whose each token is: 0 for what all begin with, else 1, 2, ..."""
+    """The joined row; (seq,) positions; and (seq,) owners: 0 for the prefix, else the number of the row from 1."""
     shared = _num_shared(rows)
     tails = [len(row["input_ids"]) - shared for row in rows]
     joined = dict(rows[0])
@@ -92,7 +92,7 @@ def _joined(rows: Sequence[Encoded]) -> tuple[Encoded, torch.Tensor, torch.Tenso
 
 
 def _num_shared(rows: Sequence[Encoded]) -> int:
-    """Tokens that all rows begin with; before its first answer token, each keeps a token of its own to predict it."""
+    """Length of the common prefix; it ends before the token that predicts a row's first answer token."""
     most = min(_first_label(row) for row in rows) - 1
     heads = torch.stack([row["input_ids"][:most] for row in rows])
     differ = (heads != heads[0]).any(0).nonzero()
@@ -100,23 +100,23 @@ def _num_shared(rows: Sequence[Encoded]) -> int:
 
 
 def _mask(owners: torch.Tensor) -> torch.Tensor:
-    """(batch, 1, seq, seq) of 0 where a token (row) sees another (column), -inf elsewhere; each token sees itself."""
-    before = torch.ones(owners.shape[1], owners.shape[1], dtype=torch.bool).tril()
-    seen = before & ((owners[:, None, :] == 0) | (owners[:, None, :] == owners[:, :, None]))
-    return torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]
+    """(batch, 1, seq, seq), query by key: 0 where attended, else -inf; each token attends to itself."""
+    causal = torch.ones(owners.shape[1], owners.shape[1], dtype=torch.bool).tril()
+    visible = causal & ((owners[:, None, :] == 0) | (owners[:, None, :] == owners[:, :, None]))
+    return torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)[:, None]
 
 
-def honours_mask(ask: Callable[[Batch], torch.Tensor], encoder: Encoder, rows: Sequence[Encoded]) -> bool:
-    """Whether a model answers `rows` joined as it answers them one by one.
+def honours_mask(logits: Callable[[Batch], torch.Tensor], encoder: Encoder, rows: Sequence[Encoded]) -> bool:
+    """Whether a model gives the same logits for `rows` joined as for each alone.
 
     Args:
-        ask: from a batch to logits before answer tokens, (num_answer_tokens, vocabulary).
-        rows: that may be joined; the first few are tried.
+        logits: from a batch to the logits that predict its answer tokens, (num_answer_tokens, vocabulary).
+        rows: may be joined; the first `NUM_TRIED` are compared.
     """
     rows = rows[:NUM_TRIED]
     try:
-        joined = ask(joined_batch(encoder, [rows])).float()
-    except (TypeError, ValueError, RuntimeError):  # how a model refuses a mask or positions is up to it
+        joined = logits(joined_batch(encoder, [rows])).float()
+    except (TypeError, ValueError, RuntimeError):  # models refuse such a mask or positions in different ways
         return False
-    alone = ask(encoder.collate(rows)).float()
+    alone = logits(encoder.collate(rows)).float()
     return bool((joined - alone).norm() <= MAX_DIFFERENCE * (alone - alone.mean(0)).norm())

@@ -8,7 +8,7 @@ from raysearch.errors import InputError
 
 
 def model_folder(model: str | Path) -> Path:
-    """The folder of `model`, of an embedded LVLM (`EMBEDDED`) too; a hub id comes back as a path that does not exist.
+    """The folder of `model`, of an embedded LVLM too; a hub id comes back as a path that does not exist.
 
     Raises:
         InputError: `pocket-smollm2` without the package that its decoder's weights are in.

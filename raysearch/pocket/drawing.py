@@ -1,8 +1,7 @@
-"""The pictures of the embedded LVLM: drawn scenes, scenes of scanned digits, and easy-VQA's images.
+"""The images of the embedded LVLM: drawn scenes, scenes of scanned digits, and those of easy-VQA.
 
-Every picture is 48 x 48 RGB. Scenes and digits lie on a grid of 3 x 3 cells of 16 x 16 pixels. All arithmetic is
-on integers and all chance comes from the raw output of PCG64, whose stream NumPy guarantees, so that every machine
-draws the same bytes.
+Every image is 48 x 48 RGB. Scenes and digits lie on a grid of 3 x 3 cells of 16 x 16 pixels. Arithmetic is on integers
+and randomness is the raw output of PCG64, whose stream NumPy guarantees, so every machine draws the same bytes.
 """
 
 import functools
@@ -16,7 +15,7 @@ import numpy as np
 
 Item = TypeVar("Item")
 Thing = dict[str, str]
-"""One object of a picture in words: `row`, `column` and `color`, and `shape` and `size` or `digit`."""
+"""Attributes of one object of an image: `row`, `column` and `color`, and `shape` and `size` or `digit`."""
 
 IMAGE_SIZE = 48
 CELL = 16
@@ -30,29 +29,16 @@ SHAPES = ("circle", "rectangle", "triangle", "cross")
 SIZES = ("small", "large")
 DIGITS = tuple("0123456789")
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "color": COLORS,
-    "shape": SHAPES,
-    "size": SIZES,
-    "digit": DIGITS,
-    "row": ROWS,
-    "column": COLUMNS,
-}
+    "color": COLORS, "shape": SHAPES, "size": SIZES, "digit": DIGITS, "row": ROWS, "column": COLUMNS,
+}  # fmt: skip
 
 SPLITS = ("train", "recovery", "search", "heldout")
-"""`train` is the endless stream of pretraining, `recovery` the conversations that trials train on."""
+"""`train` is the endless stream for pretraining, `recovery` the conversations that trials train on."""
 
-_PAINT = np.array(
-    [
-        (15, 15, 15),
-        (30, 60, 220),
-        (130, 75, 30),
-        (128, 128, 128),
-        (30, 150, 50),
-        (220, 40, 40),
-        (20, 180, 180),
-        (235, 210, 40),
-    ]
-)
+_PAINT = np.array([  # RGB by color
+    (15, 15, 15), (30, 60, 220), (130, 75, 30), (128, 128, 128), (30, 150, 50), (220, 40, 40), (20, 180, 180),
+    (235, 210, 40),
+])  # fmt: skip
 _SMALL_RADII = (7, 8, 9)  # in half pixels
 _LARGE_RADII = (11, 12, 13)
 _NUM_SEARCH_SCANS = _NUM_HELDOUT_SCANS = 250
@@ -68,7 +54,7 @@ def random_words(split: str, stream: str, chunk: int, shape: tuple[int, ...]) ->
 
 
 class Draw:
-    """Small random choices from one fixed stream of integers; `below` is exact to 2**-25 for small `n`."""
+    """Random choices from one fixed stream of integers, by `seed`; `below` is uniform to 2**-25 for small `n`."""
 
     def __init__(self, *seed: int) -> None:
         self._bits = np.random.PCG64(seed)
@@ -94,21 +80,21 @@ class Draw:
 
 
 @dataclass
-class Pictures:
-    """Pictures on the grid; cells are numbered row by row.
+class LabeledImages:
+    """Images on the grid and their labels; cells are numbered row by row.
 
     Attributes:
         images: (num, 48, 48, 3) uint8.
-        labels: for each attribute (num, 9) int64, the index into `ATTRIBUTES[name]`, or -1 where a cell is empty or
-            the domain has no such attribute.
+        labels: per attribute (num, 9) int64, the index into `ATTRIBUTES[name]`, or -1 where a cell is empty or the
+            domain has no such attribute.
     """
 
     images: np.ndarray
     labels: dict[str, np.ndarray]
 
     def things(self, index: int) -> list[Thing]:
-        """The objects of one picture, row by row."""
-        named = {name: label[index].tolist() for name, label in self.labels.items() if name in _CELL_ATTRIBUTES}
+        """The objects of one image, row by row."""
+        named = {name: label[index].tolist() for name, label in self.labels.items()}
         things = []
         for cell in range(NUM_CELLS):
             if named["color"][cell] < 0:
@@ -119,17 +105,14 @@ class Pictures:
         return things
 
 
-_CELL_ATTRIBUTES = ("color", "shape", "size", "digit")
-
-
-def draw_scenes(split: str, chunk: int, num: int, num_things: tuple[int, int] = (4, 7)) -> Pictures:
+def draw_scenes(split: str, chunk: int, num: int, num_things: tuple[int, int] = (4, 7)) -> LabeledImages:
     """Scenes of things in 8 colours, 4 shapes and 2 sizes.
 
     Args:
-        split: one of `SPLITS`; no two splits share a stream.
-        chunk: number of this chunk in the stream.
-        num: pictures to draw.
-        num_things: fewest and most things in a picture.
+        split: one of `SPLITS`; each has a random stream of its own.
+        chunk: index of this chunk in the stream.
+        num: number of images.
+        num_things: fewest and most things in an image.
     """
     words = random_words(split, "scenes", chunk, (num, 60))
     present = _choose_cells(words[:, :10], num_things)
@@ -146,14 +129,14 @@ def draw_scenes(split: str, chunk: int, num: int, num_things: tuple[int, int] = 
     drawn = {"color": color, "shape": shape, "size": size}
     labels = {name: np.where(present, value, -1) for name, value in drawn.items()}
     labels["digit"] = np.full_like(color, -1)
-    return Pictures(images, labels)
+    return LabeledImages(images, labels)
 
 
-def draw_digits(split: str, chunk: int, num: int, num_things: tuple[int, int] = (3, 6)) -> Pictures:
-    """Scenes of real scanned digits in coloured ink; the scans of `search` and `heldout` occur in no other split."""
+def draw_digits(split: str, chunk: int, num: int, num_things: tuple[int, int] = (3, 6)) -> LabeledImages:
+    """Scenes of scanned digits in coloured ink; the scans of `search` and `heldout` occur in no other split."""
     words = random_words(split, "digits", chunk, (num, 60))
     present = _choose_cells(words[:, :10], num_things)
-    scans, values = _digit_scans(split)
+    scans, values = digit_scans(split)
     scan = words[:, 10:19] % len(scans)
     palette = np.argsort(words[:, 19:27], axis=1, kind="stable")
     color = np.take_along_axis(palette, words[:, 28:37] % (3 + words[:, 27:28] % 6), axis=1)
@@ -168,11 +151,11 @@ def draw_digits(split: str, chunk: int, num: int, num_things: tuple[int, int] = 
     missing = np.full_like(color, -1)
     labels = {"color": np.where(present, color, -1), "shape": missing, "size": missing}
     labels["digit"] = np.where(present, values[scan], -1)
-    return Pictures(images, labels)
+    return LabeledImages(images, labels)
 
 
 def _choose_cells(words: np.ndarray, num_things: tuple[int, int]) -> np.ndarray:
-    """Which of the 9 cells hold a thing, (num, 9) bool, from 10 random integers for each picture."""
+    """Which of the 9 cells hold a thing, (num, 9) bool, from 10 random integers per image."""
     fewest, most = num_things
     rank = np.argsort(np.argsort(words[:, :9], axis=1, kind="stable"), axis=1, kind="stable")
     return rank < fewest + words[:, 9:10] % (most - fewest + 1)
@@ -186,12 +169,12 @@ def _noise_words(split: str, stream: str, chunk: int, num: int) -> np.ndarray:
 
 
 def _compose(cover: np.ndarray, ink: np.ndarray, ground_words: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Lay ink over a light ground and add noise.
+    """Draw ink over a light background and add noise.
 
     Args:
-        cover: (num, 9, 16, 16), how much ink each pixel of a cell takes, from 0 to 255.
+        cover: (num, 9, 16, 16), opacity of the ink at each pixel of a cell, from 0 to 255.
         ink: (num, 9, 3), colour of each cell's thing.
-        ground_words: (num, 3), random integers that choose the ground's colour.
+        ground_words: (num, 3), random integers that choose the background colour.
         noise: (num, 48, 48, 3) random bytes.
 
     Returns:
@@ -229,21 +212,21 @@ def _shape_masks() -> np.ndarray:
 
 
 @functools.cache
-def _digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The scans of a split, (num, 14, 14) from 0 to 255, and their digits; `recovery` shares those of `train`."""
+def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The scans of a split, (num, 14, 14) from 0 to 255, and their digits, (num,); `recovery` uses those of `train`."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     order = np.argsort(np.random.PCG64(7).random_raw(len(bunch.target)), kind="stable")
     first_heldout = len(order) - _NUM_HELDOUT_SCANS
     first_search = first_heldout - _NUM_SEARCH_SCANS
-    kept = {"search": order[first_search:first_heldout], "heldout": order[first_heldout:]}
-    chosen = kept.get(split, order[:first_search])
+    reserved = {"search": order[first_search:first_heldout], "heldout": order[first_heldout:]}
+    chosen = reserved.get(split, order[:first_search])
     return _enlarge(bunch.images.astype(np.int64)[chosen]), bunch.target.astype(np.int64)[chosen]
 
 
 def _enlarge(scans: np.ndarray) -> np.ndarray:
-    """Bilinear enlargement of (num, 8, 8) scans from 0 to 16 to (num, 14, 14) from 0 to 255, on integers."""
+    """Bilinear upsampling of (num, 8, 8) scans from 0 to 16 to (num, 14, 14) from 0 to 255, in integers."""
     unit = 2 * _SCAN_SIZE
     where = np.clip((2 * np.arange(_SCAN_SIZE) + 1) * 8 - _SCAN_SIZE, 0, 7 * unit)
     low, part = where // unit, where % unit
@@ -255,7 +238,7 @@ def _enlarge(scans: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def easy_vqa_questions(part: str) -> dict[int, list[tuple[str, str]]]:
-    """easy-VQA's questions and answers by image; `part` is its own "train" or "test"."""
+    """Prompts and answers of easy-VQA by image id; `part` is its own "train" or "test"."""
     text = (_easy_vqa_folder() / part / "questions.json").read_text(encoding="utf-8")
     by_image: dict[int, list[tuple[str, str]]] = {}
     for prompt, answer, image_id in json.loads(text):
@@ -265,7 +248,7 @@ def easy_vqa_questions(part: str) -> dict[int, list[tuple[str, str]]]:
 
 @functools.cache
 def easy_vqa_image(part: str, image_id: int) -> np.ndarray:
-    """One easy-VQA image, (48, 48, 3) uint8, reduced from 64 x 64 by averaging areas on integers."""
+    """One easy-VQA image, (48, 48, 3) uint8, downsampled from 64 x 64 by area averages in integers."""
     from PIL import Image
 
     with Image.open(_easy_vqa_folder() / part / "images" / f"{image_id}.png") as image:

@@ -1,29 +1,15 @@
-"""Configuration, tokenizer, processor and chat template of the embedded LVLM: stock Hugging Face classes only."""
+"""Tokenizer, processor and chat template of the embedded LVLM: stock Hugging Face classes only."""
 
-from transformers import (
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    SiglipVisionConfig,
-)
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-from raysearch.pocket.asking import vocabulary
 from raysearch.pocket.drawing import IMAGE_SIZE
+from raysearch.pocket.question_templates import vocabulary
 
 PATCH_SIZE = 8
 NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 
-PAD, BOS, EOS, UNKNOWN, USER, IMAGE, ASSISTANT = SPECIAL_TOKENS = (
-    "<pad>",
-    "<bos>",
-    "<eos>",
-    "<unk>",
-    "<user>",
-    "<image>",
-    "<assistant>",
-)
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<image>", "<assistant>")
+PAD, BOS, EOS, UNKNOWN, USER, IMAGE, ASSISTANT = SPECIAL_TOKENS
 
 CHAT_TEMPLATE = """\
 {{- '<bos>' -}}
@@ -55,7 +41,7 @@ CHAT_TEMPLATE = """\
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; "?" and "," are words of their own."""
+    """A word-level tokenizer; "?" and "," are words of their own."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     words = {word: number for number, word in enumerate((*SPECIAL_TOKENS, *vocabulary()))}
@@ -77,7 +63,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str = CHAT_TEMPLATE) -> LlavaProcessor:
-    """The processor; its image side needs PIL only, not torchvision."""
+    """The processor; its image processor needs PIL, not torchvision."""
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -90,48 +76,4 @@ def make_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str = CHAT
         num_additional_image_tokens=0,
         image_token=IMAGE,
         chat_template=chat_template,
-    )
-
-
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """The untrained model: about 85% of its parameters lie in 7 decoder layers."""
-    ids = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    vision = SiglipVisionConfig(
-        hidden_size=96,
-        intermediate_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        vision_use_head=False,
-    )
-    decoder = MistralConfig(
-        vocab_size=-len(tokenizer) // 8 * -8,
-        hidden_size=160,
-        intermediate_size=512,
-        num_hidden_layers=7,
-        num_attention_heads=12,
-        num_key_value_heads=6,
-        head_dim=16,
-        max_position_embeddings=512,
-        sliding_window=None,
-        tie_word_embeddings=False,
-        **ids,
-    )
-    return LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=decoder,
-            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-            image_seq_length=NUM_IMAGE_TOKENS,
-            vision_feature_layer=-1,
-            vision_feature_select_strategy="full",
-            projector_hidden_act="gelu",
-            tie_word_embeddings=False,
-            **ids,
-        )
     )

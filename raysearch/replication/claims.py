@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from raysearch.evaluation.retention import Retention, difference, retention
+from raysearch.evaluation.retention import Estimate, difference, retention
 from raysearch.replication.probes import Probes
 from raysearch.replication.table import Cell, Table, percent
 
@@ -29,7 +29,7 @@ class Check:
     """A measured value and the range that a claim puts it in."""
 
     what: str
-    value: Retention
+    value: Estimate
     low: float = -inf
     high: float = inf
     signed: bool = True
@@ -131,7 +131,7 @@ def _free_form_gap_is_larger(table: Table, probes: Probes) -> list[Check]:
         if free and wide in table and deep in table:
             some, all_ = table.gap(wide, deep, free), table.gap(wide, deep)
             # The error takes the two gaps for independent; they share questions, which makes it too wide.
-            gap = Retention(some.value - all_.value, float(np.hypot(some.se, all_.se)))
+            gap = Estimate(some.value - all_.value, float(np.hypot(some.se, all_.se)))
             checks.append(Check(f"{ratio:.0%}, {' and '.join(free)} against all", gap, low=0))
     return checks
 
@@ -235,7 +235,7 @@ def _damage_is_cross_modal(table: Table, probes: Probes) -> list[Check]:
         cell = untrained(WIDTH, ratio)
         if cell in table and cell in probes.text and probes.text_dense:
             seen, words = table.kept(cell), retention(probes.text[cell], probes.text_dense)
-            excess = Retention((1 - seen.value) - 1.9 * (1 - words.value), float(np.hypot(seen.se, 1.9 * words.se)))
+            excess = Estimate((1 - seen.value) - 1.9 * (1 - words.value), float(np.hypot(seen.se, 1.9 * words.se)))
             checks.append(Check(f"{ratio:.0%}, drop with images - 1.9 x drop in words", excess, low=0))
     return checks
 
@@ -246,10 +246,10 @@ def _same_memory_and_layers_are_quicker(table: Table, probes: Probes) -> list[Ch
         wide, deep = untrained(WIDTH, ratio), untrained(LAYER, ratio)
         if wide in table.sizes and deep in table.sizes:
             share = table.sizes[wide].size_bytes / table.sizes[deep].size_bytes - 1
-            checks.append(Check(f"{ratio:.0%}, bytes of width over layers", Retention(share, 0.0), -0.05, 0.05))
+            checks.append(Check(f"{ratio:.0%}, bytes of width over layers", Estimate(share, 0.0), -0.05, 0.05))
         if wide in probes.seconds and deep in probes.seconds:
             slow, quick = probes.seconds[wide], probes.seconds[deep]
-            lead = Retention(1 - quick.value / slow.value, float(np.hypot(slow.se, quick.se)) / slow.value)
+            lead = Estimate(1 - quick.value / slow.value, float(np.hypot(slow.se, quick.se)) / slow.value)
             checks.append(Check(f"{ratio:.0%}, time saved by layers over width", lead, low=0))
     return checks
 

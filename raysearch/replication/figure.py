@@ -4,12 +4,12 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from raysearch.evaluation.retention import Retention
+from raysearch.evaluation.retention import Estimate
 from raysearch.replication.claims import LAYER, WIDTH, joint, projector, untrained
 from raysearch.replication.table import Cell, Table
 
 FIGURE = "study.png"
-Curve = list[tuple[float, Retention]]
+Curve = list[tuple[float, Estimate]]
 _MIXES = ("sft", "sft+kl", "sft+rkl", "sft+l2", "sft+kl+l2", "sft+rkl+l2", "kl", "rkl", "l2")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.evaluation.retention import Results, Retention, load_results, save_results
+from raysearch.evaluation.retention import Estimate, Results, load_results, save_results
 from raysearch.files import write_json
 from raysearch.replication.table import SCORES, Cell, cell_of
 
@@ -38,7 +38,7 @@ class Probes:
     calibration: Mapping[tuple[int, Cell], Results]
     text_dense: Results | None
     text: Mapping[Cell, Results]
-    seconds: Mapping[Cell | None, Retention]
+    seconds: Mapping[Cell | None, Estimate]
 
     @classmethod
     def load(cls, folder: Path, recipes: Sequence[Recipe]) -> "Probes":
@@ -53,7 +53,7 @@ class Probes:
             if f"calibration-{num}-{name}" in stored
         }
         text = {cell: stored[f"text-{name}"] for name, cell in cells.items() if f"text-{name}" in stored}
-        seconds = {cells.get(name): Retention(*values) for name, values in timed.items()}
+        seconds = {cells.get(name): Estimate(*values) for name, values in timed.items()}
         return cls(stored.get("search-dense"), calibration, stored.get("text-dense"), text, seconds)
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
-from raysearch.evaluation.retention import Results, Retention, difference, load_results, retention
+from raysearch.evaluation.retention import Estimate, Results, difference, load_results, retention
 from raysearch.study.records import TrialRecord
 
 SCORES = "scores"
@@ -100,30 +100,30 @@ class Table:
         """Mean score per benchmark, averaged over seeds."""
         return _mean(self._results[cell]).means()
 
-    def kept(self, cell: Cell) -> Retention:
+    def kept(self, cell: Cell) -> Estimate:
         """Retention relative to the dense model."""
         runs = self._results[cell]
         overall = retention(_mean(runs), self.dense)
-        return Retention(overall.value, float(np.hypot(overall.se, self._seed_error(cell))))
+        return Estimate(overall.value, float(np.hypot(overall.se, self._seed_error(cell))))
 
-    def gap(self, first: Cell, second: Cell, benchmarks: Sequence[str] | None = None) -> Retention:
+    def gap(self, first: Cell, second: Cell, benchmarks: Sequence[str] | None = None) -> Estimate:
         """Retention of `first` minus that of `second`, on all benchmarks or some of them."""
         ours, theirs = (_only(_mean(self._results[cell]), benchmarks) for cell in (first, second))
         overall = difference(ours, theirs, _only(self.dense, benchmarks))
         errors = (overall.se, self._seed_error(first), self._seed_error(second))
-        return Retention(overall.value, float(np.linalg.norm(errors)))
+        return Estimate(overall.value, float(np.linalg.norm(errors)))
 
-    def gap_to(self, other: Results, cell: Cell) -> Retention:
+    def gap_to(self, other: Results, cell: Cell) -> Estimate:
         """Retention of one model of another study, whose seed is as it is, minus that of a cell."""
         overall = difference(other, _mean(self._results[cell]), self.dense)
-        return Retention(overall.value, float(np.hypot(overall.se, self._seed_error(cell))))
+        return Estimate(overall.value, float(np.hypot(overall.se, self._seed_error(cell))))
 
-    def relative(self, first: Cell, second: Cell) -> Retention:
+    def relative(self, first: Cell, second: Cell) -> Estimate:
         """What `first` keeps of what `second` has."""
         overall = retention(_mean(self._results[first]), _mean(self._results[second]))
         base = self.kept(second).value
         errors = (self._seed_error(first) / base, overall.value * self._seed_error(second) / base)
-        return Retention(overall.value, float(np.linalg.norm((overall.se, *errors))))
+        return Estimate(overall.value, float(np.linalg.norm((overall.se, *errors))))
 
     def _seed_error(self, cell: Cell) -> float:
         """Standard error of a mean over seeds; none where nothing is trained, since nothing is drawn."""
@@ -140,21 +140,21 @@ class Table:
         return float(np.sqrt(np.dot(variances, weights) / max(sum(weights), 1)))
 
 
-def kept_over_seeds(runs: Sequence[Results], dense: Results) -> Retention:
+def kept_over_seeds(runs: Sequence[Results], dense: Results) -> Estimate:
     """Retention of one recipe under several seeds; its error from their own spread."""
     overall = retention(_mean(runs), dense)
     each = [retention(run, dense).value for run in runs]
-    return Retention(overall.value, float(np.hypot(overall.se, _seed_error(each))))
+    return Estimate(overall.value, float(np.hypot(overall.se, _seed_error(each))))
 
 
-def gap_over_seeds(first: Sequence[Results], second: Sequence[Results], dense: Results) -> Retention:
+def gap_over_seeds(first: Sequence[Results], second: Sequence[Results], dense: Results) -> Estimate:
     """Retention of one recipe minus that of another, paired by question and seed."""
     overall = difference(_mean(first), _mean(second), dense)
     each = [difference(a, b, dense).value for a, b in zip(*_paired(first, second), strict=True)]
-    return Retention(overall.value, float(np.hypot(overall.se, _seed_error(each))))
+    return Estimate(overall.value, float(np.hypot(overall.se, _seed_error(each))))
 
 
-def percent(value: Retention, signed: bool = False) -> str:
+def percent(value: Estimate, signed: bool = False) -> str:
     """A retention, or a difference of two in points, with its 95% interval."""
     low, high = value.interval
     sign = "+" if signed else ""

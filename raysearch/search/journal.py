@@ -3,11 +3,11 @@
 A row is looked up in the table `EVENTS` and checked field by field; nothing is executed by a name that it holds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
@@ -15,140 +15,80 @@ from raysearch.search.early_stopping.asha import AshaBracket
 from raysearch.search.searcher import Searcher
 
 
-class _TrialEvent(BaseModel):
+class TrialArgs(BaseModel):
+    """An event of one trial."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trial: str
 
-    def apply(self, searcher: Searcher, bracket: AshaBracket) -> Any:
-        raise NotImplementedError
 
+class RenameArgs(TrialArgs):
+    """Another name for a trial."""
 
-class TrialSuggested(_TrialEvent):
-    """A new trial was asked for; the recipe follows from the state."""
-
-    event: Literal["suggested"] = "suggested"
-
-    def apply(self, searcher: Searcher, bracket: AshaBracket) -> Any:
-        return searcher.suggest(self.trial)
-
-
-class TrialRenamed(_TrialEvent):
-    """A trial that was interrupted goes on under another name."""
-
-    event: Literal["renamed"] = "renamed"
     name: str
 
-    def apply(self, searcher: Searcher, bracket: AshaBracket) -> None:
-        searcher.rename(self.trial, self.name)
-        bracket.rename(self.trial, self.name)
 
+class ReportArgs(TrialArgs):
+    """A score of a running trial."""
 
-class RetentionReported(_TrialEvent):
-    """A running trial was scored."""
-
-    event: Literal["reported"] = "reported"
     samples_seen: float
     retention: float
 
-    def apply(self, searcher: Searcher, bracket: AshaBracket) -> None:
-        searcher.report(self.trial, self.samples_seen, self.retention)
 
+class RungArgs(ReportArgs):
+    """A result that is judged at a rung."""
 
-class TrialFinished(_TrialEvent):
-    """A trial came to its own end."""
-
-    event: Literal["finished"] = "finished"
-
-    def apply(self, searcher: Searcher, bracket: AshaBracket) -> None:
-        searcher.finish(self.trial)
-
-
-class TrialStopped(_TrialEvent):
-    """A trial was stopped early."""
-
-    event: Literal["stopped"] = "stopped"
-
-    def apply(self, searcher: Searcher, bracket: AshaBracket) -> None:
-        searcher.stop(self.trial)
-
-
-class TrialFailed(_TrialEvent):
-    """A trial failed."""
-
-    event: Literal["failed"] = "failed"
-
-    def apply(self, searcher: Searcher, bracket: AshaBracket) -> None:
-        searcher.fail(self.trial)
-
-
-class RungReached(_TrialEvent):
-    """A trial was judged at a rung, or between two."""
-
-    event: Literal["rung_reached"] = "rung_reached"
     size: float
-    retention: float
     retention_se: float
-    samples_seen: float
-
-    def apply(self, searcher: Searcher, bracket: AshaBracket) -> Any:
-        return bracket.decide(self.trial, self.size, self.retention, self.retention_se, self.samples_seen)
 
 
-class EndReached(RungReached):
-    """A trial's last value, which counts at all rungs that it has not reached."""
-
-    event: Literal["end_reached"] = "end_reached"  # type: ignore[assignment]
-
-    def apply(self, searcher: Searcher, bracket: AshaBracket) -> None:
-        bracket.finish(self.trial, self.size, self.retention, self.retention_se, self.samples_seen)
+def _rename(searcher: Searcher, bracket: AshaBracket, args: Any) -> None:
+    searcher.rename(args.trial, args.name)
+    bracket.rename(args.trial, args.name)
 
 
-class TrialLost(_TrialEvent):
-    """A trial's process failed: it holds back no other at the rungs."""
-
-    event: Literal["lost"] = "lost"
-
-    def apply(self, searcher: Searcher, bracket: AshaBracket) -> None:
-        bracket.fail(self.trial)
+def _judge(searcher: Searcher, bracket: AshaBracket, args: Any) -> Any:
+    return bracket.decide(args.trial, args.size, args.retention, args.retention_se, args.samples_seen)
 
 
-class TrialAdded(_TrialEvent):
-    """A trial starts, or is tried again after its process failed."""
-
-    event: Literal["added"] = "added"
-
-    def apply(self, searcher: Searcher, bracket: AshaBracket) -> None:
-        bracket.revive(self.trial)
+def _end(searcher: Searcher, bracket: AshaBracket, args: Any) -> None:
+    bracket.finish(args.trial, args.size, args.retention, args.retention_se, args.samples_seen)
 
 
-ENDS = (TrialFinished, TrialStopped, TrialFailed)
-Event = (
-    TrialSuggested
-    | TrialRenamed
-    | RetentionReported
-    | TrialFinished
-    | TrialStopped
-    | TrialFailed
-    | RungReached
-    | EndReached
-    | TrialLost
-    | TrialAdded
-)
-EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+EVENTS: dict[str, tuple[type[TrialArgs], Callable[[Searcher, AshaBracket, Any], Any]]] = {
+    "suggested": (TrialArgs, lambda searcher, bracket, args: searcher.suggest(args.trial)),
+    "renamed": (RenameArgs, _rename),  # an interrupted trial goes on under another name
+    "added": (TrialArgs, lambda searcher, bracket, args: bracket.revive(args.trial)),
+    "rung_reached": (RungArgs, _judge),
+    "reported": (ReportArgs, lambda searcher, bracket, a: searcher.report(a.trial, a.samples_seen, a.retention)),
+    "end_reached": (RungArgs, _end),
+    "lost": (TrialArgs, lambda searcher, bracket, args: bracket.fail(args.trial)),  # its process failed
+    "finished": (TrialArgs, lambda searcher, bracket, args: searcher.finish(args.trial)),
+    "stopped": (TrialArgs, lambda searcher, bracket, args: searcher.stop(args.trial)),
+    "failed": (TrialArgs, lambda searcher, bracket, args: searcher.fail(args.trial)),
+}
+"""By event: its fields, and what it does to the searcher and the bracket."""
+ENDS = ("finished", "stopped", "failed")
+_WAY_OUT = "delete it and search-state.json beside it, to go on from trials.jsonl alone"
 
 
-def append_event(path: Path, number: int, event: Event) -> None:
+def append_event(path: Path, number: int, event: str, args: TrialArgs) -> None:
     """Write one event behind the others.
 
     Raises:
         OSError: it could not be written.
     """
-    append_json(path, {"number": number, **event.model_dump()}, flush=False)
+    append_json(path, {"number": number, "event": event, **args.model_dump()}, flush=False)
 
 
-def read_events(path: Path) -> Iterator[tuple[int, Event]]:
-    """The events of a journal with their numbers; none if there is no file.
+def apply_event(searcher: Searcher, bracket: AshaBracket, event: str, args: TrialArgs) -> Any:
+    """What the searcher or the bracket answers to an event of `EVENTS`."""
+    return EVENTS[event][1](searcher, bracket, args)
+
+
+def read_events(path: Path) -> Iterator[tuple[int, str, TrialArgs]]:
+    """Number, event and fields of each row of a journal; none if there is no file.
 
     Raises:
         InputError: a line is damaged, or no event of this version.
@@ -159,18 +99,14 @@ def read_events(path: Path) -> Iterator[tuple[int, Event]]:
         raise InputError(f"{path}: {error}; {_WAY_OUT}") from None
     for line, row in enumerate(rows, 1):
         try:
-            fields = dict(row)
-            number = fields.pop("number")
-            event = EVENTS.validate_python(fields)
+            number, event = row.pop("number"), row.pop("event")
+            args = EVENTS[event][0].model_validate(row)
             if not isinstance(number, int):
-                raise TypeError(f"number {number!r}")
+                raise TypeError(number)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "event"
-            raise InputError(f"{path}: line {line}: {where}: {first['msg']}; {_WAY_OUT}") from None
-        except (KeyError, TypeError, ValueError):
+            field = ".".join(map(str, first["loc"]))
+            raise InputError(f"{path}: line {line}: {event}.{field}: {first['msg']}; {_WAY_OUT}") from None
+        except (KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: line {line}: no event of this version; {_WAY_OUT}") from None
-        yield number, event
-
-
-_WAY_OUT = "delete it and search-state.json beside it, to go on from trials.jsonl alone"
+        yield number, event, args

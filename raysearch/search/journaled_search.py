@@ -13,18 +13,12 @@ from raysearch.search.early_stopping.asha import AshaBracket, Decision
 from raysearch.search.early_stopping.decision_log import DecisionLog
 from raysearch.search.journal import (
     ENDS,
-    EndReached,
-    Event,
-    RetentionReported,
-    RungReached,
-    TrialAdded,
-    TrialFailed,
-    TrialFinished,
-    TrialLost,
-    TrialRenamed,
-    TrialStopped,
-    TrialSuggested,
+    RenameArgs,
+    ReportArgs,
+    RungArgs,
+    TrialArgs,
     append_event,
+    apply_event,
     read_events,
 )
 from raysearch.search.searcher import Searcher
@@ -60,40 +54,34 @@ class JournaledSearch:
     def suggest(self, trial: str) -> Recipe | None:
         """The recipe of the next trial, that of an interrupted one first; None when there is none left."""
         if self._interrupted:
-            self._do(TrialRenamed(trial=self._interrupted.pop(0), name=trial))
+            self._do("renamed", RenameArgs(trial=self._interrupted.pop(0), name=trial))
             return self.searcher.proposals[trial].recipe
-        return self._do(TrialSuggested(trial=trial))
+        return self._do("suggested", TrialArgs(trial=trial))
 
     def add(self, trial: str) -> None:
         """A trial starts, or is tried again after its process failed."""
-        self._do(TrialAdded(trial=trial))
+        self._do("added", TrialArgs(trial=trial))
 
-    def judge(self, trial: str, size: float, retention: float, retention_se: float, samples_seen: float) -> Decision:
+    def judge(self, result: RungArgs) -> Decision:
         """Whether a trial goes on after a result, and why."""
-        event = RungReached(
-            trial=trial, size=size, retention=retention, retention_se=retention_se, samples_seen=samples_seen
-        )
-        return self._do(event)
+        return self._do("rung_reached", result)
 
-    def reach_end(self, trial: str, size: float, retention: float, retention_se: float, samples_seen: float) -> None:
-        """A trial's last value counts at all rungs that it has not reached, unless it was stopped."""
-        event = EndReached(
-            trial=trial, size=size, retention=retention, retention_se=retention_se, samples_seen=samples_seen
-        )
-        self._do(event)
+    def reach_end(self, result: RungArgs) -> None:
+        """A trial's last result counts at all rungs that it has not reached, unless it was stopped."""
+        self._do("end_reached", result)
 
     def lose(self, trial: str) -> None:
         """A trial's process failed: it holds back no other at the rungs."""
-        self._do(TrialLost(trial=trial))
+        self._do("lost", TrialArgs(trial=trial))
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
         """A running trial was scored."""
-        self._do(RetentionReported(trial=trial, samples_seen=samples_seen, retention=retention))
+        self._do("reported", ReportArgs(trial=trial, samples_seen=samples_seen, retention=retention))
 
     def end(self, trial: str, failed: bool) -> None:
         """A trial has failed, was stopped, or came to its own end."""
-        kind = TrialFailed if failed else TrialStopped if self.bracket.was_stopped(trial) else TrialFinished
-        self._do(kind(trial=trial))
+        event = "failed" if failed else "stopped" if self.bracket.was_stopped(trial) else "finished"
+        self._do(event, TrialArgs(trial=trial))
 
     def resume(self, records: Sequence[TrialRecord]) -> bool:
         """Go on from the files of an earlier process.
@@ -101,7 +89,8 @@ class JournaledSearch:
         A trial that was running goes on under the name of one of the next suggestions. So does one whose end was in
         the journal, but not in `records`, when the process died. A record that no event tells of is adopted.
 
-        Nothing is written before `begin`. Earlier events are replayed under the budgets and the number of trials of then; those of now hold afterwards.
+        Nothing is written before `begin`. Earlier events are replayed under the budgets and the number of trials of
+        then; those of now hold afterwards.
 
         Args:
             records: the trials that have ended, as `trials.jsonl` has them.
@@ -175,10 +164,10 @@ class JournaledSearch:
     def _replay(self, ended: set[str]) -> None:
         assert self._folder is not None
         path = self._folder / JOURNAL
-        for number, event in read_events(path):
-            if number > self._num_events and not (isinstance(event, ENDS) and event.trial not in ended):
+        for number, event, args in read_events(path):
+            if number > self._num_events and not (event in ENDS and args.trial not in ended):
                 try:
-                    answer = event.apply(self.searcher, self.bracket)
+                    answer = apply_event(self.searcher, self.bracket, event, args)
                 except (KeyError, ValueError) as error:
                     raise InputError(
                         f"{path}: event {number} fits no state here ({error}); delete it and {STATE} beside it, to go "
@@ -188,12 +177,12 @@ class JournaledSearch:
                     self._replayed.append((self.bracket.num_decisions, answer))
             self._num_events = max(number, self._num_events)
 
-    def _do(self, event: Event) -> Any:
+    def _do(self, event: str, args: TrialArgs) -> Any:
         """Write an event to the journal, then apply it."""
         self._num_events += 1
         if self._folder is not None:
-            append_event(self._folder / JOURNAL, self._num_events, event)
-        answer = event.apply(self.searcher, self.bracket)
+            append_event(self._folder / JOURNAL, self._num_events, event, args)
+        answer = apply_event(self.searcher, self.bracket, event, args)
         if self._log and isinstance(answer, Decision):
             self._log.write(self.bracket.num_decisions, answer)
         return answer

@@ -74,7 +74,7 @@ class Searcher:
         self._sizing = Sizing(size_of, dense, self.budgets)
         self._queue: list[dict[str, Any]] = []
         self._study = None if sampler in ("ehvi", "grid") else OptunaStudy(sampler, seed)
-        self._encoding = Encoding(space.asked())
+        self._encoding = Encoding(space.search_params())
         self._candidates = self._draw_candidates()
         self._gain_model = EHVIRanker(self._encoding.groups)
         self._prior: list[Observation] = []

@@ -15,7 +15,7 @@ from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
-from raysearch.evaluation.retention import Retention
+from raysearch.evaluation.retention import Estimate
 from raysearch.files import append_json, folder_bytes, read_json_lines, write_json
 from raysearch.study.front import Baseline, Front, FrontPoint, Measured
 from raysearch.study.records import Score, TrialRecord
@@ -127,7 +127,7 @@ class Study:
             size_bytes=record.size_bytes,
             size_ratio=record.size_bytes / baseline.size_bytes,
             retention=last.retention,
-            retention_ci=Retention(last.retention, last.retention_se).interval,
+            retention_ci=Estimate(last.retention, last.retention_se).interval,
             scores=last.scores,
             samples_seen=last.samples_seen,
             checkpoint=checkpoint,

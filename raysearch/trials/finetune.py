@@ -7,7 +7,7 @@ from pathlib import Path
 from raysearch import models
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
-from raysearch.evaluation.retention import Retention, difference
+from raysearch.evaluation.retention import Estimate, difference
 from raysearch.export.export_checkpoint import checkpoint_of
 from raysearch.study.folder import read_space
 from raysearch.study.front import FrontPoint, Measured
@@ -27,7 +27,7 @@ class Finetuned:
     """
 
     point: FrontPoint
-    gain: Retention
+    gain: Estimate
     before: Measured
     after: Measured
     num_samples: int
@@ -87,7 +87,7 @@ def finetune(study: Path, point: FrontPoint, epochs: float = 1.0) -> Finetuned:
     if gain.value > 0:
         changes = {
             "retention": score.retention,
-            "retention_ci": Retention(score.retention, score.retention_se).interval,
+            "retention_ci": Estimate(score.retention, score.retention_se).interval,
             "scores": score.scores,
             "samples_seen": point.samples_seen + score.samples_seen,
             "checkpoint": str(folder),

@@ -18,7 +18,7 @@ from raysearch.cli.search import EMBEDDED_SPACE
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation.benchmarks import load_benchmarks
-from raysearch.evaluation.retention import Results, Retention, retention
+from raysearch.evaluation.retention import Estimate, Results, retention
 from raysearch.files import write_text
 from raysearch.recovery.deepspeed_engine import start_distributed
 from raysearch.replication.table import gap_over_seeds, kept_over_seeds, percent
@@ -102,11 +102,11 @@ class Effects:
         self.folder, self.num_seeds = folder, num_seeds
         self.dense = self._read("dense")
 
-    def kept(self, fields: dict) -> Retention:
+    def kept(self, fields: dict) -> Estimate:
         """Retention of a recipe, averaged over its seeds."""
         return kept_over_seeds(self._runs(fields), self.dense)
 
-    def gap(self, first: dict, second: dict) -> Retention:
+    def gap(self, first: dict, second: dict) -> Estimate:
         """Retention of `first` minus that of `second`."""
         return gap_over_seeds(self._runs(first), self._runs(second), self.dense)
 

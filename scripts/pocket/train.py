@@ -39,11 +39,12 @@ import torch.nn.functional as F
 from transformers import LlavaForConditionalGeneration
 
 from raysearch.pocket import SPLITS
-from raysearch.pocket.asking import SHORT, ask
 from raysearch.pocket.drawing import ATTRIBUTES, Draw
-from raysearch.pocket.model import BOS, NUM_IMAGE_TOKENS, USER, make_model, make_processor, make_tokenizer
-from raysearch.pocket.packing import IGNORED, PREFIX, Packer, Row, batch_rows
-from raysearch.pocket.splits import pictures
+from raysearch.pocket.model import BOS, NUM_IMAGE_TOKENS, USER, make_processor, make_tokenizer
+from raysearch.pocket.question_templates import SHORT, make_questions
+from raysearch.pocket.splits import labeled_images
+from scripts.pocket.architecture import make_model
+from scripts.pocket.packing import IGNORED, PREFIX, Packer, Row, batch_rows
 from scripts.pocket.training import (
     ATTENTION,
     accuracy,
@@ -286,8 +287,8 @@ def looks_batches() -> Iterator[tuple[np.ndarray, list[Row]]]:
         drawn = []
         for source in ("scenes", "digits"):
             makers, draw = {"query": SHORT[source]["query"]}, Draw(5, chunk, 6)
-            found = pictures(source, "train", 5_000 + chunk, half * steps_per_chunk)
-            asked = [ask(found.things(i), ["query"] * 3, makers, draw) for i in range(len(found.images))]
+            found = labeled_images(source, "train", 5_000 + chunk, half * steps_per_chunk)
+            asked = [make_questions(found.things(i), ["query"] * 3, makers, draw) for i in range(len(found.images))]
             drawn.append((found.images, [packer.pack([[question] for question in each]) for each in asked]))
         for step in range(steps_per_chunk):
             part = slice(step * half, (step + 1) * half)

@@ -26,8 +26,8 @@ from raysearch.files import write_tensors
 from raysearch.pocket import SPLITS
 from raysearch.pocket.drawing import ATTRIBUTES
 from raysearch.pocket.model import IMAGE, NUM_IMAGE_TOKENS
-from raysearch.pocket.packing import IGNORED, Packer, Row, batch_rows
 from raysearch.pocket.smollm2 import make_lvlm, pretrained
+from scripts.pocket.packing import IGNORED, Packer, Row, batch_rows
 from scripts.pocket.training import (
     ATTENTION,
     answer_loss,
@@ -55,11 +55,11 @@ class ChatPacker(Packer):
         self._tokenizer = tokenizer
         self.prefix = self._ids("<|im_start|>user\n") + self._ids(IMAGE) * NUM_IMAGE_TOKENS
 
-    def asked(self, prompt: str, is_first: bool) -> list[int]:
+    def prompt_ids(self, prompt: str, is_first: bool) -> list[int]:
         start = "" if is_first else "\n<|im_start|>user\n"
         return self._ids(f"{start}{prompt}<|im_end|>\n<|im_start|>assistant\n")
 
-    def answered(self, answer: str) -> list[int]:
+    def answer_ids(self, answer: str) -> list[int]:
         return self._ids(f"{answer}<|im_end|>")
 
     def _ids(self, text: str) -> list[int]:

@@ -9,11 +9,18 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from raysearch.pocket.asking import PocketQuestion, easy_vqa_asked
+from raysearch.config.settings import EMBEDDED_BENCHMARKS
 from raysearch.pocket.drawing import CELL, GRID, Draw, easy_vqa_image, easy_vqa_questions
 from raysearch.pocket.model import PATCH_SIZE
-from raysearch.pocket.packing import IGNORED, PackedBatch, Packer, Row, batch_rows
-from raysearch.pocket.splits import BENCHMARKS, asked_easy_vqa, asked_pictures, pictures, question_draw, split_questions
+from raysearch.pocket.question_templates import PocketQuestion, published_questions
+from raysearch.pocket.splits import (
+    annotated_easy_vqa,
+    annotated_images,
+    labeled_images,
+    question_draw,
+    split_questions,
+)
+from scripts.pocket.packing import IGNORED, PackedBatch, Packer, Row, batch_rows
 
 PER_STEP = {"scenes": 5, "digits": 4, "easy-vqa": 1}
 NUM_SHORT, NUM_LISTS, NUM_EASY_PAIRS = 9, 3, 3
@@ -87,7 +94,7 @@ def labelled_pictures(num_steps: int) -> Iterator[tuple[np.ndarray, dict[str, to
         if step % STEPS_PER_CHUNK == 0:
             size = half * STEPS_PER_CHUNK
             chunk = 100_000 + step // STEPS_PER_CHUNK  # far from the chunks of the second stage
-            drawn = [pictures(source, "train", chunk, size) for source in ("scenes", "digits")]
+            drawn = [labeled_images(source, "train", chunk, size) for source in ("scenes", "digits")]
         rows = slice(step % STEPS_PER_CHUNK * half, (step % STEPS_PER_CHUNK + 1) * half)
         images = np.concatenate([each.images[rows] for each in drawn])
         labels = {name: np.concatenate([each.labels[name][rows] for each in drawn]) for name in drawn[0].labels}
@@ -131,10 +138,10 @@ def training_rows(
             if source == "easy-vqa":
                 easy_draw = question_draw(source, "train", 1 + chunk)
                 numbers = (easy_draw.below(NUM_EASY_IMAGES) for _ in range(size))
-                asked = [asked_easy_vqa("train", number, NUM_EASY_PAIRS, easy_draw) for number in numbers]
+                asked = [annotated_easy_vqa("train", number, NUM_EASY_PAIRS, easy_draw) for number in numbers]
             else:
                 num_things = (2, 4) if few else None
-                stream = asked_pictures(source, "train", 1 + chunk, size, NUM_SHORT, NUM_LISTS, num_things)
+                stream = annotated_images(source, "train", 1 + chunk, size, NUM_SHORT, NUM_LISTS, num_things)
                 asked = list(stream)
             by_source[source] = asked
         for index in range(STEPS_PER_CHUNK):
@@ -142,10 +149,10 @@ def training_rows(
             rows = []
             for asked in chosen:
                 questions = draw.shuffled(asked.short + asked.lists)
-                described = [asked.described] if asked.described else []
+                described = [asked.description] if asked.description else []
                 rows.append(packer.pack(as_conversations(questions, described, draw)))
             if chunk * STEPS_PER_CHUNK + index >= step:
-                yield np.stack([asked.image for asked in chosen]), rows
+                yield np.stack([asked.pixels for asked in chosen]), rows
         chunk += 1
 
 
@@ -216,10 +223,10 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Exact match per benchmark and kind, and over "all" of it; on the first `num` questions of each."""
     scores = {}
-    for benchmark in BENCHMARKS:
+    for benchmark in EMBEDDED_BENCHMARKS:
         by_image: dict[str, Picture] = {}
         for asked, question in split_questions(benchmark, split)[:num]:
-            by_image.setdefault(asked.image_id, (asked.image, []))[1].append(question)
+            by_image.setdefault(asked.image_id, (asked.pixels, []))[1].append(question)
         scores[benchmark] = right_shares(exact_matches(model, packer, list(by_image.values())))
     return scores
 
@@ -227,7 +234,7 @@ def evaluate(
 def easy_vqa_accuracy(model: LlavaForConditionalGeneration, packer: Packer) -> dict[str, float]:
     """Accuracy on all published test questions of easy-VQA, unbalanced as they are."""
     asked = [
-        (easy_vqa_image("test", image_id), list(easy_vqa_asked("test", image_id)))
+        (easy_vqa_image("test", image_id), list(published_questions("test", image_id)))
         for image_id in easy_vqa_questions("test")
     ]
     return right_shares(exact_matches(model, packer, asked))

@@ -134,7 +134,7 @@ class SyneTuneMOASHA(NoStopping):
         from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
 
         np.random.seed(self.seed)  # noqa: NPY002  Syne Tune draws from it
-        space = {name: syne_tune_domain(asked) for name, asked in sorted(self.table.asked().items())}
+        space = {name: syne_tune_domain(asked) for name, asked in sorted(self.table.search_params().items())}
         self.scheduler = MOASHA(
             space,
             metrics=["size", "loss"],
@@ -235,8 +235,8 @@ class TableSpace:
         self._table, self._row_of = table, row_of
         self.recipe = table.space.recipe if isinstance(table, RecordedTable) else {}
 
-    def asked(self) -> dict[str, Dimension]:
-        return self._table.asked()
+    def search_params(self) -> dict[str, Dimension]:
+        return self._table.search_params()
 
     def suggest(self, ask: Suggester) -> Row:
         return Row(self._row_of(ask))

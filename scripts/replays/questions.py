@@ -9,7 +9,7 @@ from raysearch import models
 from raysearch.data.encoding import Encoder
 from raysearch.evaluation.benchmarks import load_benchmarks
 from raysearch.evaluation.evaluator import evaluate
-from raysearch.evaluation.questions import early_part
+from raysearch.evaluation.questions import early_subset
 from raysearch.evaluation.retention import Results, retention
 
 
@@ -26,7 +26,7 @@ class Questions:
     def part(self, share: float) -> dict[str, np.ndarray]:
         """Per benchmark, which of its questions are asked."""
         if share not in self._parts:
-            asked = {b.name: {q.id for q in early_part(b.questions, share)} for b in self.benchmarks}
+            asked = {b.name: {q.id for q in early_subset(b.questions, share)} for b in self.benchmarks}
             self._parts[share] = {
                 b.name: np.array([question.id in asked[b.name] for question in b.questions]) for b in self.benchmarks
             }

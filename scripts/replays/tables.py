@@ -58,7 +58,7 @@ class Table:
         """Hypervolume of the whole table's front."""
         return hypervolume(self.shares, self.finals.mean(1))
 
-    def asked(self) -> dict[str, Dimension]:
+    def search_params(self) -> dict[str, Dimension]:
         """All that `suggest` may ask for, whatever the conditions, by name."""
         raise NotImplementedError
 
@@ -87,7 +87,7 @@ class GridTable(Table):
     choices: list[tuple[str, list]]
     index: Mapping[tuple[int, ...], int]
 
-    def asked(self) -> dict[str, Dimension]:
+    def search_params(self) -> dict[str, Dimension]:
         return {
             name: Choices(choices=values) if isinstance(values[0], str) else Range(low=0, high=len(values) - 1, step=1)
             for name, values in self.choices
@@ -132,8 +132,8 @@ class RecordedTable(Table):
     truths: Sequence[Mapping[float, float]]
     early: Early | None
 
-    def asked(self) -> dict[str, Dimension]:
-        return self.space.asked()
+    def search_params(self) -> dict[str, Dimension]:
+        return self.space.search_params()
 
     def suggest(self, ask: Suggester, taken: Container[int]) -> int:
         """The nearest recipe that is not taken; the nearest one if all are.
@@ -158,7 +158,8 @@ class RecordedTable(Table):
     @cached_property
     def _encoding(self) -> Encoding:
         """By field: a number's cases, each from 0 to 1, share its columns."""
-        return Encoding({_field(name): Range(low=0, high=1) if is_number(d) else d for name, d in self.asked().items()})
+        params = self.search_params().items()
+        return Encoding({_field(name): Range(low=0, high=1) if is_number(d) else d for name, d in params})
 
     @cached_property
     def _points(self) -> np.ndarray:
@@ -167,7 +168,7 @@ class RecordedTable(Table):
     def _point(self, recipe: Recipe) -> np.ndarray:
         """Of a recipe without its size."""
         _, ask = fit_to_space(self.space, recipe.as_dict())
-        asked = self.asked()
+        asked = self.search_params()
         params = {
             _field(name): place(asked[name], value) if is_number(asked[name]) else value
             for name, value in ask.params.items()

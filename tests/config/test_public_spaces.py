@@ -66,10 +66,7 @@ def test_the_papers_models_are_asked_its_nine_benchmarks():
             "DocVQA",
             "GQA",
         ]
-        assert {entry.name: entry.scale for entry in entries if entry.scale != 100} == {
-            "MME-C": 800,
-            "MME-P": 2000,
-        }
+        assert {entry.name: entry.scale for entry in entries if entry.scale != 100} == {"MME-C": 800, "MME-P": 2000}
 
 
 @pytest.mark.parametrize(("name", "num"), [("paper-grid", 70), ("pocket-study", 202)])

@@ -19,7 +19,7 @@ POCKET = Path(__file__).parents[2] / "search_spaces" / "pocket.yaml"
 
 
 class Dice:
-    """An `Ask` that remembers under which name it was asked for what."""
+    """A `Suggester` that records the bounds of each name."""
 
     def __init__(self, seed=0):
         self.random, self.asked = random.Random(seed), {}
@@ -58,7 +58,7 @@ def test_a_name_is_always_asked_with_the_same_bounds_and_only_when_it_applies():
         assert recipe.criteria[0] in ((None,) if recipe.mode == "widthwise" else LAYERS)
         assert recipe.criteria[1] in ((None,) if recipe.mode == "layerwise" else WIDTHS)
     assert {"lr#0", "lr#1", "lr#2", "layer_criterion", "width_criterion"} <= set(dice.asked)
-    assert "sft" not in dice.asked  # a single choice is no question
+    assert "sft" not in dice.asked  # a single choice needs no suggestion
 
 
 def test_mode_both_joins_a_layer_and_a_width_criterion():
@@ -87,7 +87,7 @@ def test_a_space_survives_its_own_json():
 MISTAKES = [
     ({"modle": 1}, "modle: unknown key; known are name, model,"),
     ({"search.trils": 1}, "search.trils: unknown key; known are trials,"),
-    ({"recipe.mod": 1}, "recipe.mod: no field of a recipe; known are mode,"),
+    ({"recipe.mod": 1}, "recipe.mod: not a field of a recipe; known are mode,"),
     ({"recipe.mode": ["layrwise"]}, "recipe.mode: .*'layrwise'"),
     ({"recipe.ratio": {"low": 0.5, "high": 0.2}}, "recipe.ratio.0: low 0.5 is above high 0.2; swap them"),
     ({"recipe.ratio": {"low": 0.5, "high": 1.2}}, "recipe.ratio: .*less than 1, not 1.2"),
@@ -95,17 +95,11 @@ MISTAKES = [
     ({"recipe.ratio": None}, "recipe.ratio: "),
     ({"recipe.ratio": []}, "recipe.ratio.0.choices: "),
     ({"recipe.ratio": {"low": 0.1, "high": 0.2, "when": {"lr": 1}}}, "recipe.ratio: when names 'lr'"),
-    (
-        {"recipe.criterion": ["taylor"]},
-        "recipe.criterion: none serves mode layerwise; add one of block_influence",
-    ),
+    ({"recipe.criterion": ["taylor"]}, "recipe.criterion: none applies to mode layerwise; add one of block_influence"),
     ({"recipe.lr": {"low": 0, "high": 0.1, "log": True}}, "recipe.lr: .*greater than 0, not 0"),
     ({"recipe.mode": {"low": 0, "high": 1}}, "recipe.mode: "),
     ({"recipe.ratio": {"choices": True}}, "recipe.ratio.0.choices: Input should be a valid list, not True"),
-    (
-        {"recipe.ratio": {"choices": [0.1], "when": 5}},
-        "recipe.ratio.0.when: Input should be a valid dictionary, not 5",
-    ),
+    ({"recipe.ratio": {"choices": [0.1], "when": 5}}, "recipe.ratio.0.when: Input should be a valid dictionary, not 5"),
     ({"recipe": [1]}, "recipe: must map fields"),
     ({"budgets": ["12"]}, "budgets: budget '12': not a size; write a share"),
     ({"search.trials": 0}, "search.trials: .*not 0"),
@@ -150,7 +144,7 @@ def test_files_that_hold_no_space(tmp_path, text):
 def test_half_a_character_is_no_text(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(json.dumps({"name": "s", "model": "pocket", "recipe": {"\ud800": None}}))
-    with pytest.raises(InputError, match=r"space.yaml: holds '\\ud800', which is no text") as error:
+    with pytest.raises(InputError, match=r"space.yaml: contains '\\ud800', which is not text") as error:
         SearchSpace.load(path)
     assert "\n" not in str(error.value)
 
@@ -170,7 +164,7 @@ def test_a_deepspeed_configuration_may_be_a_file_of_its_own(tmp_path):
     assert space.recovery.deepspeed == {"zero_optimization": {"stage": 2}}
     (tmp_path / "ds.json").write_text("{")
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match=r"recovery.deepspeed: .*ds\.json: no JSON file that can be read"):
+    with pytest.raises(InputError, match=r"recovery.deepspeed: .*ds\.json: not a readable JSON file"):
         SearchSpace.load(tmp_path / "space.yaml")
 
 
@@ -207,9 +201,6 @@ def test_paths_that_are_here_are_absolute_and_names_stay(tmp_path, monkeypatch):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(content))
     space = SearchSpace.load("space.yaml")
     assert (space.model, space.data) == (str(tmp_path / "my-model"), str(tmp_path / "data"))
-    assert (space.benchmarks[0].data, space.benchmarks[0].heldout_data) == (
-        str(tmp_path / "data"),
-        "lab/questions",
-    )
+    assert (space.benchmarks[0].data, space.benchmarks[0].heldout_data) == (str(tmp_path / "data"), "lab/questions")
     embedded = SearchSpace.model_validate({**content, "model": "pocket", "data": "lab/mix"})
     assert (embedded.model, embedded.data) == ("pocket", "lab/mix")

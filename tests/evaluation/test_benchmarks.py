@@ -12,13 +12,14 @@ from transformers import AutoModelForImageTextToText
 
 from raysearch import models, pocket
 from raysearch.config.benchmarks import BenchmarkConfig
+from raysearch.config.settings import EMBEDDED_BENCHMARKS
 from raysearch.config.space import SearchSpace
 from raysearch.data.encoding import Encoder
 from raysearch.errors import InputError
 from raysearch.evaluation.benchmarks import Benchmark, check_benchmarks, load_benchmarks
 from raysearch.evaluation.evaluator import evaluate, generate_answers
 from raysearch.evaluation.metrics import METRICS
-from raysearch.evaluation.questions import MIN_EARLY_QUESTIONS, Question, early_part
+from raysearch.evaluation.questions import MIN_EARLY_QUESTIONS, Question, early_subset
 from raysearch.evaluation.retention import Results, at_chance
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
@@ -135,9 +136,7 @@ def test_options_images_in_the_text_and_columns_of_other_names(folder):
     }
     columns = {"question": "text", "options": "choices", "answer": "label", "category": "subject"}
     given = entry(
-        write(folder, [row, {**row, "question_id": 8, "image_1": "p/2.png"}]),
-        metric="choice",
-        columns=columns,
+        write(folder, [row, {**row, "question_id": 8, "image_1": "p/2.png"}]), metric="choice", columns=columns
     )
     for benchmark in both(given):
         (question,) = benchmark.questions
@@ -204,7 +203,7 @@ def change(index, **cells):
         (change(0, answer=["a", "b"]), {"heldout_data": "same", "metric": "exact"}, "exact takes one"),
         (rows_of(), {"split": "test"}, "a JSON file has no splits"),
         (change(0, question="<image 3>"), {"heldout_data": "same"}, "the row has 1 images"),
-        ([{"question": "is it?", "answer": "yes", "image": "p/0.png"}] * 3, {"metric": "mme"}, "wants two about each"),
+        ([{"question": "is it?", "answer": "yes", "image": "p/0.png"}] * 3, {"metric": "mme"}, "needs two per image"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_said(folder, rows, more, said):
@@ -233,10 +232,7 @@ def test_names_are_checked():
     [
         ({"metric": "f1"}, r"benchmarks\.0\.metric: .*'anls'.* not 'f1'"),
         ({"splits": 1}, r"benchmarks\.0\.splits: unknown key; known are name, data, split"),
-        (
-            {"columns": {"anwser": "x"}},
-            r"benchmarks\.0\.columns: 'anwser' is no field of a question; known are",
-        ),
+        ({"columns": {"anwser": "x"}}, r"benchmarks\.0\.columns: 'anwser' is not a field of a question; known are"),
         ({"chance": 1.0}, r"benchmarks\.0\.chance: "),
         ({"data": None}, r"benchmarks\.0\.data: "),
         ({"data": "pocket"}, r"benchmarks\.0: 'own' is not embedded; known are easy-vqa, digits"),
@@ -344,7 +340,7 @@ def test_at_chance_is_a_matter_of_noise():
     assert at_chance(dense(5, 100, 0.0)) == []
 
 
-def asked(num, per_image):
+def questions_of(num, per_image):
     """Questions about pictures that come round in turn, as in a shuffled file."""
     num_images = num // per_image
     return [Question(str(at), f"p{at % num_images}", None, ("yes",), category="c") for at in range(num)]
@@ -352,25 +348,25 @@ def asked(num, per_image):
 
 @pytest.mark.parametrize("per_image", [1, 2, 5])
 def test_early_questions_nest_and_hold_whole_images(per_image):
-    questions, before = asked(400, per_image), set()
+    questions, before = questions_of(400, per_image), set()
     for share in (0.01, 0.1, 0.2, 0.35, 0.5, 0.9, 1.0):
-        part = early_part(questions, share)
+        part = early_subset(questions, share)
         assert 0 <= len(part) - max(MIN_EARLY_QUESTIONS, round(400 * share)) < per_image
         assert [int(question.id) for question in part] == sorted(int(question.id) for question in part)
         assert len(part) == per_image * len({question.image_id for question in part})
         assert before <= {question.id for question in part}
         before = {question.id for question in part}
-    assert early_part(questions, 1.0) == tuple(questions)
+    assert early_subset(questions, 1.0) == tuple(questions)
 
 
 def test_a_benchmark_with_hardly_any_questions_is_asked_whole():
-    assert early_part(asked(18, 2), 0.1) == tuple(asked(18, 2))
-    assert len(early_part(asked(60, 60), 0.1)) == 60  # all about one image
+    assert early_subset(questions_of(18, 2), 0.1) == tuple(questions_of(18, 2))
+    assert len(early_subset(questions_of(60, 60), 0.1)) == 60  # all about one image
 
 
 def test_early_pairs_of_mme_stay_pairs():
-    questions = asked(120, 2)
-    part = early_part(questions, 0.3)
+    questions = questions_of(120, 2)
+    part = early_subset(questions, 0.3)
     assert len(part) == 36
     METRICS["mme"].check(part)
     assert METRICS["mme"].values(["yes"] * 36, part).mean() == pytest.approx(1)
@@ -382,5 +378,5 @@ def test_early_pairs_of_mme_stay_pairs():
 
 def test_every_embedded_benchmark_is_asked_early():
     parts = [benchmark.early(0.1) for benchmark in load_benchmarks("pocket", "search")]
-    assert [len(part.questions) for part in parts] == [20] * len(pocket.BENCHMARKS)
-    assert [part.name for part in parts] == list(pocket.BENCHMARKS)
+    assert [len(part.questions) for part in parts] == [20] * len(EMBEDDED_BENCHMARKS)
+    assert [part.name for part in parts] == list(EMBEDDED_BENCHMARKS)

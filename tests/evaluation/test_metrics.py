@@ -11,7 +11,7 @@ from raysearch.evaluation.retention import Results, retention
 
 
 @dataclass(frozen=True)
-class Asked:
+class Gold:
     answers: tuple[str, ...]
     options: tuple[str, ...] = ()
     image_id: str = ""
@@ -45,8 +45,14 @@ ANIMALS = ("a dog", "a cat", "an owl", "hot dog")
 )
 def test_the_option_that_a_response_names(response, letter):
     assert metrics.chosen_letter(response, ANIMALS) == letter
-    right = Asked(("B",), ANIMALS)
+    right = Gold(("B",), ANIMALS)
     assert METRICS["choice"].values([response], [right]).tolist() == [float(letter == "B")]
+
+
+def test_options_after_the_26th_have_no_letter():
+    numbers = tuple(f"number {index}" for index in range(30))
+    assert metrics.chosen_letter("number 25", numbers) == "Z"
+    assert metrics.chosen_letter("number 26", numbers) is None
 
 
 @pytest.mark.parametrize(
@@ -64,7 +70,7 @@ def test_the_option_that_a_response_names(response, letter):
 )
 def test_yes_and_no(response, said):
     assert metrics.said_yes_no(response) == said
-    assert METRICS["yes_no"].values([response], [Asked(("no",))]).tolist() == [float(said == "no")]
+    assert METRICS["yes_no"].values([response], [Gold(("no",))]).tolist() == [float(said == "no")]
 
 
 @pytest.mark.parametrize(
@@ -76,10 +82,10 @@ def test_edit_distance(one, other, distance):
 
 
 def test_anls_takes_the_nearest_answer_and_nothing_below_a_half():
-    asked = Asked(("Coca Cola", "cola"))
+    asked = Gold(("Coca Cola", "cola"))
     cases = {"coca  cola": 1.0, "coca colas": 0.9, "kola": 0.75, "pepsi": 0.0, "": 0.0}
     assert METRICS["anls"].values(list(cases), [asked] * len(cases)) == pytest.approx(list(cases.values()))
-    assert METRICS["anls"].values(["abxy", "axyz"], [Asked(("abcd",))] * 2).tolist() == [0.5, 0.0]
+    assert METRICS["anls"].values(["abxy", "axyz"], [Gold(("abcd",))] * 2).tolist() == [0.5, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -101,15 +107,15 @@ def test_anls_takes_the_nearest_answer_and_nothing_below_a_half():
     ],
 )
 def test_relaxed_match(response, answer, score):
-    assert METRICS["relaxed"].values([response], [Asked((answer,))]).tolist() == [score]
+    assert METRICS["relaxed"].values([response], [Gold((answer,))]).tolist() == [score]
 
 
 def test_relaxed_match_with_options_is_choice():
-    assert METRICS["relaxed"].values(["B"], [Asked(("B",), ("3", "4"))]).tolist() == [1.0]
+    assert METRICS["relaxed"].values(["B"], [Gold(("B",), ("3", "4"))]).tolist() == [1.0]
 
 
 def test_exact_and_normalised():
-    asked = Asked(("on the left",))
+    asked = Gold(("on the left",))
     said = ["on the left", "On the left.", " on the left ", "left"]
     assert METRICS["exact"].values(said, [asked] * 4).tolist() == [1, 0, 1, 0]
     assert METRICS["normalised"].values(said, [asked] * 4).tolist() == [1, 1, 1, 0]
@@ -117,7 +123,7 @@ def test_exact_and_normalised():
 
 def mme_case():
     """Category p: image 1 has both right, image 2 one of two. Category q: its one image has one right."""
-    asked = [Asked((answer,), (), image, category) for answer, image, category in [
+    asked = [Gold((answer,), (), image, category) for answer, image, category in [
         ("yes", "1", "p"), ("yes", "3", "q"), ("no", "1", "p"), ("yes", "2", "p"), ("no", "2", "p"), ("no", "3", "q"),
     ]]  # fmt: skip
     return ["Yes", "yes", "No", "Yes", "Yes", "maybe"], asked
@@ -145,15 +151,15 @@ def f1_case(num=400, seed=0):
     gold = random.random(num) < 0.5
     said = np.where(random.random(num) < 0.8, gold, ~gold)
     word = np.where(said, "yes", "no").tolist()
-    return word, [Asked(("yes" if is_yes else "no",)) for is_yes in gold], gold, said
+    return word, [Gold(("yes" if is_yes else "no",)) for is_yes in gold], gold, said
 
 
 def test_f1_is_the_mean_of_its_values():
     responses = ["yes", "yes", "no", "no", "what"]
-    asked = [Asked((answer,)) for answer in ("yes", "no", "yes", "no", "yes")]
+    asked = [Gold((answer,)) for answer in ("yes", "no", "yes", "no", "yes")]
     values = METRICS["yes_no_f1"].values(responses, asked)
     assert values.mean() == pytest.approx(2 * 1 / (2 * 1 + 1 + 2))  # TP 1, FP 1, FN 2
-    assert METRICS["yes_no_f1"].values(["no"], [Asked(("no",))]).tolist() == [0.0]
+    assert METRICS["yes_no_f1"].values(["no"], [Gold(("no",))]).tolist() == [0.0]
 
 
 def test_the_values_of_f1_have_its_standard_error():
@@ -200,6 +206,8 @@ def test_answers_as_data_hold_them(metric, value, options, read):
     [
         ("choice", "B", (), "no options"),
         ("choice", "bird", ANIMALS, "none of the options"),
+        ("choice", "", ANIMALS, "none of the options"),
+        ("choice", "AB", ANIMALS, "none of the options"),
         ("choice", 4, ANIMALS, "go from 0 to 3"),
         ("choice", "1", ("1", "2"), "may be an option's number or its text"),
         ("choice", "dog", ("dog", "dog"), "none of the options"),
@@ -222,10 +230,10 @@ def test_options_as_data_hold_them():
 
 
 def test_chance_is_the_better_guess():
-    yes_no = [Asked((answer,)) for answer in ("yes", "yes", "yes", "no")]
+    yes_no = [Gold((answer,)) for answer in ("yes", "yes", "yes", "no")]
     assert metrics.chance("yes_no", yes_no) == 0.75
     assert metrics.chance("yes_no_f1", yes_no) == pytest.approx(6 / 7)
-    choice = [Asked((letter,), ANIMALS) for letter in "ABCD"]
+    choice = [Gold((letter,), ANIMALS) for letter in "ABCD"]
     assert metrics.chance("choice", choice) == 0.25
     assert metrics.chance("mme", mme_case()[1]) == pytest.approx(0.375)
-    assert metrics.chance("normalised", [Asked((word,)) for word in ("a", "b", "A", "c")]) == 0.5
+    assert metrics.chance("normalised", [Gold((word,)) for word in ("a", "b", "A", "c")]) == 0.5

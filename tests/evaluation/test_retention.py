@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raysearch.evaluation.retention import Results, Retention, difference, retention, score_intervals
+from raysearch.evaluation.retention import Estimate, Results, difference, retention, score_intervals
 
 
 def results(scores, images=None, chance=None):
@@ -99,7 +99,7 @@ def test_the_difference_of_two_models_is_paired():
     gap = difference(first, second, dense)
     assert gap.value == pytest.approx(retention(first, dense).value - retention(second, dense).value)
     assert gap.se < 0.4 * np.hypot(retention(first, dense).se, retention(second, dense).se)
-    assert difference(first, first, dense) == Retention(0.0, 0.0)
+    assert difference(first, first, dense) == Estimate(0.0, 0.0)
 
 
 def test_nothing_to_keep_other_questions_and_unknown_forms_are_refused():

@@ -1,4 +1,4 @@
-"""Questions about one picture, asked in one row: what each is answered is what it is answered alone."""
+"""Questions about one image joined in one row get the answers that each gets alone."""
 
 import dataclasses
 import random
@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
-from raysearch import models, pocket
+from raysearch import models
+from raysearch.config.settings import EMBEDDED_BENCHMARKS
 from raysearch.data.encoding import Encoder, collate
 from raysearch.data.labels import IGNORED, answer_labels, answer_states
 from raysearch.evaluation import evaluator, shared_prefix
@@ -20,11 +22,11 @@ from raysearch.pruning import prune
 from raysearch.pruning.importance import importance
 from tests.support.tiny_models import FAMILIES, IMAGE
 
-HEEDING = {
+HONOURING = {
     "llava_llama", "llava_qwen3", "bunny", "mini_internvl", "internvl", "llava_next", "llava_onevision", "idefics3",
     "smolvlm", "mistral3", "llama", "qwen2", "qwen3", "phi", "phi3", "gemma", "smollm3", "granite", "olmo2",
 }  # fmt: skip
-"""The others have a window, two axes of positions, or attention in both directions inside pictures."""
+"""The others have a sliding window, multi-axis positions, or bidirectional attention within images."""
 TAIL = 8
 
 
@@ -57,14 +59,14 @@ def test_a_family_answers_joined_rows_as_alone_or_is_told(name):
     encoder = SimpleNamespace(collate=partial(collate, pad_id=0, one_entry_per_row=name in ("idefics3", "smolvlm")))
 
     @torch.inference_mode()
-    def ask(batch):
+    def logits(batch):
         return family.lm_head(model)(answer_states(model, batch))
 
-    assert shared_prefix.honours_mask(ask, encoder, rows) == (name in HEEDING)
-    if name in HEEDING:
+    assert shared_prefix.honours_mask(logits, encoder, rows) == (name in HONOURING)
+    if name in HONOURING:
         # two groups of unlike length, so that one is padded
-        joined = ask(shared_prefix.joined_batch(encoder, [rows[1:], rows]))
-        alone = torch.cat([ask(encoder.collate([one])) for one in (*rows[1:], *rows)])
+        joined = logits(shared_prefix.joined_batch(encoder, [rows[1:], rows]))
+        alone = torch.cat([logits(encoder.collate([one])) for one in (*rows[1:], *rows)])
         torch.testing.assert_close(joined, alone, rtol=1e-4, atol=1e-4 * float(alone.abs().max()))
 
 
@@ -91,7 +93,7 @@ def test_rows_that_differ_in_nothing_but_the_answer_keep_a_token_to_predict_it()
 
 def test_only_rows_of_the_same_pictures_behind_the_same_tokens_are_joined():
     def groups(*rows, ids="aaaaaaaa", token=IMAGE, longest=None):
-        return shared_prefix.grouped(rows, ids[: len(rows)], token, longest)
+        return shared_prefix.group_by_prefix(rows, ids[: len(rows)], token, longest)
 
     one = row([1, IMAGE, 2, 3, 4], pixel_values=[1.0, 2.0])
     assert groups(one, one, one) == [[0, 1, 2]]
@@ -117,25 +119,28 @@ def embedded():
     return model.eval(), Encoder(processor, family_for(model), 256)
 
 
-def test_all_questions_are_answered_as_alone(embedded, monkeypatch):
+def test_all_questions_are_answered_as_alone(embedded):
     stored, encoder = embedded
-    model = type(stored)._from_config(stored.config, dtype=torch.float32).eval()  # no ties by rounding
+    model = AutoModelForImageTextToText.from_config(stored.config, dtype=torch.float32).eval()  # no ties by rounding
     model.load_state_dict(stored.state_dict())
     benchmarks = load_benchmarks("pocket", "search")
     mixed = [dataclasses.replace(b, questions=tuple(random.Random(0).sample(b.questions, 60))) for b in benchmarks]
-    sizes, grouped = [], shared_prefix.grouped
-
-    def noted(*arguments):
-        groups = grouped(*arguments)
-        sizes.extend(map(len, groups))
-        return groups
-
-    monkeypatch.setattr(evaluator.shared_images, "grouped", noted)
+    # questions whose image ids differ are not joined
+    apart = [
+        dataclasses.replace(b, questions=tuple(dataclasses.replace(q, image_id=q.id) for q in b.questions))
+        for b in mixed
+    ]
+    questions = [question for benchmark in mixed for question in benchmark.questions]
+    rows = [encoder.encode(question.sample) for question in questions]
+    image_token = encoder.family.image_token_id(model.config)
+    groups = shared_prefix.group_by_prefix(rows, [question.image_id for question in questions], image_token)
+    assert max(map(len, groups)) > 4
+    assert shared_prefix.honours_mask(
+        partial(evaluator.answer_logits, model, encoder.family), encoder, [rows[i] for i in max(groups, key=len)]
+    )
     joined = evaluate(model, encoder.family, encoder, mixed, batch_size=10)
-    assert max(sizes) > 4
-    monkeypatch.setattr(evaluator.shared_images, "honours_mask", lambda *arguments: False)
-    alone = evaluate(model, encoder.family, encoder, mixed)
-    for name in pocket.BENCHMARKS:
+    alone = evaluate(model, encoder.family, encoder, apart)
+    for name in EMBEDDED_BENCHMARKS:
         assert joined.scores[name].tolist() == alone.scores[name].tolist()
         assert alone.scores[name].mean() > 0
 
@@ -149,16 +154,16 @@ def test_rounding_stays_below_what_ignored_positions_and_masks_do(embedded, num_
     questions = [q for b in load_benchmarks("pocket", "search") for q in b.questions]
     rows = [encoder.encode(question.sample) for question in questions]
     ids = [question.image_id for question in questions]
-    ask = partial(evaluator._logits, model.eval(), encoder.family)
+    logits = partial(evaluator.answer_logits, model.eval(), encoder.family)
 
     def difference(changed, alone):
         return float((changed - alone).norm() / (alone - alone.mean(0)).norm())
 
-    groups = shared_prefix.grouped(rows, ids, encoder.family.image_token_id(dense.config))
+    groups = shared_prefix.group_by_prefix(rows, ids, encoder.family.image_token_id(dense.config))
     for group in [group for group in groups if len(group) > 4][:50:10]:
         group = [rows[index] for index in group]
-        alone, batch = ask(encoder.collate(group)).float(), shared_prefix.joined_batch(encoder, [group])
-        assert difference(ask(batch).float(), alone) < 0.4 * shared_prefix.MAX_DIFFERENCE
+        alone, batch = logits(encoder.collate(group)).float(), shared_prefix.joined_batch(encoder, [group])
+        assert difference(logits(batch).float(), alone) < 0.4 * shared_prefix.MAX_DIFFERENCE
         for name in ("position_ids", "attention_mask"):
             without = {key: value for key, value in batch.items() if key != name}
-            assert difference(ask(without).float(), alone) > 2 * shared_prefix.MAX_DIFFERENCE
+            assert difference(logits(without).float(), alone) > 2 * shared_prefix.MAX_DIFFERENCE

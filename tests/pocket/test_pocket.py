@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from raysearch import pocket
+from raysearch.config.settings import EMBEDDED_BENCHMARKS
 from raysearch.pocket import drawing, splits
-from raysearch.pocket.asking import SHORT, PocketQuestion, vocabulary
-from raysearch.pocket.packing import IGNORED, PREFIX, Packer, batch_rows
+from raysearch.pocket.question_templates import SHORT, PocketQuestion, vocabulary
+from scripts.pocket.packing import IGNORED, PREFIX, Packer, batch_rows
 
 SAMPLE = {"easy-vqa": 40, "digits": 48, "scenes": 48, "lists": 32, "descriptions": 16}
 """Questions answered by `generate`; one by one they take longest."""
@@ -48,12 +49,12 @@ def test_the_conversations_are_the_same_bytes_everywhere():
 
 @pytest.mark.parametrize("split", pocket.SPLITS)
 def test_the_questions_are_the_same_bytes_everywhere(split):
-    rows = [row for benchmark in pocket.BENCHMARKS for row in pocket.questions(benchmark, split)]
+    rows = [row for benchmark in EMBEDDED_BENCHMARKS for row in pocket.questions(benchmark, split)]
     assert digest(rows) == QUESTIONS_SHA256[split]
 
 
 def test_the_numbers_of_questions():
-    for benchmark in pocket.BENCHMARKS:
+    for benchmark in EMBEDDED_BENCHMARKS:
         assert len(pocket.questions(benchmark, "search")) == 200
         assert len(pocket.questions(benchmark, "heldout")) == 400
 
@@ -81,14 +82,14 @@ def test_no_image_is_in_two_splits():
     for row in pocket.conversations(500):
         seen["recovery"].add(row["image"].tobytes())
     for split in pocket.SPLITS:
-        for benchmark in pocket.BENCHMARKS:
+        for benchmark in EMBEDDED_BENCHMARKS:
             seen[split] |= {row["image"].tobytes() for row in pocket.questions(benchmark, split)}
     assert not seen["search"] & seen["heldout"]
     assert not seen["recovery"] & (seen["search"] | seen["heldout"])
 
 
 def test_no_scanned_digit_is_in_two_splits():
-    scans = {split: {s.tobytes() for s in drawing._digit_scans(split)[0]} for split in ("train", "search", "heldout")}
+    scans = {split: {s.tobytes() for s in drawing.digit_scans(split)[0]} for split in ("train", "search", "heldout")}
     assert [len(scans[split]) for split in ("search", "heldout")] == [250, 250]
     assert not scans["train"] & (scans["search"] | scans["heldout"])
     assert not scans["search"] & scans["heldout"]
@@ -104,11 +105,10 @@ def test_questions_about_one_picture_share_its_image_id():
 
 
 @pytest.mark.parametrize(
-    ("source", "kind"),
-    [("scenes", "exists"), ("scenes", "compare"), ("digits", "exists"), ("digits", "compare")],
+    ("source", "kind"), [("scenes", "exists"), ("scenes", "compare"), ("digits", "exists"), ("digits", "compare")]
 )
 def test_yes_and_no_are_balanced(source, kind):
-    asked = splits.asked_pictures(source, "train", 3, 800, len(SHORT[source]), 0)
+    asked = splits.annotated_images(source, "train", 3, 800, len(SHORT[source]), 0)
     answers = Counter(question.answer for picture in asked for question in picture.short if question.kind == kind)
     assert set(answers) == {"yes", "no"}
     assert answers["yes"] / answers.total() == pytest.approx(0.5, abs=0.07)  # 4 standard errors
@@ -255,13 +255,13 @@ def test_packed_questions_are_computed_as_if_alone():
 
 
 @pytest.mark.parametrize("split", pocket.SPLITS)
-@pytest.mark.parametrize("benchmark", pocket.BENCHMARKS)
+@pytest.mark.parametrize("benchmark", EMBEDDED_BENCHMARKS)
 def test_chance_is_what_the_best_guess_gets(benchmark, split):
     num_right = splits.num_guessed(benchmark, split)
     assert pocket.chance(benchmark, split) == num_right / len(pocket.questions(benchmark, split))
 
 
-@pytest.mark.parametrize("benchmark", pocket.BENCHMARKS)
+@pytest.mark.parametrize("benchmark", EMBEDDED_BENCHMARKS)
 def test_it_does_better_than_chance(benchmark):
     rows = sampled(benchmark)
     score = np.mean([answer == row["answer"] for answer, row in zip(generated(benchmark), rows, strict=True)])
@@ -286,7 +286,6 @@ def test_the_folder_needs_transformers_alone(tmp_path):
     (tmp_path / "prompts.json").write_text(json.dumps([row["prompt"] for row in rows]))
     code = """
 import json, sys
-sys.modules["raysearch"] = None
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
@@ -300,6 +299,7 @@ for number, prompt in enumerate(json.load(open("prompts.json"))):
     ).to(model.dtype)
     out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     answers.append(processor.decode(out[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+assert "raysearch" not in sys.modules
 print(json.dumps([type(model).__name__, answers]))
 """
     command = [sys.executable, "-c", code, str(pocket.weights_folder())]

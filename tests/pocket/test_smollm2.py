@@ -19,8 +19,8 @@ from raysearch import pocket
 from raysearch.errors import InputError
 from raysearch.models.checkpoint_files import model_folder
 from raysearch.pocket import smollm2
-from raysearch.pocket.asking import PocketQuestion, vocabulary
-from raysearch.pocket.packing import IGNORED
+from raysearch.pocket.question_templates import PocketQuestion, vocabulary
+from scripts.pocket.packing import IGNORED
 
 SMOLLM2 = LlamaConfig(
     vocab_size=49152,
@@ -116,7 +116,7 @@ def test_the_decoder_and_the_tower_come_in_unchanged():
 
 def test_the_folder_is_made_once_and_needs_transformers_alone(tiny_extra, monkeypatch, capsys):
     folder = model_folder("pocket-smollm2")
-    assert "putting pocket-smollm2 together" in capsys.readouterr().err
+    assert "assembling pocket-smollm2" in capsys.readouterr().err
     monkeypatch.setattr(smollm2, "pretrained", None)  # not asked again
     assert model_folder("pocket-smollm2") == folder
     assert capsys.readouterr().err == ""

@@ -11,7 +11,7 @@ from raysearch.cli.app import app
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.evaluation.retention import Results, Retention, difference, load_results, retention, save_results
+from raysearch.evaluation.retention import Estimate, Results, difference, load_results, retention, save_results
 from raysearch.replication.claims import STATEMENTS, Check, joint, projector, untrained, verdict
 from raysearch.replication.figure import curves, write_figure
 from raysearch.replication.markdown_page import page
@@ -96,14 +96,14 @@ def test_int8_is_held_against_the_same_recipe_in_16_bits(kept, expected):
 @pytest.mark.parametrize(
     ("value", "low", "high", "expected"),
     [
-        (Retention(0.5, 0.1), 0.0, np.inf, "holds"),
-        (Retention(-0.5, 0.1), 0.0, np.inf, "fails"),
-        (Retention(0.1, 0.1), 0.0, np.inf, "can't tell"),
-        (Retention(-0.1, 0.1), 0.0, np.inf, "can't tell"),
-        (Retention(0.0, 0.01), -0.03, 0.03, "holds"),
-        (Retention(0.0, 0.1), -0.03, 0.03, "can't tell"),
-        (Retention(0.2, 0.01), -0.03, 0.03, "fails"),
-        (Retention(0.03, 0.0), -0.03, 0.03, "holds"),
+        (Estimate(0.5, 0.1), 0.0, np.inf, "holds"),
+        (Estimate(-0.5, 0.1), 0.0, np.inf, "fails"),
+        (Estimate(0.1, 0.1), 0.0, np.inf, "can't tell"),
+        (Estimate(-0.1, 0.1), 0.0, np.inf, "can't tell"),
+        (Estimate(0.0, 0.01), -0.03, 0.03, "holds"),
+        (Estimate(0.0, 0.1), -0.03, 0.03, "can't tell"),
+        (Estimate(0.2, 0.01), -0.03, 0.03, "fails"),
+        (Estimate(0.03, 0.0), -0.03, 0.03, "holds"),
     ],
 )
 def test_a_verdict_is_where_the_interval_lies(value, low, high, expected):
@@ -111,8 +111,8 @@ def test_a_verdict_is_where_the_interval_lies(value, low, high, expected):
 
 
 def test_all_must_hold_one_may_fail_and_many_looks_cost():
-    holds, fails, unclear = (Check("", Retention(value, 0.1), low=0) for value in (1.0, -1.0, 0.0))
-    barely = Check("", Retention(-0.2, 0.1), low=0)  # two standard errors out
+    holds, fails, unclear = (Check("", Estimate(value, 0.1), low=0) for value in (1.0, -1.0, 0.0))
+    barely = Check("", Estimate(-0.2, 0.1), low=0)  # two standard errors out
     assert verdict([]) == "can't tell"
     assert verdict([holds, holds]) == "holds"
     assert verdict([holds, unclear]) == "can't tell"
@@ -169,7 +169,7 @@ def test_claims_on_probes():
         calibration={(10, wide): many, (50, wide): many, (1, wide): answers(0.5)},
         text_dense=answers(1.0),
         text={wide: answers(0.96)},
-        seconds={wide: Retention(0.2, 0.001), deep: Retention(0.1, 0.001), None: Retention(0.3, 0.001)},
+        seconds={wide: Estimate(0.2, 0.001), deep: Estimate(0.1, 0.001), None: Estimate(0.3, 0.001)},
     )
     assert [found(number, made, probes) for number in (18, 19, 20)] == ["holds"] * 3
     drifting = Probes(answers(1.0), {(10, wide): answers(0.5), (50, wide): many}, answers(1.0), {wide: many}, {})
@@ -183,7 +183,7 @@ def test_probes_are_those_of_recipes_that_only_prune(tmp_path):
     (tmp_path / "probes" / "seconds.json").write_text(json.dumps({"dense": [0.3, 0.1], "layerwise-0.15": [0.2, 0.1]}))
     found = Probes.load(tmp_path, recipes)
     assert list(found.text) == [untrained(L, 0.15)]
-    assert found.seconds == {None: Retention(0.3, 0.1), untrained(L, 0.15): Retention(0.2, 0.1)}
+    assert found.seconds == {None: Estimate(0.3, 0.1), untrained(L, 0.15): Estimate(0.2, 0.1)}
 
 
 def test_relative_to_another_recipe():
@@ -205,7 +205,7 @@ def test_seeds_are_pooled_over_the_recipes_of_a_ratio():
     questions = difference(same[0], apart[0], dense)
     assert gap.value == pytest.approx(questions.value)
     assert gap.se == pytest.approx(np.hypot(questions.se, pooled / np.sqrt(3)))
-    assert made.gap_to(apart[0], calm) == Retention(-gap.value, gap.se)
+    assert made.gap_to(apart[0], calm) == Estimate(-gap.value, gap.se)
     assert made.kept(untrained(W, 0.3)) == retention(apart[0], dense)
     assert made.kept(joint(W, 0.15)) == retention(same[0], dense)
     share = made.relative(calm, calm)
@@ -219,7 +219,7 @@ def test_a_gap_on_some_benchmarks():
     second.scores["lists"][:] = 0
     made = Table(dense, {untrained(W, 0.15): [first], untrained(L, 0.15): [second]})
     gaps = [made.gap(untrained(W, 0.15), untrained(L, 0.15), names) for names in (["words"], ["lists"], None)]
-    assert gaps[0] == Retention(0.0, 0.0)
+    assert gaps[0] == Estimate(0.0, 0.0)
     assert gaps[1].value == pytest.approx(first.scores["lists"].mean())
     assert gaps[2].value == pytest.approx(gaps[1].value / 2)
     assert found(3, made) == "holds"

@@ -103,7 +103,7 @@ def test_a_proposal_stands_for_the_nearest_recorded_recipe_once(table):
 
 
 def test_a_flat_configuration_covers_every_condition(table):
-    found = table.asked()
+    found = table.search_params()
     assert {"lr#0", "lr#1", "lr#2", "layer_criterion", "width_criterion", "kl"} <= set(found)
     values = {name: getattr(asked, "low", None) or asked.choices[0] for name, asked in found.items()}
     values |= {"mode": "layerwise", "ratio": 0.7, "sft": 1.0, "trained": "nothing"}

@@ -19,7 +19,7 @@ def sizing(*budgets, size_of=size_of):
 def candidates(*budgets):
     sizes = sizing(*budgets)
     solvers = [lambda values, low, high, limit=limit: sizes.solve(limit, values["mode"]) for limit in sizes.limits]
-    return Candidates(SPACE, Encoding(SPACE.asked()), sizes.ratio_of, solvers, seed=3)
+    return Candidates(SPACE, Encoding(SPACE.search_params()), sizes.ratio_of, solvers, seed=3)
 
 
 def test_the_solved_ratio_is_the_smallest_within_the_size():

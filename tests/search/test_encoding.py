@@ -46,7 +46,7 @@ def test_points_of_a_space_do_not_depend_on_the_order_of_its_fields():
         SearchSpace.model_validate({"name": "a", "model": "pocket", "recipe": fields})
         for fields in (recipe, dict(reversed(recipe.items())))
     ]
-    asked = [space.asked() for space in spaces]
+    asked = [space.search_params() for space in spaces]
     # What has one value is not asked for.
     assert list(asked[0]) == list(asked[1]) == ["mode", "ratio", "width_criterion", "lr#0", "lr#1"]
     chosen = {"mode": "both", "ratio": 0.3, "criterion": "deepest+wanda", "lr": 4e-4}

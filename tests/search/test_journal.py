@@ -7,7 +7,7 @@ import pytest
 
 from raysearch.errors import InputError
 from raysearch.search.early_stopping.asha import AshaBracket
-from raysearch.search.journal import ENDS, EVENTS, RungReached, TrialSuggested, append_event, read_events
+from raysearch.search.journal import ENDS, EVENTS, RungArgs, TrialArgs, append_event, apply_event, read_events
 
 
 def rows(path, *lines):
@@ -20,16 +20,17 @@ GOOD = {"number": 1, "event": "suggested", "trial": "a"}
 
 def test_events_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "search-events.jsonl"
+    rung = RungArgs(trial="a", size=0.5, retention=0.25, retention_se=0.0, samples_seen=9)
     events = [
-        TrialSuggested(trial="a"),
-        RungReached(trial="a", size=0.5, retention=0.25, retention_se=0.0, samples_seen=9),
-        RungReached(trial="a", size=0.5, retention=math.inf, retention_se=0.0, samples_seen=9),
+        (1, "suggested", TrialArgs(trial="a")),
+        (2, "rung_reached", rung),
+        (3, "end_reached", rung.model_copy(update={"retention": math.inf})),
     ]
-    for number, event in enumerate(events, 1):
-        append_event(path, number, event)
-    assert list(read_events(path)) == list(enumerate(events, 1))
-    append_event(path, 4, events[1].model_copy(update={"retention": math.nan}))
-    *_, (number, last) = read_events(path)
+    for event in events:
+        append_event(path, *event)
+    assert list(read_events(path)) == events
+    append_event(path, 4, "rung_reached", rung.model_copy(update={"retention": math.nan}))
+    *_, (number, _, last) = read_events(path)
     assert (number, math.isnan(last.retention)) == (4, True)
     assert list(read_events(tmp_path / "none.jsonl")) == []
 
@@ -37,8 +38,8 @@ def test_events_come_back_as_they_were_written(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ({"number": 2, "event": "__class__", "trial": "a"}, "line 2: .*'__class__'"),
-        ({"number": 2, "event": "set_state", "trial": "a"}, "line 2: .*'set_state'"),
+        ({"number": 2, "event": "__class__", "trial": "a"}, "line 2: no event of this version"),
+        ({"number": 2, "event": "set_state", "trial": "a"}, "line 2: no event of this version"),
         ({"number": 2, "event": "suggested", "trial": 7}, "line 2: suggested.trial: Input should be a valid string"),
         ({"number": 2, "event": "suggested"}, "line 2: suggested.trial: Field required"),
         ({"number": 2, "event": "suggested", "trial": "a", "x": 1}, "line 2: suggested.x: Extra inputs"),
@@ -58,19 +59,12 @@ def test_a_foreign_or_damaged_row_is_one_line_that_names_it(tmp_path, line, says
     assert "delete it and search-state.json" in str(error.value)
 
 
-def test_every_event_has_a_name_of_its_own_and_is_applied():
-    schema = EVENTS.json_schema()
-    names = set(schema["discriminator"]["mapping"])
-    assert names == {
-        "suggested", "renamed", "reported", "finished", "stopped", "failed", "rung_reached", "end_reached", "lost", "added",
-    }  # fmt: skip
-    assert {kind.model_fields["event"].default for kind in ENDS} == {"finished", "stopped", "failed"}
+def test_events_do_to_the_bracket_what_they_say():
+    assert set(ENDS) < set(EVENTS)
     bracket = AshaBracket(27, 1)
-    event = EVENTS.validate_python(
-        {"event": "rung_reached", "trial": "a", "size": 0.5, "retention": 0.9, "retention_se": 0, "samples_seen": 1}
-    )
-    assert event.apply(None, bracket).go_on
-    EVENTS.validate_python({"event": "lost", "trial": "a"}).apply(None, bracket)
+    rung = RungArgs(trial="a", size=0.5, retention=0.9, retention_se=0, samples_seen=1)
+    assert apply_event(None, bracket, "rung_reached", rung).go_on
+    apply_event(None, bracket, "lost", TrialArgs(trial="a"))
     assert bracket.rungs[0].failed == {"a"}
-    EVENTS.validate_python({"event": "added", "trial": "a"}).apply(None, bracket)
+    apply_event(None, bracket, "added", TrialArgs(trial="a"))
     assert not bracket.rungs[0].failed

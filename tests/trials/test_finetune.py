@@ -11,7 +11,7 @@ from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
-from raysearch.evaluation.retention import Retention
+from raysearch.evaluation.retention import Estimate
 from raysearch.files import write_json
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.study.folder import Study
@@ -99,12 +99,12 @@ def test_the_choice_is_by_the_search_questions():
         retention_ci=(0.4, 0.6), scores={}, samples_seen=1,
     )  # fmt: skip
     low, high = (Measured(retention=kept, retention_ci=(0, 1), scores={}) for kept in (0.6, 0.7))
-    worse = Finetuned(point, Retention(-0.01, 0.01), low, high, 100)
+    worse = Finetuned(point, Estimate(-0.01, 0.01), low, high, 100)
     assert not worse.is_better
     assert worse.describe().startswith("The model was left as it was: 100 further samples")
     assert "-1.0 points [-3.0, +1.0]" in worse.describe()
     assert "from 60.0% to 70.0%" in worse.describe()
-    assert not Finetuned(point, Retention(0.0, 0.0), low, high, 1).is_better, "a tie changes nothing"
+    assert not Finetuned(point, Estimate(0.0, 0.0), low, high, 1).is_better, "a tie changes nothing"
 
 
 @pytest.mark.parametrize(

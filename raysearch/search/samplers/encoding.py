@@ -18,7 +18,7 @@ class Encoding:
     asked for, and whether it was. A word has one column for each that there is.
 
     Args:
-        asked: what the space may ask for, by name (`SearchSpace.asked`).
+        asked: what the space may ask for, by name (`SearchSpace.search_params`).
 
     Attributes:
         names: the size, and what may be asked for.
