@@ -34,12 +34,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def best(
     budget: BudgetText,
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Folder of a study: the --out of a search.")
-    ] = None,
-    mlflow: Annotated[
-        str | None, typer.Option(metavar="EXPERIMENT", help="Read the newest front of this MLflow experiment instead.")
-    ] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="Folder of a study.")] = None,
+    mlflow: Annotated[str | None, typer.Option(metavar="EXPERIMENT", help="Newest front in MLflow instead.")] = None,
     uri: Annotated[str | None, typer.Option(help="MLflow server, if not MLFLOW_TRACKING_URI.")] = None,
     as_json: AsJson = False,
     verbose: Verbosity = 0,
@@ -101,19 +97,12 @@ def export(
     folder: Folder,
     budget: BudgetText,
     to: Annotated[Path, typer.Option(help="New or empty folder for the checkpoint.")],
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", "--retrain", help="Train the checkpoint again if the disk quota deleted it.")
-    ] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", "--retrain", help="Train a deleted checkpoint again.")] = False,
     finetune: Annotated[
-        bool,
-        typer.Option("--finetune", "--polish", help="First train it further on all data; export the better of both."),
+        bool, typer.Option("--finetune", "--polish", help="First train it further on all data; export the better one.")
     ] = False,
-    epochs: Annotated[
-        float, typer.Option(min=0.001, help="With --finetune: passes over the data.", show_default=True)
-    ] = 1.0,
-    register: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Add it to MLflow as a version of this registered model.")
-    ] = None,
+    epochs: Annotated[float, typer.Option(min=0.001, help="With --finetune: passes over the data.")] = 1.0,
+    register: Annotated[str | None, typer.Option(metavar="NAME", help="Registered model in MLflow to extend.")] = None,
     verbose: Verbosity = 0,
 ) -> None:
     """Export the best checkpoint for a budget, and check that it loads.
@@ -179,35 +168,23 @@ def benchmark(folder: Folder, verbose: Verbosity = 0) -> None:
 
 @app.command()
 def prune(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Hugging Face folder or hub id of a vision-language or language model, or pocket or pocket-smollm2."
-        ),
-    ],
+    model: Annotated[str, typer.Argument(help="Hugging Face folder or hub id; or pocket or pocket-smollm2.")],
     to: Annotated[Path, typer.Option(help="New or empty folder for the pruned model.")],
-    mode: Annotated[
-        Literal["layerwise", "widthwise", "both"], typer.Option(help="Drop layers, slice widths, or both.")
-    ] = "layerwise",
+    mode: Annotated[Literal["layerwise", "widthwise", "both"], typer.Option(help="What to prune.")] = "layerwise",
     ratio: Annotated[float | None, typer.Option(help="Share of the decoder's parameters to remove, below 1.")] = None,
     budget: Annotated[str | None, typer.Option(help="Or: largest size of the whole model: 60%, 3.2GB, 3B.")] = None,
-    criterion: Annotated[
-        str | None, typer.Option(help="Importance criterion: block_influence, taylor, activation, ...")
-    ] = None,
+    criterion: Annotated[str | None, typer.Option(help="Importance: block_influence, taylor, activation, ...")] = None,
     calibration: Annotated[
-        str | None,
-        typer.Option(help="Data to measure importance on: a JSON file, or pocket; none for weights alone."),
+        str | None, typer.Option(help="Data to measure importance on: a JSON file, or pocket; none for weights alone.")
     ] = None,
-    compensate: Annotated[
-        bool, typer.Option("--compensate", help="Fit the FFNs before dropped layers to make up for them.")
-    ] = False,
-    quantization: Annotated[
-        Literal["none", "int8", "int4"],
-        typer.Option(help="Round the weights of the decoder's linear layers."),
-    ] = "none",
+    compensate: Annotated[bool, typer.Option("--compensate", help="Fit earlier FFNs to dropped layers.")] = False,
+    quantization: Annotated[Literal["none", "int8", "int4"], typer.Option(help="Of the linear layers.")] = "none",
     verbose: Verbosity = 0,
 ) -> None:
-    """Prune without recovery, and write a stock checkpoint.
+    """Prune a vision-language or language model without recovery, and write a stock checkpoint.
+
+    --compensate lets the FFNs in front of dropped layers make up for them;
+    --quantization rounds the weights of the decoder's linear layers.
 
     Examples:
 

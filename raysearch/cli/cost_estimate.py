@@ -1,10 +1,11 @@
 """Estimate of the work, memory, disk and hours of a search before it starts, with the basis of each number."""
 
+import operator
 import random
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,7 @@ class Work:
     operations: float = 0
 
     def __add__(self, other: "Work") -> "Work":
-        operations = self.operations + other.operations
-        return Work(self.samples + other.samples, self.evaluations + other.evaluations, operations)
+        return Work(*map(operator.add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,7 @@ def _operations_per_sample(plan: StudyPlan, recipe: Recipe, num_params: int) -> 
 
 
 def _mean(works: Sequence[Work]) -> Work:
-    total = sum(works, Work())
-    return Work(*(value / len(works) for value in (total.samples, total.evaluations, total.operations)))
+    return Work(*np.mean([astuple(work) for work in works], axis=0).tolist())
 
 
 def _memory(plan: StudyPlan, recipes: Sequence[Recipe]) -> str:

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 EMBEDDED_SPACE = Path(__file__).parents[1] / "pocket" / "space.yaml"
 Verbosity = Annotated[
     int,
-    typer.Option(
-        "--verbose", "-v", count=True, callback=configure, show_default=False, help="Log progress; -vv: debug output."
-    ),
+    typer.Option("--verbose", "-v", count=True, callback=configure, show_default=False, help="Log info; -vv: debug."),
 ]
 """Option of every command; sets the log level before the command runs."""
 
@@ -38,8 +36,7 @@ def search(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler and the data order.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     warm_start: Annotated[
-        list[str] | None,
-        typer.Option(help="Start from an earlier study: its folder, or an MLflow experiment; may be repeated."),
+        list[str] | None, typer.Option(help="Earlier study to start from: folder or MLflow experiment; repeatable.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Resume the study in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; run nothing.")] = False,
@@ -60,9 +57,7 @@ def search(
     """
     study_space, folder = study_of(space, resume, out)
     if resume is not None and seed not in (None, study_space.search.seed):
-        raise InputError(
-            f"--seed {seed}: a study keeps its seed, {study_space.search.seed}; leave it out with --resume"
-        )
+        raise InputError(f"--seed {seed}: a resumed study keeps its seed, {study_space.search.seed}; leave it out")
     prior_trials = _prior_trials(warm_start or [], resume, folder)
     from raysearch.study.plan import plan_study
 
