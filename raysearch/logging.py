@@ -15,13 +15,19 @@ logger = logging.getLogger("raysearch")
 
 
 class StderrHandler(logging.Handler):
-    """Prints a record as one line. Looks `sys.stderr` up each time: rich replaces it while the live view is on."""
+    """Prints `raysearch: warning: MESSAGE`, each line once: the driver and the workers find the same unusable rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print `raysearch: warning: MESSAGE`."""
+        """Print to what `sys.stderr` is now: rich replaces it while the live view is on."""
         try:
-            message = " ".join(record.getMessage().split())
-            print(f"raysearch: {record.levelname.lower()}: {message}", file=sys.stderr, flush=True)
+            line = f"raysearch: {record.levelname.lower()}: {' '.join(record.getMessage().split())}"
+            if line not in self._printed:
+                self._printed.add(line)
+                print(line, file=sys.stderr, flush=True)
         except Exception:
             self.handleError(record)
 
@@ -39,8 +45,8 @@ def configure(verbosity: int = 0) -> int:
     if name.upper() not in LEVELS:
         raise InputError(f"{LEVEL_VARIABLE} {name!r}: no such level; known are {', '.join(LEVELS)}")
     logger.setLevel({0: LEVELS[name.upper()], 1: logging.INFO}.get(verbosity, logging.DEBUG))
-    if not any(isinstance(handler, StderrHandler) for handler in logger.handlers):
-        logger.addHandler(StderrHandler())
+    others = [handler for handler in logger.handlers if not isinstance(handler, StderrHandler)]
+    logger.handlers[:] = [*others, StderrHandler()]
     return verbosity
 
 

@@ -28,7 +28,6 @@ app.command()(search.search)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study: the --out of a search.")]
 BudgetText = Annotated[str, typer.Option("--budget", "-b", help="Largest size: 60%, 3.2GB, 900MiB, 3B.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -37,7 +36,7 @@ def best(
     folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="Folder of a study.")] = None,
     mlflow: Annotated[str | None, typer.Option(metavar="EXPERIMENT", help="Newest front in MLflow instead.")] = None,
     uri: Annotated[str | None, typer.Option(help="MLflow server, if not MLFLOW_TRACKING_URI.")] = None,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbosity = 0,
 ) -> None:
     """Print the best recipe that fits a size budget.
@@ -355,7 +354,3 @@ def _pick(front: "Front", budget: Budget, folder: Path) -> "FrontPoint":
             f"({smallest.size_ratio:.1%} of the dense model); raise the budget, or search with --budget {budget.text}"
         )
     return point
-
-
-if __name__ == "__main__":
-    app()

@@ -110,8 +110,7 @@ def run(
     print_result(front, folder)
     num_run, num_wanted = len(study.records), plan.space.search.trials
     if num_run < num_wanted:
-        is_used_up = search.searcher.exhausted
-        reason = "the sampler found no further recipe in the space" if is_used_up else f"see {folder}/tune"
+        reason = "the space has no further recipe to try" if search.searcher.exhausted else f"see {folder}/tune"
         print(f"\nEnded after {num_run} of {num_wanted} trials: {reason}")
 
 

@@ -1,7 +1,7 @@
 """Questions a second of an evaluation: questions about one picture in one row, against each in a row of its own.
 
     python scripts/benchmarks/evaluation.py                    # the embedded LVLM, dense and pruned: a minute
-    python scripts/benchmarks/evaluation.py --repeats 1        # a look at it
+    python scripts/benchmarks/evaluation.py --repeats 1        # a short run
 
 Both ways ask the same model the same questions with the same code, in one process, in turns, and the pairs are
 compared; the first turn of each is a warm-up. The last column counts answers that come out differently: two tokens

@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/recovery.py                      # the embedded LVLM, a few minutes on one core
     python scripts/benchmarks/recovery.py --model smollm2 --batch-size 4 --steps 2   # a real decoder, ten minutes
-    python scripts/benchmarks/recovery.py --steps 4 --repeats 1   # a look at it
+    python scripts/benchmarks/recovery.py --steps 4 --repeats 1   # a short run
 
 All loops get the same pruned model, rows, batches, DeepSpeed configuration, optimizer and precision, in one process, in
 turns, and the pairs are compared; the first turn of each is a warm-up. Trainer builds its batches with our collation,

@@ -215,7 +215,9 @@ def pretend_search(monkeypatch, tmp_path, fail_at, exhausted=False):
     return told
 
 
-@pytest.mark.parametrize(("exhausted", "reason"), [(True, "no further recipe"), (False, "run/tune")])
+@pytest.mark.parametrize(
+    ("exhausted", "reason"), [(True, "the space has no further recipe to try"), (False, "run/tune")]
+)
 def test_a_search_that_ends_early_says_why(exhausted, reason, monkeypatch, tmp_path, capsys):
     told = pretend_search(monkeypatch, tmp_path, None, exhausted)
     status, out, _ = call(capsys, "search", "--out", tmp_path / "run")
