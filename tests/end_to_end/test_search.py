@@ -141,7 +141,7 @@ BAD_COMMANDS = [
     (["--budget", "12", "--out", "new"], "budget '12': not a size"),
     (["--budget", "1%", "--out", "new"], "1%: no recipe of the space is small enough; the smallest"),
     (["lost.yaml", "--out", "new"], "no-such-model"),
-    (["--out", "taken"], "--out taken: holds a study already; go on with --resume"),
+    (["--out", "taken"], "--out taken: holds a study already; resume it with --resume"),
     (["--out", "full"], "--out full: exists and is not an empty folder"),
     (["--resume", "full"], "no space.json, so there is no study to resume"),
     (["--trials", "0"], "trials"),

@@ -276,9 +276,9 @@ def test_the_picture_shows_what_was_measured(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "study: needs SPACE.yaml; start from search_spaces/pocket-study.yaml"),
+        ([], "replicate: needs SPACE.yaml; start from search_spaces/pocket-study.yaml"),
         (["search_spaces/pocket.yaml"], "recipe.ratio: a range from 0.08 to 0.75; a grid wants a list"),
-        (["--resume", "{search}"], "holds a search; go on with raysearch search --resume"),
+        (["--resume", "{search}"], "holds a search; resume it with raysearch search --resume"),
         (["--resume", "{empty}"], "no space.json, so there is no study to resume"),
     ],
 )
@@ -289,7 +289,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(arguments, said, tmp_path,
     monkeypatch.chdir(ROOT)
     before = sorted(ROOT.glob("runs/*"))
     with pytest.raises(SystemExit) as ended:
-        app(["study", *(argument.format(search=search, empty=empty) for argument in arguments)])
+        app(["replicate", *(argument.format(search=search, empty=empty) for argument in arguments)])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
@@ -299,7 +299,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(arguments, said, tmp_path,
 
 def test_a_dry_run_counts_the_grid(capsys):
     with pytest.raises(SystemExit) as ended:
-        app(["study", str(ROOT / "search_spaces" / "pocket-study.yaml"), "--dry-run"])
+        app(["replicate", str(ROOT / "search_spaces" / "pocket-study.yaml"), "--dry-run"])
     assert ended.value.code == 0
     assert "202 by grid, seed 0, all run to their end" in capsys.readouterr().out
 

@@ -189,7 +189,7 @@ class Workplace:
         out, complaints = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(complaints):
             try:
-                app.app(list(arguments))
+                app(list(arguments))
                 raise AssertionError("a command exits")
             except SystemExit as ended:
                 status = ended.code
