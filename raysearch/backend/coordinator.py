@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from raysearch.backend.cluster import ON_HEAD
 from raysearch.backend.messages import Command, Reply
 from raysearch.logging import logger
+from raysearch.study.multi_objective import dominates
 
 SECONDS_TO_ANSWER = 1.0
 P = ParamSpec("P")
@@ -190,10 +191,7 @@ class Coordinator:
 
     async def is_dominated(self, size_ratio: float, retention: float) -> bool:
         """Whether a model on the front is no larger and better, or smaller and as good."""
-        return any(
-            size <= size_ratio and kept >= retention and (size, kept) != (size_ratio, retention)
-            for size, kept in self._front
-        )
+        return any(dominates((size, -kept), (size_ratio, -retention)) for size, kept in self._front)
 
 
 class CoordinatorClient:

@@ -37,7 +37,8 @@ class EndSlot(_Message):
     """End the workers."""
 
 
-Command = RunRecipe | NextRung | SaveScores | FinishTrial | EndSlot
+TrialCommand = RunRecipe | NextRung | SaveScores | FinishTrial
+Command = TrialCommand | EndSlot
 
 
 class Seconds(_Message):

@@ -112,7 +112,7 @@ class ParetoASHA(FIFOScheduler):
     def debug_string(self) -> str:
         """One line per rung."""
         lines = [
-            f"{rung.level:g}: {rung.num_trials} trials, {len(rung.layers.as_lists()[0])} on the front"
+            f"{rung.level:g}: {rung.num_trials} trials, {len(rung.ranks.as_lists()[0])} on the front"
             for rung in self.bracket.rungs
             if rung.num_trials
         ]

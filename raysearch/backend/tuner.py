@@ -28,7 +28,6 @@ from raysearch.errors import InputError, Refused
 from raysearch.logging import logger
 from raysearch.search.early_stopping.asha import AshaBracket
 from raysearch.search.journaled_search import JournaledSearch
-from raysearch.search.samplers.grid import grid
 from raysearch.search.searcher import Searcher
 from raysearch.study.folder import Study
 from raysearch.study.front import Front
@@ -67,9 +66,7 @@ def resume_search(plan: StudyPlan, study: Study, prior_trials: Sequence[PriorTri
     if not search.resume(study.records):
         searcher.learn_from((trial.recipe, trial.retention) for trial in prior_trials)
         searcher.enqueue(trial.recipe for trial in prior_trials if trial.on_front)
-        if settings.sampler == "grid":
-            searcher.enqueue(grid(plan.space))
-        else:
+        if settings.sampler != "grid":
             searcher.enqueue_published()
     return search
 

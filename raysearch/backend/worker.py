@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from raysearch.backend.coordinator import Coordinator, CoordinatorClient
 from raysearch.backend.messages import (
     CheckpointWritten,
-    Command,
     EndSlot,
     Failed,
     FinishTrial,
@@ -24,6 +23,7 @@ from raysearch.backend.messages import (
     SaveScores,
     ScoresWritten,
     Seconds,
+    TrialCommand,
 )
 from raysearch.backend.node_check import check_node
 from raysearch.backend.runtime import TrialRuntime
@@ -120,7 +120,7 @@ class Worker:
                 seen = now
                 self._coordinator.submit(Coordinator.heartbeat, self._slot)
 
-    def handle_command(self, command: Command) -> Reply:
+    def handle_command(self, command: TrialCommand) -> Reply:
         """Carry out a command; what goes wrong with one recipe is a reply, not the end of the slot.
 
         Several workers go on together only after what goes wrong on all of them; anything else is raised and ends them.
@@ -138,7 +138,8 @@ class Worker:
                     return self._save_scores(Path(command.folder))
                 case FinishTrial():
                     return self._finish(Path(command.folder))
-            raise AssertionError(command)
+                case _:
+                    assert_never(command)
         except BadData as error:  # all other trials would meet it too
             self._refusal = error
             return self._failed(error)

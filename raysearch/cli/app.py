@@ -72,10 +72,10 @@ def best(
     point = _pick(front, parsed, folder)
     fitting = [other for other in front.points if parsed.admits(other.size, front.baseline.size)]
     tied = statistically_tied(point, fitting)
-    checkpoint = str(folder / point.checkpoint) if point.checkpoint else None
+    checkpoint = point.checkpoint_path(folder)
     if as_json:
         answer: dict[str, Any] = {"study": front.study, "budget": budget, **point.model_dump(mode="json")}
-        answer |= {"recipe": point.recipe.as_dict(), "checkpoint": checkpoint}
+        answer |= {"recipe": point.recipe.as_dict(), "checkpoint": str(checkpoint) if checkpoint else None}
         print(json.dumps(answer | {"not_told_apart": [other.key for other in tied]}, indent=2))
         return
     print_rich(front_table([point]))

@@ -20,8 +20,7 @@ from raysearch.recovery.memory_planner import GIB, MemoryRequirements, layer_wid
 from raysearch.search.early_stopping.asha import AshaBracket
 from raysearch.study.folder import read_trials
 from raysearch.study.plan import StudyPlan
-from raysearch.study.records import TrialRecord
-from raysearch.study.text import seconds_text
+from raysearch.study.records import TrialRecord, seconds_text
 
 NUM_REPLAYS = 5
 """Simulated random searches whose work is averaged."""

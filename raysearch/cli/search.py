@@ -71,10 +71,7 @@ def search(
 
 
 def run(
-    plan: "StudyPlan",
-    folder: Path,
-    prior_trials: Sequence["PriorTrial"] = (),
-    runtime: "TrialRuntime | None" = None,
+    plan: "StudyPlan", folder: Path, prior_trials: Sequence["PriorTrial"] = (), runtime: "TrialRuntime | None" = None
 ) -> None:
     """Run the trials that a study lacks, show their progress, and print the front.
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
-from raysearch.config.recipe import LAYER_CRITERIA, WIDTH_CRITERIA, Recipe
+from raysearch.config.criteria import CRITERIA, LAYER_CRITERIA, WIDTH_CRITERIA
+from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Scalar, Strict
 
 
@@ -95,7 +96,7 @@ def _read_case(field: str, case: Any) -> Any:
             )
     bounds = [case[key] for key in ("low", "high") if key in case]
     if field == "criterion":
-        kind: Any = Literal[tuple(dict.fromkeys(LAYER_CRITERIA + WIDTH_CRITERIA))]
+        kind: Any = Literal[tuple(CRITERIA)]
     else:
         info = Recipe.model_fields[field]
         kind = Annotated[info.annotation, info]

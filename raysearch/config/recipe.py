@@ -7,22 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from raysearch.config.criteria import LAYER_CRITERIA, WIDTH_CRITERIA
 from raysearch.config.quantization import Quantization
 from raysearch.errors import InputError
 
 Mode = Literal["layerwise", "widthwise", "both"]
 Trained = Literal["nothing", "projector", "projector+lora", "projector+decoder", "decoder"]
 
-LAYER_CRITERIA = ("block_influence", "angular", "one_shot_loss", "greedy_loss", "deepest", "random")
-WIDTH_CRITERIA = (
-    "magnitude",
-    "taylor",
-    "taylor2",
-    "activation",
-    "wanda",
-    "fluctuation",
-    "random",
-)
 LOSS_FIELDS = ("sft", "logits_kd", "hidden_kd")
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from raysearch.config.benchmarks import BenchmarkConfig, BenchmarkEntry, RetentionForm
 from raysearch.config.budget import Budget
+from raysearch.config.criteria import LAYER_CRITERIA
 from raysearch.config.dimensions import (
     Choices,
     Dimension,
@@ -19,7 +20,7 @@ from raysearch.config.dimensions import (
     param_name,
     read_dimension,
 )
-from raysearch.config.recipe import LAYER_CRITERIA, Recipe, applies
+from raysearch.config.recipe import Recipe, applies
 from raysearch.config.settings import Calibration, PathOrName, RecoverySettings, Scalar, SearchSettings, Slots, Strict
 from raysearch.errors import InputError
 

@@ -122,10 +122,7 @@ class Encoder:
             images = [open_image(image) for image in sample.images]
             try:
                 made = self.processor(
-                    text=[text],
-                    images=[images] if images else None,
-                    return_tensors="pt",
-                    add_special_tokens=special,
+                    text=[text], images=[images] if images else None, return_tensors="pt", add_special_tokens=special
                 )
             except (ValueError, IndexError, StopIteration) as error:
                 raise BadRow(f"the processor refuses it ({str(error).splitlines()[0][:120]})") from None

@@ -13,16 +13,7 @@ import numpy as np
 from raysearch.data.samples import BAD_ROWS_ALLOWED, BadRow, BadRows, Sample, sample_from_row
 from raysearch.errors import InputError
 
-__all__ = [
-    "BadRow",
-    "BadRows",
-    "Sample",
-    "fraction_order",
-    "in_order",
-    "load_samples",
-    "num_rows",
-    "read_rows",
-]
+__all__ = ["BadRow", "BadRows", "Sample", "fraction_order", "in_order", "load_samples", "num_rows", "read_rows"]
 
 FORMATS = (
     "'pocket', a LLaVA-style .json or .jsonl file, a .parquet file, a folder of the datasets library or of Parquet "

@@ -75,18 +75,12 @@ def front_card(front: Front, point: FrontPoint, multimodal: bool, note: str = ""
         scores[name] = f"{score:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
         if name in dense.scores:
             scores[name] += f"; dense model, on the search's questions: {dense.scores[name]:.3f}"
-    sections = {
-        f"Scores on {where} [95%]": scores,
-        "Speed and memory": speed_rows(point.measured, dense.measured),
-    }
+    sections = {f"Scores on {where} [95%]": scores, "Speed and memory": speed_rows(point.measured, dense.measured)}
     how = (
         f"Found by the study {front.study}: of all recipes that it ran to their end, none of at most this size kept "
         "more. How it was made is under Recipe."
     )
-    card = {
-        "base_model": front.model,
-        "title": f"{Path(front.model).name} at {point.size_ratio:.0%} of its size",
-    }
+    card = {"base_model": front.model, "title": f"{Path(front.model).name} at {point.size_ratio:.0%} of its size"}
     return model_card(multimodal, point.recipe, sections, {**card, "note": f"{how} {note}".strip(), **facts})
 
 

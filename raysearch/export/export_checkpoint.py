@@ -120,14 +120,13 @@ def checkpoint_of(study: Path, point: FrontPoint) -> Path:
     Raises:
         InputError: it has none, or it isn't there.
     """
-    if point.checkpoint is None:
+    path = point.checkpoint_path(study)
+    if path is None:
         raise InputError(
             f"{study}: recipe {point.key} has no checkpoint, since the study kept to recovery.checkpoint_quota_gb; add "
             "--rebuild to make it again, or choose another budget"
         )
-    checkpoint = (study / point.checkpoint).resolve()
-    if not checkpoint.is_relative_to(study.resolve()):
-        raise InputError(f"{study}/front.json: checkpoint {point.checkpoint} lies outside the study; correct it")
+    checkpoint = path.resolve()
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{checkpoint}: no such checkpoint; copy the whole folder of the study")
     return checkpoint

@@ -1,7 +1,6 @@
-"""Where each model family keeps its parts, and loading a model from its folder.
+"""Model families, the layout of their decoder layers, and loading a model from its folder.
 
-The names below are imported when they are first used, since modules of this package that count parameters without a
-model need no torch.
+The names below are imported when they are first used: counting parameters in this package needs no torch.
 """
 
 from importlib import import_module
@@ -9,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raysearch.models.family import Family, family_for
-    from raysearch.models.layout import Kind, Layout, layout_of
+    from raysearch.models.layout import Layout, UnitKind, decoder_layout, layout_of
     from raysearch.models.loading import ProcessorLike, load, load_config
     from raysearch.models.transformers_classes import empty_model, model_class
 
 __all__ = [
     "Family",
-    "Kind",
     "Layout",
     "ProcessorLike",
+    "UnitKind",
+    "decoder_layout",
     "empty_model",
     "family_for",
     "layout_of",

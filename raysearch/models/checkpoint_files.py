@@ -1,4 +1,4 @@
-"""Where a model's files are, and whether they are whole; nothing is loaded for it."""
+"""Locate a model's files and check that they are complete, without loading them."""
 
 import json
 import struct
@@ -8,10 +8,10 @@ from raysearch.errors import InputError
 
 
 def model_folder(model: str | Path) -> Path:
-    """The folder of `model`, of an embedded LVLM too; a hub id comes back as a path that does not exist.
+    """The folder of `model`, of an embedded LVLM too; for a hub id, a path that does not exist.
 
     Raises:
-        InputError: `pocket-smollm2` without the package that its decoder's weights are in.
+        InputError: `pocket-smollm2` without the package that has its decoder's weights.
     """
     if str(model) == "pocket":
         from raysearch.pocket import weights_folder
@@ -25,10 +25,10 @@ def model_folder(model: str | Path) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a checkpoint folder has a configuration and every safetensors shard in full length.
+    """Check that a checkpoint folder has a configuration and every safetensors shard, none truncated.
 
     Raises:
-        InputError: what is missing or truncated.
+        InputError: a file is missing, truncated or of another format.
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json, so this is no Hugging Face model folder")
@@ -54,13 +54,9 @@ def _check_shard(path: Path) -> None:
         try:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(length))
-            end = max(
-                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
-                default=0,
-            )
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            expected = 8 + length + max(ends, default=0)
         except (struct.error, ValueError, KeyError, TypeError, MemoryError, OverflowError):
             raise InputError(f"{path}: truncated or no safetensors file; download it again") from None
-    if path.stat().st_size != 8 + length + end:
-        raise InputError(
-            f"{path}: truncated, {path.stat().st_size} bytes of {8 + length + end}; download or copy it again"
-        )
+    if path.stat().st_size != expected:
+        raise InputError(f"{path}: truncated, {path.stat().st_size} bytes of {expected}; download or copy it again")

@@ -1,6 +1,6 @@
 """A family: where an architecture of transformers keeps its decoder, projector, vision tower and head.
 
-A description is data (see `known.py`); an architecture without one works when it follows transformers'
+Known families are rows of `known_families`. An architecture without a row works if it follows transformers'
 conventions: `get_decoder()`, `get_output_embeddings()`, and one of the usual names for the other parts.
 """
 
@@ -16,18 +16,19 @@ from raysearch.models.transformers_classes import empty_model
 
 VISION_NAMES = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder")
 PROJECTOR_NAMES = ("multi_modal_projector", "mm_projector", "connector", "projector", "aligner")
-WHERE_TO_ADD = "add a description to raysearch/models/known_families.py (docs/reference/families.md)"
+FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+WHERE_TO_ADD = 'add a row to raysearch/models/known_families.py (CONTRIBUTING.md, "Add a model family")'
 
 
 @dataclass(frozen=True)
 class Family:
-    """Description of one architecture; paths are dotted, from the model that has the language head.
+    """The parts of one architecture; paths are dotted, from the model with the language head.
 
     Attributes:
         model_type: of the configuration, as transformers writes it.
-        decoder_path: the module that holds `layers` and the final norm; empty means `get_decoder()`.
-        vision_paths: what encodes images and is never pruned or trained, without the projector's parts.
-        projector_paths: what maps image features to the decoder's width.
+        decoder_path: the module with `layers` and the final norm; empty means `get_decoder()`.
+        vision_paths: the vision tower, never pruned or trained, without the projector's parts.
+        projector_paths: the modules that map image features to the decoder's hidden size.
         is_multimodal: False for a plain causal language model.
     """
 
@@ -57,10 +58,10 @@ class Family:
     def final_norm(self, model: PreTrainedModel) -> nn.Module:
         """The norm between the last decoder layer and the language head."""
         decoder = self.decoder(model)
-        for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f"):
+        for name in FINAL_NORM_NAMES:
             if isinstance(getattr(decoder, name, None), nn.Module):
                 return getattr(decoder, name)
-        raise self._not_found(model, "final norm", "norm, final_layernorm, final_layer_norm, ln_f")
+        raise self._not_found(model, "final norm", ", ".join(FINAL_NORM_NAMES))
 
     def vision(self, model: PreTrainedModel) -> list[nn.Module]:
         """The vision tower's modules; empty for a plain language model."""
@@ -78,15 +79,15 @@ class Family:
         return head
 
     def image_token_id(self, config: PretrainedConfig) -> int | None:
-        """The id that stands for one image feature in `input_ids`; None for a plain language model."""
+        """The token id of one image feature in `input_ids`; None for a plain language model."""
         for name in ("image_token_id", "image_token_index"):
             if getattr(config, name, None) is not None:
                 return int(getattr(config, name))
         return None
 
     def num_leading_layers_kept(self, config: PretrainedConfig) -> int:
-        """How many first decoder layers can't be dropped: Qwen3-VL adds visual features after each of its first
-        ones, by position, so dropping one would move the features."""
+        """How many first decoder layers can't be dropped: Qwen3-VL adds visual features behind the first ones, by
+        position, so dropping one would shift the features."""
         vision = getattr(config, "vision_config", None)
         return len(getattr(vision, "deepstack_visual_indexes", None) or ())
 
@@ -112,11 +113,11 @@ class Family:
 def family_for(model_or_config: PreTrainedModel | PretrainedConfig) -> Family:
     """The family of a model or of its configuration.
 
-    For an architecture without a description, a model is looked through for the conventional names; a configuration
-    alone gives a description whose parts are looked for on the empty model.
+    Parts of an architecture without a row are found by their conventional names on the model; given a configuration
+    alone, on an empty model made from it.
 
     Raises:
-        InputError: a part is missing; the message names it, what was looked for and the known families.
+        InputError: a part is missing; the message names it, the names that were tried and the known families.
     """
     config = model_or_config if isinstance(model_or_config, PretrainedConfig) else model_or_config.config
     if config.model_type in KNOWN_FAMILIES:
@@ -129,7 +130,7 @@ def family_for(model_or_config: PreTrainedModel | PretrainedConfig) -> Family:
 
 
 def _by_convention(model: PreTrainedModel) -> Family:
-    """A description found by the usual names, on the model with the head or one module below it."""
+    """Parts found by the usual names, on the model with the head or one module below it."""
     plain = Family(model.config.model_type)
     plain.decoder(model)
     return Family(

@@ -1,4 +1,4 @@
-"""The known families, as data; docs/reference/families.md says how to add one."""
+"""The known families as data; CONTRIBUTING.md shows how to add one."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _QWEN3 = {
 _LANGUAGE_MODEL = {"decoder_path": "model", "is_multimodal": False}
 
 KNOWN_FAMILIES: dict[str, dict[str, Any]] = {
-    "llava": _LLAVA,  # LLaVA-1.5; Bunny as SigLIP + Phi, see bunny.py
+    "llava": _LLAVA,  # LLaVA-1.5; Bunny as SigLIP + Phi, see published/bunny.py
     "llava_next": _LLAVA,
     "llava_onevision": _LLAVA,
     "internvl": _LLAVA,  # InternVL 2.5 and 3; Mini-InternVL as InternViT + Phi-3

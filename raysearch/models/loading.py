@@ -1,4 +1,4 @@
-"""Load a model and its processor from a folder that has been checked to be whole."""
+"""Load a model and its processor from a folder, which is checked to be complete first."""
 
 import json
 from importlib.util import find_spec
@@ -18,11 +18,9 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from raysearch.errors import InputError
+from raysearch.errors import InputError, first_line
 from raysearch.logging import quiet
 from raysearch.models.checkpoint_files import check_folder, model_folder
 from raysearch.models.family import family_for
@@ -41,15 +39,14 @@ def load(
     Args:
         model: a folder, a hub id, or `pocket` for the embedded LVLM.
         dtype: of the weights; None keeps the file's.
-        trust_remote_code: run code that comes with the checkpoint. Off unless a person says so.
+        trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
         InputError: no such model, files missing or truncated, or a configuration that contradicts its weights.
     """
     source, config = model_folder(model), load_config(model, trust_remote_code)
     loaded, report = _weights(source, config, dtype, trust_remote_code)
-    contradiction = _contradiction(loaded, report, is_converted=_conversion(source) is not None)
-    if contradiction:
+    if contradiction := _contradiction(loaded, report, is_converted=_conversion(source) is not None):
         raise InputError(f"{model}: {contradiction}; config.json and the weights are of different models")
     return loaded.eval(), _processor(source, trust_remote_code)
 
@@ -72,9 +69,9 @@ def load_config(model: str | Path, trust_remote_code: bool = False) -> Pretraine
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         if not source.exists():
             raise InputError(
-                f"model {str(model)!r}: no such folder, and the hub didn't give it ({_first_line(error)})"
+                f"model {str(model)!r}: no such folder, and the hub didn't give it ({first_line(error)})"
             ) from None
-        raise InputError(f"{source}/config.json: can't be read by transformers ({_first_line(error)})") from None
+        raise InputError(f"{source}/config.json: can't be read by transformers ({first_line(error)})") from None
 
 
 def _weights(
@@ -87,7 +84,7 @@ def _weights(
     if conversion:
         auto, given = model_class(config), {"config": config, "state_dict": _converted(conversion, source)}
     try:
-        with quiet():  # what it would say becomes one error below
+        with quiet():  # its warnings become one error below
             return auto.from_pretrained(
                 None if given else str(source),
                 **given,
@@ -98,15 +95,15 @@ def _weights(
                 output_loading_info=True,
             )
     except (RuntimeError, OSError, ValueError, ImportError) as error:
-        raise InputError(f"{source}: can't be loaded by transformers ({_first_line(error)})") from None
+        raise InputError(f"{source}: can't be loaded by transformers ({first_line(error)})") from None
 
 
 _CONVERSIONS: dict[str, Any] = {module.MODEL_TYPE: module for module in (bunny, internvl_chat)}
-"""Published layouts that need code of their own, by `model_type`."""
+"""Modules that convert published checkpoints which need code of their own, by `model_type`."""
 
 
 def _conversion(folder: Path) -> Any:
-    """The module that reads the folder's layout as a stock class; None if it is stock."""
+    """The module that converts the folder's checkpoint to a stock class; None if it has one."""
     try:
         return _CONVERSIONS.get(json.loads((folder / "config.json").read_text())["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -131,8 +128,8 @@ def _converted(conversion: Any, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _contradiction(loaded: PreTrainedModel, report: dict[str, Any], is_converted: bool) -> str | None:
-    """What the files and the configuration disagree about, if anything. Tensors left over outside the decoder's layers
-    are common in stock folders; a conversion must use them all."""
+    """A difference between the files and the configuration, if any. Unused tensors outside the decoder's layers are
+    common in stock folders; a conversion must use every tensor."""
     if mismatched := sorted(report["mismatched_keys"]):
         name, in_files, wanted = mismatched[0]
         return f"{name} is {tuple(in_files)} in the files and {tuple(wanted)} by the configuration"
@@ -140,10 +137,9 @@ def _contradiction(loaded: PreTrainedModel, report: dict[str, Any], is_converted
         return f"the configuration asks for {len(missing)} tensors that the files lack, the first is {missing[0]}"
     if report["unexpected_keys"]:
         layers = family_for(loaded).layers_name(loaded)
-        unknown = report["unexpected_keys"]
-        more = sorted(name for name in unknown if is_converted or name.startswith(f"{layers}."))
-        if more:
-            return f"the files hold {len(more)} tensors that the configuration lacks, the first is {more[0]}"
+        unused = sorted(name for name in report["unexpected_keys"] if is_converted or name.startswith(f"{layers}."))
+        if unused:
+            return f"the files hold {len(unused)} tensors that the configuration lacks, the first is {unused[0]}"
     return None
 
 
@@ -152,7 +148,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 def _processor(source: Path, trust_remote_code: bool) -> ProcessorLike:
-    """The processor of an LVLM or the tokenizer of a language model; from a folder, only if its files are there."""
+    """The processor of an LVLM or the tokenizer of a language model; None for a folder without their files."""
     for auto, files in ((AutoProcessor, _PROCESSOR_FILES), (AutoTokenizer, _TOKENIZER_FILES)):
         if source.is_dir() and not any((source / name).is_file() for name in files):
             continue
@@ -163,9 +159,5 @@ def _processor(source: Path, trust_remote_code: bool) -> ProcessorLike:
             if source.is_dir():
                 what = auto.__name__.removeprefix("Auto").lower()
                 hint = "" if find_spec("torchvision") else "; if it is one for videos too, install torchvision"
-                raise InputError(f"{source}: its {what} can't be read ({_first_line(error)}){hint}") from None
+                raise InputError(f"{source}: its {what} can't be read ({first_line(error)}){hint}") from None
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,9 +1,8 @@
-"""Count a model on the meta device, once per configuration; sizes of pruned models follow by arithmetic."""
+"""Count a model's parameters on the meta device, once per configuration; pruned sizes follow by arithmetic."""
 
 import copy
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -11,14 +10,17 @@ from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
 from raysearch.errors import InputError
-from raysearch.models import Kind, Layout, empty_model, family_for, layout_of
+from raysearch.models import Layout, UnitKind, decoder_layout, empty_model, family_for
 from raysearch.models.pruned_config import head_dim_of, pruned_text_config, shape_of
 from raysearch.models.shape import Linear, ParamCounts, Shape
+
+_UNIT_KINDS: tuple[UnitKind, ...] = ("kv_groups", "heads", "ffn_channels")
+"""In the order of `Shape.widths`."""
 
 
 @dataclass(frozen=True)
 class _Decoder:
-    """A dense decoder, to try on the meta device which head counts its stock class holds."""
+    """A dense decoder; tries on the meta device which head counts its stock class can hold."""
 
     dense: Shape
     layout: Layout
@@ -27,13 +29,13 @@ class _Decoder:
     decoder_class: type
 
     def attention_choices(self) -> list[tuple[int, int]]:
-        """(KV heads, query heads), with an equal number of query heads per group."""
+        """All (KV heads, query heads) that the class holds, with equally many query heads per group."""
         per_group = range(1, self.layout.heads_per_group + 1)
         pairs = [(kv, kv * q) for kv in range(1, self.dense.num_kv_heads + 1) for q in per_group]
         return [pair for pair in pairs if self._holds(pair)]
 
     def num_linears(self, pair: tuple[int, int]) -> int:
-        """Linear layers of a decoder layer that holds these heads."""
+        """Linear layers of a decoder layer with these heads."""
         shape = Shape(1, *pair, self.dense.num_ffn_channels)
         return len(_linear_modules(self._one_layer(pruned_text_config(self.text_config, shape))))
 
@@ -41,11 +43,7 @@ class _Decoder:
         if pair == (self.dense.num_kv_heads, self.dense.num_heads):
             return True
         shape = Shape(1, *pair, self.dense.num_ffn_channels)
-        num: dict[Kind, int] = {
-            "kv_groups": pair[0],
-            "heads": pair[1],
-            "ffn_channels": shape.num_ffn_channels,
-        }
+        num: dict[UnitKind, int] = dict(zip(_UNIT_KINDS, shape.widths, strict=True))
         try:
             built = self._one_layer(pruned_text_config(self.text_config, shape))
         except (ValueError, AssertionError, StrictDataclassError):
@@ -68,7 +66,7 @@ _MAX_CACHED = 64
 
 
 def counts_of(config: PretrainedConfig) -> ParamCounts:
-    """The counts of a configuration, remembered per content.
+    """The counts of a configuration, cached by its content.
 
     Raises:
         InputError: the decoder's layers have different shapes, or the family is unknown.
@@ -86,16 +84,12 @@ def _count(config: PretrainedConfig) -> ParamCounts:
     model = empty_model(config)
     decoder = family.decoder(model)
     layers, text_config = list(decoder.layers), family.text_config(config)
-    layout = layout_of(layers[0], text_config)
+    layout = decoder_layout(model)
     shapes = {name: parameter.shape for name, parameter in layers[0].named_parameters()}
     _check_uniform(config, layers, shapes)
-    num = {
-        "kv_groups": layout.num_kv_groups,
-        "heads": layout.num_heads,
-        "ffn_channels": layout.num_ffn_channels,
-    }
     dense = shape_of(config)
-    assert (dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels) == tuple(num.values()), (dense, num)
+    assert dense.widths == (layout.num_kv_groups, layout.num_heads, layout.num_ffn_channels), (dense, layout)
+    num: dict[UnitKind, int] = dict(zip(_UNIT_KINDS, dense.widths, strict=True))
 
     per_unit = {kind: _per_unit(layout, shapes, kind, num) for kind in num}
     per_layer = sum(s.numel() for s in shapes.values()) - sum(num[kind] * per_unit[kind] for kind in num)
@@ -105,9 +99,9 @@ def _count(config: PretrainedConfig) -> ParamCounts:
     in_layers = sum(p.numel() for p in decoder.layers.parameters())
     buffers = [b for name, b in model.named_buffers() if name in model.state_dict()]
     linears = _linears(layers[0], layout)
-    tried = _Decoder(dense, layout, text_config, shapes, type(decoder))
-    held = tried.attention_choices()
-    held.sort(key=lambda pair: pair[0] * per_unit["kv_groups"] + pair[1] * per_unit["heads"], reverse=True)
+    candidates = _Decoder(dense, layout, text_config, shapes, type(decoder))
+    choices = candidates.attention_choices()
+    choices.sort(key=lambda pair: pair[0] * per_unit["kv_groups"] + pair[1] * per_unit["heads"], reverse=True)
     return ParamCounts(
         dense=dense,
         num_outside=total - in_decoder,
@@ -118,14 +112,14 @@ def _count(config: PretrainedConfig) -> ParamCounts:
         per_head=per_unit["heads"],
         per_channel=per_unit["ffn_channels"],
         linears=linears,
-        num_split_linears=tried.num_linears(held[-1]) - len(linears),
+        num_split_linears=candidates.num_linears(choices[-1]) - len(linears),
         num_buffer_values=sum(b.numel() for b in buffers if b.is_floating_point()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in buffers if not b.is_floating_point()),
         num_leading_layers_kept=family.num_leading_layers_kept(config),
         hidden_size=int(text_config.hidden_size),
         head_dim=head_dim_of(text_config),
         vocab_size=int(text_config.vocab_size),
-        attention_choices=tuple(held),
+        attention_choices=tuple(choices),
     )
 
 
@@ -134,14 +128,14 @@ def _linear_modules(layer: nn.Module) -> dict[str, nn.Linear]:
 
 
 def _linears(layer: nn.Module, layout: Layout) -> tuple[Linear, ...]:
-    """A decoder layer's linear layers, by what their extents depend on."""
+    """A decoder layer's linear layers, their extents per unit."""
 
     def per_unit(name: str, axis: int, extent: int) -> tuple[int, int, int, int]:
-        slabs = [slab for slab in layout.by_module.get(name, ()) if slab.axis == axis]
         sizes = Counter[str]()
-        for slab in slabs:
-            sizes[slab.kind] += slab.size
-        return (0 if slabs else extent, sizes["kv_groups"], sizes["heads"], sizes["ffn_channels"])
+        for part in layout.by_module.get(name, ()):
+            if part.axis == axis:
+                sizes[part.kind] += part.size
+        return (0 if sizes else extent, sizes["kv_groups"], sizes["heads"], sizes["ffn_channels"])
 
     return tuple(
         Linear(per_unit(name, 0, module.out_features), per_unit(name, 1, module.in_features))
@@ -149,8 +143,8 @@ def _linears(layer: nn.Module, layout: Layout) -> tuple[Linear, ...]:
     )
 
 
-def _per_unit(layout: Layout, shapes: dict[str, torch.Size], kind: Any, num: dict[Any, int]) -> int:
-    """Parameters that go when one unit of `kind` goes."""
+def _per_unit(layout: Layout, shapes: dict[str, torch.Size], kind: UnitKind, num: dict[UnitKind, int]) -> int:
+    """Parameters of one unit of `kind` in a layer."""
     fewer = {**num, kind: num[kind] - 1}
     return sum(
         shape.numel() - torch.Size(layout.kept_shape(name, shape, fewer)).numel() for name, shape in shapes.items()

@@ -1,8 +1,8 @@
-"""The counts of a model by its name, without torch wherever they are known already.
+"""Parameter counts of a model by its name, without torch where they are cached.
 
-Counting takes the seconds in which torch and transformers are imported. So the counts of a configuration are kept: the
-embedded LVLM's ship with the package, all others lie in the user's cache folder. `python -m raysearch.models.param_count_cache` renews
-the shipped ones, which new weights or another transformers make necessary.
+Counting imports torch and transformers, which takes seconds. So counts are cached by configuration: those of the
+embedded LVLM ship with the package, all others are in the user's cache folder. After a change of the embedded weights
+or of transformers, `python -m raysearch.models.param_count_cache` renews the shipped ones.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raysearch.errors import InputError
 from raysearch.files import cache_folder, write_json
 from raysearch.models.checkpoint_files import check_folder, model_folder
 from raysearch.models.shape import Linear, ParamCounts, Shape
@@ -30,18 +29,18 @@ def counts_of_model(model: str) -> ParamCounts:
     """
     path = _config_file(model)
     if path is None:
-        return _counted(model)
+        return _count(model)
     key = _key(path.read_bytes())
     own = cache_folder("counts") / f"{key}.json"
-    known = _read(SHIPPED, key) or _read(own, key)
-    if known is None:
+    counts = _read(SHIPPED, key) or _read(own, key)
+    if counts is None:
         print(f"raysearch: counting the parameters of {model}, once", file=sys.stderr, flush=True)
-        known = _counted(model)
-        _keep(own, key, known)
-    return known
+        counts = _count(model)
+        _write(own, key, counts)
+    return counts
 
 
-def _counted(model: str) -> ParamCounts:
+def _count(model: str) -> ParamCounts:
     from raysearch.models import load_config
     from raysearch.models.param_count import counts_of
 
@@ -64,33 +63,30 @@ def _config_file(model: str) -> Path | None:
 
 
 def _key(config: bytes) -> str:
-    """Names a configuration, what is counted of it, and the transformers whose classes were tried."""
+    """Hash of a configuration, of the fields of `ParamCounts`, and of the version of transformers."""
     fields = ",".join(field.name for field in dataclasses.fields(ParamCounts))
-    facts = f"{metadata.version('transformers')} {fields}".encode()
-    return hashlib.sha256(config + facts).hexdigest()[:20]
+    versions = f"{metadata.version('transformers')} {fields}".encode()
+    return hashlib.sha256(config + versions).hexdigest()[:20]
 
 
 def _read(path: Path, key: str) -> ParamCounts | None:
-    """Kept counts; None if there are none of this key, or none that can be read."""
+    """Cached counts; None if there are none of this key, or none that can be read."""
     try:
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if kept.pop("key") != key:
+        cached: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if cached.pop("key") != key:
             return None
-        kept["dense"] = Shape(**kept["dense"])
-        kept["linears"] = tuple(Linear(*map(tuple, linear.values())) for linear in kept["linears"])
-        kept["attention_choices"] = tuple((kv, heads) for kv, heads in kept["attention_choices"])
-        return ParamCounts(**kept)
+        cached["dense"] = Shape(**cached["dense"])
+        cached["linears"] = tuple(Linear(*map(tuple, linear.values())) for linear in cached["linears"])
+        cached["attention_choices"] = tuple((kv, heads) for kv, heads in cached["attention_choices"])
+        return ParamCounts(**cached)
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _keep(path: Path, key: str, counts: ParamCounts) -> None:
-    with contextlib.suppress(OSError):  # a home that can't be written to costs the same seconds next time
+def _write(path: Path, key: str, counts: ParamCounts) -> None:
+    with contextlib.suppress(OSError):  # without a cache, counting is repeated next time
         write_json(path, {"key": key, **dataclasses.asdict(counts)})
 
 
 if __name__ == "__main__":
-    config = _config_file("pocket")
-    if config is None:
-        raise InputError("pocket: no config.json")
-    _keep(SHIPPED, _key(config.read_bytes()), _counted("pocket"))
+    _write(SHIPPED, _key((model_folder("pocket") / "config.json").read_bytes()), _count("pocket"))

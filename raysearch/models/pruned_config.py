@@ -1,4 +1,4 @@
-"""The configuration of a pruned model: the stock class that can hold a shape, with every per-layer list in step."""
+"""The configuration of a pruned model: the stock class that can hold a shape, every per-layer list cut to it."""
 
 import copy
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def pruned_config(config: PretrainedConfig, shape: Shape, layers: Sequence[int] 
     """A new configuration for the whole model.
 
     Args:
-        config: of the dense model; untouched.
+        config: of the dense model; not changed.
         shape: of the pruned decoder.
         layers: the dense layers that stay, increasing; None keeps the first ones.
 
@@ -49,14 +49,13 @@ def pruned_config(config: PretrainedConfig, shape: Shape, layers: Sequence[int] 
 
 
 def pruned_text_config(text: PretrainedConfig, shape: Shape, layers: Sequence[int] | None = None) -> PretrainedConfig:
-    """As `pruned_config`, of the decoder's own configuration.
+    """As `pruned_config`, for the decoder's own configuration.
 
-    Two decoders are held by the Mistral class where their own refuses a head count, with the same logits: Llama, which
-    wants a hidden size that is a multiple of the heads, and Phi-3 with long rotary factors, which wants as many
-    factors as that quotient says. Mistral has no biases and no partial rotary embedding, so they must have none.
+    Two decoders become Mistral, with the same logits, where their own class refuses a head count: Llama, whose hidden
+    size must be a multiple of the heads, and Phi-3 with long rotary factors, whose number must match that quotient.
+    Mistral has no biases and no partial rotary embedding, so they must have none.
     """
-    dense = shape_of(text)
-    layers = range(shape.num_layers) if layers is None else layers
+    dense, layers = shape_of(text), range(shape.num_layers) if layers is None else layers
     assert len(layers) == shape.num_layers, (shape, layers)
     fields: dict[str, Any] = text.to_dict()
     for name, value in fields.items():
@@ -88,8 +87,8 @@ def _becomes_mistral(text: PretrainedConfig, shape: Shape) -> bool:
 
 
 def _as_mistral(text: PretrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    left_out = {"attention_bias", "mlp_bias", "pretraining_tp", "resid_pdrop", "embd_pdrop"}
-    fields = {name: value for name, value in fields.items() if name not in left_out}
+    dropped = {"attention_bias", "mlp_bias", "pretraining_tp", "resid_pdrop", "embd_pdrop"}
+    fields = {name: value for name, value in fields.items() if name not in dropped}
     if fields.get("architectures"):
         fields["architectures"] = ["MistralForCausalLM"]
     return {**fields, "sliding_window": getattr(text, "sliding_window", None)}

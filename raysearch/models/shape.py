@@ -1,4 +1,4 @@
-"""The prunable extents of a decoder, and a model's parameters counted by where they are."""
+"""The prunable extents of a decoder, and the parameter counts of a model's parts."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,13 +24,18 @@ class Shape:
     num_heads: int
     num_ffn_channels: int
 
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """KV heads, query heads and FFN channels."""
+        return self.num_kv_heads, self.num_heads, self.num_ffn_channels
+
 
 @dataclass(frozen=True)
 class Linear:
     """A linear layer that every decoder layer has.
 
     Attributes:
-        outputs, inputs: features that are always there, then those per KV head, per head and per FFN channel.
+        outputs, inputs: features that no unit owns, then those per KV head, per head and per FFN channel.
     """
 
     outputs: tuple[int, int, int, int]
@@ -38,26 +43,26 @@ class Linear:
 
     def extents(self, shape: Shape) -> tuple[int, int]:
         """Outputs and inputs in a decoder layer of `shape`."""
-        units = (1, shape.num_kv_heads, shape.num_heads, shape.num_ffn_channels)
+        units = (1, *shape.widths)
         num_outputs, num_inputs = (sum(map(mul, per, units)) for per in (self.outputs, self.inputs))
         return num_outputs, num_inputs
 
 
 @dataclass(frozen=True)
 class ParamCounts:
-    """Parameters of one dense model by where they are; a pruned model's count follows by multiplication.
+    """Parameters of one dense model by part; a pruned model's count follows by multiplication.
 
     Attributes:
         num_outside: parameters outside the decoder (vision tower, projector); of them `num_projector` the projector's.
         num_decoder_rest: embeddings, language head (once if tied) and final norm.
         per_layer: a layer's parameters that no prunable unit owns (norms, output biases).
         per_kv_head, per_head, per_channel: parameters of one unit in one layer.
-        linears: a layer's linear layers, whose weights are what quantisation rounds.
-        num_split_linears: how many more a layer has where a class with split weights holds its pruned heads.
+        linears: a layer's linear layers; quantisation rounds their weights.
+        num_split_linears: how many more a layer has in the class with split weights that holds fewer heads.
         num_buffer_values, buffer_bytes: saved buffers that are floating point (in values), and the others.
         hidden_size, head_dim, vocab_size: of the decoder; pruning leaves them alone.
-        attention_choices: all (KV heads, query heads) that leave an equal number of query heads per group and that the
-            stock class holds, in the order of falling size.
+        attention_choices: all (KV heads, query heads) with equally many query heads per group that the stock class
+            holds, the largest first.
     """
 
     dense: Shape
@@ -80,12 +85,8 @@ class ParamCounts:
 
     def layer(self, shape: Shape) -> int:
         """Parameters of one decoder layer of `shape`."""
-        return (
-            self.per_layer
-            + shape.num_kv_heads * self.per_kv_head
-            + shape.num_heads * self.per_head
-            + shape.num_ffn_channels * self.per_channel
-        )
+        attention = self.attention((shape.num_kv_heads, shape.num_heads))
+        return self.per_layer + attention + shape.num_ffn_channels * self.per_channel
 
     def decoder(self, shape: Shape) -> int:
         """Parameters of the language model: embeddings, layers, final norm and head."""
@@ -96,15 +97,15 @@ class ParamCounts:
         return self.num_outside + self.decoder(shape)
 
     def removed_share(self, shape: Shape) -> float:
-        """Share of the decoder's parameters that `shape` removes: the exact value of a recipe's ratio."""
+        """Share of the decoder's parameters that `shape` removes."""
         return 1 - self.decoder(shape) / self.decoder(self.dense)
 
     def size(self, shape: Shape | None = None, bytes_per_param: int = 2, quantization: Quantization = "none") -> Size:
-        """Size of the whole model as its tensors are saved: tied weights once, without the kilobytes of headers.
+        """Size of the whole model on disk: tied weights once, without the files' headers.
 
         Args:
             shape: of the decoder; None is the dense one.
-            bytes_per_param: of the weights that aren't quantised, and of the scales of those that are.
+            bytes_per_param: of weights that aren't quantised, and of the scales of those that are.
             quantization: of the weights of `linears`; the number of parameters stays.
         """
         shape = shape or self.dense
@@ -115,7 +116,7 @@ class ParamCounts:
         return Size(num_params, size_bytes)
 
     def _bytes_saved(self, shape: Shape, bytes_per_param: int, quantization: Quantization) -> int:
-        """By quantisation, in one decoder layer."""
+        """Bytes that quantisation saves in one decoder layer."""
         saved = 0
         for linear in self.linears:
             num_outputs, num_inputs = linear.extents(shape)
@@ -125,7 +126,7 @@ class ParamCounts:
         return saved - split * SHAPE_BYTES
 
     def kv_cache_bytes(self, shape: Shape, num_tokens: int, bytes_per_value: int = 2) -> int:
-        """Keys and values of `num_tokens` tokens of one row, in every layer; sliding windows would take less."""
+        """Keys and values of `num_tokens` tokens of one sequence in all layers; sliding windows would take less."""
         return 2 * shape.num_layers * shape.num_kv_heads * self.head_dim * num_tokens * bytes_per_value
 
     def attention(self, pair: tuple[int, int]) -> int:

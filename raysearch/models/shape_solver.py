@@ -1,11 +1,9 @@
-"""Shapes of a decoder and the exact sizes that they have; from a ratio or a budget to a shape.
+"""From a recipe, a ratio or a budget to the shape of a pruned decoder, by arithmetic on parameter counts, no torch.
 
-A model's parameters are counted once (`prune.count`); what is here is arithmetic on those counts and needs no torch.
-Symbols: T target number of parameters, L layers. Every solver returns the shape whose count is nearest to T (for a
-ratio) or the largest one within T (for a budget), to within one unit: one layer, or one step of FFN channels.
+Every function returns the shape whose parameter count is nearest to the target (for a ratio) or the largest one within
+it (for a budget), to within one unit: one layer, or one step of FFN channels.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from raysearch.config.budget import Budget, Size
@@ -16,43 +14,14 @@ from raysearch.models.shape import ParamCounts, Shape
 
 
 def shape_for(counts: ParamCounts, recipe: Recipe) -> Shape:
-    """The shape that a recipe gives a dense model of `counts`.
-
-    Raises:
-        InputError: no model of this family can be that small.
-    """
-    if recipe.ratio == 0:
-        return counts.dense
-    return solve(counts, recipe.mode, recipe.ratio, depth_share=recipe.depth_share)
+    """The shape that a recipe gives a dense model of `counts`; see `shape_for_ratio`."""
+    return shape_for_ratio(counts, recipe.mode, recipe.ratio, recipe.depth_share)
 
 
-def size_for(counts: ParamCounts, recipe: Recipe) -> Size:
-    """The exact size of the whole model that a recipe makes, by counting alone.
-
-    Raises:
-        InputError: no model of this family can be that small.
-    """
-    return counts.size(shape_for(counts, recipe), quantization=recipe.quantization)
-
-
-def default_multiple(counts: ParamCounts) -> int:
-    """Rounding step of FFN channels: 64 from 4096 channels on, which tensor cores want; else 1."""
-    return 64 if counts.dense.num_ffn_channels >= 4096 else 1
-
-
-def smallest_shape(counts: ParamCounts, mode: Mode, multiple: int | None = None) -> Shape:
-    """The smallest decoder that `mode` can reach."""
-    return _smallest(counts, mode, _step(counts, multiple))
-
-
-def solve(
-    counts: ParamCounts,
-    mode: Mode,
-    ratio: float,
-    depth_share: float | None = None,
-    multiple: int | None = None,
+def shape_for_ratio(
+    counts: ParamCounts, mode: Mode, ratio: float, depth_share: float | None = None, multiple: int | None = None
 ) -> Shape:
-    """The shape that removes nearest to `ratio` of the decoder's parameters.
+    """The shape that removes nearest to `ratio` of the decoder's parameters; the dense shape for 0.
 
     Args:
         counts: of the dense model.
@@ -69,17 +38,17 @@ def solve(
     dense = counts.decoder(counts.dense)
     step = _step(counts, multiple)
     target = dense * (1 - ratio) + counts.num_outside
-    least = counts.total(_smallest(counts, mode, step))
+    least = counts.total(smallest_shape(counts, mode, step))
     unit = counts.layer(counts.dense) if mode == "layerwise" else counts.dense.num_layers * step * counts.per_channel
     if target < least - unit / 2:
         most = 1 - (least - counts.num_outside) / dense
         raise InputError(
             f"ratio {ratio}: {mode} can remove at most {most:.4f} of this decoder's parameters; lower the ratio"
         )
-    return _solve(counts, mode, target, depth_share, step, within=False)
+    return _shape_near(counts, mode, target, depth_share, step, within=False)
 
 
-def solve_budget(
+def shape_for_budget(
     counts: ParamCounts,
     mode: Mode,
     budget: Budget,
@@ -88,8 +57,8 @@ def solve_budget(
     bytes_per_param: int = 2,
     quantization: Quantization = "none",
 ) -> Shape:
-    """The largest shape whose whole model, its decoder quantised, is within `budget`; a share is of the dense model's
-    bytes as it is.
+    """The largest shape whose whole model, its decoder quantised, is within `budget`; a share is of the bytes of the
+    dense, unquantised model. Arguments as in `shape_for_ratio` and `ParamCounts.size`.
 
     Raises:
         InputError: even the smallest model that `mode` can reach is larger; the message says how large that is.
@@ -102,7 +71,7 @@ def solve_budget(
     if budget.admits(size(counts.dense), dense):
         return counts.dense
     step = _step(counts, multiple)
-    best = _smallest(counts, mode, step)
+    best = smallest_shape(counts, mode, step)
     smallest = size(best)
     if not budget.admits(smallest, dense):
         raise InputError(
@@ -112,12 +81,26 @@ def solve_budget(
     low, high = float(smallest.num_params), float(dense.num_params)
     while high - low > 0.5:
         middle = (low + high) / 2
-        shape = _solve(counts, mode, middle, depth_share, step, within=True)
+        shape = _shape_near(counts, mode, middle, depth_share, step, within=True)
         if budget.admits(size(shape), dense):
             best, low = shape, middle
         else:
             high = middle
     return best
+
+
+def smallest_shape(counts: ParamCounts, mode: Mode, multiple: int | None = None) -> Shape:
+    """The smallest decoder that `mode` can reach."""
+    dense, least, step = counts.dense, counts.smallest, _step(counts, multiple)
+    if mode == "layerwise":
+        return replace(dense, num_layers=least.num_layers)
+    num_layers = dense.num_layers if mode == "widthwise" else least.num_layers
+    return Shape(num_layers, least.num_kv_heads, least.num_heads, step)
+
+
+def default_multiple(counts: ParamCounts) -> int:
+    """Rounding step of FFN channels: 64 from 4096 channels on, for tensor cores; else 1."""
+    return 64 if counts.dense.num_ffn_channels >= 4096 else 1
 
 
 def _step(counts: ParamCounts, multiple: int | None) -> int:
@@ -127,15 +110,10 @@ def _step(counts: ParamCounts, multiple: int | None) -> int:
     return step
 
 
-def _smallest(counts: ParamCounts, mode: Mode, step: int) -> Shape:
-    dense, least = counts.dense, counts.smallest
-    if mode == "layerwise":
-        return Shape(least.num_layers, dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels)
-    num_layers = dense.num_layers if mode == "widthwise" else least.num_layers
-    return Shape(num_layers, least.num_kv_heads, least.num_heads, step)
-
-
-def _solve(counts: ParamCounts, mode: Mode, target: float, depth_share: float | None, step: int, within: bool) -> Shape:
+def _shape_near(
+    counts: ParamCounts, mode: Mode, target: float, depth_share: float | None, step: int, within: bool
+) -> Shape:
+    """The shape whose whole model has nearest to `target` parameters, or at most so many if `within`."""
     if mode == "layerwise":
         return _drop_layers(counts, target, within)
     if mode == "widthwise":
@@ -143,22 +121,15 @@ def _solve(counts: ParamCounts, mode: Mode, target: float, depth_share: float | 
     dense = counts.total(counts.dense)
     share = 0.5 if depth_share is None else depth_share
     num_layers = _drop_layers(counts, dense - share * (dense - target), within=False).num_layers
-    narrowest = _smallest(counts, "widthwise", step)
-    while num_layers > counts.smallest.num_layers:
-        least = Shape(num_layers, narrowest.num_kv_heads, narrowest.num_heads, narrowest.num_ffn_channels)
-        if counts.total(least) <= target:
-            break
+    narrowest = smallest_shape(counts, "widthwise", step)
+    while num_layers > counts.smallest.num_layers and counts.total(replace(narrowest, num_layers=num_layers)) > target:
         num_layers -= 1
     return _narrow(counts, num_layers, target, step, within)
 
 
 def _drop_layers(counts: ParamCounts, target: float, within: bool) -> Shape:
-    dense = counts.dense
-    candidates = (
-        Shape(n, dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels)
-        for n in range(counts.smallest.num_layers, dense.num_layers + 1)
-    )
-    return _nearest(counts, candidates, target, within)
+    nums = range(counts.smallest.num_layers, counts.dense.num_layers + 1)
+    return _nearest(counts, [replace(counts.dense, num_layers=num) for num in nums], target, within)
 
 
 def _narrow(counts: ParamCounts, num_layers: int, target: float, step: int, within: bool) -> Shape:
@@ -179,11 +150,11 @@ def _narrow(counts: ParamCounts, num_layers: int, target: float, step: int, with
             return shape
         if best is None or _error(counts, shape, target) < _error(counts, best, target):
             best = shape
-    return best or _smallest(counts, "widthwise", step)
+    return best or smallest_shape(counts, "widthwise", step)
 
 
 def _fill_with_channels(counts: ParamCounts, shape: Shape, target: float, step: int, within: bool) -> Shape:
-    """`shape` with the number of channels, a multiple of `step` or all of them, that comes nearest to `target`."""
+    """`shape` with the number of channels, a multiple of `step` or all of them, nearest to `target`."""
     most = counts.dense.num_ffn_channels
     wanted = (target - counts.total(shape)) / (shape.num_layers * counts.per_channel)
     below = min(max(int(wanted // step) * step, step), most // step * step)
@@ -191,8 +162,7 @@ def _fill_with_channels(counts: ParamCounts, shape: Shape, target: float, step: 
     return _nearest(counts, [replace(shape, num_ffn_channels=num) for num in sorted(sizes)], target, within)
 
 
-def _nearest(counts: ParamCounts, candidates: Iterable[Shape], target: float, within: bool) -> Shape:
-    shapes = list(candidates)
+def _nearest(counts: ParamCounts, shapes: list[Shape], target: float, within: bool) -> Shape:
     fitting = [shape for shape in shapes if not within or counts.total(shape) <= target]
     return min(fitting or shapes[:1], key=lambda shape: _error(counts, shape, target))
 

@@ -1,11 +1,8 @@
-"""The stock class of a configuration, and its empty model."""
+"""The stock class (transformers' own) of a configuration, and its empty model."""
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from raysearch.errors import InputError
 

@@ -1,4 +1,4 @@
-"""Structural pruning: from scores and a shape to a smaller stock model."""
+"""Structural pruning: a smaller stock model from importance scores and a shape."""
 
 from raysearch.pruning.compensation import compensate
 from raysearch.pruning.prune import prune

@@ -1,4 +1,4 @@
-"""Prune a checkpoint from folder to folder, without a search: what `raysearch prune` does."""
+"""Prune a checkpoint from folder to folder without a search, for `raysearch prune`."""
 
 import dataclasses
 import time
@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch import export, models
 from raysearch.config.budget import Budget
+from raysearch.config.criteria import WITHOUT_DATA, needs_data
 from raysearch.config.quantization import Quantization, check_installed
 from raysearch.config.recipe import Mode, Recipe, check_ratio
 from raysearch.data.encoding import Encoder
@@ -24,15 +25,10 @@ from raysearch.errors import InputError
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
-from raysearch.models.shape_solver import solve, solve_budget
+from raysearch.models.shape_solver import shape_for_budget, shape_for_ratio
 from raysearch.pruning import compensation, prune
-from raysearch.pruning.importance import importance, needs_data
+from raysearch.pruning.importance import importance
 from raysearch.pruning.prune import kept_layers
-
-DATA_CRITERIA = ("block_influence", "taylor")
-"""Used for layers and widths when a person names no criterion and gives calibration data."""
-BLIND_CRITERIA = ("deepest", "magnitude")
-"""The same without data."""
 
 
 def prune_checkpoint(
@@ -57,45 +53,45 @@ def prune_checkpoint(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Load, score, cut, and write a folder that transformers alone can load.
+    """Load, score, prune, and write a folder that transformers alone can load.
 
     Args:
         model: a folder, a hub id, or `pocket`.
         mode: layerwise, widthwise or both.
-        to: the folder to write; nothing is written unless everything worked.
+        to: the folder to write; nothing is written unless every step succeeds.
         ratio: share of the decoder's parameters to remove; this or `budget`.
         budget: largest size of the whole model, e.g. `60%`, `3.2GB`, `3B`.
         criterion: a layer or a width criterion, LAYER+WIDTH for mode both. None chooses block_influence and taylor
             with calibration data, deepest and magnitude without.
-        calibration: data to score on, see `data.load_samples`; not read by criteria that need none.
-        image_folder: where its image paths begin, if not beside it.
+        calibration: data to score on, see `load_samples`; not read if the criterion needs none.
+        image_folder: root of its image paths; None is the data's own folder.
         depth_share: for mode both, the share of the removal done by dropping layers.
         multiple: FFN channels come in multiples of this.
-        num_samples, batch_size, max_length: samples to score on, per batch, and their longest length in tokens. An
-            LVLM is scored on samples with images alone.
+        num_samples, batch_size, max_length: samples to score on, samples per batch, tokens per sample. An LVLM is
+            scored on samples with images only.
         tokens: which tokens count, see `importance`.
-        compensate: let the FFNs in front of dropped layers make up for them, fitted on the calibration data.
-        quantization: of the decoder's linear weights on disk; a budget holds with it.
+        compensate: refit the FFNs in front of dropped layers on the calibration data, see `pruning.compensate`.
+        quantization: of the decoder's linear weights on disk; the budget is for the quantised model.
         dtype: of the weights in memory and on disk; None keeps the file's.
-        seed: which samples are taken, and the choice of `random`.
+        seed: of the choice of samples, and of `random`.
         trust_remote_code: run code that comes with the checkpoint.
 
     Returns:
-        What was done: shapes, sizes, the layers kept, the criterion and seconds, all plain values.
+        Shapes, sizes, the layers kept, the criterion and seconds, as plain values.
 
     Raises:
         InputError: wrong use, an unreadable model or data, or a size that can't be reached.
     """
-    bound = Budget.parse(budget) if isinstance(budget, str) else budget
-    goal = _Goal(mode, ratio, bound, depth_share, multiple, quantization)
-    recipe = goal.recipe(criterion or _default_criterion(mode, calibration is not None), seed)
+    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    target = _SizeTarget(mode, ratio, budget, depth_share, multiple, quantization)
+    recipe = target.recipe(criterion or _default_criterion(mode, calibration is not None), seed)
     _check_use(recipe, calibration is not None, compensate)
     if quantization != "none":
         check_installed()
     export.check_target(Path(to))
     config = models.load_config(model, trust_remote_code)
     if (known := dtype or config.dtype) is not None:
-        goal.shape(config, known)  # refuses before anything heavy is read
+        target.shape(config, known)  # refuses before weights are read
     samples: list[Sample] = []
     if calibration is not None and (compensate or needs_data(recipe.criterion)):
         samples = _samples(calibration, image_folder, config, num_samples, seed)
@@ -103,7 +99,7 @@ def prune_checkpoint(
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         dense, processor = models.load(model, dtype, trust_remote_code)
-    shape = goal.shape(dense.config, dense.dtype)
+    shape = target.shape(dense.config, dense.dtype)
     data = None
     if samples:
         encoder = Encoder(processor, models.family_for(dense), max_length)
@@ -123,8 +119,8 @@ def prune_checkpoint(
 
 
 @dataclass(frozen=True)
-class _Goal:
-    """The size to reach, and how."""
+class _SizeTarget:
+    """The size to reach, and what may shrink."""
 
     mode: Mode
     ratio: float | None
@@ -141,10 +137,10 @@ class _Goal:
 
     def shape(self, config: PretrainedConfig, dtype: torch.dtype) -> Shape:
         if self.ratio is not None:
-            return solve(counts_of(config), self.mode, self.ratio, self.depth_share, self.multiple)
+            return shape_for_ratio(counts_of(config), self.mode, self.ratio, self.depth_share, self.multiple)
         assert self.budget is not None
-        how = self.depth_share, self.multiple, dtype.itemsize, self.quantization
-        return solve_budget(counts_of(config), self.mode, self.budget, *how)
+        options = self.depth_share, self.multiple, dtype.itemsize, self.quantization
+        return shape_for_budget(counts_of(config), self.mode, self.budget, *options)
 
     def recipe(self, criterion: str, seed: int) -> Recipe:
         fields: dict[str, Any] = {"mode": self.mode, "ratio": self.ratio or 0.0, "criterion": criterion}
@@ -158,17 +154,9 @@ class _Goal:
 
 
 def _samples(
-    calibration: str | Path,
-    image_folder: str | Path | None,
-    config: PretrainedConfig,
-    num_samples: int,
-    seed: int,
+    calibration: str | Path, image_folder: str | Path | None, config: PretrainedConfig, num_samples: int, seed: int
 ) -> list[Sample]:
-    """The samples to score on; of an LVLM's data, those with images alone.
-
-    Raises:
-        InputError: no such data, or an LVLM's data without images.
-    """
+    """The samples to score on; for an LVLM, only those with images."""
     rows = load_samples(calibration, image_folder)
     ordered = (rows[int(index)] for index in fraction_order(len(rows), seed))
     multimodal = models.family_for(config).is_multimodal
@@ -183,7 +171,7 @@ def _samples(
 
 @dataclass(frozen=True)
 class _Calibration:
-    """Calibration batches; samples that can't be encoded are left out, with a warning."""
+    """Calibration batches; samples that can't be encoded are left out with a warning."""
 
     encoder: Encoder
     samples: Sequence[Sample]
@@ -205,23 +193,21 @@ class _Calibration:
         if len(self.bad_rows.found) == len(self.samples):
             raise InputError(
                 f"{self.bad_rows.data}: none of {len(self.samples)} samples can be used ({self.bad_rows.named()}); "
-                "mend them"
+                "correct them"
             )
         self.bad_rows.report()
 
 
 def _check_use(recipe: Recipe, has_data: bool, compensate: bool) -> None:
     if compensate and recipe.mode == "widthwise":
-        raise InputError("compensate: makes up for dropped layers, and widthwise drops none; choose another mode")
+        raise InputError("compensate: is for dropped layers, and widthwise drops none; choose another mode")
     if not has_data and (compensate or needs_data(recipe.criterion)):
-        wanting = "compensate" if compensate else f"criterion {recipe.criterion}"
-        raise InputError(
-            f"{wanting}: needs calibration data; give --calibration, or go without, by magnitude or deepest"
-        )
+        option = "compensate" if compensate else f"criterion {recipe.criterion}"
+        raise InputError(f"{option}: needs calibration data; give --calibration (not needed by {WITHOUT_DATA})")
 
 
 def _default_criterion(mode: Mode, has_data: bool) -> str:
-    layer, width = DATA_CRITERIA if has_data else BLIND_CRITERIA
+    layer, width = ("block_influence", "taylor") if has_data else ("deepest", "magnitude")
     return {"layerwise": layer, "widthwise": width}.get(mode, f"{layer}+{width}")
 
 
@@ -253,7 +239,7 @@ def _summary(dense: PreTrainedModel, shape: Shape, recipe: Recipe, model: str, l
 
 
 def _save(pruned: PreTrainedModel, processor: Any, to: str | Path, recipe: Recipe, summary: dict[str, Any]) -> None:
-    """Write the folder; its recipe has the ratio that was reached."""
+    """Write the folder; the recipe in it has the ratio that was reached."""
     base = summary["model"]
     card = {
         "title": f"{Path(base).name}, pruned",

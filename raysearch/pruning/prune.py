@@ -1,4 +1,4 @@
-"""`prune`: choose what stays by its scores, then build the smaller model."""
+"""Choose the layers and units to keep by their scores, then build the smaller model."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -6,13 +6,13 @@ from typing import Literal
 from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch.errors import InputError
-from raysearch.models import family_for, layout_of
+from raysearch.models import decoder_layout, family_for
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
 from raysearch.pruning.importance import Importance
 from raysearch.pruning.select_layers import layers_to_keep
 from raysearch.pruning.select_units import bias_shifts, units_to_keep
-from raysearch.pruning.slicing import build, full_units
+from raysearch.pruning.slicing import full_units, slice_model
 
 Scores = Mapping[Literal["depth", "width"], Importance]
 
@@ -21,11 +21,11 @@ def prune(model: PreTrainedModel, shape: Shape, importance: Scores) -> PreTraine
     """A new, smaller model of a stock class.
 
     Args:
-        model: the dense model; it stays as it is, and no memory is shared with it.
-        shape: of the pruned decoder; see `solve`.
+        model: the dense model; not changed, and no memory is shared with it.
+        shape: of the pruned decoder; see `models.shape_solver`.
         importance: scores of layers under `depth` and of heads and channels under `width`, as far as `shape` needs
-            them. Where the architecture has output biases and the scores know the mean inputs (`fluctuation`), the
-            biases make up for what is removed.
+            them. Where the architecture has output biases and the scores have mean inputs (`fluctuation`), the biases
+            compensate for what is removed.
 
     Returns:
         The pruned model, on the same device, with the same dtype, in eval mode.
@@ -33,14 +33,12 @@ def prune(model: PreTrainedModel, shape: Shape, importance: Scores) -> PreTraine
     Raises:
         InputError: scores are missing, or no stock class holds the shape.
     """
-    family, dense = family_for(model), shape_of(model.config)
     layers = kept_layers(model.config, shape, importance)
-    if _widths(shape) == _widths(dense):
-        return build(model, layers, full_units(model))
-    scores = _needed(importance, "width")
-    layout = layout_of(family.decoder(model).layers[0], family.text_config(model.config))
+    if shape.widths == shape_of(model.config).widths:
+        return slice_model(model, layers, full_units(model))
+    scores, layout = _needed(importance, "width"), decoder_layout(model)
     units = {i: units_to_keep(scores, layout, shape, i) for i in layers}
-    return build(model, layers, units, bias_shifts(model, layout, scores, units))
+    return slice_model(model, layers, units, bias_shifts(model, layout, scores, units))
 
 
 def kept_layers(config: PretrainedConfig, shape: Shape, importance: Scores) -> list[int]:
@@ -50,10 +48,6 @@ def kept_layers(config: PretrainedConfig, shape: Shape, importance: Scores) -> l
         return list(range(dense.num_layers))
     fixed = family_for(config).num_leading_layers_kept(config)
     return layers_to_keep(_needed(importance, "depth"), shape.num_layers, fixed)
-
-
-def _widths(shape: Shape) -> tuple[int, int, int]:
-    return shape.num_kv_heads, shape.num_heads, shape.num_ffn_channels
 
 
 def _needed(importance: Scores, part: Literal["depth", "width"]) -> Importance:

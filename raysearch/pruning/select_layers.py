@@ -12,7 +12,7 @@ def layers_to_keep(importance: Importance, num_layers: int, num_fixed: int = 0) 
     Args:
         importance: of a layer criterion.
         num_layers: how many stay.
-        num_fixed: so many first layers are never dropped.
+        num_fixed: the number of first layers that are never dropped.
 
     Raises:
         InputError: `importance` is not of a layer criterion.
@@ -28,10 +28,7 @@ def layers_to_keep(importance: Importance, num_layers: int, num_fixed: int = 0) 
 
 
 def _without_nearest_block(distance: np.ndarray, num_layers: int, num_fixed: int) -> list[int]:
-    """Drop the block of consecutive layers whose input and output are the nearest (arXiv 2403.17887).
-
-    `distance[start, length - 1]` is between the input of layer `start` and the output `length` layers on.
-    """
+    """Drop the block of consecutive layers whose input and output are nearest (arXiv 2403.17887)."""
     total = len(distance)
     length = total - num_layers
     if length == 0:

@@ -7,14 +7,14 @@ import torch
 from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
-from raysearch.models import Kind, Layout, family_for
+from raysearch.models import Layout, UnitKind, family_for
 from raysearch.models.layout import Units
 from raysearch.models.shape import Shape
 from raysearch.pruning.importance import Importance
 
 
 def units_to_keep(importance: Importance, layout: Layout, shape: Shape, layer: int) -> Units:
-    """The best units of one layer: whole KV groups first, then the same number of query heads in each.
+    """The best units of one layer: whole KV groups first, then equally many query heads in each.
 
     Args:
         importance: of a width criterion.
@@ -38,11 +38,11 @@ def units_to_keep(importance: Importance, layout: Layout, shape: Shape, layer: i
 def bias_shifts(
     model: PreTrainedModel, layout: Layout, importance: Importance, units: Mapping[int, Units]
 ) -> dict[str, torch.Tensor]:
-    """What output biases gain: the removed columns times their mean inputs (arXiv 2312.11983, equation 6).
+    """Additions to output biases: the removed columns times their mean inputs (arXiv 2312.11983, equation 6).
 
-    Empty for criteria that know no mean inputs, and for layers without an output bias.
+    Empty for scores without mean inputs, and for layers without an output bias.
     """
-    parts: tuple[tuple[Kind, str, int, np.ndarray | None], ...] = (
+    parts: tuple[tuple[UnitKind, str, int, np.ndarray | None], ...] = (
         ("heads", layout.attention_out, layout.head_dim, importance.attention_means),
         ("ffn_channels", layout.ffn_out, 1, importance.ffn_means),
     )

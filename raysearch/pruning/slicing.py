@@ -1,4 +1,4 @@
-"""Build the pruned model: a new stock model whose tensors are the kept parts of the dense one's."""
+"""Build the pruned model: a new stock model with the kept parts of the dense model's tensors."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -9,24 +9,24 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
-from raysearch.models import Family, Layout, empty_model, family_for, layout_of, model_class
+from raysearch.models import Family, Layout, decoder_layout, empty_model, family_for, model_class
 from raysearch.models.layout import Units
 from raysearch.models.pruned_config import pruned_config
 from raysearch.models.shape import Shape
 
 
-def build(
+def slice_model(
     model: PreTrainedModel,
     layers: Sequence[int],
     units: Mapping[int, Units],
     bias_shift: Mapping[str, torch.Tensor] | None = None,
 ) -> PreTrainedModel:
-    """Cut a model down; every kept weight is copied once, the dense model is left as it is.
+    """Copy what a model keeps into a smaller one; the dense model is not changed.
 
     Args:
         model: the dense model.
         layers: the decoder layers that stay, increasing.
-        units: what each of those layers keeps, by dense layer index; the same number in every layer.
+        units: the units that each of those layers keeps, by dense layer index; equally many in every layer.
         bias_shift: values added to biases, by the dense tensor's name inside the decoder's layer list.
 
     Returns:
@@ -37,7 +37,6 @@ def build(
     """
     family = family_for(model)
     _check_layers(family, model, layers)
-    layout = layout_of(family.decoder(model).layers[0], family.text_config(model.config))
     shape = _common_shape(layers, units)
     try:
         config = pruned_config(model.config, shape, layers)
@@ -45,7 +44,7 @@ def build(
         pruned = empty_model(config, type(model) if unchanged else model_class(config))
     except (ValueError, AssertionError, StrictDataclassError) as error:
         raise InputError(f"{model.config.model_type}: no stock model holds {shape}: {error}") from None
-    _fill(pruned, model, family.layers_name(model), layers, layout, units, bias_shift or {})
+    _fill(pruned, model, family.layers_name(model), layers, decoder_layout(model), units, bias_shift or {})
     if model.generation_config is not None:
         pruned.generation_config = copy.deepcopy(model.generation_config)
     return pruned.eval()
@@ -78,10 +77,10 @@ def _fill(
     units: Mapping[int, Units],
     bias_shift: Mapping[str, torch.Tensor],
 ) -> None:
-    """Give every tensor of the empty model its values; shared tensors stay shared."""
+    """Fill the empty model with values; shared tensors stay shared."""
 
     def located(name: str) -> tuple[int | None, str]:
-        """Dense layer and name inside it; None and the name for what is in no layer."""
+        """Dense layer and name inside it; None and the whole name outside the layers."""
         if not name.startswith(prefix + "."):
             return None, name
         layer, _, inner = name[len(prefix) + 1 :].partition(".")
@@ -99,14 +98,14 @@ def _fill(
         shift = bias_shift.get(f"{layer}.{inner}")
         return kept if shift is None else kept + shift.to(kept)
 
-    made: dict[int, nn.Parameter] = {}
+    filled: dict[int, nn.Parameter] = {}
     for name, empty in list(pruned.named_parameters(remove_duplicate=False)):
-        if id(empty) not in made:
+        if id(empty) not in filled:
             source = dense.get_parameter(dense_name(name))
             tensor = value(name, source)
             assert tensor.shape == empty.shape, (name, tuple(tensor.shape), tuple(empty.shape))
-            made[id(empty)] = nn.Parameter(tensor, requires_grad=source.requires_grad)
-        _set(pruned, name, made[id(empty)])
+            filled[id(empty)] = nn.Parameter(tensor, requires_grad=source.requires_grad)
+        _set(pruned, name, filled[id(empty)])
     for name, _ in list(pruned.named_buffers(remove_duplicate=False)):
         _set(pruned, name, dense.get_buffer(dense_name(name)).detach().clone())
 
@@ -121,8 +120,6 @@ def _set(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def full_units(model: PreTrainedModel) -> dict[int, Units]:
-    """Every unit of every layer: what depth pruning keeps."""
-    family = family_for(model)
-    layers = family.decoder(model).layers
-    everything = layout_of(layers[0], family.text_config(model.config)).all_units()
-    return dict.fromkeys(range(len(layers)), everything)
+    """Every unit of every layer, by layer."""
+    num_layers = len(family_for(model).decoder(model).layers)
+    return dict.fromkeys(range(num_layers), decoder_layout(model).all_units())

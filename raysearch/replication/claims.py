@@ -255,12 +255,7 @@ def _same_memory_and_layers_are_quicker(table: Table, probes: Probes) -> list[Ch
 
 
 def _best_recipes(table: Table, probes: Probes) -> list[Check]:
-    wanted = (
-        (LAYER, 0.15, 0.98, inf),
-        (LAYER, 0.3, 0.94, inf),
-        (WIDTH, 0.45, 0.84, 0.9),
-        (WIDTH, 0.6, 0.78, 0.84),
-    )
+    wanted = ((LAYER, 0.15, 0.98, inf), (LAYER, 0.3, 0.94, inf), (WIDTH, 0.45, 0.84, 0.9), (WIDTH, 0.6, 0.78, 0.84))
     return _levels(table, ((joint(mode, ratio, "sft+l2"), low, high) for mode, ratio, low, high in wanted))
 
 
@@ -297,21 +292,15 @@ STATEMENTS = (
     Statement(13, "SFT with hidden states keeps at least as much as SFT.", _l2_helps),
     Statement(14, "SFT with hidden states keeps at least as much as every other mix.", _l2_is_the_best_mix),
     Statement(
-        15,
-        "Up to 45%, 5% of the data reach at least 90% of what all data reach.",
-        _little_data(0.05, (0.0, 0.45), 0.9),
+        15, "Up to 45%, 5% of the data reach at least 90% of what all data reach.", _little_data(0.05, (0.0, 0.45), 0.9)
     ),
     Statement(
-        16,
-        "At 60%, 20% of the data reach at least 88% of what all data reach.",
-        _little_data(0.2, (0.6, 0.6), 0.88),
+        16, "At 60%, 20% of the data reach at least 88% of what all data reach.", _little_data(0.2, (0.6, 0.6), 0.88)
     ),
     Statement(17, "With 5% of the data, at least 95% of the dense model is kept.", _little_data_keeps_95),
     Statement(18, "More than 10 calibration samples change nothing (1 point).", _ten_samples_calibrate),
     Statement(
-        19,
-        "At 15 to 30%, the drop with images is at least 1.9 times the drop in words alone.",
-        _damage_is_cross_modal,
+        19, "At 15 to 30%, the drop with images is at least 1.9 times the drop in words alone.", _damage_is_cross_modal
     ),
     Statement(
         20,

@@ -16,11 +16,7 @@ _MIXES = ("sft", "sft+kl", "sft+rkl", "sft+l2", "sft+kl+l2", "sft+rkl+l2", "kl",
 def curves(table: Table) -> dict[str, dict[str, Curve]]:
     """Per panel and curve, the ratios that were measured, ascending, and the retention there; empty ones left out."""
     ratios = table.ratios
-    regimes: dict[str, Callable[[str, float], Cell]] = {
-        "none": untrained,
-        "projector": projector,
-        "joint": joint,
-    }
+    regimes: dict[str, Callable[[str, float], Cell]] = {"none": untrained, "projector": projector, "joint": joint}
     panels: dict[str, dict[str, list[Cell]]] = {
         "What is trained, by SFT": {
             f"{mode}, {name}": [cell(mode, ratio) for ratio in ratios]

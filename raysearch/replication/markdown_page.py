@@ -45,9 +45,7 @@ def page(space: SearchSpace, table: Table, probes: Probes, scales: dict[str, flo
         f"![Retention over the ratio]({FIGURE})",
         _section("The paper's claims", ("", "claim", "here", "measured"), _claims(table, probes)),
         _section(
-            "T2. Without recovery",
-            ("mode", "ratio", *scales, "AVG", "kept"),
-            _scores(table, scales, _untrained(table)),
+            "T2. Without recovery", ("mode", "ratio", *scales, "AVG", "kept"), _scores(table, scales, _untrained(table))
         ),
         _section(
             "T3. Size, and time to the first token",
@@ -122,10 +120,7 @@ def _sizes(table: Table, probes: Probes, dense: Size) -> list[Row]:
         named = (cell.mode, f"{cell.ratio:.0%}") if cell else ("dense", "0%")
         return (*named, size_text(size.size_bytes), f"{size.size_bytes / dense.size_bytes:.1%}", shown)
 
-    return [
-        row(None, dense),
-        *(row(cell, table.sizes[cell]) for cell in _untrained(table) if cell in table.sizes),
-    ]
+    return [row(None, dense), *(row(cell, table.sizes[cell]) for cell in _untrained(table) if cell in table.sizes)]
 
 
 def _regimes(table: Table) -> list[Row]:

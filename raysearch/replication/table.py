@@ -59,10 +59,7 @@ class Table:
     """Results by cell, a list over seeds each; the first recipe of a cell counts where a grid has several."""
 
     def __init__(
-        self,
-        dense: Results,
-        results: Mapping[Cell, Sequence[Results]],
-        sizes: Mapping[Cell, Size] | None = None,
+        self, dense: Results, results: Mapping[Cell, Sequence[Results]], sizes: Mapping[Cell, Size] | None = None
     ) -> None:
         self.dense, self._results, self.sizes = dense, dict(results), dict(sizes or {})
         self._seed_sd = {ratio: self._pooled_sd(ratio) for ratio in {cell.ratio for cell in results}}

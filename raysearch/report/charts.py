@@ -115,11 +115,7 @@ def progress(front: Front, records: Sequence[TrialRecord]) -> Any:
         areas.append(hypervolume(sizes, kept))
     figure = _new_figure("trials ended", "hypervolume")
     figure.add_scatter(
-        x=list(range(1, len(areas) + 1)),
-        y=areas,
-        mode="lines",
-        line={"color": INK, "shape": "hv"},
-        name="hypervolume",
+        x=list(range(1, len(areas) + 1)), y=areas, mode="lines", line={"color": INK, "shape": "hv"}, name="hypervolume"
     )
     figure.update_yaxes(tickformat=".2f", rangemode="tozero")
     return figure

@@ -43,9 +43,7 @@ class Effect:
 
 
 def effect_of(
-    records: Sequence[TrialRecord],
-    baseline: Baseline,
-    level: Callable[[TrialRecord], bool | None],
+    records: Sequence[TrialRecord], baseline: Baseline, level: Callable[[TrialRecord], bool | None]
 ) -> Effect | None:
     """Difference in retention between trials with and without something, at equal size and mode.
 

@@ -17,9 +17,8 @@ from raysearch.report.plots import front_figure
 from raysearch.report.terminal import POINT_HEAD, SPEED_HEAD, point_cells, speed_cells
 from raysearch.study.folder import is_study, read_layer_importance, read_trials
 from raysearch.study.front import Baseline, Front, FrontPoint, retention_text
-from raysearch.study.records import TrialRecord
+from raysearch.study.records import TrialRecord, seconds_text
 from raysearch.study.secrets import mask
-from raysearch.study.text import seconds_text
 
 STYLE = """
 :root { --ink: #222; --faint: #667; --line: #e3e3e8; --seen: #0072B2; --open: #8a8a8a; --fact: #009E73; }

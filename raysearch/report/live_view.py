@@ -15,8 +15,7 @@ from raysearch.report.front_info import staircase
 from raysearch.report.terminal import budget_lines, front_table, own_command, print_rich, shell_path
 from raysearch.study.folder import Study
 from raysearch.study.front import Front
-from raysearch.study.records import Score, TrialRecord
-from raysearch.study.text import seconds_text
+from raysearch.study.records import Score, TrialRecord, seconds_text
 
 if TYPE_CHECKING:
     from raysearch.study.plan import StudyPlan

@@ -45,10 +45,7 @@ def for_retention(records: Sequence[TrialRecord], baseline: Baseline) -> list[Pa
     from optuna.importance import FanovaImportanceEvaluator
 
     return _resampled(
-        records,
-        baseline,
-        lambda: FanovaImportanceEvaluator(n_trees=24, seed=0),
-        lambda trial: trial.values[1],
+        records, baseline, lambda: FanovaImportanceEvaluator(n_trees=24, seed=0), lambda trial: trial.values[1]
     )
 
 

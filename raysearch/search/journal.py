@@ -3,6 +3,7 @@
 A row is looked up in the table `EVENTS` and checked field by field; nothing is executed by a name that it holds.
 """
 
+import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,8 @@ def read_events(path: Path) -> Iterator[tuple[int, str, TrialArgs]]:
         raise InputError(f"{path}: {error}; {_WAY_OUT}") from None
     for line, row in enumerate(rows, 1):
         try:
-            number, event = row.pop("number"), row.pop("event")
+            number, event = operator.index(row.pop("number")), row.pop("event")
             args = EVENTS[event][0].model_validate(row)
-            if not isinstance(number, int):
-                raise TypeError(number)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))

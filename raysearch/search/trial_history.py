@@ -1,59 +1,54 @@
-"""What a search has tried so far, and what its unfinished trials would probably have come to."""
+"""The trials of a search, and the retention that its unfinished ones would probably reach."""
 
 import bisect
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from raysearch.config.recipe import Recipe
-from raysearch.search.samplers.encoding import Encoding
-from raysearch.study.multi_objective import nondomination_layers
+from raysearch.search.samplers.sized_space import Candidate
+from raysearch.study.multi_objective import nondomination_ranks
 
 End = Literal["finished", "stopped", "failed"]
-ModelIdentity = tuple[float, str]
-
-
-def model_identity(recipe: Recipe, size_ratio: float) -> ModelIdentity:
-    """What a recipe makes: two of one size that differ in nothing but the ratio make the same model."""
-    return size_ratio, recipe.key_without_ratio
 
 
 @dataclass
-class Proposal:
-    """A trial as the searcher sees it."""
+class Proposal(Candidate):
+    """A candidate that became a trial.
+
+    Attributes:
+        number: of the trial, counted from 0 in the order of the proposals.
+        curve: (samples seen, retention), rising in the first.
+        end: None while it runs.
+    """
 
     number: int
-    """Its number in the Optuna study; without one, among the proposals."""
-    recipe: Recipe
-    size_ratio: float
-    params: dict[str, Any]
-    """What the sampler was asked and answered."""
-    point: np.ndarray
-    """Of these and the size, as the gain model reads it (`Encoding`)."""
     curve: list[tuple[float, float]] = field(default_factory=list)
-    """(samples seen, retention), rising in the first."""
     end: End | None = None
-    """None while it runs."""
 
 
 class TrialHistory:
-    """The trials of a search, by name, in the order of their proposals."""
+    """The trials of a search, by name, in the order of their proposals.
+
+    Attributes:
+        proposals: all of them.
+        running: those that have not ended.
+        front: names of the finished ones that no finished one dominates.
+        identities: of all models proposed (`Candidate.identity`).
+        num_by_size: how many trials there are of each size ratio.
+    """
 
     def __init__(self) -> None:
         self.proposals: dict[str, Proposal] = {}
-        self.made: set[ModelIdentity] = set()
-        """What has been proposed."""
         self.running: dict[str, Proposal] = {}
-        """The trials that have not ended, in the order of their proposals."""
         self.front: list[str] = []
-        """Finished trials that none of them dominates."""
-        self.sizes = Counter[float]()
-        """How many trials there are of each size ratio."""
-        # Of finished trials, from each number of samples to the end; and what these come to, as far as asked for.
+        self.identities: set[tuple[float, str]] = set()
+        self.num_by_size = Counter[float]()
+        # Of finished trials: gains from each number of samples to the end, sorted; and their statistics, as needed.
         self._gains: dict[float, list[float]] = {}
         self._expected: dict[float, tuple[float, float, int]] = {}
 
@@ -63,27 +58,31 @@ class TrialHistory:
     def __iter__(self) -> Iterator[tuple[str, Proposal]]:
         return iter(self.proposals.items())
 
-    def add(self, trial: str, proposal: Proposal) -> None:
-        """A trial begins."""
-        self.proposals[trial] = proposal
-        self.sizes[proposal.size_ratio] += 1
-        if proposal.end is None:
-            self.running[trial] = proposal
-        self.made.add(model_identity(proposal.recipe, proposal.size_ratio))
+    def add(
+        self, trial: str, candidate: Candidate, curve: Iterable[tuple[float, float]] = (), end: End | None = None
+    ) -> Proposal:
+        """Begin a trial."""
+        made = Proposal(candidate.recipe, candidate.params, candidate.size_ratio, len(self), list(curve), end)
+        self.proposals[trial] = made
+        if end is None:
+            self.running[trial] = made
+        self.identities.add(made.identity)
+        self.num_by_size[made.size_ratio] += 1
+        return made
 
     def rename(self, trial: str, name: str) -> None:
-        """Go on with a trial under another name; its place in the order stays."""
+        """Give a running trial another name; its place in the order stays."""
         self.proposals = {name if key == trial else key: value for key, value in self.proposals.items()}
         self.running = {name if key == trial else key: value for key, value in self.running.items()}
 
     def report(self, trial: str, samples_seen: float, retention: float) -> None:
-        """A value on the way; one that is no number, or comes again, is passed over."""
+        """Add a value to a trial's curve; one that is not finite, or was there before, is ignored."""
         curve = self.proposals[trial].curve
         if math.isfinite(retention) and (not curve or samples_seen > curve[-1][0]):
             curve.append((float(samples_seen), float(retention)))
 
     def end(self, trial: str, end: End) -> None:
-        """A trial ends; one without any value has failed."""
+        """End a trial; one without any value has failed."""
         proposal = self.proposals[trial]
         proposal.end = end if proposal.curve else "failed"
         self.running.pop(trial, None)
@@ -91,11 +90,10 @@ class TrialHistory:
             self._note_finished(trial)
 
     def final(self, trial: str) -> tuple[float, float] | None:
-        """The final retention and its standard deviation.
+        """The final retention and its standard deviation; None for a trial that failed or has no value yet.
 
-        Of a stopped or running trial: its last value plus the median gain that finished trials have shown from there to
-        their end; the deviation is half the way between 16% and 84% of these gains. None for a trial that failed or has
-        no value yet.
+        For a stopped or running trial: its last value plus the median gain of finished trials from there to their end;
+        the deviation is half the distance between the 16% and 84% quantiles of these gains.
         """
         proposal = self.proposals[trial]
         if proposal.end == "failed" or not proposal.curve:
@@ -107,7 +105,7 @@ class TrialHistory:
         return value + max(0.0, gain), deviation + abs(value) * (0.05 / num if num else 0.1)
 
     def _gain_from(self, seen: float) -> tuple[float, float, int]:
-        """Median, half the way between 16% and 84%, and number; 0 where nothing has been seen."""
+        """Median, half the distance between the 16% and 84% quantiles, and number; 0 where there are no gains."""
         if seen not in self._expected:
             gains = self._gains.get(seen) or [0.0]
             last = len(gains) - 1
@@ -118,30 +116,25 @@ class TrialHistory:
 
     def state(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
-        return {
-            name: [p.number, p.recipe.as_dict(), p.size_ratio, p.params, p.curve, p.end]
-            for name, p in self.proposals.items()
-        }
+        return {name: [p.recipe.as_dict(), p.params, p.size_ratio, p.curve, p.end] for name, p in self}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], encoding: Encoding) -> "TrialHistory":
+    def from_state(cls, state: Mapping[str, Any]) -> "TrialHistory":
         """The history that `state` was taken from."""
         history = cls()
-        for name, (number, recipe, ratio, params, curve, end) in state.items():
-            point = encoding.point(params, ratio)
-            values = [(seen, value) for seen, value in curve]
-            history.add(name, Proposal(number, Recipe(**recipe), ratio, params, point, values, end))
+        for name, (recipe, params, size_ratio, curve, end) in state.items():
+            candidate = Candidate(Recipe(**recipe), params, size_ratio)
+            history.add(name, candidate, [(seen, value) for seen, value in curve], end)
         for name, proposal in history:
             if proposal.end == "finished":
                 history._note_finished(name)
         return history
 
     def _note_finished(self, trial: str) -> None:
-        proposal = self.proposals[trial]
-        named = [*self.front, trial]
-        points = np.array([(self.proposals[n].size_ratio, -self.proposals[n].curve[-1][1]) for n in named])
-        layers = nondomination_layers(points)
-        self.front = [name for name, layer in zip(named, layers, strict=True) if layer == 0]
-        for seen, value in proposal.curve[:-1]:
-            bisect.insort(self._gains.setdefault(seen, []), proposal.curve[-1][1] - value)
+        curve = self.proposals[trial].curve
+        names = [*self.front, trial]
+        points = np.array([(self.proposals[n].size_ratio, -self.proposals[n].curve[-1][1]) for n in names])
+        self.front = [name for name, rank in zip(names, nondomination_ranks(points), strict=True) if rank == 0]
+        for seen, value in curve[:-1]:
+            bisect.insort(self._gains.setdefault(seen, []), curve[-1][1] - value)
         self._expected.clear()

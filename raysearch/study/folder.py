@@ -1,5 +1,6 @@
-"""The files of a study: what has ended, the front so far, and the checkpoints that the front needs."""
+"""The files of a study: ended trials, the front so far, and the checkpoints that the front needs."""
 
+import json
 import logging
 import shutil
 import time
@@ -9,16 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat, TypeAdapter
 
 from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Estimate
-from raysearch.files import append_json, folder_bytes, read_json_lines, write_json
+from raysearch.files import append_json, folder_bytes, write_json
 from raysearch.study.front import Baseline, Front, FrontPoint, Measured
-from raysearch.study.records import Score, TrialRecord
+from raysearch.study.records import Score, TrialRecord, problem_text
 
 TRIALS, SPACE, LAYERS = "trials.jsonl", "space.json", "layer-importance.json"
 CHECKPOINTS, RUNNING, TEACHER = "checkpoints", "running", "teacher"
@@ -29,28 +30,25 @@ logger = logging.getLogger(__name__)
 
 
 class Study:
-    """A study's folder. Lines are appended whole and flushed; other files are replaced whole."""
+    """A study's folder, new or with the files of earlier starts. Lines are appended whole and flushed; other files are
+    replaced whole."""
 
     def __init__(self, folder: Path, space: SearchSpace) -> None:
-        """A new study in `folder`, or the one that is there."""
         self.folder, self.space = folder, space
-        self.earlier_space = read_space(folder) if (folder / SPACE).exists() else None
-        """The space of the last start of this study; None for a new one."""
         self.budgets = [Budget.parse(budget) for budget in space.budgets]
         self.records = read_trials(folder) if (folder / TRIALS).exists() else []
         self.front: Front | None = Front.load(folder) if (folder / "front.json").exists() else None
         self._open: dict[str, tuple[Recipe, list[Score], float]] = {}
 
     def create(self) -> None:
-        """Write the space into the folder, and clear away what a crash has left."""
+        """Write the space into the folder, and delete what a crash has left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SPACE, self.space.model_dump(mode="json"))
         self._sweep()
         self._keep_to_quota()
 
     def _sweep(self) -> None:
-        """Delete files that were being written, checkpoints that the front does not name, and states of trials that
-        have ended."""
+        """Delete half-written files, checkpoints that the front does not name, and states of ended trials."""
         ended = {record.key for record in self.records}
         for path in self.folder.glob(".*.*"):
             path.unlink()
@@ -67,7 +65,7 @@ class Study:
         self._open[trial] = (recipe, [], time.monotonic())
 
     def rung(self, trial: str, score: Score) -> bool:
-        """Note a running trial's score; False if that rung was seen already (the trial is being replayed)."""
+        """Note a running trial's score; False if that rung was seen before (the trial is replayed)."""
         scores = self._open[trial][1]
         if scores and score.samples_seen <= scores[-1].samples_seen:
             return False
@@ -76,7 +74,7 @@ class Study:
         return True
 
     def ending(self, trial: str, end: str, result: dict[str, Any], reason: str = "") -> TrialRecord:
-        """What there will be to record of a trial that ends now."""
+        """The record of a trial that ends now."""
         recipe, scores, started = self._open.pop(trial)
         return TrialRecord(
             trial=trial,
@@ -93,7 +91,7 @@ class Study:
         )
 
     def record(self, record: TrialRecord) -> None:
-        """Write the trial's line; from now on it has ended, and what it kept at its rungs goes."""
+        """Write the trial's line, which ends it, and delete what it saved at its rungs."""
         append_json(self.folder / TRIALS, record.model_dump(mode="json", exclude_none=True))
         self.records.append(record)
         shutil.rmtree(self.folder / RUNNING / record.key, ignore_errors=True)
@@ -106,8 +104,9 @@ class Study:
         heldout: Measured | None,
         mlflow_run_id: str | None = None,
     ) -> bool:
-        """Let a finished trial onto the front if nothing there dominates it, write that front, and delete the
-        checkpoints that it pushes off; to be called before `record`, so that no crash can cost the front a point.
+        """Add a finished trial to the front unless a point there dominates or equals it, write that front, and delete
+        the checkpoints of points that leave it; to be called before `record`, so that no crash can cost the front a
+        point.
 
         Returns:
             Whether the front has changed.
@@ -115,11 +114,6 @@ class Study:
         last = record.rungs[-1]
         points = self.front.points if self.front else []
         before = [old for old in points if old.key != record.key]  # it is there if it is offered again
-        beaten = any(old.size_bytes <= record.size_bytes and old.retention >= last.retention for old in before)
-        if beaten and len(before) == len(points):
-            if checkpoint:
-                shutil.rmtree(self.folder / checkpoint, ignore_errors=True)
-            return False
         point = FrontPoint(
             key=record.key,
             recipe=record.recipe,
@@ -134,40 +128,44 @@ class Study:
             mlflow_run_id=mlflow_run_id,
             heldout=heldout,
         )
-        self.front = self._build(baseline, [*before, point])
-        keys = {kept.key for kept in self.front.points}
-        if point.key in keys:
+        front = self._build(baseline, [*before, point])
+        keys = {kept.key for kept in front.points}
+        is_changed = point.key in keys or len(before) < len(points)
+        if is_changed:
+            self.front = front
             self.front.save(self.folder)
-        for gone in [old for old in [*before, point] if old.key not in keys and old.checkpoint]:
-            shutil.rmtree(self.folder / str(gone.checkpoint), ignore_errors=True)
-        self._keep_to_quota()
-        return point.key in keys
+        for gone in [old for old in [*before, point] if old.key not in keys]:
+            self._delete_checkpoint(gone)
+        if is_changed:
+            self._keep_to_quota()
+        return is_changed
 
     def _keep_to_quota(self) -> None:
-        """Delete what is needed least until the running trials' states and the front's checkpoints keep to the quota.
+        """Delete what is needed least until the running trials' states and the front's checkpoints fit the quota.
 
-        States go before checkpoints, large ones first: a trial without one starts anew if it is interrupted. A point
-        whose checkpoint goes stays on the front. What slots are just writing is not counted.
+        States go before checkpoints, large ones first: a trial without one starts again if it is interrupted. A point
+        whose checkpoint is deleted stays on the front. What slots are just writing is not counted.
         """
         if self.space.recovery.checkpoint_quota_gb is None:
             return
         quota = self.space.recovery.checkpoint_quota_gb * GB
         running = [self.folder / RUNNING / recipe.key for recipe, _, _ in self._open.values()]
         states = {path: folder_bytes(path) for folder in running for path in folder.glob("[0-9]*")}
-        points = [point for point in (self.front.least_needed_first() if self.front else []) if point.checkpoint]
-        checkpoints = {point.key: folder_bytes(self.folder / str(point.checkpoint)) for point in points}
+        points = self.front.least_needed_first() if self.front else []
+        paths = {point.key: path for point in points if (path := point.checkpoint_path(self.folder))}
+        checkpoints = {key: folder_bytes(path) for key, path in paths.items()}
         excess = sum(states.values()) + sum(checkpoints.values()) - quota
         for path in sorted(states, key=states.__getitem__, reverse=True):
             if excess > 0:
                 shutil.rmtree(path, ignore_errors=True)
                 excess -= states[path]
         for point in points:
-            if excess > 0:
+            if excess > 0 and point.key in checkpoints:
                 self._drop_checkpoint(point)
                 excess -= checkpoints[point.key]
 
     def _drop_checkpoint(self, point: FrontPoint) -> None:
-        """The front forgets it first, so that no crash leaves it with a checkpoint that is half deleted."""
+        """Take it off the front first, so that no crash leaves a point with a half-deleted checkpoint."""
         assert self.front is not None, point
         logger.warning(
             "%s/%s: deleted, since what the front needs takes more than recovery.checkpoint_quota_gb, %g; "
@@ -180,7 +178,12 @@ class Study:
         points = [without if other.key == point.key else other for other in self.front.points]
         self.front = self.front.model_copy(update={"points": points})
         self.front.save(self.folder)
-        shutil.rmtree(self.folder / str(point.checkpoint), ignore_errors=True)
+        self._delete_checkpoint(point)
+
+    def _delete_checkpoint(self, point: FrontPoint) -> None:
+        path = point.checkpoint_path(self.folder)
+        if path:
+            shutil.rmtree(path, ignore_errors=True)
 
     def write_front(self, baseline: Baseline) -> Front:
         """Replace `front.json`, empty if no trial has finished."""
@@ -189,7 +192,7 @@ class Study:
         return self.front
 
     def write_layer_importance(self, by_criterion: Mapping[str, Sequence[float]]) -> None:
-        """Keep what each decoder layer of the dense model is worth, by criterion, for the report."""
+        """Write the importance of each decoder layer of the dense model, by criterion, for the report."""
         write_json(self.folder / LAYERS, by_criterion)
 
     def _build(self, baseline: Baseline, points: Iterable[FrontPoint]) -> Front:
@@ -198,10 +201,10 @@ class Study:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a study's folder for this process alone; the lock ends with the process, however it ends.
+    """Lock a study's folder for this process; the lock ends with the process, however it ends.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -227,10 +230,16 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     path = folder / TRIALS
     if not path.exists():
         raise InputError(f"{folder}: no {TRIALS}, so this is no study; give the --out folder of a search")
-    try:
-        return [TrialRecord.model_validate(row) for row in read_json_lines(path)]
-    except ValueError as error:
-        raise InputError(f"{path}: not trials of this version ({str(error).splitlines()[0]})") from None
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # a last line may be cut short by a crash
+        try:
+            if line:
+                records.append(TrialRecord.model_validate(json.loads(line.decode())))
+        except ValueError as error:
+            raise InputError(
+                f"{path}, line {number}: no trial of this version ({problem_text(error)}); correct or remove the line"
+            ) from None
+    return records
 
 
 def read_layer_importance(folder: Path) -> dict[str, list[float]]:
@@ -244,9 +253,9 @@ def read_layer_importance(folder: Path) -> dict[str, list[float]]:
         return {}
     try:
         return _LAYER_SCORES.validate_json(path.read_bytes())
-    except ValidationError as error:
+    except (ValueError, OSError) as error:
         raise InputError(
-            f"{path}: no scores of layers ({str(error).splitlines()[0]}); delete it, to go without them"
+            f"{path}: no scores of layers ({problem_text(error)}); delete it, to do without them"
         ) from None
 
 

@@ -1,20 +1,17 @@
-"""The Pareto front of size against retention: dominance, hypervolume, and the answer to a budget.
+"""The Pareto front of size against retention, and the answer to a budget."""
 
-The mathematics takes plain arrays and minimises every column; `Front` flips retention's sign at its edge.
-"""
-
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from raysearch.config.budget import Budget, Size
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.files import write_json
-from raysearch.study.multi_objective import exclusive_hypervolume, hypervolume, nondomination_layers
+from raysearch.study.multi_objective import exclusive_hypervolume, hypervolume, nondomination_ranks
+from raysearch.study.records import problem_text
 
 
 class Measured(BaseModel):
@@ -26,7 +23,7 @@ class Measured(BaseModel):
     retention_ci: tuple[float, float]
     scores: dict[str, float]
     scores_ci: dict[str, tuple[float, float]] = {}
-    """95% interval of each mean score, where it was worked out."""
+    """95% interval of each mean score, where it was computed."""
 
 
 def retention_text(measured: Measured) -> str:
@@ -77,6 +74,22 @@ class FrontPoint(Measured):
         """Size of the whole model."""
         return Size(self.num_params, self.size_bytes)
 
+    def checkpoint_path(self, study: Path) -> Path | None:
+        """The folder of its checkpoint; None if the study's disk quota deleted it.
+
+        Args:
+            study: folder of the study.
+
+        Raises:
+            InputError: it lies outside the study.
+        """
+        if self.checkpoint is None:
+            return None
+        path = study / self.checkpoint
+        if not path.resolve().is_relative_to(study.resolve()):
+            raise InputError(f"{study}/front.json: checkpoint {self.checkpoint} lies outside the study; correct it")
+        return path
+
 
 class Baseline(BaseModel):
     """The dense model."""
@@ -95,7 +108,7 @@ class Baseline(BaseModel):
 
 
 class Front(BaseModel):
-    """`front.json`: points sorted by size, none dominated, and the answer to each budget asked for."""
+    """`front.json`: points sorted by size, none dominated, and by budget the key of the point that answers it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -117,14 +130,14 @@ class Front(BaseModel):
         candidates: Iterable[FrontPoint],
         budgets: Iterable[Budget] = (),
     ) -> "Front":
-        """The front of `candidates`; of equal size and retention the first stays."""
+        """The front of `candidates`; of those with equal size and retention the first is kept."""
         unique: dict[tuple[int, float], FrontPoint] = {}
         for point in candidates:
             unique.setdefault((point.size_bytes, point.retention), point)
         points = list(unique.values())
         if points:
-            layers = nondomination_layers(np.array([(p.size_bytes, -p.retention) for p in points]))
-            points = [point for point, layer in zip(points, layers, strict=True) if layer == 0]
+            ranks = nondomination_ranks(np.array([(p.size_bytes, -p.retention) for p in points]))
+            points = [point for point, rank in zip(points, ranks, strict=True) if rank == 0]
         points.sort(key=lambda p: p.size_bytes)
         area = hypervolume([p.size_ratio for p in points], [p.retention for p in points])
         front = cls(study=study, model=model, baseline=baseline, points=points, hypervolume=area, budgets={})
@@ -138,15 +151,11 @@ class Front(BaseModel):
         return min(fitting, key=lambda p: (-p.retention_ci[0], p.size_bytes, p.samples_seen), default=None)
 
     def least_needed_first(self) -> list[FrontPoint]:
-        """The points that answer no budget before those that do; of each, the one first that adds the least to the
-        hypervolume."""
+        """The points that answer no budget before those that do; among each, those first that add least hypervolume."""
         places = np.array([(point.size_ratio, -point.retention) for point in self.points]).reshape(-1, 2)
-        added = exclusive_hypervolume(np.clip(places, (0, -1), (1, 0)), np.array((1, 0)))
-        need = {
-            point.key: (point.key in self.budgets.values(), area)
-            for point, area in zip(self.points, added, strict=True)
-        }
-        return sorted(self.points, key=lambda point: need[point.key])
+        areas = exclusive_hypervolume(np.clip(places, (0, -1), (1, 0)), np.array((1, 0)))
+        added = {point.key: area for point, area in zip(self.points, areas, strict=True)}
+        return sorted(self.points, key=lambda p: (p.key in self.budgets.values(), added[p.key]))
 
     def save(self, folder: Path) -> None:
         """Replace `front.json` in `folder`."""
@@ -161,12 +170,12 @@ class Front(BaseModel):
         """
         path = folder / "front.json"
         try:
-            content: Mapping = json.loads(path.read_text())
-            return cls.model_validate(content)
+            return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise InputError(
                 f"{folder}: no front.json, so this is no finished study; give the --out folder of a search"
             ) from None
-        except (ValidationError, ValueError, OSError) as error:
-            detail = str(error).splitlines()[0]
-            raise InputError(f"{path}: not a front of this version ({detail}); run the search again") from None
+        except (ValueError, OSError) as error:
+            raise InputError(
+                f"{path}: not a front of this version ({problem_text(error)}); run the search again"
+            ) from None

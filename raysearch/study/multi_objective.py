@@ -1,4 +1,8 @@
-"""Non-domination and hypervolume of (size, quality) points."""
+"""Dominance and hypervolume of points with two columns, both minimised: size, and quality with its sign flipped.
+
+One rule for ties everywhere: a point dominates another that it equals in one column if it is lower in the other; equal
+points don't dominate each other, and share a rank.
+"""
 
 import bisect
 from collections.abc import Sequence
@@ -6,30 +10,35 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def nondomination_layers(points: np.ndarray) -> np.ndarray:
-    """Peel a set of points into layers, in O(n log n).
+def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether `a` is at most `b` in both columns, and below it in one."""
+    return a[0] <= b[0] and a[1] <= b[1] and a != b
+
+
+def nondomination_ranks(points: np.ndarray) -> np.ndarray:
+    """Rank a set of points by non-domination, in O(n log n).
 
     Args:
         points: (n, 2), both columns minimised, in any order; infinities are allowed.
 
     Returns:
-        (n,) integers, one per row of `points`: 0 for rows that no row dominates, 1 for rows dominated by layer 0
-        alone, and so on. Equal rows share a layer.
+        (n,) integers, one per row of `points`: 0 for rows that no row dominates, 1 for rows that only rows of rank 0
+        dominate, and so on. Equal rows share a rank.
 
     Raises:
         ValueError: `points` is not (n, 2) or holds a NaN.
     """
     points = _checked(points)
     order = np.lexsort((points[:, 1], points[:, 0]))  # by the first column, then the second
-    layers = [0] * len(points)
-    lowest: list[float] = []  # per layer, the smallest second column so far; increasing from layer to layer
-    previous, layer = None, 0
+    ranks = [0] * len(points)
+    lowest: list[float] = []  # per rank, the smallest second column so far; increasing from rank to rank
+    previous, rank = None, 0
     for row, point in zip(order.tolist(), points[order].tolist(), strict=True):
         if point != previous:
-            layer = bisect.bisect_right(lowest, point[1])
-            lowest[layer : layer + 1] = [point[1]]
-        layers[row], previous = layer, point
-    return np.array(layers, int)
+            rank = bisect.bisect_right(lowest, point[1])
+            lowest[rank : rank + 1] = [point[1]]
+        ranks[row], previous = rank, point
+    return np.array(ranks, int)
 
 
 def exclusive_hypervolume(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -43,7 +52,7 @@ def exclusive_hypervolume(points: np.ndarray, reference: np.ndarray) -> np.ndarr
         (n,), one value per row of `points`, >= 0; 0 for duplicates.
 
     Raises:
-        ValueError: `points` is not (n, 2), or a point lies beyond `reference`.
+        ValueError: `points` is not (n, 2) or holds a NaN, or a point lies beyond `reference`.
     """
     points, reference = _checked(points), np.asarray(reference, float)
     if (points > reference).any():

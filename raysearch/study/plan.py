@@ -1,4 +1,4 @@
-"""A search that has been checked and counted, before anything is loaded or run."""
+"""A checked search with its sizes and counts, before anything is loaded or run."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +12,15 @@ from raysearch.errors import InputError
 from raysearch.evaluation.benchmarks import check_benchmarks
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.models.shape import ParamCounts, Shape
-from raysearch.models.shape_solver import size_for, smallest_shape, solve
+from raysearch.models.shape_solver import shape_for, shape_for_ratio, smallest_shape
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a search needs to know beforehand.
+    """A checked search.
 
     Attributes:
-        counts: of the dense model; sizes of all others follow from them.
+        counts: of the dense model; the sizes of pruned models follow from them.
         dense: size of the dense model.
         num_samples: rows of recovery data that make 100%.
         max_samples: samples seen by the longest trial.
@@ -35,14 +35,14 @@ class StudyPlan:
 
     @property
     def first_rung(self) -> int:
-        """Samples seen at the first verdict; the longest trial's end without early stopping."""
+        """Samples seen at the first rung; without early stopping, at the longest trial's end."""
         settings = self.space.search
         return max(1, round(settings.first_rung * self.max_samples)) if settings.early_stopping else self.max_samples
 
     def size_of(self, recipe: Recipe) -> Size | None:
-        """The exact size of what a recipe makes; None when the family has no such model."""
+        """The exact size of a recipe's model; None if the family has no such shape."""
         try:
-            return size_for(self.counts, recipe)
+            return self.counts.size(shape_for(self.counts, recipe), quantization=recipe.quantization)
         except InputError:
             return None
 
@@ -56,7 +56,7 @@ class StudyPlan:
         return min(sizes, key=lambda size: size.size_bytes)
 
     def describe(self) -> list[str]:
-        """What will be done, one fact a line."""
+        """What the search will do, as lines for people."""
         space, settings = self.space, self.space.search
         budgets = [f"{b.text} ({b.bound_bytes(self.dense) / 1e6:,.1f} MB)" for b in self.budgets]
         return [
@@ -69,7 +69,7 @@ class StudyPlan:
 
 
 def plan_study(space: SearchSpace) -> StudyPlan:
-    """Check a space against its model and data; nothing is loaded that costs more than seconds, nothing written.
+    """Check a space against its model and data, in seconds; nothing is written.
 
     Raises:
         InputError: the model, the data, a benchmark or a budget can't be used.
@@ -102,6 +102,6 @@ def plan_study(space: SearchSpace) -> StudyPlan:
 
 def _smallest_shape(counts: ParamCounts, mode: Any, ratio: float) -> Shape:
     try:
-        return solve(counts, mode, ratio)
+        return shape_for_ratio(counts, mode, ratio)
     except InputError:  # more than can be removed
         return smallest_shape(counts, mode)

@@ -1,16 +1,17 @@
-"""What a trial hands back: one `Score` per rung, and one `TrialRecord` at its end."""
+"""Results of a trial: one `Score` per rung, and one `TrialRecord` at its end."""
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raysearch.config.recipe import Recipe
+from raysearch.errors import first_line
 
 
 class Score(BaseModel):
     """Quality of a pruned model after `samples_seen` recovery samples, relative to the dense model.
 
-    Retention 1 means as good as the dense model; see `evaluate.retention` for its forms.
+    Retention 1 means as good as the dense model; see `evaluation.retention` for its forms.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -20,7 +21,7 @@ class Score(BaseModel):
     retention_se: float = Field(ge=0)
     """Paired standard error of `retention`, over the questions (clustered by image)."""
     num_questions: int | None = Field(None, ge=1)
-    """Questions that this rests on: fewer below a trial's end (`search.early_questions`)."""
+    """Questions that were scored: fewer below a trial's end (`search.early_questions`)."""
     scores: dict[str, float]
     """Mean score per benchmark, 0 to 1."""
     losses: dict[str, float] = {}
@@ -45,3 +46,19 @@ class TrialRecord(BaseModel):
     """Of `seconds`, in training steps."""
     seconds_evaluating: float = 0.0
     """Of `seconds`, in answering questions, held-out ones too."""
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration as people read it, e.g. `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def problem_text(error: Exception) -> str:
+    """Why a file's content was refused, in one line: of a model's fields, the first that doesn't fit."""
+    if not isinstance(error, ValidationError):
+        return first_line(error)
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))

@@ -1,4 +1,4 @@
-"""Keep secrets out of what is sent to a tracker or written into a report."""
+"""Mask secrets in what is sent to a tracker or written into a report."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ _KNOWN_TOKENS = re.compile(
 
 
 def mask(value: Any) -> Any:
-    """`value` with every secret in it replaced: values under telling keys, logins in URLs, known forms of tokens."""
+    """`value` with every secret in it replaced: values under keys like `password`, logins in URLs, known tokens."""
     if isinstance(value, dict):
         return {
             key: MASK if _SECRET_KEYS.search(str(key)) and not isinstance(item, dict | list | bool) else mask(item)

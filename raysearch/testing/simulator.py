@@ -1,4 +1,4 @@
-"""A search on a simulated clock: who decides is real, what is trained is a table. For tests and benchmarks."""
+"""A search on a simulated clock: the decisions are real, the trained models a table. For tests and benchmarks."""
 
 import heapq
 from collections.abc import Sequence
@@ -7,34 +7,34 @@ from typing import Protocol
 
 
 class World(Protocol):
-    """What there is to be tried, and how it learns."""
+    """The configurations that can be tried, and their learning curves."""
 
     def checkpoints(self, config: object) -> Sequence[float]:
         """Samples seen at each result of a trial, rising; the last one is the trial's own end."""
 
     def cost_of_result(self, config: object, samples_seen: float) -> float:
-        """What measuring takes there, in samples that could be trained on meanwhile."""
+        """Cost of measuring there, in samples that could be trained on meanwhile."""
 
     def measure(self, trial: str, config: object, samples_seen: float) -> tuple[float, float, float]:
         """Size, measured retention and its standard error."""
 
 
 class Policy(Protocol):
-    """Who proposes trials and stops them."""
+    """Proposes trials and stops them."""
 
     def suggest(self, trial: str) -> object | None:
         """The next trial's configuration; None for no more."""
 
     def on_result(self, trial: str, size: float, retention: float, se: float, samples_seen: float) -> bool:
-        """Whether the trial goes on; not asked about a trial's last result."""
+        """Whether the trial continues; not called for a trial's last result."""
 
     def on_end(self, trial: str, result: "Result", finished: bool) -> None:
-        """The trial came to its own end with this result, or was stopped after it."""
+        """The trial ran to its own end with this result, or was stopped after it."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One result of a simulated search. `cost` is what all trials have taken up to then, in samples."""
+    """One result of a simulated search; `cost` is that of all trials so far, in samples."""
 
     cost: float
     trial: str
@@ -46,9 +46,9 @@ class Result:
 
 
 def simulate(policy: Policy, world: World, num_slots: int, max_cost: float) -> list[Result]:
-    """Run a search until its trials have taken `max_cost` samples, or the policy has no more trials.
+    """Run a search until its trials have cost `max_cost` samples, or the policy has no more trials.
 
-    Every slot sees one sample per unit of time, and measures between them. Of results at the same instant, that of the
+    Every slot takes one sample per unit of time, and measures in between. Of results at the same time, that of the
     trial started first comes first.
     """
     results: list[Result] = []

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError, first_line
 from raysearch.study.folder import is_study, read_trials
-from raysearch.study.multi_objective import nondomination_layers
+from raysearch.study.multi_objective import nondomination_ranks
 from raysearch.study.secrets import mask
 from raysearch.tracking.mlflow_runs import find_trials
 
@@ -43,8 +43,8 @@ def read_prior_trials(source: str, uri: str) -> list[PriorTrial]:
     found = list(_from_folder(folder) if folder.exists() else _from_experiment(source, uri))
     if not found:
         raise InputError(f"--warm-start {source}: no trial has finished there; leave it out")
-    layers = nondomination_layers(np.array([(trial.size_bytes, -trial.retention) for trial in found]))
-    return [replace(trial, on_front=bool(layer == 0)) for trial, layer in zip(found, layers, strict=True)]
+    ranks = nondomination_ranks(np.array([(trial.size_bytes, -trial.retention) for trial in found]))
+    return [replace(trial, on_front=bool(rank == 0)) for trial, rank in zip(found, ranks, strict=True)]
 
 
 def _from_folder(folder: Path) -> Iterator[PriorTrial]:

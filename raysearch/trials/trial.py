@@ -13,7 +13,7 @@ from raysearch.evaluation.benchmarks import Benchmark
 from raysearch.evaluation.retention import Results, retention, score_intervals
 from raysearch.export.packed import fake_quantized
 from raysearch.models.param_count import counts_of
-from raysearch.models.shape_solver import size_for
+from raysearch.models.shape_solver import shape_for
 from raysearch.recovery.deepspeed_engine import collective_io, is_rank_zero
 from raysearch.recovery.trainer import RecoveryTrainer
 from raysearch.study.front import Measured
@@ -26,11 +26,7 @@ class Trial:
     """One recipe on a workbench. Iterate `scores()`; between two of them the trial may be exported or closed."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        context: TrialContext,
-        model: object = None,
-        kept_layers: Sequence[int] | None = None,
+        self, recipe: Recipe, context: TrialContext, model: object = None, kept_layers: Sequence[int] | None = None
     ) -> None:
         """Prune, or take `model`, which was made by the same recipe before; nothing is trained yet.
 
@@ -40,7 +36,8 @@ class Trial:
         self.recipe, self.context = recipe, context
         self.model = context.prune(recipe) if model is None else model
         self.kept_layers = context.kept_layers(recipe) if model is None else kept_layers
-        self.size = size_for(counts_of(context.model.config), recipe)
+        counts = counts_of(context.model.config)
+        self.size = counts.size(shape_for(counts, recipe), quantization=recipe.quantization)
         self.end = recipe.samples_to_see(len(context.samples))
         self._recovery: RecoveryTrainer | None = None
         self._latest: Score | None = None

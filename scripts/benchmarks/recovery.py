@@ -32,7 +32,7 @@ from raysearch.data.encoding import Encoder
 from raysearch.data.loading import load_samples
 from raysearch.data.samples import Sample
 from raysearch.models.param_count import counts_of
-from raysearch.models.shape_solver import solve
+from raysearch.models.shape_solver import shape_for_ratio
 from raysearch.pocket.smollm2 import pretrained
 from raysearch.pruning import prune
 from raysearch.pruning.importance import importance
@@ -58,10 +58,7 @@ class Bench:
         dense, processor, rows = loaded(options.model, options.data, compute_dtype(options.precision))
         self.family = models.family_for(dense)
         self.settings = RecoverySettings(
-            batch_size=options.batch_size,
-            max_length=512,
-            precision=options.precision,
-            zero_stage=options.stage,
+            batch_size=options.batch_size, max_length=512, precision=options.precision, zero_stage=options.stage
         )
         self.encoder = Encoder(processor, self.family, self.settings.max_length)
         self.num_samples = options.steps * options.batch_size
@@ -70,7 +67,8 @@ class Bench:
         for sample in self.samples:
             self.encoder.encode(sample)
         deepest = importance(dense, None, "deepest")
-        self.model = prune(dense, solve(counts_of(dense.config), "layerwise", options.ratio), {"depth": deepest})
+        shape = shape_for_ratio(counts_of(dense.config), "layerwise", options.ratio)
+        self.model = prune(dense, shape, {"depth": deepest})
         self.cached = CachedTeacher(dense, self.family, self.encoder, self.samples, folder, quota_gb=10)
         self.online = Teacher(dense, self.family)
 

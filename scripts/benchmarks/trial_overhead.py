@@ -67,12 +67,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     ends = np.array([record.end for record in records])
     for end, chosen in (("all", ends != ""), *((end, ends == end) for end in sorted(set(ends)))):
-        cells = [
-            took[chosen].mean(),
-            training[chosen].mean(),
-            evaluating[chosen].mean(),
-            other[chosen].mean(),
-        ]
+        cells = [took[chosen].mean(), training[chosen].mean(), evaluating[chosen].mean(), other[chosen].mean()]
         cells += [np.median(other[chosen]), np.quantile(other[chosen], 0.9)]
         print(f"| {chosen.sum()} {end} | " + " | ".join(f"{value:.2f}" for value in cells) + " |")
 

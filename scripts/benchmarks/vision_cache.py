@@ -64,7 +64,7 @@ def main() -> None:
 
     once(), steps()
     pairs = [(once(), steps()) for _ in range(options.repeats)]
-    assert cache.num_pictures, "the tower of this model can't be answered for"
+    assert cache.num_images, "the tower of this model can't be cached"
     quotients = sorted(each / known for known, each in pairs)
     num_samples = options.batch_size * len(batches)
     once_ms, each_ms = (1000 * statistics.median(side) / num_samples for side in zip(*pairs, strict=True))
@@ -111,11 +111,7 @@ def _smolvlm_256m() -> hf.SmolVLMConfig:
         "patch_size": 16,
     }
     return hf.SmolVLMConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=49190,
-        scale_factor=4,
-        tie_word_embeddings=False,
+        text_config=text, vision_config=vision, image_token_id=49190, scale_factor=4, tie_word_embeddings=False
     )
 
 
@@ -125,12 +121,7 @@ def _random_batch(model: PreTrainedModel, batch_size: int, dtype: torch.dtype) -
     ids = torch.cat([images, words], 1)
     labels = ids.masked_fill(ids == model.config.image_token_id, -100)
     pixels = torch.randn(batch_size, 1, 3, IMAGE_SIZE, IMAGE_SIZE).to(dtype)
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "labels": labels,
-        "pixel_values": pixels,
-    }
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels}
 
 
 if __name__ == "__main__":

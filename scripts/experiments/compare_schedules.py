@@ -72,8 +72,7 @@ def run(space: SearchSpace, wanted: list[Recipe], folder: Path) -> None:
         finally:
             trial.close()
         append_json(
-            folder / TRIALS,
-            {"key": recipe.key, "schedule": schedule, "average": average, "retentions": retentions},
+            folder / TRIALS, {"key": recipe.key, "schedule": schedule, "average": average, "retentions": retentions}
         )
         print(recipe.describe(), schedule, average, [round(value, 3) for value in retentions], flush=True)
 
@@ -86,11 +85,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     }
     shared = [key for key in by_arm[ARMS[0]] if all(found.get(key) for found in by_arm.values())]
     shares = " | ".join(f"rung at {share:.0%}" for share in RUNG_SHARES)
-    rows = [
-        f"{len(shared)} recipes",
-        f"| | mean at the end | {shares} |",
-        "|---" * (2 + len(RUNG_SHARES)) + "|",
-    ]
+    rows = [f"{len(shared)} recipes", f"| | mean at the end | {shares} |", "|---" * (2 + len(RUNG_SHARES)) + "|"]
     for schedule, average in ARMS:
         values = np.array([by_arm[schedule, average][key] for key in shared])  # (recipes, rungs and the end)
         cells = [_correlation(values[:, rung], values[:, -1]) for rung in range(len(RUNG_SHARES))]

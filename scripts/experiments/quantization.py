@@ -60,13 +60,7 @@ def row(rounded: Measurement, plain: list[Measurement], dense: Results) -> tuple
         return (*left, "none", "", "", "")
     best = max(fitting, key=lambda other: other.on_search)
     gap = percent(difference(rounded.heldout, best.heldout, dense), signed=True)
-    return (
-        *left,
-        name(best.recipe),
-        f"{best.share:.1%}",
-        percent(retention(best.heldout, dense)),
-        gap,
-    )
+    return (*left, name(best.recipe), f"{best.share:.1%}", percent(retention(best.heldout, dense)), gap)
 
 
 def name(recipe: Recipe) -> str:

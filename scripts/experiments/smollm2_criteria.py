@@ -31,15 +31,7 @@ from raysearch.pruning.importance import Importance, importance
 from raysearch.pruning.prune import kept_layers
 
 COMPENSATED = "block_influence, compensated"
-LAYER_CRITERIA = (
-    "block_influence",
-    COMPENSATED,
-    "angular",
-    "one_shot_loss",
-    "greedy_loss",
-    "deepest",
-    "random",
-)
+LAYER_CRITERIA = ("block_influence", COMPENSATED, "angular", "one_shot_loss", "greedy_loss", "deepest", "random")
 WIDTH_CRITERIA = ("magnitude", "taylor", "taylor2", "activation", "wanda", "fluctuation", "random")
 LAYERS_REMOVED = (1, 2, 4, 6, 8, 10)
 CHANNELS_REMOVED = (0.1, 0.2, 0.35, 0.5)

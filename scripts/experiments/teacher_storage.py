@@ -19,7 +19,7 @@ from raysearch import models
 from raysearch.data.encoding import Encoder
 from raysearch.data.labels import answer_states
 from raysearch.models.param_count import counts_of
-from raysearch.models.shape_solver import solve
+from raysearch.models.shape_solver import shape_for_ratio
 from raysearch.pruning import prune
 from raysearch.pruning.importance import importance
 from raysearch.recovery.losses import kl_divergence
@@ -51,10 +51,7 @@ def main() -> None:
         for k in (k for k in TOP_K if k < teacher.shape[1]):
             kept[f"top {k}|{k * BYTES_PER_LOGIT + BYTES_OF_BUCKET}"] = _of_top(teacher, k, temperature)
         for name, loss in kept.items():
-            print(
-                f"| {name.replace('|', ' | ')} | {temperature:g} | {compared(student, exact, loss)} |",
-                flush=True,
-            )
+            print(f"| {name.replace('|', ' | ')} | {temperature:g} | {compared(student, exact, loss)} |", flush=True)
 
 
 @torch.no_grad()
@@ -67,7 +64,7 @@ def measured_states(
     encoder = Encoder(processor, family, 512)
     batches = [encoder.collate([encoder.encode(sample)]) for sample in samples[:num_rows]]
     scores = importance(dense, batches[:4], "block_influence")
-    pruned = prune(dense, solve(counts_of(dense.config), "layerwise", ratio), {"depth": scores})
+    pruned = prune(dense, shape_for_ratio(counts_of(dense.config), "layerwise", ratio), {"depth": scores})
     states = torch.cat([answer_states(dense, batch) for batch in batches])
     student = language_head(pruned, family)(torch.cat([answer_states(pruned, batch) for batch in batches]))
     return states, language_head(dense, family), student

@@ -24,9 +24,10 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from raysearch.files import read_json_lines
-from raysearch.testing import stand_in_training as stand_in
+from scripts.fault_injection import formula_training
 from scripts.fault_injection.driver import check
 
+ROOT = Path(__file__).parents[2]
 SPACE = {
     "name": "cluster",
     "model": "pocket",
@@ -67,7 +68,7 @@ def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[]
         unbroken.run()
         wanted = outcome(folder / "unbroken")
         check(wanted["checkpoints"], f"the unbroken study made nothing: {unbroken.said()}")
-        trials = [line.split()[0] for line in stand_in.rungs_of(folder / "unbroken").read_text().splitlines()]
+        trials = [line.split()[0] for line in formula_training.rungs_of(folder / "unbroken").read_text().splitlines()]
         server: Server | None = None
         for number, kinds in enumerate(itertools.cycle(STUDIES)):
             if "disk-really-full" in kinds and os.geteuid() != 0:  # only root can mount a small disk
@@ -160,14 +161,14 @@ class Broken:
             check_one_failed(found)
         else:
             check(found == wanted, f"another outcome than unbroken with {self._faults}")
-        trained = stand_in.rungs_of(self._study).read_text().split("\n")
+        trained = formula_training.rungs_of(self._study).read_text().split("\n")
         check(len(trained) == len(set(trained)), "a rung was trained twice")
         if self._server:
             self._server.check_told(self._study, [row["key"] for row in found["trials"]])
 
     def run(self) -> None:
         """To its end, whatever it takes; and nothing may be left of it."""
-        faults = stand_in.faults_of(self._study)
+        faults = formula_training.faults_of(self._study)
         faults.mkdir()
         for number, kind in self._faults.items():
             (faults / f"{number:04}-{kind}").touch()
@@ -214,16 +215,16 @@ class Broken:
             "MLFLOW_TRACKING_URI": self._server.uri if self._server else NOWHERE,
             "CI": "true",
         }
-        command = [sys.executable, "-m", stand_in.__name__, *arguments]
+        command = [sys.executable, "-m", formula_training.__name__, *arguments]
         with self._log.open("a") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def _follow(self, *arguments: str) -> int:
         """One start of the driver: do what its workers ask for, until it ends."""
         self._process = self._start(*arguments)
         try:
             while self._process.poll() is None:
-                for path in stand_in.faults_of(self._study).glob("please-*"):
+                for path in formula_training.faults_of(self._study).glob("please-*"):
                     getattr(self, "_" + path.name.removeprefix("please-").replace("-", "_"))(path)
                     path.unlink(missing_ok=True)
                 time.sleep(0.1)
@@ -241,7 +242,8 @@ class Broken:
 
     def _second_driver(self, request: Path) -> None:
         second = subprocess.run(
-            [sys.executable, "-m", stand_in.__name__, "--resume", str(self._study)],
+            [sys.executable, "-m", formula_training.__name__, "--resume", str(self._study)],
+            cwd=ROOT,
             env={**os.environ, "RAY_ADDRESS": self._machines.address},
             capture_output=True,
             text=True,
@@ -267,7 +269,7 @@ class Broken:
 
     def _check_gone(self) -> None:
         """No worker is left two minutes after the end."""
-        numbers = map(int, stand_in.processes_of(self._study).read_text().split())
+        numbers = map(int, formula_training.processes_of(self._study).read_text().split())
         workers = [psutil.Process(number) for number in numbers if psutil.pid_exists(number)]
         _, left = psutil.wait_procs(workers, timeout=120)
         check(not left, f"left behind: {left}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raysearch.testing import stand_in
+from scripts.fault_injection import processes
 
 NUM_TRIALS = 40
 LINES = ("trials.jsonl", "search-events.jsonl", "decisions.jsonl")
@@ -64,8 +65,8 @@ class Driver:
         with operations(-1, lambda *operation: None) as count:
             stand_in.drive(self._made, folder / "unbroken")
         self._num_operations = next(count)
-        self._num_lines = stand_in.num_lines(folder / "unbroken")
-        self._wanted = stand_in.outcome(folder / "unbroken")
+        self._num_lines = processes.num_lines(folder / "unbroken")
+        self._wanted = processes.outcome(folder / "unbroken")
 
     def killed(self, study: Path) -> int:
         """By SIGKILL at random instants, again and again."""
@@ -76,7 +77,7 @@ class Driver:
     def killed_with_four_slots(self, study: Path) -> int:
         """The order of events is then not fixed."""
         num = self._kill_until_done(study, 4)
-        keys = [row["key"] for row in stand_in.outcome(study)["trials"]]
+        keys = [row["key"] for row in processes.outcome(study)["trials"]]
         check(len(keys) == len(set(keys)) == self._num_trials, f"{len(set(keys))} trials in {len(keys)} lines")
         return num
 
@@ -95,7 +96,7 @@ class Driver:
 
     def line_cut(self, study: Path) -> int:
         """Half a line at the end of a file, as a crash of the machine leaves it."""
-        check(stand_in.killed(self._made, study, self._later(study, 0.2, 0.9)), "the driver ended unbroken")
+        check(processes.killed(self._made, study, self._later(study, 0.2, 0.9)), "the driver ended unbroken")
         with (study / self._draw.choice(LINES)).open("a") as stream:
             stream.write('{"trial": "cut", "key": "01234'[: self._draw.randrange(1, 30)])
         self._go_on(study)
@@ -137,7 +138,7 @@ class Driver:
         def jump() -> None:
             time.time = lambda: real() + years * (next(num_looks) % 3 - 1)
 
-        check(stand_in.in_a_child(jump, self._made, study) == 0, "the driver failed")
+        check(processes.in_a_child(jump, self._made, study) == 0, "the driver failed")
         self.check_as_unbroken(study)
         return 1
 
@@ -149,18 +150,18 @@ class Driver:
         def begin(name: str, real: Callable, arguments: tuple) -> None:
             if not answers:
                 answers.append(-1)
-                answers[0] = stand_in.in_a_child(lambda: None, self._made, study, name="second-")
+                answers[0] = processes.in_a_child(lambda: None, self._made, study, name="second-")
 
         with operations(self._some_operation(), begin):
             stand_in.drive(self._made, study)
-        check(answers == [stand_in.REFUSED], f"the second driver ended with {answers}")
+        check(answers == [processes.REFUSED], f"the second driver ended with {answers}")
         self.check_as_unbroken(study)
         return 1
 
     def _broken_at_a_write(self, study: Path, act: Act, **more: Any) -> int:
         """The exit status of a driver that `act` happens to, at a random operation on a file."""
         disturbed = operations(self._some_operation(), act)
-        return stand_in.in_a_child(lambda: disturbed.__enter__(), self._made, study, **more)
+        return processes.in_a_child(lambda: disturbed.__enter__(), self._made, study, **more)
 
     def _some_operation(self) -> int:
         return self._draw.randrange(1, int(0.45 * self._num_operations))
@@ -171,19 +172,19 @@ class Driver:
 
     def check_as_unbroken(self, study: Path) -> None:
         """Trials, rungs, decisions, front and files are those of the unbroken study."""
-        check(stand_in.outcome(study) == self._wanted, "another outcome than unbroken")
+        check(processes.outcome(study) == self._wanted, "another outcome than unbroken")
 
     def _later(self, study: Path, least: float, most: float) -> Callable[[], bool]:
         """A condition that comes true when a study has come on by a share of its whole, between the two."""
         num = int(self._draw.uniform(least, most) * self._num_lines)
-        return stand_in.further(study, num, self._draw.uniform(0, 0.05))
+        return processes.further(study, num, self._draw.uniform(0, 0.05))
 
     def _kill_until_done(self, study: Path, num_slots: int) -> int:
         log, area = study.parent / f"{study.name}.begun", 0.0
         for start in range(1000):
             when = self._later(study, 0, 0.3)
             more = {"name": f"{start}-", "num_slots": num_slots, "log": log}
-            killed = stand_in.killed(self._made, study, when, **more)
+            killed = processes.killed(self._made, study, when, **more)
             if (study / "front.json").exists():
                 now = json.loads((study / "front.json").read_text())["hypervolume"]
                 check(now >= area, "the front has lost a point")

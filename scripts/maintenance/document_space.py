@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from raysearch.config.benchmarks import BenchmarkConfig, LmmsEvalConfig
-from raysearch.config.recipe import _CONDITIONS, LAYER_CRITERIA, LOSS_FIELDS, WIDTH_CRITERIA, Recipe
+from raysearch.config.criteria import LAYER_CRITERIA, WIDTH_CRITERIA
+from raysearch.config.recipe import _CONDITIONS, LOSS_FIELDS, Recipe
 from raysearch.config.space import SearchSpace
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "space.md"

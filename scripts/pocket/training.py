@@ -13,13 +13,7 @@ from raysearch.config.settings import EMBEDDED_BENCHMARKS
 from raysearch.pocket.drawing import CELL, GRID, Draw, easy_vqa_image, easy_vqa_questions
 from raysearch.pocket.model import PATCH_SIZE
 from raysearch.pocket.question_templates import PocketQuestion, published_questions
-from raysearch.pocket.splits import (
-    annotated_easy_vqa,
-    annotated_images,
-    labeled_images,
-    question_draw,
-    split_questions,
-)
+from raysearch.pocket.splits import annotated_easy_vqa, annotated_images, labeled_images, question_draw, split_questions
 from scripts.pocket.packing import IGNORED, PackedBatch, Packer, Row, batch_rows
 
 PER_STEP = {"scenes": 5, "digits": 4, "easy-vqa": 1}

@@ -1,5 +1,6 @@
 """What run.py compares: the search of raysearch, part by part, and those of other libraries as they are."""
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Scalar
 from raysearch.search.early_stopping.asha import AshaBracket, Rule
 from raysearch.search.early_stopping.rung import Rung
-from raysearch.search.samplers.ehvi import DrawAsk
-from raysearch.search.samplers.optuna_samplers import OptunaSuggester
-from raysearch.search.searcher import SAMPLER_ATTEMPTS, Searcher
+from raysearch.search.samplers.optuna_samplers import SAMPLER_ATTEMPTS, OptunaSuggester, TPESampler
+from raysearch.search.samplers.suggesters import RandomSuggester
+from raysearch.search.searcher import Searcher
 from raysearch.testing.simulator import Result
 from scripts.replays.tables import RecordedTable, Table
 
@@ -48,7 +49,7 @@ class NoStopping:
     def propose(self, trial: str) -> int | None:
         while True:
             try:
-                return self.row_of(DrawAsk(self.draw))
+                return self.row_of(RandomSuggester(self.draw))
             except ValidationError:  # all loss weights 0, say
                 continue
 
@@ -243,17 +244,17 @@ class TableSpace:
 
 
 class RandomTies(Rung):
-    """A rung where places in a layer are drawn by lot."""
+    """A rung where places in a non-domination rank are drawn by lot."""
 
-    def rank(self, company: np.ndarray, newcomer: int) -> int:
-        return zlib.crc32(company[newcomer].tobytes()) % len(company) + 1
+    def place(self, members: np.ndarray, newcomer: int) -> int:
+        return zlib.crc32(members[newcomer].tobytes()) % len(members) + 1
 
 
 class Ours(NoStopping):
     """raysearch's searcher and rungs, both as the search uses them; `parts` switches some off or over.
 
     Args:
-        parts: `sampler`; `stopping`; `budgets`, to name those that the regret is measured at; `steer`; `random_ties`;
+        parts: `sampler`; `stopping`; `budgets`, to name those that the regret is measured at; `random_ties`;
             `truncated`, to tell the sampler a stopped trial's last value as its final one; and the fields of `Rule`.
     """
 
@@ -264,7 +265,7 @@ class Ours(NoStopping):
         parts = dict(parts)
         self.rungs = None
         self.truncated, self.stops = parts.pop("truncated", False), parts.pop("stopping", True)
-        sampler, steer = parts.pop("sampler", "ehvi"), parts.pop("steer", True)
+        sampler = parts.pop("sampler", "ehvi")
         random_ties = parts.pop("random_ties", False)
         budgets = self.table.budgets if parts.pop("budgets", False) else ()
         if self.stops:
@@ -280,7 +281,6 @@ class Ours(NoStopping):
             [Budget.parse(f"{budget:.0%}") for budget in budgets],
             sampler=sampler,
             seed=self.seed,
-            steer=steer,
         )
 
     def _size_of(self, made: Row | Recipe) -> Size:
@@ -325,7 +325,7 @@ METHODS: dict[str, Callable[..., NoStopping]] = {
     "ours, truncated values told": ours(truncated=True),
     "ours, random ties": ours(random_ties=True),
     "ours, short trials not counted": ours(count_finished=False),
-    "ours, tpe, not steered": ours(sampler="tpe", steer=False),
+    "ours, tpe, not steered": ours(sampler=functools.partial(TPESampler, steer=False)),
     "ours, budgets named": ours(budgets=True),
     "ours, budgets named, leaders stopped": ours(budgets=True, keep_budget_leaders=False),
     "ours, tpe, budgets named": ours(sampler="tpe", budgets=True),

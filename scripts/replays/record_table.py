@@ -1,8 +1,9 @@
 """Record a table of real trials of the embedded LVLM: every recipe runs to its end, every rung's scores are kept.
 
-    python scripts/replays/record_table.py                                       # 330 trials, hours; resumable
-    for i in 0 1; do python scripts/replays/record_table.py --worker $i/2 & done    # the same on two cores
-    python scripts/replays/record_table.py --trials 4 --to runs/table.parquet    # a minute
+    python scripts/replays/record_table.py                                   # 330 trials, hours; resumable
+    python scripts/replays/record_table.py --worker 0/2 &                    # the same on two cores,
+    python scripts/replays/record_table.py --worker 1/2                      # with this
+    python scripts/replays/record_table.py --trials 4 --to /tmp/table.parquet    # a minute, to see what it does
 
 Recipes are points of a scrambled Sobol' sequence over search_spaces/pocket-table.yaml, so the first n of them cover the
 joint space evenly for every n. Every tenth is run a second time under another seed. What has ended is kept in
@@ -113,20 +114,12 @@ def record(planned: StudyPlan, wanted: Sequence[Recipe], folder: Path, name: str
             for score in trial.scores([round(level) for level in rungs.levels]):
                 scores.append(score)
                 answers.append(_packed(trial.latest_results.scores))
-            end = {
-                "end": "finished",
-                "num_params": trial.size.num_params,
-                "size_bytes": trial.size.size_bytes,
-            }
+            end = {"end": "finished", "num_params": trial.size.num_params, "size_bytes": trial.size.size_bytes}
         except FloatingPointError as error:
             end = {"end": "failed", "reason": str(error)}
         finally:
             trial.close()
-        line = {
-            "key": recipe.key,
-            "recipe": recipe.as_dict(),
-            "seconds": round(time.monotonic() - started, 2),
-        }
+        line = {"key": recipe.key, "recipe": recipe.as_dict(), "seconds": round(time.monotonic() - started, 2)}
         line |= end | {"dense_bytes": context.dense_size.size_bytes, "answers": answers}
         line["rungs"] = [score.model_dump() for score in scores]
         append_json(folder / f"{name}.jsonl", line)

@@ -15,7 +15,7 @@ import pandas
 from scipy.stats import spearmanr
 
 from raysearch.config.recipe import Recipe
-from raysearch.study.multi_objective import hypervolume, nondomination_layers
+from raysearch.study.multi_objective import hypervolume, nondomination_ranks
 
 NUM_RESAMPLES = 1000
 SIZE_BANDS = ((0.0, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 1.0))
@@ -43,7 +43,7 @@ def main() -> None:
 def overview(trials: pandas.DataFrame) -> list[str]:
     """How many trials, how long, and the front."""
     points = np.column_stack([trials["size_ratio"], -trials["final_retention"]])
-    front = trials[nondomination_layers(points) == 0].sort_values("size_ratio")
+    front = trials[nondomination_ranks(points) == 0].sort_values("size_ratio")
     area = hypervolume(trials["size_ratio"], trials["final_retention"])
     lines = [
         f"{len(trials)} finished trials, {trials['seconds'].sum() / 3600:.1f} core-hours; hypervolume {area:.3f}.",

@@ -17,7 +17,7 @@ from raysearch.errors import InputError
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.models.shape_solver import shape_for
 from raysearch.search.samplers.encoding import Encoding, is_number, place
-from raysearch.search.samplers.optuna_samplers import fit_to_space
+from raysearch.search.samplers.suggesters import RecipeSuggester, suggest
 from raysearch.study.multi_objective import hypervolume
 
 FULL = 27.0  # samples seen by a full run on a made-up curve
@@ -167,13 +167,13 @@ class RecordedTable(Table):
 
     def _point(self, recipe: Recipe) -> np.ndarray:
         """Of a recipe without its size."""
-        _, ask = fit_to_space(self.space, recipe.as_dict())
+        _, params = suggest(self.space, RecipeSuggester(recipe.as_dict()))
         asked = self.search_params()
-        params = {
+        values = {
             _field(name): place(asked[name], value) if is_number(asked[name]) else value
-            for name, value in ask.params.items()
+            for name, value in params.items()
         }
-        return self._encoding.point(params, 1.0)
+        return self._encoding.point(values, 1.0)
 
 
 def _field(name: str) -> str:
@@ -287,11 +287,7 @@ class EndsOnly:
     """A world for policies that stop nothing: they measure each trial once, at its end."""
 
     def __init__(self, world: CurveWorld | RecordedWorld) -> None:
-        self.cost_of_result, self.measure, self._checkpoints = (
-            world.cost_of_result,
-            world.measure,
-            world.checkpoints,
-        )
+        self.cost_of_result, self.measure, self._checkpoints = (world.cost_of_result, world.measure, world.checkpoints)
 
     def checkpoints(self, row: int) -> list[float]:
         return self._checkpoints(row)[-1:]

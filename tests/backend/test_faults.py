@@ -26,6 +26,7 @@ from raysearch.study.folder import Study, locked
 from raysearch.testing import stand_in
 from raysearch.testing.local_coordinator import LocalCoordinator
 from scripts.fault_injection import driver as driver_faults
+from scripts.fault_injection import processes
 
 
 def with_lines(path, num):
@@ -37,7 +38,7 @@ def with_lines(path, num):
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken") / "study"
     stand_in.drive(stand_in.plan(40), folder)
-    return stand_in.outcome(folder), stand_in.num_lines(folder)
+    return processes.outcome(folder), processes.num_lines(folder)
 
 
 def ended_after_kills(made, root, draw, num_lines, after_start=lambda folder: None, **more):
@@ -52,9 +53,9 @@ def ended_after_kills(made, root, draw, num_lines, after_start=lambda folder: No
         folder.parent.mkdir()
         folders.append(folder)
         for start in itertools.count():
-            when = stand_in.further(folder, draw.randrange(num_lines // 3), draw.uniform(0, 0.05))
+            when = processes.further(folder, draw.randrange(num_lines // 3), draw.uniform(0, 0.05))
             begun = {"name": f"{start}-", "log": folder.parent / "begun"}
-            killed = stand_in.killed(made, folder, when, **begun, **more)
+            killed = processes.killed(made, folder, when, **begun, **more)
             after_start(folder)
             if not killed:
                 break
@@ -72,7 +73,7 @@ def test_a_driver_killed_again_and_again_comes_to_the_same_front(unbroken, tmp_p
 
     made = stand_in.plan(40)
     for folder in ended_after_kills(made, tmp_path, random.Random(seed), num_lines, only_known_trials):
-        assert stand_in.outcome(folder) == wanted
+        assert processes.outcome(folder) == wanted
         begun = (folder.parent / "begun").read_text().split()
         assert len(begun) == len(set(begun)) == 40  # none was begun twice
 
@@ -81,7 +82,7 @@ def test_a_killed_driver_keeps_to_its_quota_and_loses_no_point(unbroken, tmp_pat
     wanted, num_lines = unbroken
     made = stand_in.plan(40, num_checkpoints=1)
     for folder in ended_after_kills(made, tmp_path, random.Random(9), num_lines):
-        found = stand_in.outcome(folder)
+        found = processes.outcome(folder)
         assert len(found["checkpoints"]) == 1
         named = [point.pop("checkpoint") for point in found["front"]["points"]]
         assert sorted(f"checkpoints/{name}" for name in found["checkpoints"]) == sorted(filter(None, named))
@@ -103,7 +104,7 @@ def test_with_several_slots_no_trial_is_lost_or_run_twice_and_the_front_never_lo
 
     made, draw = stand_in.plan(40), random.Random(5)
     for folder in ended_after_kills(made, tmp_path, draw, unbroken[1], note_hypervolume, num_slots=4):
-        keys = [row["key"] for row in stand_in.outcome(folder)["trials"]]
+        keys = [row["key"] for row in processes.outcome(folder)["trials"]]
         assert len(keys) == len(set(keys)) == 40
         assert len(areas[folder]) > 1
         assert areas[folder] == sorted(areas[folder])
@@ -158,18 +159,18 @@ def test_a_line_cut_short_does_not_join_the_next(tmp_path):
 @pytest.mark.parametrize("name", ["trials.jsonl", JOURNAL, "decisions.jsonl"])
 def test_a_line_cut_short_by_a_crash_changes_nothing(unbroken, tmp_path, name):
     folder = tmp_path / "study"
-    assert stand_in.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 15))
+    assert processes.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 15))
     with (folder / name).open("a") as stream:
         stream.write('{"trial": "t16", "key": "0123')
     stand_in.drive(stand_in.plan(40), folder, name="again")
-    assert stand_in.outcome(folder) == unbroken[0]
+    assert processes.outcome(folder) == unbroken[0]
 
 
 @pytest.mark.parametrize("name", [JOURNAL, "decisions.jsonl"])
 def test_lines_that_a_dying_machine_never_wrote_cost_no_trial(tmp_path, name):
     """Trials are flushed to the disk one by one; the rest may lag behind."""
     folder = tmp_path / "study"
-    assert stand_in.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 15))
+    assert processes.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 15))
     lines = (folder / name).read_bytes().splitlines(keepends=True)
     (folder / name).write_bytes(b"".join(lines[: len(lines) // 2]))
     before = read_json_lines(folder / "trials.jsonl")
@@ -182,13 +183,13 @@ def test_lines_that_a_dying_machine_never_wrote_cost_no_trial(tmp_path, name):
 def test_a_lost_state_costs_no_trial(tmp_path):
     folder = tmp_path / "study"
     stand_in.drive(stand_in.plan(12), folder)
-    before = stand_in.outcome(folder)["trials"]
+    before = processes.outcome(folder)["trials"]
     (folder / STATE).write_text("{}")
     with pytest.raises(InputError, match=r"search-state\.json: no state of this version.*delete it"):
         stand_in.drive(stand_in.plan(20), folder, name="again")
     (folder / STATE).unlink()
     stand_in.drive(stand_in.plan(20), folder, name="again")
-    after = stand_in.outcome(folder)["trials"]
+    after = processes.outcome(folder)["trials"]
     assert after[:12] == before
     assert len({row["key"] for row in after}) == 20
 
@@ -212,10 +213,10 @@ def contents(folder):
 
 def test_a_killed_study_is_extended_and_gets_other_budgets(tmp_path):
     folder = tmp_path / "study"
-    assert stand_in.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 20))
+    assert processes.killed(stand_in.plan(40), folder, with_lines(folder / "trials.jsonl", 20))
     before = read_json_lines(folder / "trials.jsonl")
     stand_in.drive(stand_in.plan(50, budgets=("60%", "30%")), folder, name="again")
-    found = stand_in.outcome(folder)
+    found = processes.outcome(folder)
     assert len(found["trials"]) == 50
     assert read_json_lines(folder / "trials.jsonl")[: len(before)] == before
     assert found["front"]["budgets"].keys() == {"60%", "30%"}

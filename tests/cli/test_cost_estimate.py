@@ -56,16 +56,7 @@ def write_trials(folder, rows):
 
 
 def test_the_pace_is_found_though_the_first_trials_loaded_the_model(tmp_path):
-    rows = [
-        (3, 1000, 60),
-        (3, 1000, 50),
-        (1, 100, 0),
-        (3, 1000, 0),
-        (1, 50, 0),
-        (2, 300, 0),
-        (1, 100, 0),
-        (1, 80, 0),
-    ]
+    rows = [(3, 1000, 60), (3, 1000, 50), (1, 100, 0), (3, 1000, 0), (1, 50, 0), (2, 300, 0), (1, 100, 0), (1, 80, 0)]
     pace = measured_pace(write_trials(tmp_path / "study", rows))
     assert pace.seconds_per_evaluation == pytest.approx(2)
     assert pace.seconds_per_sample == pytest.approx(0.01)

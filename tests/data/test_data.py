@@ -264,10 +264,7 @@ def _byte_tokenizer(template: str, special: list[str]) -> PreTrainedTokenizerFas
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<eos>",
-        additional_special_tokens=special,
-        chat_template=template,
+        tokenizer_object=tokenizer, eos_token="<eos>", additional_special_tokens=special, chat_template=template
     )
 
 
@@ -297,18 +294,10 @@ def test_alignment_past_expanded_images(segments: list[list[int]], width: int) -
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=5),
-    st.sampled_from(["left", "right"]),
-    st.sampled_from([1, 8]),
-)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(["left", "right"]), st.sampled_from([1, 8]))
 def test_collate_pads(lengths: list[int], side: str, multiple: int) -> None:
     rows = [
-        {
-            "input_ids": torch.arange(1, n + 1),
-            "attention_mask": torch.ones(n),
-            "labels": torch.arange(1, n + 1),
-        }
+        {"input_ids": torch.arange(1, n + 1), "attention_mask": torch.ones(n), "labels": torch.arange(1, n + 1)}
         for n in lengths
     ]
     batch = collate(rows, pad_id=0, padding_side=side, multiple=multiple)
@@ -323,11 +312,7 @@ def test_collate_pads(lengths: list[int], side: str, multiple: int) -> None:
 
 def test_images_of_different_shapes_are_padded_and_text_rows_get_zeros() -> None:
     ids = {"input_ids": torch.ones(2, dtype=torch.long)}
-    rows = [
-        ids | {"pixel_values": torch.ones(1, 2, 3, 4, 4)},
-        ids,
-        ids | {"pixel_values": torch.ones(1, 1, 3, 4, 6)},
-    ]
+    rows = [ids | {"pixel_values": torch.ones(1, 2, 3, 4, 4)}, ids, ids | {"pixel_values": torch.ones(1, 1, 3, 4, 6)}]
     batch = collate(rows, pad_id=0, one_entry_per_row=True)
     assert batch["pixel_values"].shape == (3, 2, 3, 4, 6)
     assert batch["pixel_values"][1].sum() == 0
@@ -388,10 +373,7 @@ def test_wrong_files(tmp_path: Path, name: str, content: str | None, message: st
 
 def test_encoding_refuses(folder: Path) -> None:
     (folder / "images/train/b.png").write_bytes(b"no picture")
-    rows = [
-        _row(0, image="train/b.png"),
-        _row(1, conversations=[*_row(1)["conversations"], *_row(1)["conversations"]]),
-    ]
+    rows = [_row(0, image="train/b.png"), _row(1, conversations=[*_row(1)["conversations"], *_row(1)["conversations"]])]
     rows[1]["image"] = ["train/a.png", "train/a.png"]
     broken, long = load_samples(_write(folder, rows))
     with pytest.raises(BadRow, match=r"b\.png: can't be read"):
@@ -405,10 +387,7 @@ def test_chat_rows_of_the_datasets_library(tmp_path: Path) -> None:
 
     picture = Image.new("RGB", (48, 48), "blue")
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "is it red?"}]
-    messages = [
-        {"role": "user", "content": parts},
-        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
-    ]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}]
     rows = datasets.Dataset.from_dict(
         {"messages": [messages] * 3, "images": [[picture]] * 3},
         features=datasets.Features(

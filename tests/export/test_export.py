@@ -17,7 +17,7 @@ from raysearch.errors import InputError
 from raysearch.models import family_for, load
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
-from raysearch.models.shape_solver import solve
+from raysearch.models.shape_solver import shape_for_ratio
 from raysearch.pruning import prune
 from raysearch.pruning.checkpoint import prune_checkpoint
 from raysearch.pruning.importance import importance
@@ -134,11 +134,7 @@ def test_calibration_without_a_usable_image_writes_nothing(folder: Path, tmp_pat
     (tmp_path / "torn.png").write_bytes(b"no picture")
     (tmp_path / "torn.json").write_text(json.dumps([{"image": "torn.png", "conversations": turns}] * 3))
     for model, data, message in (
-        (
-            folder,
-            "text.json",
-            "text.json: none of its 3 samples has an image, and llava is a vision-language",
-        ),
+        (folder, "text.json", "text.json: none of its 3 samples has an image, and llava is a vision-language"),
         ("pocket", "torn.json", "none of 3 samples can be used .*torn.png: can't be read"),
         (folder, "gone.json", "gone.json: no such file"),
     ):
@@ -197,10 +193,7 @@ def broken(folder: Path, how: str) -> None:
         ("truncated", r"model-00002-of-\d+.safetensors: truncated, \d+ bytes of \d+"),
         ("empty", "truncated or no safetensors file"),
         ("pointer", "truncated or no safetensors file"),
-        (
-            "other widths",
-            r"mlp.down_proj.weight is \(64, 96\) in the files and \(64, 80\) by the configuration",
-        ),
+        ("other widths", r"mlp.down_proj.weight is \(64, 96\) in the files and \(64, 80\) by the configuration"),
         ("more layers", "asks for 18 tensors that the files lack"),
         ("fewer layers", "hold 9 tensors that the configuration lacks, the first is .*layers.3"),
         ("pickled", "pickled .bin files"),
@@ -234,7 +227,7 @@ def test_weights_in_half_precision_stay_so(folder: Path, tmp_path: Path) -> None
 def test_the_dense_model_shares_no_memory() -> None:
     model = dense("smolvlm")
     scores = importance(model, None, "magnitude")
-    pruned = prune(model, solve(counts_of(model.config), "widthwise", 0.1), {"width": scores})
+    pruned = prune(model, shape_for_ratio(counts_of(model.config), "widthwise", 0.1), {"width": scores})
     addresses = {parameter.data_ptr() for parameter in model.parameters()}
     assert not addresses & {parameter.data_ptr() for parameter in pruned.parameters()}
     assert family_for(pruned).lm_head(pruned).weight is pruned.get_input_embeddings().weight

@@ -19,7 +19,7 @@ from raysearch.export.packed import dequantize, fake_quantized, linear_layers, q
 from raysearch.models import family_for, load
 from raysearch.models.param_count import counts_of
 from raysearch.models.shape import Shape
-from raysearch.models.shape_solver import solve
+from raysearch.models.shape_solver import shape_for_ratio
 from raysearch.pruning import prune
 from raysearch.pruning.checkpoint import prune_checkpoint
 from raysearch.pruning.importance import importance
@@ -42,7 +42,7 @@ def recipe(how="int4", **fields):
 def pruned_oddly(name):
     """A model with fewer layers and heads, and an odd number of channels, which no group of 32 divides."""
     model = dense(name)
-    near = solve(counts_of(model.config), "both", 0.4)
+    near = shape_for_ratio(counts_of(model.config), "both", 0.4)
     shape = Shape(near.num_layers, near.num_kv_heads, near.num_heads, near.num_ffn_channels // 2 * 2 - 1)
     scores = importance(model, None, "random")
     return prune(model, shape, {"depth": scores, "width": scores}), shape

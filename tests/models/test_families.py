@@ -12,17 +12,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from raysearch import export
-from raysearch.config.recipe import LAYER_CRITERIA, WIDTH_CRITERIA
+from raysearch.config.criteria import LAYER_CRITERIA, WIDTH_CRITERIA, needs_data
 from raysearch.errors import InputError
-from raysearch.models import Layout, family_for, layout_of, load
-from raysearch.models.layout import Units
+from raysearch.models import decoder_layout, family_for, load
+from raysearch.models.known_families import KNOWN_FAMILIES
+from raysearch.models.layout import Layout, Units
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
-from raysearch.models.shape_solver import solve
+from raysearch.models.shape_solver import shape_for_ratio
 from raysearch.pruning import prune
-from raysearch.pruning.importance import importance, needs_data
-from raysearch.pruning.slicing import build, full_units
+from raysearch.pruning.importance import importance
+from raysearch.pruning.slicing import full_units, slice_model
 from tests.support.tiny_models import FAMILIES, NUM_LAYERS, SEQUENCE, dense
 
 MODES = ("layerwise", "widthwise", "both")
@@ -31,10 +32,6 @@ every_family = pytest.mark.parametrize("name", list(FAMILIES))
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     return family_for(model).decoder(model).layers
-
-
-def layout(model: PreTrainedModel) -> Layout:
-    return layout_of(layers_of(model)[0], family_for(model).text_config(model.config))
 
 
 def logits(model: PreTrainedModel, batch: dict) -> torch.Tensor:
@@ -59,7 +56,7 @@ def narrower(model: PreTrainedModel) -> Shape:
 
 def random_units(model: PreTrainedModel, shape: Shape, seed: int = 0) -> dict[int, Units]:
     """Other units in each layer."""
-    rng, shapes = np.random.default_rng(seed), layout(model)
+    rng, shapes = np.random.default_rng(seed), decoder_layout(model)
     units = {}
     for i in range(len(layers_of(model))):
         groups = np.sort(rng.choice(shapes.num_kv_groups, shape.num_kv_heads, replace=False))
@@ -73,6 +70,10 @@ def random_units(model: PreTrainedModel, shape: Shape, seed: int = 0) -> dict[in
     return units
 
 
+def test_every_known_family_is_under_test() -> None:
+    assert KNOWN_FAMILIES.keys() <= {family.config().model_type for family in FAMILIES.values()}
+
+
 @every_family
 @pytest.mark.parametrize("mode", MODES)
 def test_predicted_size_is_the_built_size(name: str, mode: str) -> None:
@@ -80,7 +81,7 @@ def test_predicted_size_is_the_built_size(name: str, mode: str) -> None:
     scores = importance(model, None, "random", seed=1)
     assert counts_of(model.config).size().num_params == num_params(model)
     for ratio in (0.0, 0.2, 0.45):
-        shape = solve(counts_of(model.config), mode, ratio)
+        shape = shape_for_ratio(counts_of(model.config), mode, ratio)
         pruned = prune(model, shape, {"depth": scores, "width": scores})
         size = counts_of(model.config).size(shape, 4)
         assert size.num_params == num_params(pruned)
@@ -96,9 +97,9 @@ def test_deleting_units_equals_masking_them(name: str) -> None:
     model, batch = dense(name), FAMILIES[name].batch()
     shape = narrower(model)
     units = random_units(model, shape)
-    pruned = build(model, range(NUM_LAYERS), units)
+    pruned = slice_model(model, range(NUM_LAYERS), units)
     masked = copy.deepcopy(model)
-    shapes = layout(model)
+    shapes = decoder_layout(model)
     with torch.no_grad():
         for i, layer in enumerate(layers_of(masked)):
             heads = layer.get_submodule(shapes.attention_out).weight.unflatten(1, (-1, shapes.head_dim))
@@ -115,7 +116,7 @@ def test_dropping_layers_equals_skipping_them(name: str) -> None:
     model, batch = dense(name), FAMILIES[name].batch()
     fixed = family_for(model).num_leading_layers_kept(model.config)
     kept = [i for i in range(NUM_LAYERS) if i < fixed or i % 2 == 1]
-    pruned = build(model, kept, full_units(model))
+    pruned = slice_model(model, kept, full_units(model))
     skipped = copy.deepcopy(model)
     for i, layer in enumerate(layers_of(skipped)):
         if i not in kept:
@@ -129,7 +130,7 @@ def test_dropping_layers_equals_skipping_them(name: str) -> None:
 @pytest.mark.parametrize("criterion", [c for c in WIDTH_CRITERIA if c != "random"])
 def test_units_with_zero_weights_go_first_and_change_nothing(name: str, criterion: str) -> None:
     model, batch = FAMILIES[name].model(seed=2), FAMILIES[name].batch()
-    full, shapes, rng = shape_of(model.config), layout(model), np.random.default_rng(3)
+    full, shapes, rng = shape_of(model.config), decoder_layout(model), np.random.default_rng(3)
     choices = {kv for kv, heads in counts_of(model.config).attention_choices if heads == kv * shapes.heads_per_group}
     num_groups = sorted(choices)[-2] if len(choices) > 1 else full.num_kv_heads
     shape = Shape(NUM_LAYERS, num_groups, num_groups * shapes.heads_per_group, 75)
@@ -144,42 +145,35 @@ def test_units_with_zero_weights_go_first_and_change_nothing(name: str, criterio
 def _zero(layer: nn.Module, shapes: Layout, kind: str, gone: np.ndarray) -> None:
     heads = (gone[:, None] * shapes.heads_per_group + np.arange(shapes.heads_per_group)).reshape(-1)
     for name, parameter in layer.named_parameters():
-        for slab in shapes.slabs_of(name):
-            units = heads if kind == "kv_groups" and slab.kind == "heads" else gone if slab.kind == kind else []
+        for part in shapes.slices_of(name):
+            units = heads if kind == "kv_groups" and part.kind == "heads" else gone if part.kind == kind else []
             for unit in units:
-                parameter.data.narrow(slab.axis, slab.start + unit * slab.size, slab.size).zero_()
+                parameter.data.narrow(part.axis, part.start + unit * part.size, part.size).zero_()
 
 
 @every_family
 @pytest.mark.parametrize("criterion", LAYER_CRITERIA)
 def test_layers_are_ranked_and_an_idle_layer_is_seen(name: str, criterion: str) -> None:
     model, batch = FAMILIES[name].model(seed=4), FAMILIES[name].batch()
-    shapes = layout(model)
+    shapes = decoder_layout(model)
     for output in (shapes.attention_out, shapes.ffn_out):
         for parameter in layers_of(model)[2].get_submodule(output).parameters():
             parameter.data.zero_()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
     scores = importance(model, [batch] if needs_data(criterion) else None, criterion, seed=5)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert scores.layers is not None
     assert scores.layers.shape == (NUM_LAYERS,)
     if criterion in ("block_influence", "angular", "one_shot_loss"):
         assert scores.layers[2] == pytest.approx(0, abs=1e-3)
     if criterion in ("block_influence", "angular"):
         full = shape_of(model.config)
-        pruned = prune(
-            model,
-            Shape(NUM_LAYERS - 1, full.num_kv_heads, full.num_heads, full.num_ffn_channels),
-            {"depth": scores},
-        )
+        pruned = prune(model, Shape(NUM_LAYERS - 1, *full.widths), {"depth": scores})
         torch.testing.assert_close(logits(pruned, batch), logits(model, batch), atol=1e-5, rtol=1e-5)
 
 
 def smaller(model: PreTrainedModel) -> PreTrainedModel:
     """One layer less, and narrower."""
     scores = importance(model, None, "random", seed=6)
-    shape = Shape(NUM_LAYERS - 1, *_widths(narrower(model)))
+    shape = Shape(NUM_LAYERS - 1, *narrower(model).widths)
     return prune(model, shape, {"depth": scores, "width": scores})
 
 
@@ -229,10 +223,6 @@ def test_a_process_without_raysearch_loads_and_generates(tmp_path) -> None:
         assert torch.equal(found["cache True"], found["cache False"]), name
 
 
-def _widths(shape: Shape) -> tuple[int, int, int]:
-    return shape.num_kv_heads, shape.num_heads, shape.num_ffn_channels
-
-
 @every_family
 def test_saved_bytes_are_the_predicted_bytes(name: str, tmp_path) -> None:
     model = dense(name)
@@ -246,11 +236,7 @@ def test_saved_bytes_are_the_predicted_bytes(name: str, tmp_path) -> None:
 def test_parts_are_found_once_each(name: str) -> None:
     model = dense(name)
     family = family_for(model)
-    parts = {
-        "decoder": [family.decoder(model)],
-        "vision": family.vision(model),
-        "projector": family.projector(model),
-    }
+    parts = {"decoder": [family.decoder(model)], "vision": family.vision(model), "projector": family.projector(model)}
     ids = {part: {id(p) for module in modules for p in module.parameters()} for part, modules in parts.items()}
     assert all(ids.values()) == family.is_multimodal
     assert not ids["decoder"] & ids["vision"]

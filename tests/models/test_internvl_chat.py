@@ -57,11 +57,7 @@ def published(model: InternVLForConditionalGeneration, folder: Path, **changes: 
         "llm_config": {
             **text,
             "attn_implementation": "flash_attention_2",
-            "rope_scaling": {
-                "type": "su",
-                "short_factor": rope["short_factor"],
-                "long_factor": rope["long_factor"],
-            },
+            "rope_scaling": {"type": "su", "short_factor": rope["short_factor"], "long_factor": rope["long_factor"]},
         },
         "vision_config": {
             "hidden_size": vision.hidden_size,

@@ -8,10 +8,10 @@ import pytest
 from raysearch import pocket
 from raysearch.errors import InputError
 from raysearch.files import write_json
-from raysearch.models import param_count_cache
+from raysearch.models import load_config, param_count
 from raysearch.models.param_count_cache import SHIPPED, counts_of_model
 from raysearch.models.shape import Shape
-from raysearch.models.shape_solver import solve
+from raysearch.models.shape_solver import shape_for_ratio
 
 
 @pytest.fixture(autouse=True)
@@ -30,32 +30,32 @@ def folder(tmp_path):
     return folder
 
 
-def never(model):
-    raise AssertionError(f"{model} was counted")
+def never(config):
+    raise AssertionError(f"{config.model_type} was counted")
 
 
 def test_the_shipped_counts_are_up_to_date(monkeypatch):
-    counted = param_count_cache._counted("pocket")
-    monkeypatch.setattr(param_count_cache, "_counted", never)
+    counted = param_count.counts_of(load_config("pocket"))
+    monkeypatch.setattr(param_count, "counts_of", never)
     assert counts_of_model("pocket") == counted, f"renew {SHIPPED.name}: python -m raysearch.models.param_count_cache"
 
 
 def test_sizes_of_the_embedded_model_by_hand(monkeypatch):
-    monkeypatch.setattr(param_count_cache, "_counted", never)
+    monkeypatch.setattr(param_count, "counts_of", never)
     counts = counts_of_model("pocket")
     assert counts.dense == Shape(num_layers=7, num_kv_heads=6, num_heads=12, num_ffn_channels=512)
     # Per layer 160 x 16 weights for each of 12 queries and outputs and 6 keys and values, 3 x 160 per channel, 2 norms.
     layer = 2 * 160 * 16 * (12 + 6) + 3 * 160 * 512 + 2 * 160
     assert counts.layer(counts.dense) == layer
     assert counts.kv_cache_bytes(counts.dense, 1000) == 1000 * 2 * 7 * 6 * 16 * 2
-    assert solve(counts, "layerwise", 0.3).num_layers == 5
+    assert shape_for_ratio(counts, "layerwise", 0.3).num_layers == 5
 
 
 def test_a_folder_is_counted_once(folder, cache, capsys, monkeypatch):
     first = counts_of_model(str(folder))
     assert capsys.readouterr().err == f"raysearch: counting the parameters of {folder}, once\n"
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(param_count_cache, "_counted", never)
+    monkeypatch.setattr(param_count, "counts_of", never)
     assert counts_of_model(str(folder)) == first
     assert capsys.readouterr().err == ""
 

@@ -10,7 +10,7 @@ from raysearch.errors import InputError
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
-from raysearch.models.shape_solver import default_multiple, smallest_shape, solve, solve_budget
+from raysearch.models.shape_solver import default_multiple, shape_for_budget, shape_for_ratio, smallest_shape
 from tests.support.tiny_models import FAMILIES
 
 EVERY = pytest.mark.parametrize("name", list(FAMILIES))
@@ -37,7 +37,7 @@ def test_llava_7b_is_counted_in_under_a_second(llava_7b: LlavaConfig) -> None:
     assert time.process_time() - started < 1
     assert size.num_params == 7_063_427_072
     assert size.size_bytes == 2 * size.num_params
-    layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096  # 202.4M, paper_facts 1.1
+    layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096  # 202.4M
     assert counts_of(llava_7b).layer(shape_of(llava_7b)) == layer == 202_383_360
     started = time.perf_counter()
     for channels in range(1, 1001):
@@ -53,7 +53,7 @@ def test_llava_7b_drops_the_published_layers(
     llava_7b: LlavaConfig, ratio: float, dropped: int, billions: float
 ) -> None:
     """arXiv 2604.24380 drops 5, 10, 15 and 21 layers; 21 are 63.1% of the language model, called 60% there."""
-    shape = solve(counts_of(llava_7b), "layerwise", ratio)
+    shape = shape_for_ratio(counts_of(llava_7b), "layerwise", ratio)
     assert shape.num_layers == 32 - dropped
     assert counts_of(llava_7b).size(shape).num_params / 1e9 == pytest.approx(billions, abs=0.005)
 
@@ -70,7 +70,7 @@ def test_no_part_of_llava_7b_makes_the_published_counts_shares(llava_7b: LlavaCo
 
 @pytest.mark.parametrize(("ratio", "billions"), [(0.15, 6.0), (0.30, 5.0), (0.45, 4.0), (0.60, 3.0)])
 def test_llava_7b_width_reaches_the_published_sizes(llava_7b: LlavaConfig, ratio: float, billions: float) -> None:
-    shape = solve(counts_of(llava_7b), "widthwise", ratio)
+    shape = shape_for_ratio(counts_of(llava_7b), "widthwise", ratio)
     assert shape.num_layers == 32
     assert shape.num_kv_heads == shape.num_heads
     assert shape.num_ffn_channels % 64 == 0
@@ -85,13 +85,13 @@ def test_a_ratio_is_met_to_within_one_unit(name: str, mode: str) -> None:
     decoder = counts.decoder(counts.dense)
     unit = counts.layer(counts.dense) / 2 if mode == "layerwise" else counts.dense.num_layers * counts.per_channel
     for ratio in (0.0, 0.05, 0.13, 0.3, 0.45):
-        shape = solve(counts_of(config), mode, ratio, multiple=1)
+        shape = shape_for_ratio(counts_of(config), mode, ratio, multiple=1)
         assert abs(counts.decoder(shape) - decoder * (1 - ratio)) <= unit
         if mode == "layerwise":
-            assert shape == Shape(shape.num_layers, *_widths(counts.dense))
+            assert shape == Shape(shape.num_layers, *counts.dense.widths)
         if mode == "widthwise":
             assert shape.num_layers == counts.dense.num_layers
-    assert solve(counts_of(config), mode, 0.0) == counts.dense
+    assert shape_for_ratio(counts_of(config), mode, 0.0) == counts.dense
 
 
 @EVERY
@@ -104,48 +104,50 @@ def test_a_budget_is_kept_and_used_up(name: str, mode: str) -> None:
     for share in (0.2, 0.5, 0.9):
         bound = round(least.size_bytes + share * (dense.size_bytes - least.size_bytes))
         for budget in (Budget("bytes", size_bytes=bound), Budget("params", num_params=bound // 2)):
-            size = counts_of(config).size(solve_budget(counts_of(config), mode, budget))
+            size = counts_of(config).size(shape_for_budget(counts_of(config), mode, budget))
             assert budget.admits(size, dense)
             assert bound / 2 - size.num_params <= unit
-    assert solve_budget(counts_of(config), mode, Budget.parse("100%")) == counts.dense
+    assert shape_for_budget(counts_of(config), mode, Budget.parse("100%")) == counts.dense
     tightest = Budget("tightest", size_bytes=least.size_bytes)
-    assert solve_budget(counts_of(config), mode, tightest) == smallest_shape(counts_of(config), mode)
+    assert shape_for_budget(counts_of(config), mode, tightest) == smallest_shape(counts_of(config), mode)
 
 
 def test_depth_share_moves_the_work_between_layers_and_widths(llava_7b: LlavaConfig) -> None:
-    layers = [solve(counts_of(llava_7b), "both", 0.4, depth_share=share).num_layers for share in (0.1, 0.5, 0.9)]
+    layers = [
+        shape_for_ratio(counts_of(llava_7b), "both", 0.4, depth_share=share).num_layers for share in (0.1, 0.5, 0.9)
+    ]
     assert layers == [31, 25, 20]  # of 13.3 layers' worth: 1.3, 6.7 and 12 dropped
-    with_all_widths = solve(counts_of(llava_7b), "both", 0.4, depth_share=0.99)
+    with_all_widths = shape_for_ratio(counts_of(llava_7b), "both", 0.4, depth_share=0.99)
     assert with_all_widths.num_heads >= 31
 
 
 def test_channels_come_in_multiples(llava_7b: LlavaConfig) -> None:
     assert default_multiple(counts_of(llava_7b)) == 64
-    assert solve(counts_of(llava_7b), "widthwise", 0.3, multiple=256).num_ffn_channels % 256 == 0
-    exact = solve(counts_of(llava_7b), "widthwise", 0.3, multiple=1)
+    assert shape_for_ratio(counts_of(llava_7b), "widthwise", 0.3, multiple=256).num_ffn_channels % 256 == 0
+    exact = shape_for_ratio(counts_of(llava_7b), "widthwise", 0.3, multiple=1)
     counts = counts_of(llava_7b)
     assert abs(counts.decoder(exact) / counts.decoder(counts.dense) - 0.7) < 1e-4
     assert default_multiple(counts_of(FAMILIES["llama"].config())) == 1
     with pytest.raises(InputError, match="multiple 0: outside 1 to 11008"):
-        solve(counts_of(llava_7b), "widthwise", 0.3, multiple=0)
+        shape_for_ratio(counts_of(llava_7b), "widthwise", 0.3, multiple=0)
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5, float("nan"), float("inf")])
 def test_ratios_outside_are_refused(llava_7b: LlavaConfig, ratio: float) -> None:
     with pytest.raises(InputError, match=r"outside \[0, 1\)"):
-        solve(counts_of(llava_7b), "layerwise", ratio)
+        shape_for_ratio(counts_of(llava_7b), "layerwise", ratio)
 
 
 def test_more_than_can_be_removed_is_refused_with_the_most(llava_7b: LlavaConfig) -> None:
     with pytest.raises(InputError, match=r"widthwise can remove at most 0\.9\d+"):
-        solve(counts_of(llava_7b), "widthwise", 0.99)
+        shape_for_ratio(counts_of(llava_7b), "widthwise", 0.99)
 
 
 def test_a_budget_below_the_smallest_model_says_what_that_is(llava_7b: LlavaConfig) -> None:
     smallest = counts_of(llava_7b).size(Shape(1, 32, 32, 11008))
     assert smallest_shape(counts_of(llava_7b), "layerwise") == Shape(1, 32, 32, 11008)
     with pytest.raises(InputError, match=f"{smallest.num_params} parameters in {smallest.size_bytes} bytes"):
-        solve_budget(counts_of(llava_7b), "layerwise", Budget.parse("100MB"))
+        shape_for_budget(counts_of(llava_7b), "layerwise", Budget.parse("100MB"))
 
 
 def test_layers_that_take_in_visual_features_stay() -> None:
@@ -168,7 +170,3 @@ def test_decoders_of_unequal_layers_are_refused(monkeypatch: pytest.MonkeyPatch)
     config.bos_token_id = 7  # another content, so that nothing is remembered
     with pytest.raises(InputError, match="layer 1 differs from layer 0"):
         counts_of(config)
-
-
-def _widths(shape: Shape) -> tuple[int, int, int]:
-    return shape.num_kv_heads, shape.num_heads, shape.num_ffn_channels

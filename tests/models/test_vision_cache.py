@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 from raysearch import models
 from raysearch.config.settings import RecoverySettings
@@ -10,12 +11,6 @@ from raysearch.recovery.trainer import RecoveryTrainer
 from tests.support.recovery_setup import recipe, samples, shared_teacher, tiny_encoder, tiny_family, tiny_model
 from tests.support.tiny_models import FAMILIES
 
-NOT_SERVED = {
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "mistral3",
-}  # their towers take all pictures as one row of patches
 ENCODER = tiny_encoder()
 
 
@@ -41,7 +36,7 @@ def test_a_model_that_is_served_answers_as_it_does_alone(name):
         with cache.serving(model):
             torch.testing.assert_close(logits(model, batch), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(logits(model, batch), expected)
-    assert (cache._is_by_row is True) == (name not in NOT_SERVED)
+    assert (cache.num_images > 0) == FAMILIES[name].caches_vision
 
 
 def test_a_picture_goes_through_the_tower_once_and_alone():
@@ -81,14 +76,17 @@ def test_what_is_said_of_a_picture_does_not_depend_on_its_batch_or_on_what_is_kn
 def test_no_more_is_kept_than_allowed():
     model, family = tiny_model(), tiny_family()
     batch = ENCODER.collate([ENCODER.encode(sample) for sample in samples()[:8]])
-    full = VisionCache(family, 1e9)
-    with full.serving(model):
+    full, num_bytes = VisionCache(family, 1e9), []
+
+    def note(module, args, output):
+        num_bytes.append(sum(leaf.nbytes for leaf in tree_flatten(output)[0] if isinstance(leaf, torch.Tensor)))
+
+    with full.serving(model), model.model.vision_tower.register_forward_hook(note):
         logits(model, batch)
-    each = next(sum(leaf.nbytes for leaf in leaves if leaf is not None) for leaves, _ in full._known.values())
-    bounded = VisionCache(family, 2.5 * each)
+    bounded = VisionCache(family, 2.5 * num_bytes[0] / len(batch["pixel_values"]))
     with bounded.serving(model):
         logits(model, batch)
-    assert bounded.num_pictures == 2 < full.num_pictures
+    assert bounded.num_images == 2 < full.num_images
     with VisionCache(family, 0).serving(model):
         assert "forward" not in vars(model.model.vision_tower)
 
@@ -115,8 +113,7 @@ def test_a_tower_that_mixes_its_rows_is_left_alone():
     with cache.serving(model):
         assert torch.equal(model(pixels), Norm()(pixels))
         assert torch.equal(model(pixels[:1] + 1), Norm()(pixels[:1] + 1))
-    assert cache._is_by_row is False
-    assert not cache.num_pictures
+    assert not cache.num_images
 
 
 def test_pictures_that_come_one_at_a_time_are_known_too():
@@ -168,11 +165,7 @@ def test_training_is_the_same_with_what_is_known_of_pictures_from_inference():
     vision, model = VisionCache(tiny_family(), 1e9), tiny_model(1)
     with vision.serving(model), torch.inference_mode():
         logits(model, ENCODER.collate([ENCODER.encode(sample) for sample in samples()]))
-    warm, cold, without = (
-        trained(vision, [40]),
-        trained(VisionCache(tiny_family(), 1e9), [40]),
-        trained(None, [40]),
-    )
+    warm, cold, without = (trained(vision, [40]), trained(VisionCache(tiny_family(), 1e9), [40]), trained(None, [40]))
     assert warm == cold
     assert warm[0] == pytest.approx(without[0], rel=1e-4)  # fp32; a picture alone is rounded otherwise than in a batch
 
@@ -180,7 +173,7 @@ def test_training_is_the_same_with_what_is_known_of_pictures_from_inference():
 def test_a_tower_in_parts_is_run_by_all_workers():
     vision = VisionCache(tiny_family(), 1e9)
     in_parts = trained(vision, [40], zero_stage=3)
-    assert not vision.num_pictures
+    assert not vision.num_images
     assert in_parts[0] == pytest.approx(trained(None, [40])[0], rel=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Criteria against hand-made values and slow, obvious computations; padding, tokens, memory and refusals."""
+"""Criteria against hand-made values and slow, obvious computations; tokens, gradients and refusals."""
 
 import copy
 import itertools
@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from raysearch.config.recipe import LAYER_CRITERIA, WIDTH_CRITERIA
 from raysearch.errors import InputError
 from raysearch.models import family_for
-from raysearch.pruning.importance import importance, needs_data
+from raysearch.pruning.importance import importance
 from raysearch.pruning.importance.calibration import token_mask
-from raysearch.pruning.importance.layer_skipping import Replay
+from raysearch.pruning.importance.layer_skipping import LayerSkippingLoss
 from raysearch.pruning.select_units import top
 from tests.support.tiny_models import FAMILIES, NUM_LAYERS, dense
 
@@ -57,17 +56,6 @@ def test_block_influence_is_one_minus_the_mean_cosine_of_real_tokens() -> None:
     assert list(scores.layer_order) == list(np.argsort(expected))
 
 
-def test_what_padding_holds_changes_nothing() -> None:
-    model, batch = dense(NAME), batch_of()
-    other = {**batch, "input_ids": batch["input_ids"].clone()}
-    other["input_ids"][-1, -3:] = 77
-    for criterion in (*LAYER_CRITERIA, *WIDTH_CRITERIA):
-        a, b = importance(model, [batch], criterion), importance(model, [other], criterion)
-        for field in ("layers", "kv_groups", "heads", "ffn_channels"):
-            if getattr(a, field) is not None:
-                np.testing.assert_allclose(getattr(a, field), getattr(b, field), rtol=1e-3, atol=1e-6)
-
-
 def test_angular_distance_of_blocks() -> None:
     model, batch = dense(NAME), batch_of()
     states = hidden_states(model, batch)
@@ -88,7 +76,7 @@ def test_replayed_losses_are_those_of_the_model(name: str) -> None:
     """With images, deep visual features, sliding windows, capped logits and parallel attention."""
     model, batches = dense(name), [batch_of(name), batch_of(name, seed=1)]
     with torch.inference_mode():
-        replay = Replay(model, iter(batches))
+        replay = LayerSkippingLoss(model, iter(batches))
         without = replay.losses_without_each(range(NUM_LAYERS))
         counts = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
 
@@ -108,7 +96,7 @@ def test_greedy_drops_what_hurts_least_at_every_step() -> None:
     model, batch = dense(NAME), batch_of()
     order = list(importance(model, [batch], "greedy_loss").layer_order)
     with torch.inference_mode():
-        replay = Replay(model, [batch])
+        replay = LayerSkippingLoss(model, [batch])
         left = list(range(NUM_LAYERS))
         for dropped in order[:-1]:
             losses = {i: replay.loss([j for j in left if j != i]) for i in left}
@@ -223,17 +211,7 @@ def test_random_is_seeded() -> None:
     assert not np.array_equal(first.heads, other.heads)
 
 
-def test_batches_are_streamed_and_order_does_not_matter() -> None:
-    model = dense(NAME)
-    batches = [batch_of(seed=seed) for seed in range(3)]
-    for criterion in ("block_influence", "taylor", "fluctuation"):
-        forward = importance(model, iter(batches), criterion)
-        backward = importance(model, reversed(batches), criterion)
-        field = "layers" if criterion == "block_influence" else "ffn_channels"
-        np.testing.assert_allclose(getattr(forward, field), getattr(backward, field), rtol=1e-4, atol=1e-8)
-
-
-def test_forward_criteria_never_track_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forward_criteria_never_track_gradients() -> None:
     model, batch = dense(NAME), batch_of()
     seen = []
     head = family_for(model).decoder(model).layers[-1]
@@ -244,33 +222,11 @@ def test_forward_criteria_never_track_gradients(monkeypatch: pytest.MonkeyPatch)
     assert all(seen)
 
 
-def test_training_mode_and_frozen_weights_come_back() -> None:
-    model = copy.deepcopy(dense(NAME)).train()
-    frozen = family_for(model).vision(model)[0].eval().requires_grad_(False)
-    importance(model, [batch_of()], "taylor")
-    assert model.training
-    assert not frozen.training
-    assert not any(parameter.requires_grad for parameter in frozen.parameters())
-    assert all(parameter.requires_grad for parameter in family_for(model).decoder(model).parameters())
-
-
-@pytest.mark.parametrize("criterion", [c for c in (*LAYER_CRITERIA, *WIDTH_CRITERIA) if needs_data(c)])
-def test_missing_data_is_refused(criterion: str) -> None:
-    with pytest.raises(InputError, match=f"criterion {criterion}: needs calibration data"):
-        importance(dense(NAME), None, criterion)
-    with pytest.raises(InputError, match="has no samples"):
-        importance(dense(NAME), [], criterion)
-
-
 def test_other_wrong_uses_are_refused() -> None:
     model, batch = dense(NAME), batch_of()
-    silent = {**batch, "labels": torch.full_like(batch["labels"], -100)}
     unlabelled = {key: value for key, value in batch.items() if key != "labels"}
-    for criterion in ("taylor", "taylor2", "greedy_loss", "one_shot_loss"):
-        for wrong in (silent, unlabelled):
-            with pytest.raises(InputError, match="no answer tokens"):
-                importance(model, [wrong], criterion)
-    importance(model, [unlabelled], "wanda")
+    with pytest.raises(InputError, match="no answer tokens"):
+        importance(model, [unlabelled], "wanda", tokens="answer")
     with pytest.raises(InputError, match="'entropy': unknown; choose of block_influence"):
         importance(model, [batch], "entropy")
     with pytest.raises(InputError, match="tokens 'some': unknown"):

@@ -17,13 +17,13 @@ from raysearch.models.shape import Shape
 from raysearch.pruning import prune
 from raysearch.pruning.importance import Importance, importance
 from raysearch.pruning.select_layers import layers_to_keep
-from raysearch.pruning.slicing import build, full_units
+from raysearch.pruning.slicing import full_units, slice_model
 from tests.support.tiny_models import FAMILIES, NUM_LAYERS, dense
 
 
 def without(name: str, *dropped: int) -> hf.PreTrainedModel:
     model = dense(name)
-    return build(model, [i for i in range(NUM_LAYERS) if i not in dropped], full_units(model))
+    return slice_model(model, [i for i in range(NUM_LAYERS) if i not in dropped], full_units(model))
 
 
 def narrowed(name: str, num_kv_heads: int, num_heads: int) -> hf.PreTrainedModel:
@@ -139,10 +139,10 @@ def test_layers_by_order_and_by_block() -> None:
 def test_wrong_uses_are_refused() -> None:
     model = dense("qwen3_vl")
     with pytest.raises(InputError, match="take in visual features and must stay"):
-        build(model, [0, 2, 3], full_units(model))
+        slice_model(model, [0, 2, 3], full_units(model))
     for layers in ([2, 0], [0, 0, 1], [], [0, 9]):
         with pytest.raises(InputError, match="must be increasing"):
-            build(model, layers, full_units(model))
+            slice_model(model, layers, full_units(model))
     scores = importance(model, None, "magnitude")
     with pytest.raises(InputError, match="needs depth scores"):
         prune(model, Shape(3, 4, 8, 96), {"width": scores})
@@ -155,7 +155,7 @@ def test_wrong_uses_are_refused() -> None:
     uneven = full_units(model)
     uneven[1] = Units(np.arange(4), np.arange(8), np.arange(5))
     with pytest.raises(InputError, match="layers keep different numbers"):
-        build(model, range(NUM_LAYERS), uneven)
+        slice_model(model, range(NUM_LAYERS), uneven)
 
 
 def test_an_unknown_architecture_is_told_what_is_missing() -> None:
@@ -173,7 +173,7 @@ def test_an_unknown_architecture_is_told_what_is_missing() -> None:
         "model.visual",
         "known families",
         "llava",
-        "known.py",
+        "known_families.py",
     ):
         assert part in str(caught.value)
 

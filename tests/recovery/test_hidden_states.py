@@ -11,7 +11,7 @@ import torch
 from raysearch.config.settings import RecoverySettings
 from raysearch.data.labels import IGNORED, answer_labels, answer_states
 from raysearch.models import family_for
-from raysearch.pruning.slicing import build, full_units
+from raysearch.pruning.slicing import full_units, slice_model
 from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
 from raysearch.recovery.losses import LossTerms
 from raysearch.recovery.teacher import Teacher
@@ -30,11 +30,7 @@ def test_positions_by_hand() -> None:
         "labels": torch.tensor([[x, x, x, 8, 9], [x, x, 8, x, x], [x, x, x, x, x]]),
     }
     both = DistillationPoints(image_token=IMAGE)
-    wanted = [
-        [True, True, True, True],
-        [False, True, False, False],
-        [False] * 4,
-    ]  # no answer, nothing compared
+    wanted = [[True, True, True, True], [False, True, False, False], [False] * 4]  # no answer, nothing compared
     assert both.positions(batch).tolist() == wanted
     assert both.labels(batch).tolist() == [x, x, 8, 9, 8]
     rows = [{key: value[row] for key, value in batch.items()} for row in range(3)]
@@ -125,7 +121,7 @@ def test_dropping_a_layer_that_does_nothing_leaves_nothing_to_distil() -> None:
     teacher = Teacher(dense, tiny_family(), _compared(dense, more))
     found = {}
     for name, layers in {"right": kept, "as if nothing were dropped": None}.items():
-        recovery = _start(teacher, build(dense, kept, full_units(dense)), layers, more, sft=0, lr=1e-9)
+        recovery = _start(teacher, slice_model(dense, kept, full_units(dense)), layers, more, sft=0, lr=1e-9)
         found[name] = recovery.train_until(8)
         recovery.close()
     assert max(found["right"].values()) < 1e-6
@@ -138,10 +134,7 @@ def test_from_the_cache_as_online(tmp_path: Path, kl: str) -> None:
     compared = _compared(tiny_model(), EVERYWHERE)
     assert compared == DistillationPoints((1,), tiny_model().config.image_token_id)
     runs = []
-    for teacher in (
-        Teacher(tiny_model(), tiny_family(), compared),
-        cached_teacher(tmp_path, compared=compared),
-    ):
+    for teacher in (Teacher(tiny_model(), tiny_family(), compared), cached_teacher(tmp_path, compared=compared)):
         recovery = _start(teacher, more=EVERYWHERE, kl=kl)
         runs.append([recovery.train_until(end) for end in (8, 24, 40)])
         recovery.close()
@@ -169,8 +162,7 @@ def test_image_tokens_take_part_in_distillation_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"zero_stage": 2}, {"zero_stage": 3}, {"gradient_checkpointing": True}, {"tokens_per_pass": 512}],
+    "changes", [{"zero_stage": 2}, {"zero_stage": 3}, {"gradient_checkpointing": True}, {"tokens_per_pass": 512}]
 )
 def test_inner_states_are_the_same_however_memory_is_saved(changes: dict[str, Any]) -> None:
     """Without the last state, so that some trained parameters have no gradient."""

@@ -114,12 +114,7 @@ def test_impossible_tokens_and_silent_states_stay_finite() -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(
-    num_tokens=st.integers(0, 40),
-    at_a_time=st.integers(1, 50),
-    in_cache=st.integers(1, 9),
-    seed=st.integers(0, 99),
-)
+@given(num_tokens=st.integers(0, 40), at_a_time=st.integers(1, 50), in_cache=st.integers(1, 9), seed=st.integers(0, 99))
 @pytest.mark.parametrize("kept_bytes", [0, 10**9])
 def test_chunks_change_nothing(kept_bytes: int, num_tokens: int, at_a_time: int, in_cache: int, seed: int) -> None:
     """Sums and gradients are the same however few logits are made at a time, kept or made again, none included."""

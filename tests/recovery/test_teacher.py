@@ -29,13 +29,7 @@ def test_states_and_head_give_the_models_own_logits(name: str) -> None:
     [(hf.Gemma2Config, {"final_logit_softcapping": 2.0}), (hf.GraniteConfig, {"logits_scaling": 4.0})],
 )
 def test_what_models_do_behind_their_head(config: type[hf.PretrainedConfig], more: dict[str, float]) -> None:
-    sizes = {
-        "vocab_size": 50,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "head_dim": 8,
-    }
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
     text = config(**sizes, num_attention_heads=2, num_key_value_heads=1, **more)
     model = hf.AutoModelForCausalLM.from_config(text).eval()
     batch = {"input_ids": torch.arange(6)[None], "labels": torch.arange(6)[None]}

@@ -432,11 +432,7 @@ def test_any_mask_any_lengths_any_answers(data: st.DataObject, part: str) -> Non
     mask = torch.arange(length) < torch.tensor(lengths)[:, None]
     ids = torch.randint(7, 50, (num_rows, length))
     is_answer = torch.tensor(data.draw(flags)).view(num_rows, length) & mask
-    batch = {
-        "input_ids": ids,
-        "attention_mask": mask.long(),
-        "labels": ids.where(is_answer, torch.tensor(IGNORED)),
-    }
+    batch = {"input_ids": ids, "attention_mask": mask.long(), "labels": ids.where(is_answer, torch.tensor(IGNORED))}
     model = tiny_model(seed=1)
     model.set_attn_implementation(data.draw(st.sampled_from(["eager", "sdpa"])))
     trained = choose_trained(model, tiny_family(), recipe(trained=part))

@@ -139,16 +139,7 @@ def test_claims_on_answers_whose_truth_is_known():
         joint(W, 0.45, "l2"): 0.7,
     }
     made = table(truth)
-    expected = {
-        1: "holds",
-        2: "holds",
-        4: "holds",
-        6: "holds",
-        8: "holds",
-        10: "fails",
-        11: "holds",
-        12: "holds",
-    }
+    expected = {1: "holds", 2: "holds", 4: "holds", 6: "holds", 8: "holds", 10: "fails", 11: "holds", 12: "holds"}
     expected |= {13: "fails", 15: "holds", 17: "fails", 3: "can't tell", 22: "can't tell"}
     assert {number: found(number, made) for number in expected} == expected
 
@@ -228,12 +219,7 @@ def test_a_gap_on_some_benchmarks():
 def test_the_page_has_the_papers_tables_and_all_claims():
     recipe = {"mode": [W, L], "ratio": [0.15], "criterion": ["deepest", "magnitude"], "seed": [0, 1]}
     space = SearchSpace(name="a", model="mine", recipe=recipe)
-    cells = {
-        untrained(W, 0.15): 0.9,
-        untrained(L, 0.15): 0.8,
-        joint(W, 0.15): 0.95,
-        joint(W, 0.15, "l2"): 0.9,
-    }
+    cells = {untrained(W, 0.15): 0.9, untrained(L, 0.15): 0.8, joint(W, 0.15): 0.95, joint(W, 0.15, "l2"): 0.9}
     made = table(cells)
     text = page(space, made, NOTHING, {"words": 100.0, "lists": 2000.0}, Size(10, 100))
     for title in ("The paper's claims", "T2.", "T3.", "T3c.", "T5a.", "T5b."):
@@ -252,12 +238,7 @@ def test_the_page_has_the_papers_tables_and_all_claims():
 
 
 def test_the_picture_shows_what_was_measured(tmp_path):
-    cells = {
-        untrained(W, 0.3): 0.6,
-        untrained(W, 0.15): 0.9,
-        joint(W, 0.15): 0.95,
-        joint(W, 0.15, "sft+l2", 0.2): 0.9,
-    }
+    cells = {untrained(W, 0.3): 0.6, untrained(W, 0.15): 0.9, joint(W, 0.15): 0.95, joint(W, 0.15, "sft+l2", 0.2): 0.9}
     made = table(cells)
     panels = curves(made)
     assert {title: list(found) for title, found in panels.items()} == {

@@ -64,12 +64,7 @@ def test_front_info_is_what_the_front_holds():
 
 @pytest.mark.parametrize(
     ("points", "corners"),
-    [
-        ([], ()),
-        ([(1.0, 0.5)], ((1.0, 0.5),)),
-        ([(0.2, 0.5)], ((0.2, 0.5), (1.0, 0.5))),
-        ([(1.1, 0.5)], ((1.1, 0.5),)),
-    ],
+    [([], ()), ([(1.0, 0.5)], ((1.0, 0.5),)), ([(0.2, 0.5)], ((0.2, 0.5), (1.0, 0.5))), ([(1.1, 0.5)], ((1.1, 0.5),))],
 )
 def test_staircase_at_its_ends(points, corners):
     assert staircase(points) == corners

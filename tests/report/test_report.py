@@ -37,15 +37,7 @@ def body_of(page):
 
 def test_the_page_is_whole_and_needs_no_network(page_text):
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)\s*=\s*[\"']?(https?:)?//", page_text)
-    for title in (
-        "Front",
-        "Answers",
-        "Findings",
-        "How each trial learned",
-        "Benchmarks",
-        "What mattered",
-        "Cost",
-    ):
+    for title in ("Front", "Answers", "Findings", "How each trial learned", "Benchmarks", "What mattered", "Cost"):
         assert f"<h2>{title}</h2>" in page_text
 
 

@@ -10,7 +10,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.files import read_json_lines
-from raysearch.search.samplers.optuna_samplers import RecipeSuggester
+from raysearch.search.samplers.suggesters import RecipeSuggester
 from scripts.replays import run
 from scripts.replays.methods import ConfigAsk
 from scripts.replays.record_table import write_table
@@ -60,12 +60,7 @@ def table(tmp_path_factory):
     made = [
         recipe(ratio, trained, fraction)
         for ratio in (0.1, 0.3, 0.5, 0.7)
-        for trained, fraction in (
-            ("nothing", None),
-            ("projector", 0.05),
-            ("projector", 1.0),
-            ("decoder", 0.2),
-        )
+        for trained, fraction in (("nothing", None), ("projector", 0.05), ("projector", 1.0), ("decoder", 0.2))
     ]
     again = made[2].model_copy(update={"seed": 1})
     failed = recipe(0.2, "decoder", lr=3e-3)

@@ -9,7 +9,7 @@ import pytest
 from raysearch.errors import InputError
 from raysearch.search.early_stopping.asha import AshaBracket, Rule
 from raysearch.search.early_stopping.nondomination import NonDominatedRanks
-from raysearch.study.multi_objective import nondomination_layers
+from raysearch.study.multi_objective import nondomination_ranks
 
 
 def rung_of(points, **settings):
@@ -28,62 +28,59 @@ def random_points(seed, num, ties=False):
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("ties", [False, True])
-def test_layers_grown_point_by_point_are_those_of_the_whole_set(seed, ties):
+def test_ranks_grown_point_by_point_are_those_of_the_whole_set(seed, ties):
     points = random_points(seed, 150, ties)
-    layers = NonDominatedRanks(points).as_lists()
-    expected = nondomination_layers(np.array(points) * [1, -1])
-    for number, layer in enumerate(layers):
-        assert layer == sorted(point for point, at in zip(points, expected, strict=True) if at == number)
-    assert sum(map(len, layers)) == 150
+    ranks = NonDominatedRanks(points).as_lists()
+    expected = nondomination_ranks(np.array(points) * [1, -1])
+    for number, members in enumerate(ranks):
+        assert members == sorted(point for point, at in zip(points, expected, strict=True) if at == number)
+    assert sum(map(len, ranks)) == 150
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("digits", [1, 12])
-def test_of_many_points_the_better_layers_alone_are_told_apart(seed, digits):
+def test_of_many_points_the_better_ranks_alone_are_kept(seed, digits):
     draw = random.Random(seed)
     points = [(draw.randrange(1, 9), round(draw.random(), digits)) for _ in range(1500)]
-    layers, num_sorted = NonDominatedRanks(points[:200], share=1 / 3), []
+    ranks, num_ranked = NonDominatedRanks(points[:200], share=1 / 3), []
     for point in points[200:]:
-        layers.add(*point)
-        num_sorted.append(sum(map(len, layers.as_lists())))
-    expected = nondomination_layers(np.array(points) * [1, -1])
-    for number, layer in enumerate(layers.as_lists()):
-        assert layer == sorted(point for point, at in zip(points, expected, strict=True) if at == number)
-    assert all(num > (200 + came) / 3 for came, num in enumerate(num_sorted, 1))
-    assert num_sorted[-1] < 1500
-    worst = layers.place(9, -1)
-    assert layers.num_better(worst) == num_sorted[-1]
+        ranks.add(*point)
+        num_ranked.append(sum(map(len, ranks.as_lists())))
+    expected = nondomination_ranks(np.array(points) * [1, -1])
+    for number, members in enumerate(ranks.as_lists()):
+        assert members == sorted(point for point, at in zip(points, expected, strict=True) if at == number)
+    assert all(num > (200 + came) / 3 for came, num in enumerate(num_ranked, 1))
+    assert num_ranked[-1] < 1500
+    worst = ranks.rank_of(9, -1)
+    assert ranks.num_better(worst) == num_ranked[-1]
 
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("ties", [False, True])
-def test_company_of_a_newcomer_is_its_layer_after_it_came(seed, ties):
+def test_members_with_a_newcomer_are_its_rank_after_it_came(seed, ties):
     *points, newcomer = random_points(seed, 80, ties)
-    layers = NonDominatedRanks(points)
-    at = layers.place(*newcomer)
-    (company, row), better = layers.company(*newcomer, at), layers.num_better(at)
-    layers.add(*newcomer)
-    assert company.tolist() == [list(point) for point in layers.as_lists()[at]]
-    assert tuple(company[row]) == newcomer
-    assert better == sum(map(len, layers.as_lists()[:at]))
+    ranks = NonDominatedRanks(points)
+    at = ranks.rank_of(*newcomer)
+    (members, row), better = ranks.members_with(*newcomer, at), ranks.num_better(at)
+    assert ranks.num_with(*newcomer, at) == len(members)
+    ranks.add(*newcomer)
+    assert members.tolist() == [list(point) for point in ranks.as_lists()[at]]
+    assert tuple(members[row]) == newcomer
+    assert better == sum(map(len, ranks.as_lists()[:at]))
 
 
 def test_rule_by_hand():
-    # Six at the rung with the newcomer, so two may go on. Layers: {(1, .9)}, then {(2, .8)}, ...
+    # Six at the rung with the newcomer, so two may continue. Ranks: {(1, .9)}, then {(2, .8)}, ...
     chain = [(1.0, 0.9), (2.0, 0.8), (3.0, 0.7), (4.0, 0.6), (5.0, 0.5)]
     assert rung_of(chain).decide("new", 0.5, 0.95, 0, 10).reason == "its layer goes on whole"
     behind = rung_of(chain).decide("new", 2.5, 0.75, 0, 10)
-    assert (behind.go_on, behind.num_better, behind.num_own) == (
-        False,
-        2,
-        0,
-    )  # which layer it is in was not needed
+    assert (behind.go_on, behind.num_better, behind.num_own) == (False, 2, 0)  # which rank it is in was not needed
     second = rung_of(chain).decide("new", 1.5, 0.85, 0, 10)
     assert (second.go_on, second.num_better, second.num_own) == (True, 1, 1)
 
 
-def test_ties_in_a_layer_go_by_exclusive_hypervolume():
-    front = [(0.1, 0.1), (0.2, 0.45), (0.3, 0.5), (0.4, 0.55), (0.95, 0.93)]  # one layer of six, two go on
+def test_ties_in_a_rank_go_by_exclusive_hypervolume():
+    front = [(0.1, 0.1), (0.2, 0.45), (0.3, 0.5), (0.4, 0.55), (0.95, 0.93)]  # one rank of six, two continue
     crowded = rung_of(front).decide("new", 0.31, 0.51, 0, 10)
     assert not crowded.go_on
     assert crowded.rank > 2
@@ -142,7 +139,7 @@ def test_failed_trials_hold_back_no_other_until_revived():
     first = rungs.decide("a", 0.2, 0.88, 0, 10)
     assert (first.go_on, first.num_better, first.num_trials) == (False, 1, 5)
     rungs.revive("earlier0")
-    second = rungs.decide("b", 0.05, 0.885, 0, 10)  # in the first layer, with "earlier0"
+    second = rungs.decide("b", 0.05, 0.885, 0, 10)  # in the first rank, with "earlier0"
     assert (second.go_on, second.num_own, second.num_trials) == (True, 2, 7)
 
 
@@ -162,11 +159,7 @@ def test_a_trial_that_ended_below_a_rung_counts_in_later_rungs():
     for number in range(6):
         rungs.finish(f"short{number}", 0.2, 0.8 + number / 100, 0, 4)
     late = rungs.decide("long", 0.5, 0.79, 0, 30)
-    assert (late.go_on, late.num_better, late.num_trials) == (
-        False,
-        2,
-        7,
-    )  # of six better ones, the two that may
+    assert (late.go_on, late.num_better, late.num_trials) == (False, 2, 7)  # of six better ones, the two that may
     alone = AshaBracket(90, 10, 3, rule=Rule(count_finished=False))
     alone.finish("short", 0.2, 0.8, 0, 4)
     assert alone.decide("long", 0.5, 0.79, 0, 30).go_on

@@ -5,43 +5,39 @@ import pytest
 from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.search.samplers.ehvi import NUM_CHILDREN, NUM_RANDOM, RENEWED_EVERY, Candidates
-from raysearch.search.samplers.encoding import Encoding
-from raysearch.search.samplers.size_targets import Sizing, bare
-from raysearch.search.trial_history import model_identity
+from raysearch.search.samplers.ehvi import NUM_CHILDREN, NUM_RANDOM, RENEWED_EVERY, CandidatePool
+from raysearch.search.samplers.sized_space import SizedSpace, bare_recipe
 from tests.search.test_searcher import DENSE, SPACE, make, run, size_of
 
 
-def sizing(*budgets, size_of=size_of):
-    return Sizing(size_of, DENSE, [Budget.parse(budget) for budget in budgets])
+def sized(*budgets, size_of=size_of):
+    return SizedSpace(SPACE, size_of, DENSE, [Budget.parse(budget) for budget in budgets])
 
 
 def candidates(*budgets):
-    sizes = sizing(*budgets)
-    solvers = [lambda values, low, high, limit=limit: sizes.solve(limit, values["mode"]) for limit in sizes.limits]
-    return Candidates(SPACE, Encoding(SPACE.search_params()), sizes.ratio_of, solvers, seed=3)
+    return CandidatePool(sized(*budgets), seed=3)
 
 
 def test_the_solved_ratio_is_the_smallest_within_the_size():
-    sizes = sizing("60%")
+    sizes = sized("60%")
     ratio = sizes.solve(0.6, "widthwise")
-    assert size_of(bare(ratio, "widthwise")).num_params == 600
-    assert size_of(bare(ratio - 0.002, "widthwise")).num_params > 600
-    assert size_of(bare(sizes.solve(0.6, "layerwise"), "layerwise")).num_params == 550  # four layers of eight
-    assert size_of(bare(sizes.solve(0.6, "layerwise") - 0.001, "layerwise")).num_params > 600
+    assert size_of(bare_recipe(ratio, "widthwise")).num_params == 600
+    assert size_of(bare_recipe(ratio - 0.002, "widthwise")).num_params > 600
+    assert size_of(bare_recipe(sizes.solve(0.6, "layerwise"), "layerwise")).num_params == 550  # four layers of eight
+    assert size_of(bare_recipe(sizes.solve(0.6, "layerwise") - 0.001, "layerwise")).num_params > 600
 
 
 def test_a_ratio_that_no_shape_has_lies_beyond_the_solution():
-    sizes = sizing(size_of=lambda recipe: size_of(recipe) if recipe.ratio < 0.45 else None)
+    sizes = sized(size_of=lambda recipe: size_of(recipe) if recipe.ratio < 0.45 else None)
     assert sizes.solve(0.7, "widthwise") == pytest.approx(1 / 3, abs=2e-3)
 
 
 def test_the_smallest_size_that_fits_no_budget_is_known():
-    sizes = sizing("50%")
-    assert sizes.ratio_of(bare(0.3, "widthwise")) is None
-    assert sizes.ratio_of(bare(0.2, "widthwise")) is None
+    sizes = sized("50%")
+    assert sizes.size_ratio(bare_recipe(0.3, "widthwise")) is None
+    assert sizes.size_ratio(bare_recipe(0.2, "widthwise")) is None
     assert sizes.smallest == 0.73
-    assert sizes.ratio_of(bare(0.7, "widthwise")) == 0.37
+    assert sizes.size_ratio(bare_recipe(0.7, "widthwise")) == 0.37
 
 
 def test_candidates_depend_on_the_number_and_the_parents_alone():
@@ -89,7 +85,7 @@ def test_a_model_is_found_where_all_candidates_have_been_tried():
     )
     searcher = make(sampler="ehvi", space=space)
     recipes = run(searcher, map(str, range(100)), stop_every=1000)
-    made = {model_identity(recipe, size_of(recipe).num_params) for recipe in recipes}
+    made = {(size_of(recipe).num_params, recipe.key_without_ratio) for recipe in recipes}
     assert len(made) == 100
 
 

@@ -6,7 +6,7 @@ import pytest
 from raysearch.config.dimensions import Choices, Range
 from raysearch.config.space import SearchSpace
 from raysearch.search.samplers.encoding import Encoding, place
-from raysearch.search.samplers.optuna_samplers import fit_to_space
+from raysearch.search.samplers.suggesters import RecipeSuggester, suggest
 
 ASKED = {
     "mode": Choices(choices=["a", "b"]),
@@ -36,10 +36,7 @@ def test_points_of_a_space_do_not_depend_on_the_order_of_its_fields():
         "criterion": ["taylor", "deepest", "wanda"],
         "mode": ["layerwise", "both"],
         "ratio": {"low": 0.1, "high": 0.5},
-        "lr": [
-            {"when": {"mode": "both"}, "low": 1e-4, "high": 1e-3},
-            {"low": 1e-5, "high": 1e-3, "log": True},
-        ],
+        "lr": [{"when": {"mode": "both"}, "low": 1e-4, "high": 1e-3}, {"low": 1e-5, "high": 1e-3, "log": True}],
         "epochs": [1.0],
     }
     spaces = [
@@ -50,5 +47,6 @@ def test_points_of_a_space_do_not_depend_on_the_order_of_its_fields():
     # What has one value is not asked for.
     assert list(asked[0]) == list(asked[1]) == ["mode", "ratio", "width_criterion", "lr#0", "lr#1"]
     chosen = {"mode": "both", "ratio": 0.3, "criterion": "deepest+wanda", "lr": 4e-4}
-    points = [Encoding(a).point(fit_to_space(s, chosen)[1].params, 0.7) for a, s in zip(asked, spaces, strict=True)]
+    params = [suggest(space, RecipeSuggester(chosen))[1] for space in spaces]
+    points = [Encoding(a).point(p, 0.7) for a, p in zip(asked, params, strict=True)]
     assert np.array_equal(*points)

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from raysearch.search.samplers.ehvi import Candidate, EHVIRanker, Observation
+from raysearch.search.samplers.ehvi import EHVIRanker, Observation
 from raysearch.search.samplers.gaussian_process import RetentionModel, expected_hypervolume_improvement
 from raysearch.study.multi_objective import hypervolume
 
 
-def test_expected_gain_is_the_mean_growth_of_the_area_under_the_front():
+def test_expected_improvement_is_the_mean_growth_of_the_area_under_the_front():
     front = [(0.3, 0.4), (0.5, 0.7), (0.9, 0.8)]
     sizes, mean, deviation = np.array([0.2, 0.4, 0.6, 0.95]), np.array([0.5, 0.6, 0.65, 0.7]), np.full(4, 0.1)
     expected = expected_hypervolume_improvement(sizes, mean, deviation, front)
@@ -20,7 +20,7 @@ def test_expected_gain_is_the_mean_growth_of_the_area_under_the_front():
         assert expected[row] == pytest.approx(np.mean(grown) - before, abs=2e-3)
 
 
-def test_expected_gain_counts_a_named_limit_for_candidates_within_it():
+def test_expected_improvement_counts_a_named_limit_for_candidates_within_it():
     front = [(0.3, 0.4)]
     plain = expected_hypervolume_improvement(np.array([0.5, 0.7]), np.full(2, 0.6), np.full(2, 1e-6), front)
     limited = expected_hypervolume_improvement(
@@ -50,10 +50,10 @@ def smooth_values(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def test_the_gradient_of_the_likelihood_is_its_slope():
     points, values = smooth_values(np.random.default_rng(3))
     model = RetentionModel(points, np.array([0, 1, 1, 2]), values, np.full(40, 0.02))
-    at, apart, step = np.log([0.5, 3.0, 1.0, 0.02]), model._squared_distances(), 1e-5
-    _, gradient = model._loss(at, apart)
+    at, apart, step = np.log([0.5, 3.0, 1.0, 0.02]), model.squared_distances(), 1e-5
+    _, gradient = model.loss(at, apart)
     for place, change in enumerate(step * np.eye(4)):
-        slope = (model._loss(at + change, apart)[0] - model._loss(at - change, apart)[0]) / (2 * step)
+        slope = (model.loss(at + change, apart)[0] - model.loss(at - change, apart)[0]) / (2 * step)
         assert gradient[place] == pytest.approx(slope, rel=1e-5, abs=1e-6)  # central differences, in fp64
 
 
@@ -66,7 +66,7 @@ def test_what_is_fitted_depends_neither_on_the_order_of_names_nor_of_values():
     assert other.weights == pytest.approx(model.weights[columns], rel=0.01)  # where L-BFGS stops
 
 
-def test_the_gain_model_prefers_what_is_good_at_its_size():
+def test_the_ranker_prefers_what_is_good_at_its_size():
     draw = np.random.default_rng(2)
 
     def known(size, is_bad):
@@ -75,5 +75,6 @@ def test_the_gain_model_prefers_what_is_good_at_its_size():
 
     observations = [known(size, is_bad) for size in np.linspace(0.2, 0.9, 10) for is_bad in (0, 1)]
     observations.append(Observation(np.array([0.55, 1]), 0.55, None, 0.0))  # under way
-    bad, good = (Candidate(None, {}, 0.6, np.array([0.6, is_bad])) for is_bad in (1, 0))
-    assert EHVIRanker(np.arange(2)).ranked([bad, good], observations, [0.65], len(observations)) == [good, bad]
+    points, sizes = np.array([[0.6, 1], [0.6, 0]]), np.array([0.6, 0.6])
+    bad, good = EHVIRanker(np.arange(2)).improvements(points, sizes, observations, [0.65], len(observations))
+    assert good > bad >= 0

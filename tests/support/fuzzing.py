@@ -45,28 +45,8 @@ RECIPE = {
 FILES = ("trials.jsonl", "space.json", "layer-importance.json", "search-state.json", "search-events.jsonl")
 COMMANDS = ("search", "best", "export", "benchmark", "prune", "report", "estimate", "replicate", "sync")
 OPTIONS = (
-    *(
-        "--budget",
-        "--trials",
-        "--out",
-        "--seed",
-        "--slots",
-        "--warm-start",
-        "--resume",
-        "--dry-run",
-        "--json",
-    ),
-    *(
-        "--mlflow",
-        "--uri",
-        "--to",
-        "--finetune",
-        "--epochs",
-        "--mode",
-        "--ratio",
-        "--criterion",
-        "--calibration",
-    ),
+    *("--budget", "--trials", "--out", "--seed", "--slots", "--warm-start", "--resume", "--dry-run", "--json"),
+    *("--mlflow", "--uri", "--to", "--finetune", "--epochs", "--mode", "--ratio", "--criterion", "--calibration"),
     *("--compensate", "--like", "--register", "--help", "-b", "--", "--no-such-option"),
 )
 
@@ -91,13 +71,7 @@ ODD = st.sampled_from(
     ]
 )
 SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.integers(-(10**400), 10**400),
-    st.floats(),
-    ODD,
-    st.text(max_size=20),
+    st.none(), st.booleans(), st.integers(), st.integers(-(10**400), 10**400), st.floats(), ODD, st.text(max_size=20)
 )
 VALUES = st.recursive(
     SCALARS,

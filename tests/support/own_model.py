@@ -61,11 +61,7 @@ def write_questions(folder: Path, model: Path, num_pictures: int = 24) -> Benchm
         for word in random.choice(ASKED, 2, replace=False):
             rows.append({"image": picture, "question": str(word), "answer": "unknown"})
     entry = BenchmarkConfig(
-        name="own",
-        data=str(folder / "questions.jsonl"),
-        metric="normalised",
-        prompt="{question}",
-        max_new_tokens=2,
+        name="own", data=str(folder / "questions.jsonl"), metric="normalised", prompt="{question}", max_new_tokens=2
     )
     _write_lines(Path(entry.data), rows)
     whole = entry.model_copy(update={"heldout_data": entry.data})  # all rows in one split
@@ -105,12 +101,7 @@ def space_of(model: Path, data: Path, questions: BenchmarkConfig, **more: Any) -
 def _processor() -> hf.PaddleOCRVLProcessor:
     words = ["<pad>", "<bos>", "<eos>", "<unk>", "<turn>", "user", "assistant", *ASKED]
     words += [f"word{number}" for number in range(len(words), VOCABULARY)]
-    words[IMAGE], words[VIDEO], words[VIDEO + 1], words[VIDEO + 2] = (
-        "<image_pad>",
-        "<video>",
-        "<vision>",
-        "</vision>",
-    )
+    words[IMAGE], words[VIDEO], words[VIDEO + 1], words[VIDEO + 2] = ("<image_pad>", "<video>", "<vision>", "</vision>")
     tokenizer = Tokenizer(token_models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = hf.PreTrainedTokenizerFast(
@@ -123,10 +114,7 @@ def _processor() -> hf.PaddleOCRVLProcessor:
         additional_special_tokens=["<turn>", "<vision>", "</vision>"],
     )
     pictures = hf.Qwen2VLImageProcessorPil(
-        patch_size=8,
-        temporal_patch_size=2,
-        merge_size=2,
-        size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64},
+        patch_size=8, temporal_patch_size=2, merge_size=2, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
     )
     return hf.PaddleOCRVLProcessor(pictures, fast, chat_template=_TEMPLATE)
 

@@ -161,11 +161,7 @@ def smolvlm2_2_2b() -> hf.PretrainedConfig:
     vision = {**SIGLIP_SO400M, "image_size": 384}
     vision.pop("vision_use_head")
     return hf.SmolVLMConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=49190,
-        scale_factor=3,
-        tie_word_embeddings=False,
+        text_config=text, vision_config=vision, image_token_id=49190, scale_factor=3, tie_word_embeddings=False
     )
 
 

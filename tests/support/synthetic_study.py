@@ -66,10 +66,7 @@ def make(folder: Path, num_trials: int = 40, seed: int = 0, fail: bool = True) -
 
 def run(study, rungs, trial, recipe, noise):
     ratio = 1 - 0.88 * recipe.ratio
-    sizes = {
-        "num_params": int(BASELINE.num_params * ratio),
-        "size_bytes": 2 * int(BASELINE.num_params * ratio),
-    }
+    sizes = {"num_params": int(BASELINE.num_params * ratio), "size_bytes": 2 * int(BASELINE.num_params * ratio)}
     end = recipe.samples_to_see(NUM_SAMPLES)
     for seen in [*(int(level) for level in rungs.levels if level < end), end]:
         score = scored(recipe, seen, noise)

@@ -1,6 +1,6 @@
 """Tiny models with random weights of every family, from the real configuration classes, and batches for them.
 
-A family added to `FAMILIES` is tested by the whole contract suite.
+A row added to `FAMILIES` is tested by every test that runs over families.
 """
 
 from collections.abc import Callable
@@ -36,12 +36,16 @@ class TinyFamily:
     Attributes:
         config: makes the configuration.
         num_image_tokens: per image; 0 for a language model.
-        inputs: makes the image inputs of so many samples, given their input ids.
+        inputs: makes the image inputs of the samples, given their input ids (batch, seq).
+        caches_vision: whether the vision cache can be used: the tower takes and gives one row per image.
+        adds_ffn_output: whether the FFN's output is added unchanged, so that linear compensation fits into its weights.
     """
 
     config: Callable[[], PretrainedConfig]
     num_image_tokens: int = 0
     inputs: Callable[[torch.Tensor], dict[str, torch.Tensor]] = lambda ids: {}
+    caches_vision: bool = True
+    adds_ffn_output: bool = True
 
     def model(self, seed: int = 0) -> PreTrainedModel:
         """A model with weights large enough that every unit matters."""
@@ -143,11 +147,7 @@ def _bunny() -> hf.LlavaConfig:
 def _internvl(text: PretrainedConfig) -> hf.InternVLConfig:
     vision = hf.InternVLVisionConfig(**{**CLIP, "patch_size": [8, 8], "image_size": [32, 32]})
     return hf.InternVLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=IMAGE,
-        image_seq_length=4,
-        tie_word_embeddings=False,
+        text_config=text, vision_config=vision, image_token_id=IMAGE, image_seq_length=4, tie_word_embeddings=False
     )
 
 
@@ -184,13 +184,7 @@ def _llava_onevision() -> hf.LlavaOnevisionConfig:
 
 
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
-_QWEN_VISION = {
-    "depth": 2,
-    "num_heads": 2,
-    "patch_size": 8,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-}
+_QWEN_VISION = {"depth": 2, "num_heads": 2, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2}
 _QWEN_TOKENS = {
     "image_token_id": IMAGE,
     "video_token_id": VIDEO,
@@ -292,7 +286,7 @@ def _smollm3() -> hf.SmolLM3Config:
 
 
 def _aya_vision() -> hf.AyaVisionConfig:
-    """No description of it exists: found by transformers' conventions."""
+    """It has no row in `KNOWN_FAMILIES`; its parts are found by transformers' conventions."""
     text = _text(layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=8, logit_scale=0.5)
     return hf.AyaVisionConfig(
         text_config=hf.Cohere2Config(**text),
@@ -314,14 +308,14 @@ FAMILIES: dict[str, TinyFamily] = {
     "internvl": TinyFamily(lambda: _internvl(hf.Qwen2Config(**_text())), 4, _pixels),
     "llava_next": TinyFamily(_llava_next, 10, _tiles),
     "llava_onevision": TinyFamily(_llava_onevision, 10, _tiles),
-    "qwen2_vl": TinyFamily(_qwen2_vl, 4, _qwen),
-    "qwen2_5_vl": TinyFamily(_qwen2_5_vl, 4, _qwen),
-    "qwen3_vl": TinyFamily(_qwen3_vl, 4, _qwen),
+    "qwen2_vl": TinyFamily(_qwen2_vl, 4, _qwen, caches_vision=False),
+    "qwen2_5_vl": TinyFamily(_qwen2_5_vl, 4, _qwen, caches_vision=False),
+    "qwen3_vl": TinyFamily(_qwen3_vl, 4, _qwen, caches_vision=False),
     "idefics3": TinyFamily(_idefics3, 4, _several_images),
     "smolvlm": TinyFamily(_smolvlm, 4, _several_images),
-    "gemma3": TinyFamily(_gemma3, 4, _with_types),
+    "gemma3": TinyFamily(_gemma3, 4, _with_types, adds_ffn_output=False),
     "paligemma": TinyFamily(_paligemma, 4, _with_suffix_types),
-    "mistral3": TinyFamily(_mistral3, 4, _with_sizes),
+    "mistral3": TinyFamily(_mistral3, 4, _with_sizes, caches_vision=False),
     "aya_vision": TinyFamily(_aya_vision, 1, _pixels),
     "llama": TinyFamily(lambda: hf.LlamaConfig(**_text(tie_word_embeddings=True))),
     "mistral": TinyFamily(lambda: hf.MistralConfig(**_text(sliding_window=8))),
@@ -330,15 +324,17 @@ FAMILIES: dict[str, TinyFamily] = {
     "phi": TinyFamily(lambda: hf.PhiConfig(**_text(num_key_value_heads=8))),
     "phi3": TinyFamily(_long_phi3),
     "gemma": TinyFamily(lambda: hf.GemmaConfig(**_text(head_dim=16, num_attention_heads=4, num_key_value_heads=4))),
-    "gemma2": TinyFamily(lambda: hf.Gemma2Config(**_gemma3_text())),
-    "gemma3_text": TinyFamily(lambda: hf.Gemma3TextConfig(**_gemma3_text())),
+    "gemma2": TinyFamily(lambda: hf.Gemma2Config(**_gemma3_text()), adds_ffn_output=False),
+    "gemma3_text": TinyFamily(lambda: hf.Gemma3TextConfig(**_gemma3_text()), adds_ffn_output=False),
     "smollm3": TinyFamily(_smollm3),
-    "granite": TinyFamily(lambda: hf.GraniteConfig(**_text(), logits_scaling=3.0, residual_multiplier=0.5)),
-    "olmo2": TinyFamily(lambda: hf.Olmo2Config(**_text())),
+    "granite": TinyFamily(
+        lambda: hf.GraniteConfig(**_text(), logits_scaling=3.0, residual_multiplier=0.5), adds_ffn_output=False
+    ),
+    "olmo2": TinyFamily(lambda: hf.Olmo2Config(**_text()), adds_ffn_output=False),
 }
 
 
 @cache
 def dense(name: str) -> PreTrainedModel:
-    """The family's model, shared by tests that leave it as it is."""
+    """The family's model, shared by tests that don't change it."""
     return FAMILIES[name].model()

@@ -40,14 +40,7 @@ class InTurn:
 def test_results_come_in_order_of_the_clock_and_cost_adds_up():
     policy = InTurn([(0.2, 0.9), (0.1, 0.95)])
     results = simulate(policy, Straight(), num_slots=2, max_cost=100)
-    assert [(r.trial, r.samples_seen) for r in results] == [
-        ("0", 1),
-        ("1", 1),
-        ("0", 3),
-        ("1", 3),
-        ("0", 9),
-        ("1", 9),
-    ]
+    assert [(r.trial, r.samples_seen) for r in results] == [("0", 1), ("1", 1), ("0", 3), ("1", 3), ("0", 9), ("1", 9)]
     assert [r.cost for r in results] == [1, 2, 4, 6, 12, 18]
     assert policy.ended == [("0", True), ("1", True)]
 
@@ -88,5 +81,5 @@ def test_a_hundred_thousand_decisions_at_one_rung_take_seconds():
     judged = [(draw.uniform(0.1, 1), draw.random(), 0.0) for _ in range(100_000)]
     started = time.process_time()
     for size, retention, se in judged:
-        rungs._judge("new", rungs.rungs[0], size, retention, se, 1)
+        rungs.judge("new", rungs.rungs[0], size, retention, se, 1)
     assert time.process_time() - started < 30  # about 4 s on an idle core

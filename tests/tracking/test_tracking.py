@@ -244,8 +244,7 @@ def test_a_run_deleted_over_there_is_made_anew(store, client, replay):
     (replay.study.folder / "mlflow.json").write_text(json.dumps(state))
     second = Tracker(replay.study, store, dense=DENSE)
     second.rung(
-        second_trial(second, replay.records[0]),
-        Score(samples_seen=9, retention=0.5, retention_se=0, scores={}),
+        second_trial(second, replay.records[0]), Score(samples_seen=9, retention=0.5, retention_se=0, scores={})
     )
     assert second.flush(PATIENCE)
     assert second.run_id(replay.records[0].trial) not in (None, "0" * 32)

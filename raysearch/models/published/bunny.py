@@ -1,12 +1,11 @@
 """Read the published Bunny checkpoints (SigLIP + Phi-2) as a stock LLaVA with a Phi decoder.
 
 The published folders need code of their own; their tensors fit `LlavaForConditionalGeneration` under other names.
-Two differences: the head's bias, which the stock class lacks, becomes the nearest shift of the final norm's bias (in
-the least-squares sense; exact where the bias lies in the span of the head); and the image token, a negative number in
-Bunny's code, becomes the first id after the tokenizer's.
+Two differences: the head's bias, which the stock class lacks, becomes the least-squares shift of the final norm's bias
+(exact where the bias lies in the span of the head); and the image token, a negative number in Bunny's code, becomes the
+first id after the tokenizer's.
 """
 
-import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from transformers import LlavaConfig, PhiConfig, SiglipVisionConfig
 
 from raysearch.errors import InputError
+from raysearch.models.published import renamed
 
 MODEL_TYPE = "bunny-phi"
 SIGLIP_SO400M = {
@@ -25,7 +25,7 @@ SIGLIP_SO400M = {
     "image_size": 384,
     "patch_size": 14,
 }
-"""The tower of every published Bunny; the folders do not say it."""
+"""The tower of every published Bunny; the folders don't contain its configuration."""
 FIRST_FREE_TOKEN = 50295
 """The first row of the embedding after the tokenizer's."""
 _RENAMED = (
@@ -39,8 +39,8 @@ _BUNNY_OWN = ("model_type", "architectures", "auto_map", "torch_dtype", "transfo
 
 
 def stock_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
-    """Published tensors as the stock class has them; the tower's pooling head, which LLaVA never asks, is left out."""
-    stock = {_stock_name(name): tensor for name, tensor in tensors.items()}
+    """Published tensors under the stock names, without the tower's pooling head, which LLaVA doesn't use."""
+    stock = {renamed(name, _RENAMED): tensor for name, tensor in tensors.items()}
     stock = {name: t for name, t in stock.items() if not name.startswith("model.vision_tower.head.")}
     bias = stock.pop("lm_head.bias", None)
     if bias is not None:
@@ -49,15 +49,15 @@ def stock_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, t
 
 
 def stock_config(published: dict[str, Any], names: Iterable[str], folder: Path) -> LlavaConfig:
-    """The stock configuration of a published one, and of the published names of its tensors.
+    """The stock configuration of a published one, given the published names of its tensors.
 
-    Bunny reads the tower's last layer but one; folders with 26 of its 27 layers have left out the last.
+    Bunny reads the tower's last layer but one; some folders have only 26 of its 27 layers.
 
     Raises:
         InputError: the image token lies outside the embedding.
     """
     text = PhiConfig(**{name: value for name, value in published.items() if name not in _BUNNY_OWN})
-    stock = map(_stock_name, names)
+    stock = [renamed(name, _RENAMED) for name in names]
     layers = {name.split(".")[4] for name in stock if name.startswith("model.vision_tower.encoder.layers.")}
     token = published.get("image_token_id", FIRST_FREE_TOKEN)
     if not 0 <= token < text.vocab_size:
@@ -76,22 +76,16 @@ def stock_config(published: dict[str, Any], names: Iterable[str], folder: Path) 
     )
 
 
-def _stock_name(name: str) -> str:
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def nearest_shift(head: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The shift s of the normalised state that makes `head @ s` nearest to `bias`, up to a constant for all tokens,
-    which no softmax sees.
+    """The shift s of the normalised state that makes `head @ s` nearest to `bias`, up to a constant over all tokens,
+    which cancels in the softmax.
 
     Args:
         head: (vocabulary, hidden).
         bias: (vocabulary,).
 
     Returns:
-        s in fp64, (hidden,), and the root mean square of what is left of the bias.
+        s in fp64, (hidden,), and the root mean square of the rest of the bias.
     """
     columns = torch.cat([head.double(), torch.ones(len(head), 1, dtype=torch.float64)], dim=1)
     solution = torch.linalg.lstsq(columns, bias.double()[:, None], driver="gelsd").solution[:, 0]
@@ -107,7 +101,7 @@ def _fold_head_bias(tensors: dict[str, torch.Tensor], bias: torch.Tensor, folder
     tensors[name] = (tensors[name].double() + shift).to(tensors[name].dtype)
     if rest > 1e-4:
         warnings.warn(
-            f"{folder}: the stock class has no head bias; what the final norm can't take over is {rest:.4f} per token "
+            f"{folder}: the stock class has no head bias; the final norm can't hold {rest:.4f} per token of it "
             f"(root mean square), of {float(bias.double().square().mean().sqrt()):.4f}",
             stacklevel=3,
         )

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig
 
 from raysearch.errors import InputError
+from raysearch.models.published import renamed
 
 MODEL_TYPE = "internvl_chat"
 IMAGE_TOKEN = "<IMG_CONTEXT>"
@@ -22,10 +23,7 @@ _STOCK_LAYER = r"model.vision_tower.encoder.layer.\1."
 _RENAMED = (
     (r"^vision_model\.embeddings\.class_embedding$", "model.vision_tower.embeddings.cls_token"),
     (r"^vision_model\.embeddings\.position_embedding$", "model.vision_tower.embeddings.position_embeddings"),
-    (
-        r"^vision_model\.embeddings\.patch_embedding\.",
-        "model.vision_tower.embeddings.patch_embeddings.projection.",
-    ),
+    (r"^vision_model\.embeddings\.patch_embedding\.", "model.vision_tower.embeddings.patch_embeddings.projection."),
     (_LAYER + r"attn\.proj\.", _STOCK_LAYER + "attention.projection_layer."),
     (_LAYER + r"norm1\.", _STOCK_LAYER + "layernorm_before."),
     (_LAYER + r"norm2\.", _STOCK_LAYER + "layernorm_after."),
@@ -40,7 +38,7 @@ _RENAMED = (
 
 
 def stock_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
-    """Published tensors as the stock class has them."""
+    """Published tensors under the stock names, the tower's fused weights split."""
     stock: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         fused = re.fullmatch(_LAYER[1:] + r"attn\.qkv\.(weight|bias)", name)
@@ -49,7 +47,7 @@ def stock_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, t
             for part, rows in zip("qkv", tensor.chunk(3), strict=True):
                 stock[f"{parent}.{part}_proj.{fused[2]}"] = rows.contiguous()
         else:
-            stock[_stock_name(name)] = tensor
+            stock[renamed(name, _RENAMED)] = tensor
     return stock
 
 
@@ -57,7 +55,7 @@ def stock_config(published: dict[str, Any], names: Iterable[str], folder: Path) 
     """The stock configuration of a published one.
 
     Raises:
-        InputError: a decoder, or a way of placing image tokens, that the stock class doesn't have.
+        InputError: a decoder or a layout of image tokens that the stock class doesn't have.
     """
     if published.get("ps_version", "v2") != "v2" or published.get("select_layer", -1) != -1:
         raise InputError(
@@ -71,7 +69,7 @@ def stock_config(published: dict[str, Any], names: Iterable[str], folder: Path) 
             f"{folder}/config.json: its decoder {decoder} is no class of transformers (phi3, qwen2, llama are)"
         )
     rope = text.get("rope_scaling") or {}
-    if rope.get("type") == "su":  # what longrope was called first; transformers reads it only by half
+    if rope.get("type") == "su":  # the first name of longrope, which transformers reads only in part
         text["rope_scaling"] = {**rope, "type": "longrope"}
     ratio = published.get("downsample_ratio", 0.5)
     size, patch = published.get("force_image_size") or vision["image_size"], vision["patch_size"]
@@ -101,12 +99,6 @@ _VISION = (
     "norm_type",
     "layer_norm_eps",
 )
-
-
-def _stock_name(name: str) -> str:
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _image_token_id(folder: Path) -> int:

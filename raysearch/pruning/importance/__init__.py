@@ -1,38 +1,22 @@
-"""One number per removable unit (layer, KV group, query head, FFN channel), streamed over calibration batches.
+"""Importance of every removable unit (layer, KV group, query head, FFN channel), streamed over calibration batches.
 
-Symbols: L layers, G KV groups, H query heads, F FFN channels. Higher is more important. Reductions are in fp32 or
-fp64 whatever the model's dtype; what comes back is a few kilobytes of numpy.
+Symbols: L layers, G KV groups, H query heads, F FFN channels. Higher is more important. Sums are in fp32 or fp64
+whatever the model's dtype; the result is a few kilobytes of numpy.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from raysearch.config.recipe import LAYER_CRITERIA, WIDTH_CRITERIA
+from raysearch.config.criteria import CRITERIA, WITHOUT_DATA
 from raysearch.errors import InputError
 from raysearch.pruning.importance import layer_criteria, width_criteria
-from raysearch.pruning.importance.calibration import TOKENS, prepared
+from raysearch.pruning.importance.calibration import TOKENS, checked_batches
 from raysearch.pruning.importance.result import Importance
 
-__all__ = ["TOKENS", "Importance", "importance", "needs_data"]
-
-_DEPTH: dict[str, Callable[..., Importance]] = {
-    "block_influence": layer_criteria.block_influence,
-    "angular": layer_criteria.angular,
-    "one_shot_loss": layer_criteria.one_shot_loss,
-    "greedy_loss": layer_criteria.greedy_loss,
-}
-_WIDTH: dict[str, Callable[..., Importance]] = {
-    "taylor": width_criteria.taylor,
-    "taylor2": width_criteria.taylor2,
-    "activation": width_criteria.activation,
-    "wanda": width_criteria.wanda,
-    "fluctuation": width_criteria.fluctuation,
-}
-_NEEDS_LABELS = ("one_shot_loss", "greedy_loss", "taylor", "taylor2")
+__all__ = ["TOKENS", "Importance", "importance"]
 
 
 def importance(
@@ -46,61 +30,36 @@ def importance(
 
     Args:
         model: the dense model; its weights, gradients and mode are left as they were.
-        batches: calibration batches as the collator makes them, with `labels` (-100 but for answer tokens); read once.
+        batches: calibration batches from the collator, with `labels` (-100 except at answer tokens); read once.
             None for criteria that need no data.
-        criterion: a layer or a width criterion; `random` gives both kinds.
+        criterion: a row of `CRITERIA`.
         seed: of `random`.
-        tokens: which tokens count: all, image, text, answer or last. None is the criterion's own choice, all but for
-            angular (last). Criteria of the loss always look at the answers.
+        tokens: which tokens count, one of `TOKENS`; None is the criterion's default. Criteria of the loss always use
+            the answer tokens.
 
     Raises:
-        InputError: an unknown criterion, or data that it needs and doesn't get.
+        InputError: an unknown criterion or kind of token, or data that the criterion needs and doesn't get.
     """
-    if criterion not in (*LAYER_CRITERIA, *WIDTH_CRITERIA):
-        known = ", ".join(dict.fromkeys(LAYER_CRITERIA + WIDTH_CRITERIA))
-        raise InputError(f"criterion {criterion!r}: unknown; choose of {known}")
+    if criterion not in CRITERIA:
+        raise InputError(f"criterion {criterion!r}: unknown; choose of {', '.join(CRITERIA)}")
     if tokens is not None and tokens not in TOKENS:
         raise InputError(f"tokens {tokens!r}: unknown; choose of {', '.join(TOKENS)}")
-    if criterion == "magnitude":
-        return width_criteria.magnitude(model)
-    if criterion == "deepest":
-        return layer_criteria.deepest(model)
-    if criterion == "random":
-        return _random(model, seed)
-    if batches is None:
-        raise InputError(
-            f"criterion {criterion}: needs calibration data; give --calibration, or choose magnitude or deepest"
-        )
-    ready = prepared(model, batches, criterion, needs_labels=criterion in _NEEDS_LABELS or tokens == "answer")
-    with _left_as_it_was(model):
-        if criterion in _DEPTH:
-            return _DEPTH[criterion](model, ready, tokens=tokens)
-        return _WIDTH[criterion](model, ready, tokens=tokens)
-
-
-def needs_data(criterion: str) -> bool:
-    """Whether a criterion (LAYER+WIDTH in mode `both`) needs calibration batches."""
-    return bool(set(criterion.split("+")) & {*_DEPTH, *_WIDTH})
-
-
-def _random(model: PreTrainedModel, seed: int) -> Importance:
-    rng = np.random.default_rng(seed)
-    layout, num_layers = width_criteria.layout_and_depth(model)
-    layers = rng.random(num_layers, np.float32)
-    heads = rng.random((num_layers, layout.num_heads), np.float32)
-    return Importance(
-        "random",
-        layers=layers,
-        layer_order=np.argsort(layers, kind="stable"),
-        heads=heads,
-        kv_groups=heads.reshape(num_layers, layout.num_kv_groups, -1).sum(-1),
-        ffn_channels=rng.random((num_layers, layout.num_ffn_channels), np.float32),
-    )
+    row = CRITERIA[criterion]
+    score = getattr(layer_criteria if row.scores == "layers" else width_criteria, criterion)
+    with _unchanged(model):
+        if not row.needs_data:
+            return score(model, seed)
+        if batches is None:
+            raise InputError(
+                f"criterion {criterion}: needs calibration data; give --calibration, or choose one of {WITHOUT_DATA}"
+            )
+        needs_labels = row.needs_labels or tokens == "answer"
+        return score(model, checked_batches(model, batches, criterion, needs_labels), tokens or row.tokens)
 
 
 @contextmanager
-def _left_as_it_was(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode without gradients inside; every module's mode and every `requires_grad` as before outside."""
+def _unchanged(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode without gradients inside; every module's mode and every `requires_grad` restored afterwards."""
     training = [(module, module.training) for module in model.modules()]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval().requires_grad_(False)
@@ -109,5 +68,5 @@ def _left_as_it_was(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module, mode in training:
             module.training = mode
-        for parameter, wanted in grads:
-            parameter.requires_grad_(wanted)
+        for parameter, requires_grad in grads:
+            parameter.requires_grad_(requires_grad)

@@ -1,4 +1,4 @@
-"""Calibration batches: what must be in them, and which of their tokens count."""
+"""Check calibration batches, and mask the tokens that count."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -12,13 +12,13 @@ TOKENS = ("all", "image", "text", "answer", "last")
 Batch = dict[str, torch.Tensor]
 
 
-def prepared(
+def checked_batches(
     model: PreTrainedModel, batches: Iterable[Mapping[str, torch.Tensor]], criterion: str, needs_labels: bool
 ) -> Iterator[Batch]:
-    """Check batches one by one and bring them to the model's device.
+    """Check batches one by one and move them to the model's device.
 
     Raises:
-        InputError: no batch at all, an LVLM's batch without images, or a loss criterion's batch without answers.
+        InputError: no batch at all, an LVLM's batch without images, or a batch without answer tokens that needs some.
     """
     multimodal, number = family_for(model).is_multimodal, -1
     for number, batch in enumerate(batches):
@@ -27,7 +27,8 @@ def prepared(
                 f"calibration batch {number}: has no images, and {model.config.model_type} is a vision-language model; "
                 "calibrate on samples with images"
             )
-        if needs_labels and not _has_answers(batch):
+        labels = batch.get("labels")
+        if needs_labels and (labels is None or not (labels != -100).any()):
             raise InputError(
                 f"calibration batch {number}: has no answer tokens in labels, which {criterion} needs; give samples "
                 "with answers"
@@ -37,12 +38,8 @@ def prepared(
         raise InputError(f"calibration: has no samples, and {criterion} needs some; give at least one")
 
 
-def _has_answers(batch: Mapping[str, torch.Tensor]) -> bool:
-    return batch.get("labels") is not None and bool((batch["labels"] != -100).any())
-
-
 def token_mask(model: PreTrainedModel, batch: Batch, tokens: str) -> torch.Tensor:
-    """(batch, seq) bool: the tokens of the named kind, padding excluded."""
+    """(batch, seq) bool: the tokens of a kind of `TOKENS`, padding excluded."""
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
     real = mask.bool() if mask is not None else torch.ones_like(ids, dtype=torch.bool)

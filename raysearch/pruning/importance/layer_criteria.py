@@ -1,6 +1,10 @@
-"""Layer criteria: how much a decoder layer changes the hidden state, or the loss without it."""
+"""Layer criteria: how much a decoder layer changes the hidden state, or how much the loss rises without it.
+
+With data a criterion is called as `f(model, batches, tokens)`, without as `f(model, seed)`; see `config.criteria`.
+"""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -9,11 +13,11 @@ from transformers import PreTrainedModel
 
 from raysearch.models import family_for
 from raysearch.pruning.importance.calibration import Batch, token_mask
-from raysearch.pruning.importance.layer_skipping import Replay
+from raysearch.pruning.importance.layer_skipping import LayerSkippingLoss
 from raysearch.pruning.importance.result import Importance
 
 
-def deepest(model: PreTrainedModel) -> Importance:
+def deepest(model: PreTrainedModel, seed: int) -> Importance:
     """The deepest layers go first, but the last stays to the end (arXiv 2403.17887, section 4.4)."""
     num_layers = len(family_for(model).decoder(model).layers)
     order = np.array([*range(num_layers - 2, -1, -1), num_layers - 1])
@@ -21,15 +25,15 @@ def deepest(model: PreTrainedModel) -> Importance:
 
 
 @torch.inference_mode()
-def block_influence(model: PreTrainedModel, batches: Iterable[Batch], tokens: str | None = None) -> Importance:
+def block_influence(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
     """`1 - mean cos(H_i, H_{i+1})` of a layer's input and output rows (arXiv 2403.03853, equation 1).
 
-    Cosines are per token in fp32; padding is left out, and the last layer's output is taken before the final norm.
+    Cosines are per token in fp32; the last layer's output is taken before the final norm.
     """
     num_layers = len(family_for(model).decoder(model).layers)
     sums, num_tokens = torch.zeros(num_layers, dtype=torch.float64), 0
     for batch in batches:
-        mask = token_mask(model, batch, tokens or "all")
+        mask = token_mask(model, batch, tokens)
         num_tokens += int(mask.sum())
         for i, (before, after) in enumerate(_layer_states(model, batch, mask)):
             sums[i] += torch.cosine_similarity(before, after, dim=-1).double().sum().cpu()
@@ -38,12 +42,12 @@ def block_influence(model: PreTrainedModel, batches: Iterable[Batch], tokens: st
 
 
 @torch.inference_mode()
-def angular(model: PreTrainedModel, batches: Iterable[Batch], tokens: str | None = None) -> Importance:
+def angular(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
     """Mean angle, as a share of pi, between the inputs of layers l and l + n (arXiv 2403.17887, equation 7)."""
     num_layers = len(family_for(model).decoder(model).layers)
     sums, num_tokens = torch.zeros(num_layers + 1, num_layers + 1, dtype=torch.float64), 0
     for batch in batches:
-        mask = token_mask(model, batch, tokens or "last")
+        mask = token_mask(model, batch, tokens)
         num_tokens += int(mask.sum())
         pairs = _layer_states(model, batch, mask)
         states = torch.stack([before for before, _ in pairs] + [pairs[-1][1]])  # (L + 1, tokens, hidden)
@@ -59,60 +63,56 @@ def angular(model: PreTrainedModel, batches: Iterable[Batch], tokens: str | None
 
 
 @torch.inference_mode()
-def one_shot_loss(model: PreTrainedModel, batches: Iterable[Batch], tokens: str | None = None) -> Importance:
-    """How much the loss on the answers rises when one layer alone is skipped."""
-    replay = Replay(model, batches)
-    layers = list(range(replay.num_layers))
-    losses = replay.losses_without_each(layers)
-    scores = np.array([losses.get(i, np.inf) for i in layers]) - replay.loss(layers)
+def one_shot_loss(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
+    """Rise of the loss on the answers when one layer alone is skipped."""
+    skipping = LayerSkippingLoss(model, batches)
+    layers = list(range(skipping.num_layers))
+    losses = skipping.losses_without_each(layers)
+    scores = np.array([losses.get(i, np.inf) for i in layers]) - skipping.loss(layers)
     scores = scores.astype(np.float32)
     return Importance("one_shot_loss", layers=scores, layer_order=np.argsort(scores, kind="stable"))
 
 
 @torch.inference_mode()
-def greedy_loss(model: PreTrainedModel, batches: Iterable[Batch], tokens: str | None = None) -> Importance:
-    """Again and again drop the layer whose absence costs the least loss on the answers (arXiv 2402.09025).
+def greedy_loss(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
+    """Repeatedly drop the layer without which the loss on the answers is lowest (arXiv 2402.09025).
 
-    Every step measures the already shortened model, on the LVLM's own task, with images. Layers before the one left
-    out are not computed again.
+    Every step measures the already shortened model, with images. Layers before the skipped one are not run again.
     """
-    replay = Replay(model, batches)
-    left, order = list(range(replay.num_layers)), []
-    while len(left) > max(1, replay.num_fixed):
-        losses = replay.losses_without_each(left)
+    skipping = LayerSkippingLoss(model, batches)
+    left, order = list(range(skipping.num_layers)), []
+    while len(left) > max(1, skipping.num_fixed):
+        losses = skipping.losses_without_each(left)
         order.append(min(losses, key=lambda i: losses[i]))
         left.remove(order[-1])
     return _of_order("greedy_loss", np.array([*order, *reversed(left)]))
 
 
 def _of_order(criterion: str, order: np.ndarray) -> Importance:
-    """Scores are the places in the order, from 0 for the first to go."""
+    """Scores are positions in the order, 0 for the first layer to go."""
     scores = np.empty(len(order), np.float32)
     scores[order] = np.arange(len(order))
     return Importance(criterion, layers=scores, layer_order=order)
 
 
 def _layer_states(model: PreTrainedModel, batch: Batch, mask: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Each layer's input and output rows at the chosen tokens, in fp32: pairs of (tokens, hidden)."""
+    """Each layer's input and output at the masked tokens: pairs of (tokens, hidden) fp32."""
     states: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def note(module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+    def record(module: Any, args: tuple, kwargs: dict, output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         after = output[0] if isinstance(output, tuple) else output
         chosen = mask.to(before.device)
         states.append((before[chosen].float(), after[chosen].float()))
 
-    layers = family_for(model).decoder(model).layers
-    handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in family_for(model).decoder(model).layers:
+            hooks.enter_context(layer.register_forward_hook(record, with_kwargs=True))
         forward_only(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return states
 
 
 def forward_only(model: PreTrainedModel, batch: Batch) -> None:
-    """One pass up to the last hidden state: no logits, no loss, no cache."""
+    """Forward pass to the last hidden state, without logits, loss and cache."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     model.base_model(**inputs, use_cache=False)

@@ -1,6 +1,7 @@
-"""Run decoder layers again without the rest of the model, to measure the loss of many shortened decoders."""
+"""Loss of a decoder with layers left out, without running the rest of the model again."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +15,16 @@ from raysearch.pruning.importance.calibration import Batch
 
 
 @dataclass
-class _Recorded:
-    """One batch: each layer's input as the dense model computed it, and what else the layer was called with."""
+class _RecordedBatch:
+    """State in front of the first droppable layer, each layer's other arguments, and the labels."""
 
     start: torch.Tensor
     calls: list[tuple[tuple, dict[str, Any]]]
     labels: torch.Tensor
 
 
-class Replay:
-    """The calibration loss with any layers left out; vision tower, projector and masks are computed once.
+class LayerSkippingLoss:
+    """Calibration loss with any layers left out; vision tower, projector and masks are computed once.
 
     Memory: one hidden state per batch and the shared masks and rotary embeddings.
     """
@@ -34,62 +35,52 @@ class Replay:
         self.num_layers = len(self.layers)
         self.num_fixed = self.family.num_leading_layers_kept(model.config)
         self.norm, self.head = self.family.final_norm(model), self.family.lm_head(model)
-        self.finish: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.to_logits: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.batches = [self._record(batch) for batch in batches]
-        self.num_answer_tokens = sum(int((batch.labels[:, 1:] != -100).sum()) for batch in self.batches)
+        self.num_answer_tokens = max(sum(int((batch.labels[:, 1:] != -100).sum()) for batch in self.batches), 1)
 
     def loss(self, layers: Sequence[int]) -> float:
         """Mean negative log-likelihood of the answer tokens, through `layers` only."""
-        return sum(self._nll(batch, self._run(batch, layers)) for batch in self.batches) / self._tokens
+        return sum(self._nll(batch, self._run(batch, layers)) for batch in self.batches) / self.num_answer_tokens
 
     def losses_without_each(self, layers: Sequence[int]) -> dict[int, float]:
-        """For each droppable layer of `layers`, the loss of the others; layers in front are shared."""
+        """For each droppable layer of `layers`, the loss of the others; layers in front of it run once for all."""
         totals = {i: 0.0 for i in layers if i >= self.num_fixed}
         for batch in self.batches:
             hidden = self._run(batch, [i for i in layers if i < self.num_fixed])
-            behind = [i for i in layers if i >= self.num_fixed]
-            for place, i in enumerate(behind):
-                totals[i] += self._nll(batch, self._through(batch, hidden, behind[place + 1 :]))
+            droppable = [i for i in layers if i >= self.num_fixed]
+            for position, i in enumerate(droppable):
+                totals[i] += self._nll(batch, self._through(batch, hidden, droppable[position + 1 :]))
                 hidden = self._through(batch, hidden, [i])
-        return {i: total / self._tokens for i, total in totals.items()}
+        return {i: total / self.num_answer_tokens for i, total in totals.items()}
 
-    @property
-    def _tokens(self) -> int:
-        return max(self.num_answer_tokens, 1)
-
-    def _record(self, batch: Batch) -> _Recorded:
+    def _record(self, batch: Batch) -> _RecordedBatch:
         calls: list[tuple[tuple, dict[str, Any]]] = []
         start: list[torch.Tensor] = []
 
-        def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             kwargs = dict(kwargs)
             hidden = args[0] if args else kwargs.pop("hidden_states")
             if len(calls) == self.num_fixed:
-                start.append(hidden)  # from here on, nothing enters between layers
+                start.append(hidden)  # behind it, nothing is added between layers
             calls.append((args[1:], kwargs))
 
-        handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.layers]
-        try:
-            inputs = {name: value for name, value in batch.items() if name != "labels"}
-            if self.finish is None:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                hooks.enter_context(layer.register_forward_pre_hook(record, with_kwargs=True))
+            if self.to_logits is None:
                 logits = self.model(**inputs, use_cache=False).logits
             else:
                 self.model.base_model(**inputs, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-        recorded = _Recorded(start[0], calls, batch["labels"])
-        if self.finish is None:
-            self.finish = self._finish_of(recorded, logits)
+        recorded = _RecordedBatch(start[0], calls, batch["labels"])
+        if self.to_logits is None:
+            self.to_logits = self._logits_transform(recorded, logits)
         return recorded
 
-    def _finish_of(self, batch: _Recorded, logits: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What the model does behind the head: some classes cap or scale the logits, others with the same settings
-        don't, so that the first batch decides.
-
-        Raises:
-            InputError: nothing known.
-        """
+    def _logits_transform(self, batch: _RecordedBatch, logits: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What the model does to the logits behind its head. Some classes cap or scale them, others ignore the same
+        settings, so the first batch decides."""
         text = self.family.text_config(self.model.config)
         cap = getattr(text, "final_logit_softcapping", None) or 1.0
         scale = getattr(text, "logits_scaling", None) or getattr(text, "logit_scale", None) or 1.0
@@ -101,33 +92,32 @@ class Replay:
             lambda values: values / scale,
             lambda values: values * scale,
         )
-        for finish in known:
-            if torch.allclose(finish(raw), expected, atol=5e-2, rtol=1e-2):
-                return finish
+        for transform in known:
+            if torch.allclose(transform(raw), expected, atol=5e-2, rtol=1e-2):
+                return transform
         raise InputError(
             f"{type(self.model).__name__}: its logits are not its head applied to its final norm, so criteria of the "
             "loss can't be measured; choose block_influence"
         )
 
-    def _run(self, batch: _Recorded, layers: Sequence[int]) -> torch.Tensor:
-        """Fixed first layers are in `start` already."""
+    def _run(self, batch: _RecordedBatch, layers: Sequence[int]) -> torch.Tensor:
         return self._through(batch, batch.start, [i for i in layers if i >= self.num_fixed])
 
-    def _through(self, batch: _Recorded, hidden: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+    def _through(self, batch: _RecordedBatch, hidden: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
         for i in layers:
             args, kwargs = batch.calls[i]
             output = self.layers[i](hidden, *args, **kwargs)
             hidden = output[0] if isinstance(output, tuple) else output
         return hidden
 
-    def _nll(self, batch: _Recorded, hidden: torch.Tensor) -> float:
-        """Sum over answer tokens; the head sees only the positions that predict one."""
-        assert self.finish is not None
+    def _nll(self, batch: _RecordedBatch, hidden: torch.Tensor) -> float:
+        """Sum over answer tokens; the head runs only at positions that predict one."""
+        assert self.to_logits is not None
         logits, targets = self._raw_logits(batch, hidden)
-        return float(nn.functional.cross_entropy(self.finish(logits), targets, reduction="sum").double())
+        return float(nn.functional.cross_entropy(self.to_logits(logits), targets, reduction="sum").double())
 
-    def _raw_logits(self, batch: _Recorded, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the head says before each answer token, and the token: (tokens, vocabulary) fp32 and (tokens,)."""
+    def _raw_logits(self, batch: _RecordedBatch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The head's output before each answer token, (tokens, vocabulary) fp32, and the token, (tokens,)."""
         targets = batch.labels[:, 1:]
         chosen = targets != -100
         return self.head(self.norm(hidden[:, :-1][chosen])).float(), targets[chosen]

@@ -1,4 +1,4 @@
-"""What a criterion hands back."""
+"""The scores that a criterion returns."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,8 @@ class Importance:
         criterion: its name.
         layers: (L,) fp32.
         layer_order: (L,) indices, the first to be dropped first.
-        block_distance: (L, L) fp32, `[start, length - 1]`: how far `length` layers from `start` on move the state.
+        block_distance: (L, L) fp32, `[start, length - 1]`: distance between the input of layer `start` and the output
+            `length` layers on; inf beyond the last layer.
         kv_groups: (L, G) fp32, each with its query heads.
         heads: (L, H) fp32.
         ffn_channels: (L, F) fp32.
@@ -32,7 +33,7 @@ class Importance:
     ffn_means: np.ndarray | None = None
 
     def per_layer(self) -> np.ndarray:
-        """(L,) what a layer is worth: its own score, or by a width criterion the mean of its FFN channels'."""
+        """(L,) scores of layers; of a width criterion, the mean over a layer's FFN channels."""
         if self.layers is not None:
             return self.layers
         assert self.ffn_channels is not None, self.criterion

@@ -1,27 +1,27 @@
-"""The rule that stops trials early, apart from whoever runs them: values in, decisions out.
+"""The early-stopping rule without the code that runs trials: values in, decisions out.
 
-Successive halving (arXiv 1810.05934) asks whether a newcomer to a rung is in its best 1/eta. With two objectives "best"
-means: layers of non-domination first, inside a layer the larger exclusive hypervolume.
+Asynchronous successive halving (arXiv 1810.05934) lets a trial continue if it is in the best 1/eta of its rung. With
+two objectives, "best" means the lower non-domination rank, and within a rank the larger exclusive hypervolume.
 """
 
 import bisect
 import math
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from raysearch.errors import InputError
 from raysearch.search.early_stopping.rung import Rung
 
-SCHEMA = 2  # of `Rungs.state`
+SCHEMA = 2  # of `AshaBracket.state`
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What the stopping rule uses; each part can be switched off.
+    """Parts of the stopping rule; each can be switched off.
 
     Attributes:
-        keep_budget_leaders: never stop the best trial within a named budget while it is better than every finished one.
+        keep_budget_leaders: never stop the best trial within a budget while it is better than every finished one.
         count_finished: trials that ended below a rung count there with their final value.
     """
 
@@ -31,11 +31,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a trial goes on after a result, and why.
+    """Whether a trial continues after a result, and why.
 
-    `rung` is None when the result is at no rung. `num_better` counts the trials in better layers, of `num_trials` at
-    the rung, as far as the number that may go on; `num_own` those in the newcomer's own layer, itself included, and
-    `rank` (1 is best) its place there, both where they were needed.
+    Attributes:
+        samples_seen, rung: of the result; `rung` is None if it is at none.
+        num_trials: at the rung, itself included.
+        num_better: of these, in better non-domination ranks, as far as the number that may continue.
+        num_own: in its own non-domination rank, itself included; 0 where that was not needed.
+        rank: its place there by exclusive hypervolume, 1 being best; None where that was not needed.
     """
 
     trial: str
@@ -58,12 +61,12 @@ class AshaBracket:
     Args:
         max_t: largest number of samples that a trial sees.
         grace_period: samples seen at the first rung.
-        reduction_factor: eta; one in eta goes on, and each rung lies eta times farther than the one before.
+        reduction_factor: eta; one in eta continues, and each rung is at eta times the samples of the one before.
         budgets: sizes that answers are wanted for, in the unit of the trials' sizes.
         rule: the parts of the rule in use.
 
     Raises:
-        InputError: the rungs contradict each other.
+        InputError: `grace_period` or `reduction_factor` is out of range.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class AshaBracket:
         self.num_decisions = 0
 
     def _levels(self) -> list[float]:
-        """A rung nearer to the end than halfway to the next one, on the log scale of rungs, would save little."""
+        """No rung nearer to the end than half a step, on the log scale of rungs: it would save little."""
         last = self.max_t / math.sqrt(self.reduction_factor)
         levels = [self.grace_period]
         while levels[-1] * self.reduction_factor <= last:
@@ -105,33 +108,33 @@ class AshaBracket:
         return [rung.level for rung in self.rungs]
 
     def decide(self, trial: str, size: float, retention: float, retention_se: float, samples_seen: float) -> Decision:
-        """Judge a trial's newest result; asking again about a rung already passed changes nothing.
+        """Judge a trial's newest result; a rung that the trial has passed before changes nothing.
 
         Raises:
-            ValueError: `size` is no positive number.
+            ValueError: `size` is not a positive number.
         """
         if not (size > 0 and math.isfinite(size)):
             raise ValueError(f"trial {trial}: size {size} is no positive number")
-        facts = (size, retention, retention_se, samples_seen)
+        result = (size, retention, retention_se, samples_seen)
         if not math.isfinite(retention):
             self.fail(trial)
-            return Decision(trial, False, "failed: retention is no number", *facts)
+            return Decision(trial, False, "failed: retention is no number", *result)
         progress = self._live.setdefault(trial, _Progress(size))
         reached = bisect.bisect_right(self.levels, samples_seen * (1 + 1e-9)) - 1
         if reached <= progress.rung:
             behind = progress.stopped and reached == progress.rung  # else it is being replayed
-            return Decision(trial, not behind, "between rungs", *facts)
+            return Decision(trial, not behind, "between rungs", *result)
         self.num_decisions += 1
         rung = self.rungs[reached]
-        decision = self._judge(trial, rung, *facts)
+        decision = self.judge(trial, rung, *result)
         rung.add(trial, size, retention)
         progress.rung, progress.stopped = reached, not decision.go_on
         return decision
 
     def finish(self, trial: str, size: float, retention: float, retention_se: float, samples_seen: float) -> None:
-        """Take in the final value of a trial that went to its own end; it counts in all rungs it has not reached.
+        """Note the final value of a trial that ran to its own end; it counts at all rungs that it has not reached.
 
-        Trials that were stopped, or whose final value is no number, are left as they are.
+        A trial that was stopped is left as it is; one whose final value is not finite has failed.
         """
         progress = self._live.setdefault(trial, _Progress(size))
         if progress.stopped or progress.final is not None:
@@ -146,78 +149,70 @@ class AshaBracket:
                 rung.add(trial, size, retention)
 
     def fail(self, trial: str) -> None:
-        """Forget a failed trial: it holds back no other."""
+        """Leave a failed trial out of all rungs, so that it stops no other."""
         self._set_failed(trial, True)
 
     def revive(self, trial: str) -> None:
-        """Undo `fail`, for a trial that is tried again from its last checkpoint."""
+        """Undo `fail`, for a trial that resumes from its last checkpoint."""
         self._set_failed(trial, False)
 
     def fail_all_but(self, trials: Container[str]) -> None:
-        """Forget the trials that a restored experiment does not know."""
+        """Fail the trials that a restored experiment does not have."""
         for trial in self._live:
             if trial not in trials:
                 self.fail(trial)
 
     def rename(self, trial: str, name: str) -> None:
-        """Go on with a trial under another name."""
+        """Give a trial another name."""
         if trial in self._live:
             self._live = {name if key == trial else key: value for key, value in self._live.items()}
             for rung in self.rungs:
                 rung.rename(trial, name)
 
-    def set_budgets(self, budgets: Iterable[float]) -> None:
-        """Spare the leaders of other budgets from now on."""
-        self.budgets = sorted(budgets)
-        self._best_finals = dict.fromkeys(self.budgets, -math.inf)
-        for progress in self._live.values():
-            if progress.final is not None:
-                self._note_final(progress.size, progress.final)
-        for rung in self.rungs:
-            rung.set_budgets(self.budgets)
-
     def was_stopped(self, trial: str) -> bool:
         """Whether the rule has stopped this trial."""
         return trial in self._live and self._live[trial].stopped
+
+    def set_budgets(self, budgets: Iterable[float]) -> None:
+        """Spare the leaders of other budgets from now on."""
+        self.budgets = sorted(budgets)
+        self._note_finals()
+        for rung in self.rungs:
+            rung.set_budgets(self.budgets)
 
     def _set_failed(self, trial: str, failed: bool) -> None:
         for rung in self.rungs:
             rung.set_failed(trial, failed)
 
-    def _judge(
-        self, trial: str, rung: "Rung", size: float, retention: float, se: float, samples_seen: float
+    def judge(
+        self, trial: str, rung: Rung, size: float, retention: float, retention_se: float, samples_seen: float
     ) -> Decision:
-        layer = rung.layers.place(size, retention)
-        better, own = rung.layers.num_better(layer), rung.layers.layer_size(size, retention, layer)
+        """The decision about a newcomer to a rung; nothing is noted."""
+        rank = rung.ranks.rank_of(size, retention)
+        better, own = rung.ranks.num_better(rank), rung.ranks.num_with(size, retention, rank)
         num = rung.num_trials + 1
         allowed = max(1.0, num / self.reduction_factor + 1e-9)
-        rank = None
+        place = None
         if better + own <= allowed:
             go_on, reason = True, "its layer goes on whole"
         elif better + 1 > allowed:
             go_on, reason, better, own = False, "enough trials are better", int(allowed), 0
         else:
-            rank = rung.rank(*rung.layers.company(size, retention, layer))
-            go_on = better + rank <= allowed
-            reason = f"number {rank} of {own} in the layer that is split"
+            place = rung.place(*rung.ranks.members_with(size, retention, rank))
+            go_on = better + place <= allowed
+            reason = f"number {place} of {own} in the layer that is split"
         if not go_on and self.rule.keep_budget_leaders:
             led = [b for b in rung.budgets_led(size, retention) if retention > self._best_finals[b]]
             if led:
                 go_on, reason = True, f"leads budget {led[0]:g}, and no finished trial is as good"
-        return Decision(
-            trial,
-            go_on,
-            reason,
-            size,
-            retention,
-            se,
-            samples_seen,
-            rung.level,
-            num,
-            better,
-            own,
-            rank,
-        )
+        result = (size, retention, retention_se, samples_seen)
+        return Decision(trial, go_on, reason, *result, rung.level, num, better, own, place)
+
+    def _note_finals(self) -> None:
+        self._best_finals = dict.fromkeys(self.budgets, -math.inf)
+        for progress in self._live.values():
+            if progress.final is not None:
+                self._note_final(progress.size, progress.final)
 
     def _note_final(self, size: float, final: float) -> None:
         for budget, best in self._best_finals.items():
@@ -232,7 +227,7 @@ class AshaBracket:
             "grace_period": self.grace_period,
             "reduction_factor": self.reduction_factor,
             "budgets": self.budgets,
-            "rule": {entry.name: getattr(self.rule, entry.name) for entry in fields(Rule)},
+            "rule": asdict(self.rule),
             "trials": {
                 name: [progress.size, progress.rung, progress.stopped, progress.final]
                 for name, progress in self._live.items()
@@ -243,28 +238,21 @@ class AshaBracket:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "AshaBracket":
-        """The rungs that `state` was taken from; they go on to make the same decisions.
+        """The bracket that `state` was taken from; it makes the same decisions from there on.
 
         Raises:
             ValueError: another version has written it.
         """
         if state["schema"] != SCHEMA:
             raise ValueError(f"state of early stopping: schema {state['schema']} where {SCHEMA} is read")
-        rungs = cls(
-            state["max_t"],
-            state["grace_period"],
-            state["reduction_factor"],
-            state["budgets"],
-            Rule(**state["rule"]),
-        )
-        rungs._live = {name: _Progress(*entry) for name, entry in state["trials"].items()}
-        for progress in rungs._live.values():
-            if progress.final is not None:
-                rungs._note_final(progress.size, progress.final)
-        for rung, saved in zip(rungs.rungs, state["rungs"], strict=True):
+        rule = Rule(**state["rule"])
+        bracket = cls(state["max_t"], state["grace_period"], state["reduction_factor"], state["budgets"], rule)
+        bracket._live = {name: _Progress(*entry) for name, entry in state["trials"].items()}
+        bracket._note_finals()
+        for rung, saved in zip(bracket.rungs, state["rungs"], strict=True):
             rung.restore(saved)
-        rungs.num_decisions = state["num_decisions"]
-        return rungs
+        bracket.num_decisions = state["num_decisions"]
+        return bracket
 
 
 @dataclass
@@ -273,7 +261,7 @@ class _Progress:
     rung: int = -1
     stopped: bool = False
     final: float | None = None
-    """Retention at its own end, of a trial that came there."""
+    """Retention at its own end; None if it has not come there."""
 
 
 Rungs = AshaBracket  # the name that `raysearch` exports

@@ -1,4 +1,4 @@
-"""What is known at one rung: the trials that came to it, and their values there."""
+"""The trials that reached one rung, and their values there."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,21 @@ import numpy as np
 from raysearch.search.early_stopping.nondomination import NonDominatedRanks
 from raysearch.study.multi_objective import exclusive_hypervolume
 
-REFERENCE = np.array([1.1, 1.1])  # just beyond the unit square, so that the ends of a layer count
+REFERENCE = np.array([1.1, 1.1])  # just beyond the unit square, so that the ends of a rank count
 
 
 class Rung:
     """The trials at one rung.
 
     Args:
-        share: of the trials, best layers first, that are told apart (see `NonDominatedRanks`).
+        level: samples seen here.
+        budgets: sizes that answers are wanted for.
+        share: of the trials, best first, that are ranked (see `NonDominatedRanks`).
 
     Attributes:
-        level: samples seen here.
         values: (size, retention) by trial, in order of arrival.
         failed: trials that don't count.
-        layers: non-domination layers of the trials that count.
+        ranks: non-domination ranks of the trials that count.
     """
 
     def __init__(self, level: float, budgets: Sequence[float], share: float) -> None:
@@ -37,10 +38,10 @@ class Rung:
         return len(self.values) - len(self.failed)
 
     def add(self, trial: str, size: float, retention: float) -> None:
-        """A trial came here; a second time changes nothing."""
+        """Note that a trial came here; a second time changes nothing."""
         if trial not in self.values:
             self.values[trial] = (size, retention)
-            self.layers.add(size, retention)
+            self.ranks.add(size, retention)
             self._widen(size, retention)
 
     def set_failed(self, trial: str, failed: bool) -> None:
@@ -61,20 +62,20 @@ class Rung:
         self._rebuild()
 
     def budgets_led(self, size: float, retention: float) -> list[float]:
-        """The budgets within which no trial here is as good."""
+        """The budgets that the point is within and where no trial here is as good."""
         return [budget for budget, best in self._best.items() if size <= budget and retention > best]
 
-    def rank(self, company: np.ndarray, newcomer: int) -> int:
-        """A newcomer's place in its layer by exclusive hypervolume, 1 being best.
+    def place(self, members: np.ndarray, newcomer: int) -> int:
+        """A newcomer's place among the members of its rank by exclusive hypervolume, 1 being best.
 
-        Both axes, log size and retention, are scaled to [0, 1] over the rung. Of equals, those that came earlier stand
-        before the newcomer.
+        Both axes, log size and retention, are scaled to [0, 1] over the rung. Equals that came earlier are before the
+        newcomer.
 
         Args:
-            company: (n, 2) sizes and retentions of the layer, both rising.
+            members: (n, 2) sizes and retentions of the rank, both rising.
             newcomer: its row.
         """
-        points = np.stack([np.log(company[:, 0]), -company[:, 1]], 1)
+        points = np.stack([np.log(members[:, 0]), -members[:, 1]], 1)
         low, high = np.minimum(self._low, points[newcomer]), np.maximum(self._high, points[newcomer])
         points = (points - low) / np.where(high > low, high - low, 1.0)
         areas = exclusive_hypervolume(points, REFERENCE)
@@ -82,20 +83,17 @@ class Rung:
 
     def state(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
-        return {
-            "values": {trial: list(value) for trial, value in self.values.items()},
-            "failed": sorted(self.failed),
-        }
+        return {"values": {trial: list(value) for trial, value in self.values.items()}, "failed": sorted(self.failed)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a state."""
+        """Continue from a `state`."""
         self.values = {trial: tuple(value) for trial, value in state["values"].items()}
         self.failed = set(state["failed"])
         self._rebuild()
 
     def _rebuild(self) -> None:
         counted = [value for trial, value in self.values.items() if trial not in self.failed]
-        self.layers, self._best = NonDominatedRanks(counted, self._share), dict.fromkeys(self._budgets, -math.inf)
+        self.ranks, self._best = NonDominatedRanks(counted, self._share), dict.fromkeys(self._budgets, -math.inf)
         self._low, self._high = np.full(2, math.inf), np.full(2, -math.inf)
         for size, retention in counted:
             self._widen(size, retention)

@@ -1,48 +1,43 @@
-"""Proposals by expected hypervolume: of many candidates of known size, the one that can be expected to add most."""
+"""Proposals by expected hypervolume improvement: of many candidates of known size, the one expected to add most."""
 
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 from threadpoolctl import ThreadpoolController
 
-from raysearch.config.recipe import Recipe
-from raysearch.config.settings import Scalar
-from raysearch.config.space import SearchSpace
-from raysearch.search.samplers.encoding import Encoding, scaled
+from raysearch.search.samplers.base import Sampler
+from raysearch.search.samplers.encoding import Encoding
 from raysearch.search.samplers.gaussian_process import RetentionModel, expected_hypervolume_improvement
-from raysearch.search.samplers.optuna_samplers import Solve, is_ratio, to_smaller_step
+from raysearch.search.samplers.sized_space import Candidate, SizedSpace, golden_ratio_sequence
+from raysearch.search.samplers.suggesters import RandomSuggester
+from raysearch.search.trial_history import TrialHistory
+from raysearch.study.multi_objective import nondomination_ranks
 
+NUM_STARTUP = 10  # trials with a value before the model is used
+EXPLORE_EVERY = 8  # one proposal in this many is chosen for its size alone
 NUM_RANDOM = 48  # candidates drawn over the whole space, for RENEWED_EVERY proposals
 RENEWED_EVERY = 12
 NUM_CHILDREN = 24  # candidates near good recipes, drawn for each proposal
 NUM_OTHERS = 200  # random ones, where all these have been tried
 MAX_POINTS = 200  # values that the model holds, unless the front has more than half of them
 NUM_FIT_POINTS = 100  # the latest values, from which length scales are found
-GROWTH = 1 / 10  # of the number of trials, after which they are found anew
-CHANGE = 0.25  # share of a parent's answers that its child draws anew
-
-
-@dataclass
-class Candidate:
-    """A recipe with the answers that made it and its exact size."""
-
-    recipe: Recipe
-    params: dict[str, Any]
-    """The answers as the space was given them."""
-    size_ratio: float
-    point: np.ndarray
-    """Of the answers and the size (`Encoding`)."""
+GROWTH = 1 / 10  # of the number of trials, after which they are found again
+PRIOR_RETENTION_DEVIATION = 0.1  # of a retention that was measured on another model, or in another study of this one
 
 
 @dataclass
 class Observation:
-    """What is known of a trial: its point, its size and its retention, give or take `deviation`; None while nothing
-    has been measured."""
+    """What is known of a trial.
+
+    Attributes:
+        point: of its recipe and size (`Encoding`).
+        retention: None while nothing has been measured.
+        deviation: standard deviation of `retention`.
+    """
 
     point: np.ndarray
     size_ratio: float
@@ -50,83 +45,102 @@ class Observation:
     deviation: float
 
 
-class DrawAsk:
-    """An `Ask` that draws at random, or keeps most of a parent's answers.
+class EHVISampler(Sampler):
+    """Expected hypervolume improvement over random recipes and children of good ones."""
 
-    Args:
-        draw: source of randomness.
-        parent: answers to keep.
-        solve: decides the ratio, if given.
-    """
+    def __init__(self, space: SizedSpace, seed: int = 0) -> None:
+        super().__init__(space, seed)
+        self._encoding = Encoding(space.search_space.search_params())
+        self._pool = CandidatePool(space, seed)
+        self._ranker = EHVIRanker(self._encoding.groups)
+        self._prior: list[Observation] = []
 
-    def __init__(
-        self, draw: np.random.Generator, parent: Mapping[str, Any] | None = None, solve: Solve | None = None
-    ) -> None:
-        self._draw, self._parent, self._solve = draw, parent or {}, solve
-        self.params: dict[str, Any] = {}
-
-    def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
-        """One of `choices`."""
-        kept: Scalar = choices[int(self._draw.integers(len(choices)))]
-        if self._parent.get(name) in choices and self._draw.random() >= CHANGE:
-            kept = self._parent[name]
-        self.params[name] = kept
-        return kept
-
-    def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
-        """A number from `low` to `high`; a child's is often near its parent's."""
-        if self._solve is not None and is_ratio(name):
-            value = to_smaller_step(self._solve(self.params, low, high), low, high, step)
+    def candidates(self, history: TrialHistory) -> Iterator[Candidate]:
+        """By expected improvement; the first ones, and one in EXPLORE_EVERY, by size alone."""
+        number, observations = len(history), self._observations(history)
+        measured = {name: o for name, o in observations.items() if o.retention is not None}
+        drawn = self._pool.of_proposal(number, _parents(history, measured))
+        if not drawn:
+            return
+        explores = number % EXPLORE_EVERY == EXPLORE_EVERY - 1
+        if len(measured) < 2 or len(measured) + len(self._prior) < NUM_STARTUP or explores:
+            ordered = self._by_size(drawn, number)
         else:
-            at = float(self._draw.random())
-            if name in self._parent and self._draw.random() >= CHANGE:
-                at = scaled(self._parent[name], low, high, log) + 0.4 * CHANGE * self._draw.normal()
-                at = min(max(at, 0.0), 1.0)
-            value = low * (high / low) ** at if log else low + (high - low) * at
-            if step:
-                value = low + step * round((value - low) / step)
-        value = float(min(max(value, low), high))
-        self.params[name] = value
-        return value
+            points = np.stack([self._encoding.point(c.params, c.size_ratio) for c in drawn])
+            sizes = np.array([c.size_ratio for c in drawn])
+            gain = self._ranker.improvements(
+                points, sizes, list(observations.values()), self.space.limits, number, self._prior
+            )
+            ordered = [drawn[at] for at in np.argsort(-gain, kind="stable")]
+        yield from ordered
+        yield from self._pool.others(number)
+
+    def add_prior(self, candidate: Candidate, retention: float) -> None:
+        """Inform the model, with less certainty than a trial of this search."""
+        point = self._encoding.point(candidate.params, candidate.size_ratio)
+        self._prior.append(Observation(point, candidate.size_ratio, retention, PRIOR_RETENTION_DEVIATION))
+
+    def state(self) -> dict[str, Any]:
+        """The priors, and the model's length scales."""
+        prior = [[o.point.tolist(), o.size_ratio, o.retention, o.deviation] for o in self._prior]
+        return {"prior": prior, "ranker": self._ranker.state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state`."""
+        self._prior = [Observation(np.array(point), *known) for point, *known in state["prior"]]
+        self._ranker.set_state(state["ranker"])
+
+    def _observations(self, history: TrialHistory) -> dict[str, Observation]:
+        """The front, running trials, and as many of the newest as there is room for, in the order of proposals."""
+        front = {name: history.proposals[name] for name in history.front}
+        num_newest = max(MAX_POINTS - len(front), MAX_POINTS // 2)
+        newest = itertools.islice(reversed(history.proposals.items()), num_newest)
+        chosen = dict(newest) | history.running | front
+        known = {}
+        for name, proposal in sorted(chosen.items(), key=lambda item: item[1].number):
+            if proposal.end != "failed":
+                retention, deviation = history.final(name) or (None, 0.0)
+                point = self._encoding.point(proposal.params, proposal.size_ratio)
+                known[name] = Observation(point, proposal.size_ratio, retention, deviation)
+        return known
+
+    def _by_size(self, candidates: Sequence[Candidate], number: int) -> list[Candidate]:
+        """Those just below a budget first; without budgets, those nearest to an even spread over the sizes."""
+        limits, sizes = self.space.limits, [candidate.size_ratio for candidate in candidates]
+        share = golden_ratio_sequence(number, self.seed)
+        target = limits[number % len(limits)] if limits else min(sizes) + share * (max(sizes) - min(sizes))
+        return sorted(candidates, key=lambda c: (c.size_ratio > target + 1e-9, abs(c.size_ratio - target)))
 
 
-class Candidates:
-    """Draws recipes of a space that have a size within the budgets.
+def _parents(history: TrialHistory, measured: Mapping[str, Observation]) -> list[dict[str, Any]]:
+    """The values of the trials in the two best non-domination ranks."""
+    if not measured:
+        return []
+    ranks = nondomination_ranks(np.array([(o.size_ratio, -(o.retention or 0.0)) for o in measured.values()]))
+    return [history.proposals[name].params for name, rank in zip(measured, ranks, strict=True) if rank < 2]
 
-    What is drawn depends on the seed, the number of the proposal and the parents alone.
 
-    Args:
-        space: where recipes come from.
-        encoding: of that space.
-        size_ratio: share of the dense model's size that a recipe keeps; None if it has no shape or fits no budget.
-        solvers: each decides the ratio so that the model is just within a size that an answer is wanted for; if there
-            are any, half of the candidates are drawn so.
-        seed: of the draws.
+class CandidatePool:
+    """Draws recipes within the budgets; what it draws depends on seed, number of the proposal and parents alone.
+
+    Where there are budgets, half of the candidates get the ratio that makes their model just small enough for one.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        encoding: Encoding,
-        size_ratio: Callable[[Recipe], float | None],
-        solvers: Sequence[Solve],
-        seed: int,
-    ) -> None:
-        self._space, self._encoding, self._size_ratio = space, encoding, size_ratio
-        self._solvers, self._seed = solvers, seed
-        self._block, self._random = -1, list[Candidate]()
+    def __init__(self, space: SizedSpace, seed: int) -> None:
+        self._space, self._seed = space, seed
+        self._drawn_for, self._random = (-1, space.limits), list[Candidate]()
 
     def of_proposal(self, number: int, parents: Sequence[Mapping[str, Any]]) -> list[Candidate]:
         """Random recipes, most of them candidates of the proposals before, and new children of `parents`."""
         block = number // RENEWED_EVERY
-        if block != self._block:
-            draw = np.random.default_rng((self._seed, 1, block))
-            self._block, self._random = block, self._draw(draw, NUM_RANDOM)
+        if self._drawn_for != (block, self._space.limits):
+            self._drawn_for = block, self._space.limits
+            self._random = self._draw(np.random.default_rng((self._seed, 1, block)), NUM_RANDOM)
         children = self._draw(np.random.default_rng((self._seed, 0, number)), NUM_CHILDREN, parents)
         return [*self._random, *children]
 
     def others(self, number: int) -> Iterator[Candidate]:
-        """Where those of the proposal have all been tried: random recipes of its own."""
+        """More random recipes, where all candidates of the proposal have been tried."""
         yield from self._draw(np.random.default_rng((self._seed, 2, number)), NUM_OTHERS)
 
     def _draw(self, draw: np.random.Generator, num: int, parents: Sequence[Mapping[str, Any]] = ()) -> list[Candidate]:
@@ -134,25 +148,24 @@ class Candidates:
         for attempt in range(4 * num):
             parent = parents[int(draw.integers(len(parents)))] if parents else None
             solve = None
-            if self._solvers and attempt % 2:
-                solve = self._solvers[int(draw.integers(len(self._solvers)))]
-            ask = DrawAsk(draw, parent, solve)
-            try:
-                recipe = self._space.suggest(ask)
-            except ValidationError:
-                continue
-            ratio = self._size_ratio(recipe)
-            if ratio is not None:
-                found.append(Candidate(recipe, ask.params, ratio, self._encoding.point(ask.params, ratio)))
+            if self._space.limits and attempt % 2:
+                limit = self._space.limits[int(draw.integers(len(self._space.limits)))]
+                solve = functools.partial(self._solve, limit)
+            candidate = self._space.candidate(RandomSuggester(draw, parent), solve)
+            if candidate is not None:
+                found.append(candidate)
             if len(found) == num:
                 break
         return found
 
+    def _solve(self, limit: float, params: Mapping[str, Any], low: float, high: float) -> float:
+        return self._space.ratio_for(limit, params)
+
 
 class EHVIRanker:
-    """Says which of several candidates can be expected to add most to the hypervolume.
+    """Rates candidates by their expected hypervolume improvement.
 
-    The length scales are searched for anew whenever the number of trials has grown by a tenth; in between they stay.
+    The length scales are fitted again whenever the number of trials has grown by a tenth.
 
     Args:
         groups: of the points' columns (`Encoding.groups`).
@@ -164,31 +177,36 @@ class EHVIRanker:
         self._jitter, self._next_fit = 0.0, 0
 
     def state(self) -> dict[str, Any]:
-        """All that later gains depend on, as plain JSON values."""
+        """The fitted length scales, as plain JSON values."""
         weights = None if self._weights is None else self._weights.tolist()
         return {"weights": weights, "jitter": self._jitter, "next_fit": self._next_fit}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a `state`."""
         self._weights = None if state["weights"] is None else np.array(state["weights"])
         self._jitter, self._next_fit = state["jitter"], state["next_fit"]
 
-    def ranked(
+    def improvements(
         self,
-        candidates: Sequence[Candidate],
+        points: np.ndarray,
+        size_ratios: np.ndarray,
         known: Sequence[Observation],
         limits: Sequence[float],
         num_trials: int,
         prior: Sequence[Observation] = (),
-    ) -> list[Candidate]:
-        """The candidates, largest expected gain first, trials under way taken at their expected value.
+    ) -> np.ndarray:
+        """The candidates' expected improvements; running trials count with their expected value.
 
         Args:
-            candidates: at least one.
+            points: (m, columns) of the candidates, at least one.
+            size_ratios: (m,) of the candidates.
             known: trials so far, at least two of them with a retention.
             limits: size ratios that answers are wanted for.
             num_trials: how many trials there are, those that `known` leaves out included.
             prior: trials of earlier studies; they inform the model while it has room, and are on no front.
+
+        Returns:
+            (m,) values >= 0.
         """
         measured = [o for o in known if o.retention is not None]
         running = [o for o in known if o.retention is None]
@@ -196,14 +214,13 @@ class EHVIRanker:
         # On several threads matrices this small take longer, and the processor from the slots of this machine.
         with _blas().limit(limits=1):
             model = self._model(used, num_trials)
-            points = [candidate.point for candidate in candidates] + [o.point for o in running]
-            mean, deviation = model.predict(np.stack(points))
-        front = [(o.size_ratio, float(o.retention or 0.0)) for o in measured]
-        expected = mean[len(candidates) :].tolist()
-        front += [(o.size_ratio, value) for o, value in zip(running, expected, strict=True)]
-        sizes, here = np.array([c.size_ratio for c in candidates]), slice(len(candidates))
-        gain = expected_hypervolume_improvement(sizes, mean[here], deviation[here], _front_of(front), limits)
-        return [candidates[at] for at in np.argsort(-gain, kind="stable")]
+            mean, deviation = model.predict(np.stack([*points, *(o.point for o in running)]))
+        found = [(o.size_ratio, float(o.retention or 0.0)) for o in measured]
+        found += zip((o.size_ratio for o in running), mean[len(points) :].tolist(), strict=True)
+        ranks = nondomination_ranks(np.array(found) * [1, -1])
+        front = {point for point, rank in zip(found, ranks, strict=True) if rank == 0}
+        here = slice(len(points))
+        return expected_hypervolume_improvement(size_ratios, mean[here], deviation[here], sorted(front), limits)
 
     def _model(self, used: Sequence[Observation], num_trials: int) -> RetentionModel:
         points = np.stack([o.point for o in used])
@@ -220,12 +237,3 @@ class EHVIRanker:
 @functools.cache
 def _blas() -> ThreadpoolController:
     return ThreadpoolController()
-
-
-def _front_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    best, front = -math.inf, []
-    for size, retention in sorted(points, key=lambda point: (point[0], -point[1])):
-        if retention > best:
-            best = retention
-            front.append((size, retention))
-    return front

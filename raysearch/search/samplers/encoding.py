@@ -8,29 +8,29 @@ import numpy as np
 
 from raysearch.config.dimensions import Choices, Dimension
 
-WORD = 0.7  # what stands in a word's column, so that two words are about as far apart as a number's two ends
+WORD = 0.7  # value of a word's column, so that two words are about as far apart as a number's two ends
 
 
 class Encoding:
-    """Turns what a space was asked, and answered, into a point.
+    """Turns the values chosen for a recipe into a point.
 
-    The size comes first. A number has two columns: its place between its dimension's ends, the middle if it was not
-    asked for, and whether it was. A word has one column for each that there is.
+    The size comes first. A number has two columns: its position between its dimension's ends, the middle if it does not
+    apply, and whether it applies. A word has one column per choice.
 
     Args:
-        asked: what the space may ask for, by name (`SearchSpace.search_params`).
+        dimensions: of the space, by name (`SearchSpace.search_params`).
 
     Attributes:
-        names: the size, and what may be asked for.
+        names: the size, and the dimensions.
         groups: (columns,) index of the name that each column belongs to.
     """
 
-    def __init__(self, asked: Mapping[str, Dimension]) -> None:
-        self.names = ["size", *asked]
-        self._asked, self._columns = dict(asked), dict[str, slice]()
+    def __init__(self, dimensions: Mapping[str, Dimension]) -> None:
+        self.names = ["size", *dimensions]
+        self._dimensions, self._columns = dict(dimensions), dict[str, slice]()
         self._of_choice: dict[str, dict[Any, Sequence[float]]] = {}  # by name and value
-        self._unasked = [0.0]
-        for name, dimension in asked.items():
+        self._default = [0.0]
+        for name, dimension in dimensions.items():
             choices = dimension.choices if isinstance(dimension, Choices) else []
             if is_number(dimension):
                 columns = [0.5, 0.0]
@@ -38,18 +38,18 @@ class Encoding:
             else:
                 columns = [0.0] * len(choices)
                 self._of_choice[name] = dict(zip(choices, (WORD * np.eye(len(choices))).tolist(), strict=True))
-            self._columns[name] = slice(len(self._unasked), len(self._unasked) + len(columns))
-            self._unasked += columns
+            self._columns[name] = slice(len(self._default), len(self._default) + len(columns))
+            self._default += columns
         widths = [1, *(columns.stop - columns.start for columns in self._columns.values())]
         self.groups = np.repeat(np.arange(len(widths)), widths)
 
     def point(self, params: Mapping[str, Any], size_ratio: float) -> np.ndarray:
-        """(columns,) of what was asked and answered, by name, and a share of the dense model's size."""
-        point = self._unasked.copy()
+        """(columns,) of the values chosen, by name, and the size as a share of the dense model's."""
+        point = self._default.copy()
         point[0] = 1 + math.log(size_ratio) / 5
         for name, value in params.items():
             choices = self._of_choice[name]
-            point[self._columns[name]] = choices[value] if choices else (place(self._asked[name], value), WORD)
+            point[self._columns[name]] = choices[value] if choices else (place(self._dimensions[name], value), WORD)
         return np.array(point)
 
 
@@ -61,14 +61,14 @@ def is_number(dimension: Dimension) -> bool:
 
 
 def place(dimension: Dimension, value: float) -> float:
-    """Where a number lies between its dimension's ends, from 0 to 1."""
+    """Position of a number between its dimension's ends, from 0 to 1."""
     if isinstance(dimension, Choices):
         return sorted(dimension.choices).index(value) / (len(dimension.choices) - 1)
     return scaled(value, dimension.low, dimension.high, dimension.log)
 
 
 def scaled(value: float, low: float, high: float, log: bool) -> float:
-    """Where a number lies between two others, from 0 to 1; on the scale of its logarithm if `log`."""
+    """Position of a number between two others, from 0 to 1; on a log scale if `log`."""
     if high <= low:
         return 0.5
     if log:

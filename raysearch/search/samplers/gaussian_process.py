@@ -1,7 +1,7 @@
-"""A Gaussian process for retention, and the hypervolume that a recipe of known size can be expected to add.
+"""A Gaussian process for retention, and the expected hypervolume improvement of recipes of known size.
 
 The size of a recipe is exact before anything is trained, so only one of the two objectives is uncertain. The expected
-improvement of the hypervolume is then a sum over the steps of the front (compare arXiv 1905.02370, section 3, with one
+hypervolume improvement is then a sum over the steps of the front (compare arXiv 1905.02370, section 3, with one
 objective deterministic).
 """
 
@@ -19,14 +19,14 @@ MAX_ITERATIONS = 60
 
 
 class RetentionModel:
-    """Gaussian process with a Matern 5/2 kernel and one length scale per asked name, by maximum likelihood.
+    """Gaussian process with a Matern 5/2 kernel and one length scale per dimension, by maximum likelihood.
 
     Args:
         points: (n, columns) encoded recipes.
-        groups: (columns,) which name each column belongs to.
+        groups: (columns,) the dimension of each column (`Encoding.groups`).
         values: (n,) retention.
         noise: (n,) standard deviation of each value.
-        fitted: weights per group and jitter found before; left out, they are searched for.
+        fitted: weights per group (inverse squared length scales) and jitter; left out, they are fitted.
     """
 
     def __init__(
@@ -61,28 +61,32 @@ class RetentionModel:
         return covariance
 
     def _fit(self) -> tuple[np.ndarray, float]:
-        """The likeliest weights and jitter, by L-BFGS in their logarithms from two common length scales."""
+        """The most likely weights and jitter, by L-BFGS in their logarithms from two common length scales."""
         bounds = [WEIGHT_BOUNDS] * (int(self._groups.max()) + 1) + [JITTER_BOUNDS]
-        apart = self._squared_distances()
+        distances = self.squared_distances()
         found = []
         for common in STARTS:
             start = np.log([common] * (len(bounds) - 1) + [START_JITTER])
             how = {"bounds": np.log(bounds), "options": {"maxiter": MAX_ITERATIONS}}
-            found.append(minimize(self._loss, start, (apart,), "L-BFGS-B", True, **how))
+            found.append(minimize(self.loss, start, (distances,), "L-BFGS-B", True, **how))
         best = np.exp(min(found, key=lambda one: one.fun).x)
         return best[:-1], float(best[-1])
 
-    def _squared_distances(self) -> np.ndarray:
-        """(groups, n, n) in the columns of each group."""
+    def squared_distances(self) -> np.ndarray:
+        """(groups, n, n) squared distances of the points in the columns of each group."""
         gaps = (self._points[:, None] - self._points) ** 2
         return np.stack([gaps[:, :, self._groups == group].sum(2) for group in range(self._groups.max() + 1)])
 
-    def _loss(self, logs: np.ndarray, apart: np.ndarray) -> tuple[float, np.ndarray]:
-        """Minus the log likelihood, with a log-normal prior on the weights that keeps few points from explaining too
-        much, and its gradient, at the logarithms of the weights and the jitter (Rasmussen and Williams, Gaussian
-        Processes for Machine Learning, equations 5.8 and 5.9)."""
+    def loss(self, logs: np.ndarray, squared_distances: np.ndarray) -> tuple[float, np.ndarray]:
+        """Negative log likelihood with a log-normal prior on the weights against overfitting few points, and its
+        gradient (Rasmussen and Williams, Gaussian Processes for Machine Learning, equations 5.8 and 5.9).
+
+        Args:
+            logs: (groups + 1,) logarithms of the weights and the jitter.
+            squared_distances: as the method of that name.
+        """
         weights, jitter = np.exp(logs[:-1]), np.exp(logs[-1])
-        scaled = np.sqrt(5.0 * np.tensordot(weights, apart, 1))
+        scaled = np.sqrt(5.0 * np.tensordot(weights, squared_distances, 1))
         covariance = _correlation(scaled)
         covariance[np.diag_indices_from(covariance)] += self._noise + jitter
         factor = cho_factor(covariance, lower=True, overwrite_a=True)
@@ -91,7 +95,7 @@ class RetentionModel:
         # Of twice the likelihood by the covariance, and of that by the squared distance.
         slope = np.outer(alpha, alpha) - cho_solve(factor, np.eye(len(alpha)))
         decline = -5 / 6 * (1.0 + scaled) * np.exp(-scaled)
-        by_weight = weights * np.tensordot(apart, slope * decline, 2)
+        by_weight = weights * np.tensordot(squared_distances, slope * decline, 2)
         gradient = 0.5 * np.append(by_weight, jitter * np.trace(slope))
         likelihood -= 0.5 * np.sum((logs[:-1] / LOG_WEIGHT_DEVIATION) ** 2)
         gradient[:-1] -= logs[:-1] / LOG_WEIGHT_DEVIATION**2
@@ -105,7 +109,7 @@ def _matern(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _correlation(scaled: np.ndarray) -> np.ndarray:
-    """Of values `scaled / sqrt(5)` length scales apart, by the Matern 5/2 kernel."""
+    """Matern 5/2 kernel at distances of `scaled / sqrt(5)` length scales."""
     return (1.0 + scaled + scaled**2 / 3.0) * np.exp(-scaled)
 
 
@@ -121,8 +125,8 @@ def expected_hypervolume_improvement(
     Args:
         sizes: (m,) size ratios of the candidates.
         mean, deviation: (m,) predicted retention.
-        front: (size ratio, retention) of what there is, in any order.
-        limits: size ratios that answers are wanted for; each adds the expected improvement of its own answer.
+        front: (size ratio, retention) of the trials so far, in any order.
+        limits: budgets as size ratios; each adds the expected improvement of its own answer.
 
     Returns:
         (m,) values >= 0.

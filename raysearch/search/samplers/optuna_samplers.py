@@ -1,179 +1,168 @@
-"""Who chooses the values of a recipe: Optuna's samplers steered towards wanted sizes, or a recipe given beforehand."""
+"""Optuna's samplers as samplers of recipes, steered in size: most proposals aim just below a budget."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 
-from raysearch.config.recipe import Recipe
+from raysearch.config.dimensions import Choices, Dimension
 from raysearch.config.settings import Scalar
-from raysearch.config.space import SearchSpace
-from raysearch.errors import InputError
+from raysearch.search.samplers.base import Sampler
+from raysearch.search.samplers.optuna_study import OptunaStudy
+from raysearch.search.samplers.sized_space import Candidate, SizedSpace, golden_ratio_sequence
+from raysearch.search.samplers.suggesters import Solve
+from raysearch.search.trial_history import Proposal, TrialHistory
 
-SAMPLERS = ("tpe", "nsga2", "random", "quasirandom")
-Solve = Callable[[Mapping[str, Any], float, float], float]
-
-
-def make_sampler(name: str, seed: int, ask: int) -> BaseSampler:
-    """Optuna's sampler of that name, freshly seeded for one proposal.
-
-    A sampler that is made anew for each proposal, from the seed and the number of the proposal, leaves no hidden state:
-    a resumed search proposes what an unbroken one would.
-
-    Raises:
-        InputError: no such sampler.
-    """
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    fresh = (seed * 1_000_003 + ask * 7919) % (2**31)
-    samplers = optuna.samplers
-    match name:
-        case "tpe":
-            # Jointly: apart, it would sort out the best trials once for every value that it draws.
-            return samplers.TPESampler(seed=fresh, n_startup_trials=10, multivariate=True, group=True)
-        case "nsga2":
-            return samplers.NSGAIISampler(seed=fresh, population_size=20)
-        case "random":
-            return samplers.RandomSampler(seed=fresh)
-        case "quasirandom":
-            return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-    raise InputError(f"search.sampler {name!r}: no such sampler; choose of {', '.join(SAMPLERS)}")
+MAX_ATTEMPTS = 200  # to propose something new
+SAMPLER_ATTEMPTS = 5  # then at random: a sampler may insist on what has been tried
+UNSTEERED_EVERY = 4  # one proposal in this many is not steered in size
+CROWDED = 1 / 8  # largest share of the trials that steered proposals may give one size
 
 
-class SteeredSampler(BaseSampler):
-    """A sampler whose proposals for the ratio give way to a wanted size.
+class OptunaSampler(Sampler):
+    """One of Optuna's samplers.
 
     Args:
-        base: proposes everything else.
-        solve: (values chosen so far, low, high) -> the ratio between low and high that meets the size.
-        at_least: keep the base sampler's ratio where it makes the model smaller still.
+        steer: let three proposals in four aim at a size: just below a budget, or, without budgets, spread evenly.
     """
 
-    def __init__(self, base: BaseSampler, solve: Solve, at_least: bool) -> None:
-        self._base, self._solve, self._at_least = base, solve, at_least
+    optuna_class: ClassVar[Callable[..., BaseSampler]]
+    options: ClassVar[Mapping[str, Any]] = {}
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """What the base sampler would choose jointly, the ratio apart."""
-        space = self._base.infer_relative_search_space(study, trial)
-        return {name: distribution for name, distribution in space.items() if not is_ratio(name)}
+    def __init__(self, space: SizedSpace, seed: int = 0, steer: bool = True) -> None:
+        super().__init__(space, seed)
+        self._steer = steer
+        self._study = OptunaStudy(self.optuna_sampler, seed)
+        self._distributions = {name: _distribution(d) for name, d in space.search_space.search_params().items()}
 
-    def sample_relative(
-        self,
-        study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
-        search_space: dict[str, BaseDistribution],
-    ) -> dict[str, Any]:
-        """The base sampler's joint choice."""
-        values = self._base.sample_relative(study, trial, search_space)
-        return {name: value for name, value in values.items() if not is_ratio(name)}
+    def optuna_sampler(self, seed: int) -> BaseSampler:
+        """Optuna's sampler for one proposal."""
+        return self.optuna_class(seed=seed, **self.options)
 
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """The ratio that meets the wanted size; the base sampler's choice for everything else."""
-        if is_ratio(param_name) and isinstance(param_distribution, FloatDistribution):
-            low, high = param_distribution.low, param_distribution.high
-            ratio = self._solve(trial.params, low, high)
-            if self._at_least:
-                free = self._base.sample_independent(study, trial, param_name, param_distribution)
-                ratio = max(ratio, free)
-            return to_smaller_step(ratio, low, high, param_distribution.step)
-        return self._base.sample_independent(study, trial, param_name, param_distribution)
+    def candidates(self, history: TrialHistory) -> Iterator[Candidate]:
+        """What Optuna's sampler proposes, steered in size; Optuna is told of refused ones as failed."""
+        number, target = len(history), self._target(len(history))
+        for attempt in range(MAX_ATTEMPTS):
+            steered = target if attempt < MAX_ATTEMPTS // 2 else None
+            limit = steered if steered is not None else max(self.space.limits, default=None)
+            trial = self._study.ask(
+                number,
+                None if limit is None else self._solver(limit, attempt, history),
+                at_least=steered is None,
+                at_random=attempt >= SAMPLER_ATTEMPTS,
+            )
+            candidate = self.space.candidate(OptunaSuggester(trial))
+            if candidate is not None:
+                yield candidate
+            self._study.tell_failed(number)
 
-    def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        """Hand on to the base sampler."""
-        self._base.before_trial(study, trial)
+    def add_prior(self, candidate: Candidate, retention: float) -> None:
+        """Tell Optuna of an earlier study's trial, for a while (see `OptunaStudy`)."""
+        distributions = {name: self._distributions[name] for name in candidate.params}
+        self._study.add_prior(candidate.params, distributions, candidate.size_ratio, retention)
+
+    def adopt(self, proposal: Proposal) -> None:
+        """Let Optuna ask for the proposal's values."""
+        trial = self._study.ask_for(proposal.number, proposal.params)
+        self.space.search_space.suggest(OptunaSuggester(trial))
+
+    def tell(self, proposal: Proposal, retention: float | None) -> None:
+        """Tell Optuna of a trial's end; a stopped trial is marked as extrapolated."""
+        if retention is None:
+            self._study.tell_failed(proposal.number)
+        else:
+            extrapolated_from = proposal.curve[-1][0] if proposal.end == "stopped" else None
+            self._study.tell(proposal.number, proposal.size_ratio, retention, extrapolated_from)
+
+    def state(self) -> dict[str, Any]:
+        """The Optuna study."""
+        return self._study.state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state`."""
+        self._study.set_state(state)
+
+    def _target(self, number: int) -> float | None:
+        """What a proposal aims at: a size ratio where there are budgets, else a share of the ratio's range; None to
+        let the sampler choose."""
+        if not self._steer or number % UNSTEERED_EVERY == UNSTEERED_EVERY - 1:
+            return None
+        turn, limits = number - number // UNSTEERED_EVERY, self.space.limits
+        return limits[turn % len(limits)] if limits else golden_ratio_sequence(turn, self.seed)
+
+    def _solver(self, target: float, attempt: int, history: TrialHistory) -> Solve:
+        """The ratio whose model is just within `target`, or sometimes a little below it, for variety."""
+        draw = np.random.default_rng((self.seed, len(history), attempt))
+        margin = abs(draw.normal(0, 0.02)) * (attempt > 0 or draw.random() < 0.5)
+
+        def is_crowded(size_ratio: float) -> bool:
+            """Whether many trials have this very size: decoder layers come in few sizes."""
+            num = history.num_by_size[size_ratio]
+            return num >= 2 and num > CROWDED * len(history)
+
+        def solve(params: Mapping[str, Any], low: float, high: float) -> float:
+            if not self.space.limits:
+                return low + (high - low) * target
+            ratio = min(max(self.space.ratio_for(target, params), low), high)
+            size_ratio = self.space.size_ratio_at(ratio, params)
+            if size_ratio is not None and is_crowded(size_ratio):
+                ratio = self.space.ratio_for(size_ratio - 1e-9, params)
+            return ratio + margin
+
+        return solve
 
 
-def is_ratio(name: str) -> bool:
-    """Whether a sampler is asked for the ratio, by whatever case of it."""
-    return name.partition("#")[0] == "ratio"
+class TPESampler(OptunaSampler):
+    """Tree-structured Parzen estimator; jointly, since otherwise it sorts all trials for every value that it draws."""
+
+    optuna_class = optuna.samplers.TPESampler
+    options = {"n_startup_trials": 10, "multivariate": True, "group": True}
 
 
-def to_smaller_step(ratio: float, low: float, high: float, step: float | None) -> float:
-    """A ratio within its bounds and on its steps, rounded to the smaller model, so that a budget still holds."""
-    if step:
-        ratio = low + step * -(-(ratio - low - 1e-9) // step)
-    return min(max(ratio, low), high)
+class NSGA2Sampler(OptunaSampler):
+    """The genetic algorithm NSGA-II."""
+
+    optuna_class = optuna.samplers.NSGAIISampler
+    options = {"population_size": 20}
+
+
+class RandomSampler(OptunaSampler):
+    """Independent random values."""
+
+    optuna_class = optuna.samplers.RandomSampler
+
+
+class QuasiRandomSampler(OptunaSampler):
+    """A scrambled Sobol sequence, the same for all proposals."""
+
+    optuna_class = optuna.samplers.QMCSampler
+    options = {"scramble": True, "warn_independent_sampling": False}
+
+    def optuna_sampler(self, seed: int) -> BaseSampler:
+        """With the search's own seed."""
+        return super().optuna_sampler(self.seed)
 
 
 class OptunaSuggester:
-    """An `Ask` over an Optuna trial."""
+    """Lets an Optuna trial choose the values of a recipe."""
 
     def __init__(self, trial: optuna.Trial) -> None:
         self._trial = trial
 
     def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
-        """One of `choices`, by the study's sampler."""
+        """One of `choices`."""
         return self._trial.suggest_categorical(name, list(choices))
 
     def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
-        """A number from `low` to `high`, by the study's sampler."""
+        """A number from `low` to `high`."""
         return self._trial.suggest_float(name, low, high, log=log, step=None if log else step)
 
 
-class RecipeSuggester:
-    """An `Ask` that answers with the values of a recipe, or with what the space has nearest to them.
-
-    A value may be a list: the first that the space has is taken.
-
-    Attributes:
-        params: the answers given so far, by name.
-        distributions: what was asked, by name, as Optuna describes it.
-    """
-
-    def __init__(self, recipe: Mapping[str, Any]) -> None:
-        self._values = dict(recipe)
-        layer, _, width = str(recipe["criterion"]).partition("+")
-        self._values["layer_criterion"], self._values["width_criterion"] = layer, width or layer
-        self.params: dict[str, Any] = {}
-        self.distributions: dict[str, BaseDistribution] = {}
-
-    def choice(self, name: str, choices: Sequence[Scalar]) -> Scalar:
-        """The recipe's value if it is among `choices`, else the nearest number or the first of them."""
-        preferred = self._values.get(name.partition("#")[0])
-        listed = preferred if isinstance(preferred, list) else [preferred]
-        wanted = next((value for value in listed if value in choices), listed[0])
-        numbers = [value for value in choices if _is_number(value)]
-        if wanted in choices:
-            answer = next(value for value in choices if value == wanted)
-        elif _is_number(wanted) and numbers:
-            answer = min(numbers, key=lambda value: abs(value - wanted))  # type: ignore[operator]
-        else:
-            answer = choices[0]
-        self.params[name], self.distributions[name] = answer, CategoricalDistribution(list(choices))
-        return answer
-
-    def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:
-        """The recipe's value, brought within the bounds and onto the steps; the middle if it has none."""
-        wanted = self._values.get(name.partition("#")[0])
-        middle = (low * high) ** 0.5 if log else (low + high) / 2
-        start = float(wanted) if isinstance(wanted, int | float) else middle
-        value = min(max(start, low), high)
-        if step:
-            value = min(low + step * round((value - low) / step), high)
-        self.params[name] = value
-        self.distributions[name] = FloatDistribution(low, high, log=log, step=None if log else step)
-        return value
-
-
-def fit_to_space(space: SearchSpace, recipe: Mapping[str, Any]) -> tuple[Recipe, RecipeSuggester]:
-    """The recipe of `space` that is nearest to the values of `recipe`, and the answers that make it.
-
-    Raises:
-        pydantic.ValidationError: the nearest values exclude each other.
-    """
-    ask = RecipeSuggester(recipe)
-    return space.suggest(ask), ask
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if isinstance(dimension, Choices):
+        return CategoricalDistribution(list(dimension.choices))
+    step = None if dimension.log else dimension.step
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=step)

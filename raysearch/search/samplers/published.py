@@ -1,4 +1,4 @@
-"""Recipes to begin with: what has been published for the sizes asked for."""
+"""Published recipes for the wanted sizes, to start a search with."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ PUBLISHED_RATIOS = (0.15, 0.3, 0.45, 0.6)
 def published_recipe(ratio: float) -> dict[str, Any]:
     """The recipe published as the best at a share of removed decoder parameters, as values for a space to fit.
 
-    Between 30% and 45%, where nothing was published, the nearer side's recipe.
+    Between 30% and 45%, where nothing was published, it is the nearer side's recipe.
     """
     shape = _LAYERS if ratio <= 0.375 else _WIDTHS
     return {**shape, "ratio": ratio, "trained": _TRAINED, "lora_rank": 128, **_LOSSES}
@@ -28,5 +28,5 @@ def mild_recipe(ratio: float) -> dict[str, Any]:
 
 
 def published_recipes(ratios: Sequence[float]) -> list[dict[str, Any]]:
-    """The best published recipe for each share of removed decoder parameters, then the mild ones for mild shares."""
+    """The best published recipe for each share of removed decoder parameters, then the mild ones for small shares."""
     return [published_recipe(ratio) for ratio in ratios] + [mild_recipe(r) for r in ratios if r <= 0.175]

@@ -1,9 +1,9 @@
 """The main job on a real Ray cluster, but for training: retention comes from a formula, and faults come on request.
 
-    python -m raysearch.testing.stand_in_training SPACE.yaml --out DIR      # as python -m raysearch.pareto
+    python -m scripts.fault_injection.formula_training SPACE.yaml --out DIR      # as python -m raysearch.pareto
 
-Driver, Tune, slots, coordinator, worker loop and files are real. A file DIR.faults/NUMBER-KIND makes the worker that is about to train the rung NUMBER of the study (by
-the lines of DIR.rungs) fail in that way, once.
+Driver, Tune, slots, coordinator, worker loop and files are real. A file DIR.faults/NUMBER-KIND makes the worker that is
+about to train the rung NUMBER of the study (by the lines of DIR.rungs) fail in that way, once.
 """
 
 import errno
@@ -223,7 +223,7 @@ def main(
 
 
 if __name__ == "__main__":
-    from raysearch.testing.stand_in_training import main  # so that workers find the classes by a name
+    from scripts.fault_injection.formula_training import main  # so that workers find the classes by a name
 
     app = App()
     app.command()(main)
