@@ -17,7 +17,8 @@ WITH_OPTIONS = [name for name, path in RUNNABLE.items() if "argparse" in path.re
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_the_docstring_has_the_command(name):
     docstring = RUNNABLE[name].read_text(encoding="utf-8").split('"""')[1]
-    assert f"python {name}" in docstring
+    module = name.removesuffix(".py").replace("/", ".")
+    assert f"python {name}" in docstring or f"python -m {module}" in docstring
 
 
 @pytest.mark.parametrize("name", WITH_OPTIONS)
