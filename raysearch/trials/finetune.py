@@ -39,7 +39,7 @@ class Finetuned:
 
     def describe(self) -> str:
         """One sentence."""
-        verdict = "The polished model was taken" if self.is_better else "The model was left as it was"
+        verdict = "The finetuned model was taken" if self.is_better else "The model was left as it was"
         low, high = self.gain.interval
         return (
             f"{verdict}: {self.num_samples:,} further samples changed its retention on the search's questions by "
@@ -60,11 +60,11 @@ def finetune(study: Path, point: FrontPoint, epochs: float = 1.0) -> Finetuned:
         InputError: the point has no checkpoint or no recovery, or is quantised, or the study's model or data are gone.
     """
     if point.recipe.trained == "nothing":
-        raise InputError(f"--polish: recipe {point.key} has no recovery to continue; choose another budget")
+        raise InputError(f"--finetune: recipe {point.key} has no recovery to continue; choose another budget")
     if point.recipe.quantization != "none":
         raise InputError(
-            f"--polish: recipe {point.key} is quantised, and rounded weights can't be trained further; choose another "
-            "budget, or search with more data"
+            f"--finetune: recipe {point.key} is quantised, and rounded weights can't be trained further; choose "
+            "another budget, or search with more data"
         )
     checkpoint = checkpoint_of(study, point)
     longer = Recipe(**{**point.recipe.as_dict(), "data_fraction": 1.0, "epochs": epochs})

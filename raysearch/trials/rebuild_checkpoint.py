@@ -33,7 +33,7 @@ def rebuild_checkpoint(study: Path, point: FrontPoint) -> FrontPoint:
         heldout = trial.finish(study / folder)
     except FloatingPointError as error:
         raise InputError(
-            f"--retrain: recipe {point.key} did not finish here ({error}); choose another budget"
+            f"--rebuild: recipe {point.key} did not finish here ({error}); choose another budget"
         ) from None
     finally:
         trial.close()

@@ -1,6 +1,6 @@
 """What early stopping decisions cost and are worth on the recorded trials: docs/measurements/search.md.
 
-    python scripts/benchmarks/early_stopping.py                  # correlations, then replays: about ten minutes of one core
+    python scripts/benchmarks/early_stopping.py                  # correlations, then replays: ten minutes on one core
     python scripts/benchmarks/early_stopping.py --seeds 10       # a minute
     python scripts/benchmarks/early_stopping.py --sampler ehvi --seeds 20
 

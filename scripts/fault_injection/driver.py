@@ -1,4 +1,4 @@
-"""The part `driver` of fault_suite.py: the driver alone, with a stand-in for training."""
+"""Part `driver` of run.py: the driver alone, with a stand-in for training."""
 
 import errno
 import itertools

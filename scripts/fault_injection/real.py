@@ -1,4 +1,4 @@
-"""The part `real` of fault_suite.py: the search of the tests on the embedded LVLM, with real recovery training."""
+"""Part `real` of run.py: the search of the tests on the embedded LVLM, with real recovery training."""
 
 import itertools
 import os

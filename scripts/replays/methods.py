@@ -1,4 +1,4 @@
-"""What bench_search.py compares: the search of raysearch, part by part, and those of other libraries as they are."""
+"""What run.py compares: the search of raysearch, part by part, and those of other libraries as they are."""
 
 import functools
 import zlib

