@@ -13,7 +13,7 @@ from raysearch.backend.coordinator import Coordinator
 from raysearch.backend.tuner import relay_log
 from raysearch.errors import InputError
 from raysearch.logging import LEVEL_VARIABLE, configure, logger
-from raysearch.testing.local_coordinator import LocalCoordinator
+from scripts.testing.local_coordinator import LocalCoordinator
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,6 @@ from raysearch.backend.messages import (
     RunRecipe,
     SaveScores,
     ScoresWritten,
-    Seconds,
     TrialCommand,
 )
 from raysearch.backend.node_check import check_node
@@ -171,14 +170,12 @@ class Worker:
             size_bytes=size.size_bytes,
             size_ratio=size.size_bytes / dense.size_bytes,
             is_last=score.samples_seen >= self._trial.end,
-            seconds=Seconds(**self._trial.seconds),
+            **self._trial.seconds,
         )
 
     def _finish(self, folder: Path) -> CheckpointWritten:
         heldout = self._trial.finish(folder)
-        return CheckpointWritten(
-            checkpoint=f"{CHECKPOINTS}/{folder.name}", heldout=heldout, seconds=Seconds(**self._trial.seconds)
-        )
+        return CheckpointWritten(checkpoint=f"{CHECKPOINTS}/{folder.name}", heldout=heldout, **self._trial.seconds)
 
     def _save_scores(self, folder: Path) -> ScoresWritten:
         from raysearch.evaluation.retention import save_results

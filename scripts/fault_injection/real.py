@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import yaml
 
-from raysearch.testing.spaces import SMALL_SPACE
 from scripts.fault_injection.cluster import outcome
 from scripts.fault_injection.driver import check
+from scripts.testing.spaces import SMALL_SPACE
 
 
 def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[], None]]]:

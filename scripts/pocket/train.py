@@ -40,10 +40,10 @@ from transformers import LlavaForConditionalGeneration
 
 from raysearch.pocket import SPLITS
 from raysearch.pocket.drawing import ATTRIBUTES, Draw
-from raysearch.pocket.model import BOS, NUM_IMAGE_TOKENS, USER, make_processor, make_tokenizer
+from raysearch.pocket.model import BOS, NUM_IMAGE_TOKENS, USER, make_processor
 from raysearch.pocket.question_templates import SHORT, make_questions
 from raysearch.pocket.splits import labeled_images
-from scripts.pocket.architecture import make_model
+from scripts.pocket.architecture import make_model, make_tokenizer
 from scripts.pocket.packing import IGNORED, PREFIX, Packer, Row, batch_rows
 from scripts.pocket.training import (
     ATTENTION,

@@ -23,9 +23,9 @@ import numpy as np
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
 from raysearch.study.multi_objective import hypervolume
-from raysearch.testing.simulator import simulate
 from scripts.replays.methods import METHODS
 from scripts.replays.report import by_problem, read_lines, tables
+from scripts.replays.simulator import simulate
 from scripts.replays.tables import CURVES, HPO_TABLES, EndsOnly, Table, load_hpo_table, load_recorded_table
 
 COSTS = (5, 10, 20, 25, 50)  # in full runs, measured at every rung

@@ -21,7 +21,7 @@ from raysearch.errors import InputError
 from raysearch.files import StorageProblem, write_json
 from raysearch.study.front import Measured
 from raysearch.study.records import Score
-from raysearch.testing.local_coordinator import LocalCoordinator
+from scripts.testing.local_coordinator import LocalCoordinator
 
 RECIPE = Recipe(mode="layerwise", ratio=0.3, criterion="deepest")
 FULL = OSError(errno.ENOSPC, "no space left")
@@ -103,7 +103,7 @@ def test_a_recipe_runs_through_a_slot(open_slot, coordinator, tmp_path):
     first, last = slot.ask(RunRecipe(recipe=RECIPE)), slot.ask(NextRung())
     assert (first.score.samples_seen, first.is_last) == (10, False)
     assert (last.score.samples_seen, last.is_last, last.size_ratio) == (30, True, 0.5)
-    assert last.seconds.seconds_training == 1.0
+    assert last.seconds_training == 1.0
     written = slot.ask(FinishTrial(folder=str(tmp_path / "checkpoints" / "x")))
     assert (written.checkpoint, written.heldout.retention) == ("checkpoints/x", 0.3)
     assert coordinator.call(Coordinator.dense_scores) == {"digits": 0.9}

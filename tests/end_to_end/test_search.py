@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import yaml
 
-from raysearch.testing.spaces import SMALL_SPACE
 from scripts.maintenance.compare_studies import differences, read
+from scripts.testing.spaces import SMALL_SPACE
 
 
 @pytest.fixture(scope="module")
