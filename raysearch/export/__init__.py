@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
-from raysearch.export.card import flat, model_card
+from raysearch.export.card import flatten, model_card
 from raysearch.export.packed import save_packed
 from raysearch.files import replace_folder
 from raysearch.logging import quiet
@@ -33,51 +33,51 @@ def save(
     """Write the folder whole or not at all: sharded safetensors, configurations, processor, recipe, scores, card.
 
     Args:
-        model: a stock model; tied weights are written once.
-        processor: what turns images and text into inputs, or a tokenizer; None writes none.
-        folder: where to; an earlier checkpoint there is replaced.
+        model: a model of transformers' own classes; tied weights are written once.
+        processor: the model's processor or tokenizer; None writes none.
+        folder: replaced if it holds a checkpoint.
         recipe: goes to `recipe.yaml`; if it quantises, the decoder's weights are packed.
-        scores: goes to `scores.json`, and to the card but for what is under `pruning`.
-        card: facts for the model card, in the order to be shown; `base_model` and `title` are used specially.
+        scores: go to `scores.json`, and to the card without those under `pruning`.
+        card: rows for the model card, as `card` of `model_card`.
 
     Raises:
-        InputError: `folder` is a file, or holds something that is no checkpoint; or the recipe quantises, and the
-            package that packs the weights is missing.
+        InputError: `folder` is a file, or holds other files than a checkpoint; or the recipe quantises, and the package
+            that packs the weights is missing.
     """
     folder = Path(folder)
     check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    built = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         with quiet():
             if recipe is None or recipe.quantization == "none":
-                model.save_pretrained(built, max_shard_size=MAX_SHARD_SIZE)
+                model.save_pretrained(unfinished, max_shard_size=MAX_SHARD_SIZE)
             else:
-                save_packed(model, recipe.quantization, built, max_shard_size=MAX_SHARD_SIZE)
+                save_packed(model, recipe.quantization, unfinished, max_shard_size=MAX_SHARD_SIZE)
         if processor is not None:
-            processor.save_pretrained(built)
+            processor.save_pretrained(unfinished)
         if recipe is not None:
-            (built / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+            (unfinished / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
         if scores is not None:
-            (built / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-        measured = flat({name: part for name, part in (scores or {}).items() if name != "pruning"})
+            (unfinished / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+        measured = flatten({name: part for name, part in (scores or {}).items() if name != "pruning"})
         multimodal = family_for(model).is_multimodal
-        (built / "README.md").write_text(model_card(multimodal, recipe, {"Scores": measured}, card or {}))
-        os.chmod(built, 0o755)
-        for path in built.rglob("*"):
+        (unfinished / "README.md").write_text(model_card(multimodal, recipe, {"Scores": measured}, card or {}))
+        os.chmod(unfinished, 0o755)
+        for path in unfinished.rglob("*"):
             os.chmod(path, 0o755 if path.is_dir() else 0o644)  # safetensors writes 0600
-        replace_folder(built, folder)
+        replace_folder(unfinished, folder)
     finally:
-        shutil.rmtree(built, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def check_target(folder: Path) -> None:
     """Check that a checkpoint may be written to `folder`.
 
     Raises:
-        InputError: it is a file, or holds something that is no checkpoint.
+        InputError: it is a file, or holds other files than a checkpoint.
     """
     if folder.is_file():
         raise InputError(f"{folder}: is a file; name a folder to write to")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: holds files that are no checkpoint; name a new or empty folder")
+        raise InputError(f"{folder}: holds other files than a checkpoint; name a new or empty folder")

@@ -1,4 +1,4 @@
-"""Hand over the checkpoint of a front point: copied, proven and measured in a process that has transformers alone."""
+"""Export the checkpoint of a front point: copied, then loaded and measured in a process without raysearch."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from raysearch.errors import InputError
@@ -18,29 +17,20 @@ from raysearch.study.front import Front, FrontPoint, Speed
 CHECK = Path(__file__).parent / "stock_check.py"
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What a fresh process found in a checkpoint: its size, what it generated, and its speed if that was asked for."""
-
-    num_params: int
-    text: str
-    speed: Speed | None
-
-
 def export_checkpoint(
     study: Path, point: FrontPoint, to: Path, front: Front | None = None, note: str = ""
 ) -> FrontPoint:
-    """Copy a point's checkpoint to `to`, whole or not at all, and prove that it loads and answers there.
+    """Copy a point's checkpoint to `to`, whole or not at all, once it loads and generates in a clean process.
 
     Args:
-        front: the study's, for a model card with everything known; None leaves the checkpoint's own card.
+        front: the study's, for a complete model card; None leaves the checkpoint's own card.
         note: goes into that card.
 
     Returns:
         The point with its speed on this machine.
 
     Raises:
-        InputError: the point has no checkpoint, `to` is taken, or the checkpoint does not load as what it should be.
+        InputError: the point has no checkpoint, `to` is not empty, or the checkpoint does not load or has another size.
     """
     checkpoint = checkpoint_of(study, point)
     check_free(to)
@@ -50,13 +40,13 @@ def export_checkpoint(
     try:
         shutil.copytree(checkpoint, copy, dirs_exist_ok=True)
         copy.chmod(0o755)
-        loaded = load_in_clean_process(copy, speed=True)
-        if loaded.num_params != point.num_params:
+        num_params, speed = load_in_clean_process(copy, speed=True)
+        if num_params != point.num_params:
             raise InputError(
-                f"{checkpoint}: has {loaded.num_params} parameters, front.json says {point.num_params}; "
-                "the study's files don't belong together"
+                f"{checkpoint}: has {num_params} parameters, front.json says {point.num_params}; "
+                "the study's files don't match; copy the whole folder of the study again"
             )
-        point = point.model_copy(update={"measured": loaded.speed})
+        point = point.model_copy(update={"measured": speed})
         if front:
             multimodal = "vision_config" in json.loads((copy / "config.json").read_text())
             (copy / "README.md").write_text(front_card(front, point, multimodal, note))
@@ -67,7 +57,7 @@ def export_checkpoint(
 
 
 def check_free(to: Path) -> None:
-    """Check that a checkpoint may be handed over to `to`.
+    """Check that a checkpoint may be exported to `to`.
 
     Raises:
         InputError: it exists and is not an empty folder.
@@ -77,54 +67,56 @@ def check_free(to: Path) -> None:
 
 
 def measure_front(study: Path) -> Front:
-    """Measure the dense model and every checkpoint of a front on this machine, one after another, into `front.json`.
+    """Measure the dense model and every checkpoint of a front on this machine, one by one, into `front.json`.
 
     Raises:
-        InputError: the folder is no study, or a checkpoint is gone or does not load.
+        InputError: the folder is no study, or a checkpoint is missing or does not load.
     """
     front = Front.load(study)
     dense = model_folder(front.model)
-    speed = load_in_clean_process(dense if dense.is_dir() else front.model, speed=True).speed
+    _, speed = load_in_clean_process(dense if dense.is_dir() else front.model, speed=True)
     front = front.model_copy(update={"baseline": front.baseline.model_copy(update={"measured": speed})})
     points = list(front.points)
     for number, point in enumerate(points):
         if point.checkpoint:
-            speed = load_in_clean_process(checkpoint_of(study, point), speed=True).speed
+            _, speed = load_in_clean_process(checkpoint_of(study, point), speed=True)
             points[number] = point.model_copy(update={"measured": speed})
             front = front.model_copy(update={"points": list(points)})
             front.save(study)
     return front
 
 
-def load_in_clean_process(model: Path | str, speed: bool = False) -> Loaded:
-    """Load a checkpoint in a fresh process that knows transformers and not raysearch, and let it generate.
+def load_in_clean_process(model: Path | str, speed: bool = False) -> tuple[int, Speed | None]:
+    """Load a checkpoint in a clean process, by transformers and without raysearch, and let it generate.
+
+    Returns:
+        Its number of parameters, and its speed if `speed`.
 
     Raises:
         InputError: it does not load or does not generate.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **quiet}
     command = [sys.executable, "-I", str(CHECK), str(model), *(["--speed"] if speed else [])]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise InputError(f"{model}: transformers can't use this checkpoint ({reason}); choose another budget")
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    measured = Speed(**found["speed"]) if speed else None
-    return Loaded(found["num_params"], found["text"], measured)
+    return found["num_params"], Speed(**found["speed"]) if speed else None
 
 
 def checkpoint_of(study: Path, point: FrontPoint) -> Path:
     """The folder of a point's checkpoint.
 
     Raises:
-        InputError: it has none, or it isn't there.
+        InputError: it has none, it lies outside the study, or it is missing.
     """
     path = point.checkpoint_path(study)
     if path is None:
         raise InputError(
-            f"{study}: recipe {point.key} has no checkpoint, since the study kept to recovery.checkpoint_quota_gb; add "
-            "--retrain to make it again, or choose another budget"
+            f"{study}: recipe {point.key} has no checkpoint, since recovery.checkpoint_quota_gb was reached; add "
+            "--rebuild to make it again, or choose another budget"
         )
     checkpoint = path.resolve()
     if not (checkpoint / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""The quantised decoder: its weights as a checkpoint holds them, packed, and as whoever loads it computes with them.
+"""Quantised weights of the decoder: packed, as a checkpoint stores them, and rounded, as a loaded model uses them.
 
 The format is pack-quantized of compressed-tensors, which transformers reads. The vision tower, the projector, the
 embeddings and the language head stay as they are.
@@ -20,13 +20,13 @@ from raysearch.models import family_for
 
 @contextmanager
 def fake_quantized(model: PreTrainedModel, quantization: Quantization, dtype: torch.dtype) -> Iterator[PreTrainedModel]:
-    """The model with the decoder's linear weights rounded for a while; afterwards every bit is as before.
+    """The model with the decoder's linear weights rounded inside the context; on exit they are restored exactly.
 
     Args:
-        dtype: in which the model will be saved; the rounded weights are bit by bit those that it will have when loaded.
+        dtype: of the checkpoint; the rounded weights are bit-identical to those of the loaded checkpoint.
     """
     linears = {} if quantization == "none" else linear_layers(model)
-    before = [linear.weight.detach().to("cpu", copy=True) for linear in linears.values()]  # a GPU may be full
+    before = [linear.weight.detach().to("cpu", copy=True) for linear in linears.values()]  # no second copy on a GPU
     try:
         for linear in linears.values():
             linear.weight.data.copy_(dequantize(*quantize(linear.weight.detach().to(dtype), quantization)))
@@ -37,14 +37,15 @@ def fake_quantized(model: PreTrainedModel, quantization: Quantization, dtype: to
 
 
 def quantize(weight: torch.Tensor, quantization: Quantization) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round a weight to whole multiples of scales; weights that are such multiples already stay exactly as they are,
-    if the largest of a group is the largest that the bits hold.
+    """Round a weight to integers times scales.
+
+    A weight that already is such a product, with the largest integer of the format in each group, stays exact.
 
     Args:
-        weight: (outputs, inputs), in the precision of the scales.
+        weight: (outputs, inputs), in the dtype of the scales.
 
     Returns:
-        Whole numbers, int8, (outputs, inputs), and scales, (outputs, inputs / inputs per scale).
+        Integers, int8, (outputs, inputs), and scales, (outputs, inputs / inputs per scale).
     """
     largest = 2 ** (NUM_BITS[quantization] - 1) - 1
     size = inputs_per_scale(quantization, weight.shape[1])
@@ -57,13 +58,13 @@ def quantize(weight: torch.Tensor, quantization: Quantization) -> tuple[torch.Te
 
 
 def dequantize(numbers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The weight that `quantize` left, in the precision of the scales."""
+    """The rounded weight, (outputs, inputs), of `quantize`'s two tensors, in the dtype of the scales."""
     groups = numbers.unflatten(1, (scales.shape[1], -1)).to(scales.dtype)
     return (groups * scales.unsqueeze(2)).flatten(1)
 
 
 def save_packed(model: PreTrainedModel, quantization: Quantization, folder: Path, **options: Any) -> None:
-    """`save_pretrained`, with the decoder's linear weights packed and config.json saying so; the model stays.
+    """`save_pretrained` with the decoder's linear weights packed, as config.json declares; `model` is unchanged.
 
     Raises:
         InputError: the package that packs them is missing.
@@ -77,7 +78,7 @@ def save_packed(model: PreTrainedModel, quantization: Quantization, folder: Path
 
 
 def packed_tensors(model: PreTrainedModel, quantization: Quantization) -> dict[str, torch.Tensor]:
-    """A model's tensors by name, three in the place of each linear weight of the decoder."""
+    """A model's tensors by name, with packed integers, scales and shape for each linear weight of the decoder."""
     from compressed_tensors.compressors.pack_quantized import pack_to_int32
 
     tensors: dict[str, torch.Tensor] = model.state_dict()
@@ -91,7 +92,7 @@ def packed_tensors(model: PreTrainedModel, quantization: Quantization) -> dict[s
 
 
 def quantization_config(model: PreTrainedModel, quantization: Quantization) -> dict[str, Any]:
-    """What config.json says: which linear layers are packed, and how many inputs share a scale."""
+    """`quantization_config` of config.json: which linear layers are packed, and how many inputs share a scale."""
     packed = linear_layers(model)
     layers = re.escape(family_for(model).layers_name(model))
     targets: dict[str, set[str]] = {}
@@ -116,7 +117,7 @@ def quantization_config(model: PreTrainedModel, quantization: Quantization) -> d
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The linear layers of the decoder's layers, by dotted name, without those of merged adapters."""
+    """The linear layers inside the decoder layers by dotted name, without those of LoRA adapters."""
     family = family_for(model)
     prefix = family.layers_name(model)
     return {

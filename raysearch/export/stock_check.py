@@ -1,9 +1,8 @@
-"""Run alone, in a process that never imports raysearch: does a folder load with transformers, and does it answer?
+"""Check without raysearch that a folder loads with transformers and generates text; imported by nothing.
 
     python -I raysearch/export/stock_check.py FOLDER [--speed]
 
-Prints one JSON line: the number of parameters, the text generated for a grey picture, and with --speed the speed and
-memory of that.
+Prints one JSON line: number of parameters, text generated for a grey image, and with --speed its speed and memory.
 """
 
 import json
@@ -17,16 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
 PROMPT = "What is in the picture?"
 NUM_DECODED = 32
-LEAST_RUNS, MOST_RUNS, SECONDS_TO_MEASURE = 3, 20, 5.0
+MIN_RUNS, MAX_RUNS, SECONDS_TO_MEASURE = 3, 20, 5.0
 
 
 def main(folder: str, speed: bool = False) -> None:
-    """Load, generate, report."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-
+    """Load, generate, measure, print."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
     if speed and torch.cuda.is_available():
         model.to("cuda")
@@ -44,15 +44,13 @@ def main(folder: str, speed: bool = False) -> None:
 
 
 def num_params(model: Any) -> int:
-    """Without what packed weights bring along; they have been unpacked by the first pass."""
+    """Number of parameters, without the scales and shapes of packed weights, once a forward pass has unpacked them."""
     own = (".weight_scale", ".weight_shape")
     return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(own))
 
 
 def load_processor(folder: str) -> Any:
-    """The processor; by its pillow variant where torchvision is missing."""
-    from transformers import AutoProcessor
-
+    """The processor; the Pillow variant where torchvision is missing."""
     try:
         return AutoProcessor.from_pretrained(folder)
     except (ImportError, RuntimeError):
@@ -60,23 +58,20 @@ def load_processor(folder: str) -> Any:
 
 
 def encode(processor: Any) -> Any:
-    """A grey picture and a question, in the model's own chat format if it has one."""
-    from PIL import Image
-
-    picture = Image.new("RGB", (64, 64), (128, 128, 128))
-    text = PROMPT
+    """A grey image and a question, in the model's chat template if it has one."""
+    image = Image.new("RGB", (64, 64), (128, 128, 128))
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     else:
         text = f"{getattr(processor, 'image_token', '<image>')}\n{PROMPT}"
-    return processor(images=picture, text=text, return_tensors="pt")
+    return processor(images=image, text=text, return_tensors="pt")
 
 
 def measure(model: Any, inputs: Any) -> dict[str, Any]:
-    """Prefill, decoding and memory of one row; medians over as many runs as a few seconds hold."""
+    """Prefill, decoding and memory of a batch of one; times are medians over the runs of SECONDS_TO_MEASURE."""
     cache = model(**inputs, use_cache=True).past_key_values
-    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     num_tokens = int(inputs["input_ids"].shape[1])
     prefill = median_seconds(lambda: model(**inputs, use_cache=True))
     generate = partial(model.generate, **inputs, do_sample=False)
@@ -90,17 +85,15 @@ def measure(model: Any, inputs: Any) -> dict[str, Any]:
         "prefill_seconds": prefill,
         "decode_tokens_per_second": NUM_DECODED / (decoded[1] - decoded[0]),
         "peak_memory_bytes": peak_bytes(model),
-        "kv_cache_bytes_per_1000_tokens": round(1000 * kept / num_tokens),
+        "kv_cache_bytes_per_1000_tokens": round(1000 * cache_bytes / num_tokens),
     }
 
 
 def median_seconds(run: Callable[[], Any]) -> float:
-    """Of several runs, after one that warms up."""
-    import torch
-
+    """Median time of several runs, after a warm-up."""
     run()
     seconds: list[float] = []
-    while len(seconds) < LEAST_RUNS or (len(seconds) < MOST_RUNS and sum(seconds) < SECONDS_TO_MEASURE):
+    while len(seconds) < MIN_RUNS or (len(seconds) < MAX_RUNS and sum(seconds) < SECONDS_TO_MEASURE):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         started = time.perf_counter()
@@ -112,9 +105,7 @@ def median_seconds(run: Callable[[], Any]) -> float:
 
 
 def device_name(model: Any) -> str:
-    """The GPU, or the processor and how many threads were used."""
-    import torch
-
+    """The GPU, or the CPU and the number of threads."""
     if model.device.type == "cuda":
         return torch.cuda.get_device_name(model.device)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -123,15 +114,13 @@ def device_name(model: Any) -> str:
 
 
 def peak_bytes(model: Any) -> int:
-    """Most memory taken so far: of the GPU, or of this whole process."""
-    import torch
-
+    """Peak memory so far: of the GPU, or of this process on a CPU."""
     if model.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    # Where there is no /proc: this also counts what the starting process held when it forked.
+    # Without /proc: this includes the parent's memory at the fork.
     return 1024 * (peaks[0] if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 

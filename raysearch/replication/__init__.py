@@ -1,1 +1,1 @@
-"""The study of arXiv 2604.24380 on any model: its grid, its tables with intervals, and which of its claims hold."""
+"""Replication of arXiv 2604.24380 on any model: its grid, its tables with intervals, and checks of its claims."""

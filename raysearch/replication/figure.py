@@ -1,7 +1,7 @@
-"""The paper's Figures 3, 5 and 6 as one picture: retention over the ratio, with intervals."""
+"""The paper's Figures 3, 5 and 6 as one plot: retention over the ratio, with intervals."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from raysearch.evaluation.retention import Estimate
@@ -14,7 +14,7 @@ _MIXES = ("sft", "sft+kl", "sft+rkl", "sft+l2", "sft+kl+l2", "sft+rkl+l2", "kl",
 
 
 def curves(table: Table) -> dict[str, dict[str, Curve]]:
-    """Per panel and curve, the ratios that were measured, ascending, and the retention there; empty ones left out."""
+    """Measured ratios, ascending, and the retention there, by panel and curve; empty ones are left out."""
     ratios = table.ratios
     regimes: dict[str, Callable[[str, float], Cell]] = {"none": untrained, "projector": projector, "joint": joint}
     panels: dict[str, dict[str, list[Cell]]] = {
@@ -29,41 +29,31 @@ def curves(table: Table) -> dict[str, dict[str, Curve]]:
             for fraction in sorted({cell.fraction for cell in table.cells})
         },
     }
-    found = {title: {name: _curve(table, cells) for name, cells in made.items()} for title, made in panels.items()}
-    filled = {title: {name: curve for name, curve in made.items() if curve} for title, made in found.items()}
-    return {title: made for title, made in filled.items() if made}
-
-
-def _curve(table: Table, cells: Sequence[Cell]) -> Curve:
-    return [(cell.ratio, table.kept(cell)) for cell in cells if cell in table]
+    found: dict[str, dict[str, Curve]] = {}
+    for title, rows in panels.items():
+        for name, cells in rows.items():
+            curve = [(cell.ratio, table.retention(cell)) for cell in cells if cell in table]
+            if curve:
+                found.setdefault(title, {})[name] = curve
+    return found
 
 
 def write_figure(table: Table, path: Path) -> None:
-    """Replace `path`, a PNG, by the picture."""
+    """Replace `path`, a PNG, by the plot of `curves`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     panels = curves(table)
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5.2 * len(panels), 4.2), constrained_layout=True, squeeze=False
-    )
-    for axis, (title, made) in zip(axes[0], panels.items(), strict=True):
-        for name, curve in made.items():
-            ratios, kept = [100 * ratio for ratio, _ in curve], [value for _, value in curve]
-            reach = [[100 * (value.value - value.interval[0]) for value in kept]] * 2
-            style = "--" if name.startswith(LAYER) else "-"
-            axis.errorbar(
-                ratios,
-                [100 * value.value for value in kept],
-                reach,
-                label=name,
-                marker="o",
-                markersize=3,
-                linestyle=style,
-                capsize=2,
-            )
+    size = (5.2 * len(panels), 4.2)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, constrained_layout=True, squeeze=False)
+    for axis, (title, rows) in zip(axes[0], panels.items(), strict=True):
+        for name, curve in rows.items():
+            ratios, retentions = [100 * ratio for ratio, _ in curve], [100 * value.value for _, value in curve]
+            half_widths = [100 * (value.value - value.interval[0]) for _, value in curve]
+            style = {"marker": "o", "markersize": 3, "linestyle": "--" if name.startswith(LAYER) else "-"}
+            axis.errorbar(ratios, retentions, half_widths, label=name, capsize=2, **style)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("% of the decoder's parameters removed")
         axis.set_ylabel("retention, %")

@@ -1,16 +1,17 @@
-"""The study as a page: the paper's tables for this model, and its claims with their verdicts."""
+"""The Markdown page of a replication: the paper's tables for this model, and its claims with their verdicts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from raysearch.config.budget import Size, size_text
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation.retention import retention
 from raysearch.files import write_text
-from raysearch.replication.claims import LAYER, STATEMENTS, WIDTH, joint, projector, untrained, verdict
+from raysearch.replication.claims import CLAIMS, LAYER, WIDTH, joint, projector, untrained, verdict
 from raysearch.replication.figure import FIGURE, write_figure
 from raysearch.replication.probes import Probes
 from raysearch.replication.table import Cell, Table, percent
+from raysearch.report.terminal import CHECK_PROMPTS
 from raysearch.search.samplers.grid import grid
 from raysearch.study.folder import read_trials
 
@@ -22,7 +23,7 @@ Row = tuple[str, ...]
 
 
 def write_page(folder: Path, space: SearchSpace, dense: Size) -> Path:
-    """Replace DIR/study.md and its picture by what the study in `folder` has measured so far."""
+    """Write study.md and its figure from what the study in `folder` has measured so far, and return its path."""
     table = Table.load(folder, read_trials(folder))
     probes = Probes.load(folder, grid(space))
     own = {entry.name: entry.scale for entry in space.benchmarks if not isinstance(entry, str)}
@@ -33,9 +34,14 @@ def write_page(folder: Path, space: SearchSpace, dense: Size) -> Path:
 
 
 def page(space: SearchSpace, table: Table, probes: Probes, scales: dict[str, float], dense: Size) -> str:
-    """The page in Markdown."""
+    """The page in Markdown.
+
+    Args:
+        scales: by benchmark, the number that its scores are shown as a multiple of; 100 for percent.
+    """
     num = sum(len(values) for values in table.dense.scores.values())
     seeds = len(set(space.values_of("seed") or [0]))
+    scored = ("mode", "ratio", *scales, "AVG", "retention")
     parts = [
         f"# The study of arXiv 2604.24380 on {space.model}",
         f"{len(table.cells)} recipes, {seeds} {'seeds' if seeds > 1 else 'seed'}, {num:,} held-out questions. "
@@ -44,24 +50,14 @@ def page(space: SearchSpace, table: Table, probes: Probes, scales: dict[str, flo
         *_better_than_dense(table),
         f"![Retention over the ratio]({FIGURE})",
         _section("The paper's claims", ("", "claim", "here", "measured"), _claims(table, probes)),
-        _section(
-            "T2. Without recovery", ("mode", "ratio", *scales, "AVG", "kept"), _scores(table, scales, _untrained(table))
-        ),
+        _section("T2. Without recovery", scored, _scores(table, scales, _untrained(table))),
         _section(
             "T3. Size, and time to the first token",
             ("mode", "ratio", "size", "of dense", "ms"),
             _sizes(table, probes, dense),
         ),
-        _section(
-            "T3c. What is trained, by SFT",
-            ("ratio", *(f"{m}, {w}" for w in ("none", "projector", "joint") for m in MODES)),
-            _regimes(table),
-        ),
-        _section(
-            "T5. Best recipes of the paper, SFT with hidden states",
-            ("mode", "ratio", *scales, "AVG", "kept"),
-            _scores(table, scales, _best(table)),
-        ),
+        _section("T3c. What is trained, by SFT", *_regimes(table)),
+        _section("T5. Best recipes of the paper, SFT with hidden states", scored, _scores(table, scales, _best(table))),
         _section("T5a. One loss alone, widthwise", ("ratio", *_ALONE), _losses(table, _ALONE)),
         _section("T5b. Mixes, widthwise", ("ratio", *_MIXED), _losses(table, _MIXED)),
         _section("T6. Share of the data, widthwise, SFT with hidden states, in % of all data", *_fractions(table)),
@@ -71,23 +67,21 @@ def page(space: SearchSpace, table: Table, probes: Probes, scales: dict[str, flo
 
 
 def _better_than_dense(table: Table) -> list[str]:
-    cells = [cell for cell in table.cells if table.kept(cell).interval[0] > 1]
+    cells = [cell for cell in table.cells if table.retention(cell).interval[0] > 1]
     if not cells:
         return []
     return [
-        f"**Warning:** {len(cells)} of the recipes keep more than the dense model has, beyond noise (the first is "
-        f"{cells[0].mode} {cells[0].ratio:.0%}, {cells[0].regime}, with {percent(table.kept(cells[0]))}). Unless "
-        "recovery taught these very questions, the dense model isn't asked as it was trained: compare its scores with "
-        "published ones, and mend the chat template or the benchmarks' prompt."
+        f"**Warning:** {len(cells)} of the recipes retain significantly more than 100% (the first is {cells[0].mode} "
+        f"{cells[0].ratio:.0%}, {cells[0].regime}, with {percent(table.retention(cells[0]))}). {CHECK_PROMPTS}"
     ]
 
 
 def _claims(table: Table, probes: Probes) -> list[Row]:
     rows: list[Row] = []
-    for statement in STATEMENTS:
-        checks = statement.checks(table, probes)
+    for claim in CLAIMS:
+        checks = claim.checks(table, probes)
         measured = "; ".join(check.text() for check in checks) or "not measured"
-        rows.append((str(statement.number), statement.claim, f"**{verdict(checks)}**", measured))
+        rows.append((str(claim.number), claim.text, f"**{verdict(checks)}**", measured))
     return rows
 
 
@@ -100,13 +94,13 @@ def _best(table: Table) -> list[Cell]:
 
 
 def _scores(table: Table, scales: dict[str, float], cells: Iterable[Cell]) -> list[Row]:
-    def row(first: str, second: str, means: dict[str, float], kept: str) -> Row:
+    def row(mode: str, ratio: str, means: dict[str, float], retention: str) -> Row:
         shown = [f"{means[name] * scale:.1f}" for name, scale in scales.items()]
-        return (first, second, *shown, f"{100 * sum(means.values()) / len(means):.1f}", kept)
+        return (mode, ratio, *shown, f"{100 * sum(means.values()) / len(means):.1f}", retention)
 
     rows = [row("dense", "0%", table.dense.means(), "100")]
     return rows + [
-        row(cell.mode, f"{cell.ratio:.0%}", table.scores(cell), percent(table.kept(cell)))
+        row(cell.mode, f"{cell.ratio:.0%}", table.scores(cell), percent(table.retention(cell)))
         for cell in cells
         if cell in table
     ]
@@ -114,55 +108,55 @@ def _scores(table: Table, scales: dict[str, float], cells: Iterable[Cell]) -> li
 
 def _sizes(table: Table, probes: Probes, dense: Size) -> list[Row]:
     def row(cell: Cell | None, size: Size) -> Row:
-        taken = probes.seconds.get(cell)
-        low, high = taken.interval if taken else (0.0, 0.0)
-        shown = f"{1e3 * taken.value:.1f} [{1e3 * low:.1f}, {1e3 * high:.1f}]" if taken else "-"
+        milliseconds = "-"
+        if seconds := probes.seconds.get(cell):
+            low, high = seconds.interval
+            milliseconds = f"{1e3 * seconds.value:.1f} [{1e3 * low:.1f}, {1e3 * high:.1f}]"
         named = (cell.mode, f"{cell.ratio:.0%}") if cell else ("dense", "0%")
-        return (*named, size_text(size.size_bytes), f"{size.size_bytes / dense.size_bytes:.1%}", shown)
+        return (*named, size_text(size.size_bytes), f"{size.size_bytes / dense.size_bytes:.1%}", milliseconds)
 
     return [row(None, dense), *(row(cell, table.sizes[cell]) for cell in _untrained(table) if cell in table.sizes)]
 
 
-def _regimes(table: Table) -> list[Row]:
-    made: tuple[Callable[[str, float], Cell], ...] = (untrained, projector, joint)
-    return [
-        (f"{ratio:.0%}", *(_kept(table, make(mode, ratio)) for make in made for mode in MODES))
+def _regimes(table: Table) -> tuple[Row, list[Row]]:
+    regimes = {"none": untrained, "projector": projector, "joint": joint}
+    header = ("ratio", *(f"{mode}, {name}" for name in regimes for mode in MODES))
+    return header, [
+        (f"{ratio:.0%}", *(_retention(table, cell(mode, ratio)) for cell in regimes.values() for mode in MODES))
         for ratio in table.ratios
     ]
 
 
 def _losses(table: Table, losses: Sequence[str]) -> list[Row]:
-    return [(f"{r:.0%}", *(_kept(table, joint(WIDTH, r, mix)) for mix in losses)) for r in table.ratios]
+    return [(f"{r:.0%}", *(_retention(table, joint(WIDTH, r, mix)) for mix in losses)) for r in table.ratios]
 
 
 def _fractions(table: Table) -> tuple[Row, list[Row]]:
-    found = sorted({cell.fraction for cell in table.cells if cell.losses == "sft+l2" and cell.mode == WIDTH})
+    fractions = sorted({cell.fraction for cell in table.cells if cell.losses == "sft+l2" and cell.mode == WIDTH})
     rows: list[Row] = []
     for ratio in table.ratios:
         whole = joint(WIDTH, ratio, "sft+l2")
-        cells = [joint(WIDTH, ratio, "sft+l2", fraction) for fraction in found]
+        cells = [joint(WIDTH, ratio, "sft+l2", fraction) for fraction in fractions]
         shown = [percent(table.relative(c, whole)) if c in table and whole in table else "-" for c in cells]
         rows.append((f"{ratio:.0%}", *shown))
-    return ("ratio", *(f"{fraction:.0%}" for fraction in found)), rows
+    return ("ratio", *(f"{fraction:.0%}" for fraction in fractions)), rows
 
 
 def _calibration(probes: Probes) -> tuple[Row, list[Row]]:
-    cells = list(dict.fromkeys(cell for _, cell in probes.calibration))
-    sizes = sorted({num for num, _ in probes.calibration})
+    cells, dense = list(dict.fromkeys(cell for _, cell in probes.calibration)), probes.search_dense
     rows: list[Row] = []
-    for num in sizes:
+    for num in sorted({num for num, _ in probes.calibration}):
         found = [probes.calibration.get((num, cell)) for cell in cells]
-        dense = probes.search_dense
         rows.append((str(num), *(percent(retention(r, dense)) if r and dense else "-" for r in found)))
     return ("samples", *(f"{cell.mode} {cell.ratio:.0%}" for cell in cells)), rows
 
 
-def _kept(table: Table, cell: Cell) -> str:
-    return percent(table.kept(cell)) if cell in table else "-"
+def _retention(table: Table, cell: Cell) -> str:
+    return percent(table.retention(cell)) if cell in table else "-"
 
 
 def _section(title: str, header: Row, rows: Sequence[Row]) -> str:
-    """A titled table; empty without rows or with nothing in them."""
+    """A titled table, or nothing if all its cells are empty."""
     if not any(cell != "-" for row in rows for cell in row[1:]):
         return ""
     lines = [header, ("---",) * len(header), *rows]

@@ -1,5 +1,5 @@
-"""What the paper measured beside its recipes, on models that are pruned and not recovered: how many samples
-importance takes (Figure 7), what is lost in words alone (Table 4), and how long an answer takes (Table 3)."""
+"""The paper's measurements on models that are pruned and not recovered: number of calibration samples (Figure 7),
+scores without images (Table 4), and time to the first token (Table 3)."""
 
 import json
 import time
@@ -19,19 +19,19 @@ from raysearch.replication.table import SCORES, Cell, cell_of
 
 PROBES = "probes"
 CALIBRATION_SIZES = (1, 2, 5, 10, 20, 50)
-NUM_TIMED, NUM_WARM = 30, 3
+NUM_TIMED, NUM_WARM_UP = 30, 3
 
 
 @dataclass(frozen=True)
 class Probes:
-    """What was measured.
+    """The measurements, as far as a study has them.
 
     Attributes:
-        search_dense: the dense model's results on the search split; None if they weren't measured.
-        calibration: by calibration samples and cell, results on the search split.
-        text_dense: the dense model's held-out results with the images withheld; None if they weren't measured.
+        search_dense: the dense model's results on the search split.
+        calibration: results on the search split by number of calibration samples and cell.
+        text_dense: the dense model's held-out results with the images withheld.
         text: the same by cell.
-        seconds: of the first token of an answer, mean and standard error, by cell; None for the dense model.
+        seconds: mean time to the first token by cell; of the dense model under None.
     """
 
     search_dense: Results | None
@@ -42,9 +42,9 @@ class Probes:
 
     @classmethod
     def load(cls, folder: Path, recipes: Sequence[Recipe]) -> "Probes":
-        """As far as the study in `folder` has them."""
+        """Read those that the study in `folder` has, of the cells of `recipes`."""
         cells = {_name(recipe): cell_of(recipe) for recipe in _probed(recipes)}
-        stored = {path.stem: load_results(path) for path in sorted((folder / PROBES).glob("*.npz"))}
+        stored = {path.stem: load_results(path) for path in (folder / PROBES).glob("*.npz")}
         timed = json.loads(path.read_text()) if (path := folder / PROBES / "seconds.json").exists() else {}
         calibration = {
             (num, cell): stored[f"calibration-{num}-{name}"]
@@ -58,7 +58,7 @@ class Probes:
 
 
 def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None:
-    """Measure what the study in `folder` lacks, in this process."""
+    """Measure what the study in `folder` lacks of `recipes`, in this process, into its `probes` folder."""
     untrained = _probed(recipes)
     wanted = {f"text-{_name(recipe)}" for recipe in untrained} | {"search-dense", "text-dense", "seconds"}
     wanted |= {f"calibration-{num}-{_name(recipe)}" for num in CALIBRATION_SIZES for recipe in untrained}
@@ -68,20 +68,19 @@ def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None
 
     dense = load_results(folder / SCORES / "dense.npz")
     context = TrialContext(space, DenseBaselines(dense, dense, dense, {}))
-    words = [replace(b, questions=tuple(q.without_images() for q in b.questions)) for b in context.heldout]
-    _keep(folder, "search-dense", partial(context.evaluate, context.model, context.questions))
-    _keep(folder, "text-dense", partial(context.evaluate, context.model, words))
+    without_images = [replace(b, questions=tuple(q.without_images() for q in b.questions)) for b in context.heldout]
+    _save_once(folder, "search-dense", partial(context.evaluate, context.model, context.questions))
+    _save_once(folder, "text-dense", partial(context.evaluate, context.model, without_images))
     timed = {"dense": _seconds(context, context.model)}
     for recipe, model in _pruned(context, untrained, space.calibration.num_samples):
-        _keep(folder, f"text-{_name(recipe)}", partial(context.evaluate, model, words))
+        _save_once(folder, f"text-{_name(recipe)}", partial(context.evaluate, model, without_images))
         timed[_name(recipe)] = _seconds(context, model)
     write_json(folder / PROBES / "seconds.json", timed)
     for num in CALIBRATION_SIZES:
-        left = [r for r in untrained if not _path(folder, f"calibration-{num}-{_name(r)}").exists()]
-        for recipe, model in _pruned(context, left, num):
-            save_results(
-                _path(folder, f"calibration-{num}-{_name(recipe)}"), context.evaluate(model, context.questions)
-            )
+        missing = [r for r in untrained if not _path(folder, f"calibration-{num}-{_name(r)}").exists()]
+        for recipe, model in _pruned(context, missing, num):
+            name = f"calibration-{num}-{_name(recipe)}"
+            _save_once(folder, name, partial(context.evaluate, model, context.questions))
 
 
 def _probed(recipes: Sequence[Recipe]) -> list[Recipe]:
@@ -90,7 +89,7 @@ def _probed(recipes: Sequence[Recipe]) -> list[Recipe]:
 
 
 def _pruned(context: Any, recipes: Sequence[Recipe], num_samples: int) -> Iterator[tuple[Recipe, Any]]:
-    """Each recipe's model, pruned by importance on so many samples."""
+    """Each recipe with its model, pruned by importance on `num_samples` samples."""
     names = {name for recipe in recipes for name in recipe.criteria if name}
     importances = {name: context.importance(name, num_samples) for name in sorted(names)}
     for recipe in recipes:
@@ -98,20 +97,20 @@ def _pruned(context: Any, recipes: Sequence[Recipe], num_samples: int) -> Iterat
 
 
 def _seconds(context: Any, model: Any) -> tuple[float, float]:
-    """Mean time of one token's answer to one held-out question, and its standard error."""
+    """Mean time to the first token of the answer to one held-out question, and its standard error."""
     from raysearch.evaluation.evaluator import generate_answers
 
     question = context.heldout[0].questions[:1]
-    taken = []
-    for _ in range(NUM_WARM + NUM_TIMED):
+    seconds = []
+    for _ in range(NUM_WARM_UP + NUM_TIMED):
         start = time.perf_counter()
         generate_answers(model, context.encoder, question, 1)
-        taken.append(time.perf_counter() - start)
-    timed = np.array(taken[NUM_WARM:])
+        seconds.append(time.perf_counter() - start)
+    timed = np.array(seconds[NUM_WARM_UP:])
     return float(timed.mean()), float(timed.std(ddof=1) / np.sqrt(len(timed)))
 
 
-def _keep(folder: Path, name: str, evaluate: Callable[[], Results]) -> None:
+def _save_once(folder: Path, name: str, evaluate: Callable[[], Results]) -> None:
     if not _path(folder, name).exists():
         save_results(_path(folder, name), evaluate())
 

@@ -1,8 +1,8 @@
-"""What a grid has measured, by cell of the paper's design; every number with its interval.
+"""Results of a grid by cell of the paper's design, each value with its interval.
 
-Comparisons are paired: both models answer the same questions. A standard error joins two sources: questions (the
-linearised ratio, clustered by image, on scores averaged over seeds) and seeds. Two or three seeds say little about
-their own spread, so a table pools it over all recipes of one ratio.
+Comparisons are paired: both models answer the same questions. A standard error combines two sources: questions (the
+linearised ratio, clustered by image, on scores averaged over seeds) and seeds. Two or three seeds estimate their own
+variance badly, so a table pools it over all recipes of one ratio.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +27,9 @@ class Cell:
 
     Attributes:
         regime: what is trained: none, projector, or joint (the decoder too, with LoRA or whole).
-        losses: of sft, kl, rkl and l2, those with a weight, in this order, joined by `+`.
+        losses: sft, kl, rkl, l2 and other losses by their field, those with a weight, in this order, joined by `+`.
         fraction: share of the recovery data; 1 where nothing is trained.
-        quantization: of the decoder's weights afterwards.
+        quantization: of the decoder's weights after recovery.
     """
 
     mode: str
@@ -42,17 +42,11 @@ class Cell:
 
 def cell_of(recipe: Recipe) -> Cell:
     """The cell that a recipe belongs to; seeds share it."""
-    logits = "rkl" if recipe.kl == "reverse" else "kl"
-    weights = {"sft": recipe.sft, logits: recipe.logits_kd, "l2": recipe.hidden_kd}
-    losses = "+".join(name for name, weight in weights.items() if weight)
-    return Cell(
-        recipe.mode,
-        recipe.ratio,
-        _REGIMES.get(recipe.trained, "joint"),
-        losses,
-        1.0 if recipe.data_fraction is None else recipe.data_fraction,
-        recipe.quantization,
-    )
+    published = {"logits_kd": "rkl" if recipe.kl == "reverse" else "kl", "hidden_kd": "l2"}
+    losses = "+".join(published.get(name, name) for name in recipe.loss_weights)
+    fraction = 1.0 if recipe.data_fraction is None else recipe.data_fraction
+    regime = _REGIMES.get(recipe.trained, "joint")
+    return Cell(recipe.mode, recipe.ratio, regime, losses, fraction, recipe.quantization)
 
 
 class Table:
@@ -66,7 +60,7 @@ class Table:
 
     @classmethod
     def load(cls, folder: Path, records: Iterable[TrialRecord]) -> "Table":
-        """The finished trials of a study that kept its scores."""
+        """The finished trials of a study with `search.keep_scores`."""
         first: dict[Cell, str] = {}
         results: dict[Cell, list[Results]] = {}
         sizes: dict[Cell, Size] = {}
@@ -85,19 +79,19 @@ class Table:
 
     @property
     def cells(self) -> list[Cell]:
-        """All that was measured."""
+        """All measured cells."""
         return list(self._results)
 
     @property
     def ratios(self) -> list[float]:
-        """The ratios that were measured, in ascending order."""
+        """The measured ratios above 0, ascending."""
         return sorted({cell.ratio for cell in self._results if cell.ratio})
 
     def scores(self, cell: Cell) -> dict[str, float]:
         """Mean score per benchmark, averaged over seeds."""
         return _mean(self._results[cell]).means()
 
-    def kept(self, cell: Cell) -> Estimate:
+    def retention(self, cell: Cell) -> Estimate:
         """Retention relative to the dense model."""
         runs = self._results[cell]
         overall = retention(_mean(runs), self.dense)
@@ -111,23 +105,23 @@ class Table:
         return Estimate(overall.value, float(np.linalg.norm(errors)))
 
     def gap_to(self, other: Results, cell: Cell) -> Estimate:
-        """Retention of one model of another study, whose seed is as it is, minus that of a cell."""
+        """Retention of one model of another study, without an error for its seed, minus that of a cell."""
         overall = difference(other, _mean(self._results[cell]), self.dense)
         return Estimate(overall.value, float(np.hypot(overall.se, self._seed_error(cell))))
 
     def relative(self, first: Cell, second: Cell) -> Estimate:
-        """What `first` keeps of what `second` has."""
+        """Retention of `first` relative to `second`."""
         overall = retention(_mean(self._results[first]), _mean(self._results[second]))
-        base = self.kept(second).value
+        base = self.retention(second).value
         errors = (self._seed_error(first) / base, overall.value * self._seed_error(second) / base)
         return Estimate(overall.value, float(np.linalg.norm((overall.se, *errors))))
 
     def _seed_error(self, cell: Cell) -> float:
-        """Standard error of a mean over seeds; none where nothing is trained, since nothing is drawn."""
+        """Standard error of a mean over seeds; 0 without recovery, which is deterministic."""
         return 0.0 if cell.regime == "none" else self._seed_sd[cell.ratio] / np.sqrt(len(self._results[cell]))
 
     def _pooled_sd(self, ratio: float) -> float:
-        """Standard deviation of retention between seeds, over all recipes of a ratio that were run more than once."""
+        """Standard deviation of retention between seeds, pooled over the recipes of a ratio with several seeds."""
         variances, weights = [0.0], [0]
         for cell, runs in self._results.items():
             if cell.ratio == ratio and cell.regime != "none" and len(runs) > 1:
@@ -137,8 +131,8 @@ class Table:
         return float(np.sqrt(np.dot(variances, weights) / max(sum(weights), 1)))
 
 
-def kept_over_seeds(runs: Sequence[Results], dense: Results) -> Estimate:
-    """Retention of one recipe under several seeds; its error from their own spread."""
+def retention_over_seeds(runs: Sequence[Results], dense: Results) -> Estimate:
+    """Retention of one recipe over several seeds; the error includes their own variance."""
     overall = retention(_mean(runs), dense)
     each = [retention(run, dense).value for run in runs]
     return Estimate(overall.value, float(np.hypot(overall.se, _seed_error(each))))
@@ -165,7 +159,7 @@ def _mean(runs: Sequence[Results]) -> Results:
 
 
 def _paired(first: Sequence[Results], second: Sequence[Results]) -> tuple[list[Results], list[Results]]:
-    """Runs side by side; the side with one run, where nothing is drawn, is repeated."""
+    """Runs in pairs; the side with one run, which is deterministic, is repeated."""
     num = max(len(first), len(second)) if 1 in (len(first), len(second)) else min(len(first), len(second))
     return (list(first) * num)[:num], (list(second) * num)[:num]
 
@@ -178,7 +172,7 @@ def _only(results: Results, benchmarks: Sequence[str] | None) -> Results:
 
 
 def _seed_error(values: Sequence[float]) -> float:
-    """Standard error of the mean of few values, so wide that the normal interval around it is Student's."""
+    """Standard error of the mean of few values, widened so that the normal 95% interval equals Student's."""
     num = len(values)
     if num < 2:
         return 0.0

@@ -1,1 +1,1 @@
-"""What a person sees: the terminal, the pictures, and the page about a study."""
+"""Terminal output, plots and the report page of a study."""

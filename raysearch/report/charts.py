@@ -4,19 +4,20 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raysearch.report.findings import kept_per_benchmark
+from raysearch.report.findings import retention_per_benchmark
 from raysearch.report.param_importance import ParamImportance
-from raysearch.report.plots import COLOURS, FAINT, INK, PLOTLY_CONFIG
+from raysearch.report.plots import COLOURS, FAINT, INK, PLOTLY_CONFIG, SIZE_LABEL, error_bars, new_figure
 from raysearch.study.front import Front
 from raysearch.study.multi_objective import hypervolume
 from raysearch.study.records import TrialRecord
 
 MAX_TICKS = 9
+_LAYOUT: dict[str, Any] = {"height": 430, "margin": {"t": 40, "r": 20}}
 
 
-def curves(records: Sequence[TrialRecord]) -> Any:
-    """One line per trial; names in the legend are groups of mode and end."""
-    figure, named = _new_figure("recovery samples seen", "retention"), set()
+def learning_curves(records: Sequence[TrialRecord]) -> Any:
+    """Retention over samples seen, one line per trial; the legend has groups of mode and end."""
+    figure, named = new_figure("recovery samples seen", "retention", **_LAYOUT), set()
     for record in records:
         rungs = [score for score in record.rungs if score.retention == score.retention]
         if not rungs:
@@ -45,98 +46,71 @@ def curves(records: Sequence[TrialRecord]) -> Any:
 
 
 def benchmark_lines(front: Front) -> Any:
-    figure = _new_figure("size of the whole model, share of the dense model's bytes", "share of the dense score")
+    """Score of each front point relative to the dense model over size, one line per benchmark."""
+    figure = new_figure(SIZE_LABEL, "share of the dense score", **_LAYOUT)
     for name in front.baseline.scores:
-        pairs = [(point, kept_per_benchmark(point, front.baseline).get(name)) for point in front.points]
-        kept = [(point, share) for point, share in pairs if share is not None]
+        pairs = [(point, retention_per_benchmark(point, front.baseline).get(name)) for point in front.points]
+        scored = [(point, share) for point, share in pairs if share is not None]
         figure.add_scatter(
-            x=[point.size_ratio for point, _ in kept],
-            y=[share for _, share in kept],
+            x=[point.size_ratio for point, _ in scored],
+            y=[share for _, share in scored],
             mode="lines+markers",
             name=name,
-            text=[f"<b>{point.key}</b>: {point.scores[name]:.3f}" for point, _ in kept],
+            text=[f"<b>{point.key}</b>: {point.scores[name]:.3f}" for point, _ in scored],
             hovertemplate="%{text}, %{y:.1%} of the dense score<extra></extra>",
         )
-    figure.add_scatter(
-        x=[point.size_ratio for point in front.points],
-        y=[point.retention for point in front.points],
-        mode="lines",
-        name="retention",
-        line={"color": INK, "dash": "dash"},
-    )
+    sizes, retentions = [point.size_ratio for point in front.points], [point.retention for point in front.points]
+    figure.add_scatter(x=sizes, y=retentions, mode="lines", name="retention", line={"color": INK, "dash": "dash"})
     figure.update_xaxes(tickformat=".0%")
     return figure
 
 
 def importance_bars(title: str, found: Sequence[ParamImportance]) -> Any:
     """Importance of each dimension, the largest on top."""
-    figure = _new_figure("share", "")
     ranked = list(reversed(found))
+    layout = _LAYOUT | {"height": 130 + 26 * len(ranked), "margin": _LAYOUT["margin"] | {"l": 120}}
+    figure = new_figure("share", "", title={"text": title, "font": {"size": 14}}, **layout)
+    shares = [dimension.share for dimension in ranked]
     figure.add_bar(
-        x=[dimension.share for dimension in ranked],
+        x=shares,
         y=[dimension.name for dimension in ranked],
         orientation="h",
         marker={"color": COLOURS["widthwise"]},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [max(0.0, dimension.high - dimension.share) for dimension in ranked],
-            "arrayminus": [max(0.0, dimension.share - dimension.low) for dimension in ranked],
-            "color": FAINT,
-        },
+        error_x=error_bars(shares, [(dimension.low, dimension.high) for dimension in ranked], FAINT),
         hovertemplate="%{y}: %{x:.0%}<extra></extra>",
     )
-    figure.update_layout(title={"text": title, "font": {"size": 14}}, height=130 + 26 * len(ranked))
-    figure.update_layout(margin={"l": 120})
     figure.update_xaxes(tickformat=".0%", rangemode="tozero")
     figure.update_yaxes(tickformat=None)
     return figure
 
 
 def layer_lines(by_criterion: Mapping[str, Sequence[float]]) -> Any:
-    """A line per criterion over the decoder layers, each as a share of its highest score."""
-    figure = _new_figure("decoder layer, from the input", "share of the highest score")
+    """Importance over the decoder layers, one line per criterion, as a share of its highest score."""
+    figure = new_figure("decoder layer, from the input", "share of the highest score", **_LAYOUT | {"height": 330})
     for name, scores in by_criterion.items():
         highest = max(map(abs, scores)) or 1.0
         layers, shares = list(range(len(scores))), [score / highest for score in scores]
         figure.add_scatter(x=layers, y=shares, mode="lines+markers", name=name)
-    figure.update_layout(height=330)
     figure.update_xaxes(dtick=1 if all(len(scores) <= 16 for scores in by_criterion.values()) else None)
     return figure
 
 
-def progress(front: Front, records: Sequence[TrialRecord]) -> Any:
+def hypervolume_history(front: Front, records: Sequence[TrialRecord]) -> Any:
     """Hypervolume over the number of ended trials."""
-    sizes, kept, areas = [], [], []
+    sizes, retentions, areas = [], [], []
     for record in records:
         if record.end == "finished" and record.rungs:
             sizes.append(record.size_bytes / front.baseline.size_bytes)
-            kept.append(record.rungs[-1].retention)
-        areas.append(hypervolume(sizes, kept))
-    figure = _new_figure("trials ended", "hypervolume")
-    figure.add_scatter(
-        x=list(range(1, len(areas) + 1)), y=areas, mode="lines", line={"color": INK, "shape": "hv"}, name="hypervolume"
-    )
+            retentions.append(record.rungs[-1].retention)
+        areas.append(hypervolume(sizes, retentions))
+    figure = new_figure("trials ended", "hypervolume", **_LAYOUT)
+    line, numbers = {"color": INK, "shape": "hv"}, list(range(1, len(areas) + 1))
+    figure.add_scatter(x=numbers, y=areas, mode="lines", line=line, name="hypervolume")
     figure.update_yaxes(tickformat=".2f", rangemode="tozero")
     return figure
 
 
 def figure_part(figure: Any, name: str) -> str:
-    """A figure as a part of a page that holds plotly already."""
+    """A figure as a part of a page that includes plotly already."""
     part: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=PLOTLY_CONFIG)
     return part
-
-
-def _new_figure(x: str, y: str) -> Any:
-    from plotly import graph_objects
-
-    figure = graph_objects.Figure()
-    figure.update_layout(
-        template="plotly_white",
-        height=430,
-        margin={"t": 40, "r": 20},
-        hoverlabel={"bgcolor": "white", "align": "left"},
-        xaxis={"title": x},
-        yaxis={"title": y, "tickformat": ".0%"},
-    )
-    return figure

@@ -1,7 +1,7 @@
-"""Differences between settings of a study's trials, with their intervals.
+"""Effects of settings on retention, with their intervals.
 
-Estimated at equal size and mode, among finished trials, by least squares. A search tries what looks good more often,
-so these are observations, not experiments.
+Estimated by least squares among finished trials, at equal size and mode. A search samples promising settings more
+often, so these are observations, not experiments.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +12,14 @@ import numpy as np
 from raysearch.study.front import Baseline
 from raysearch.study.records import TrialRecord
 
-MIN_PER_LEVEL = 4
-"""Finished trials that a setting needs before anything is said about it."""
+Side = Callable[[TrialRecord], bool | None]
+MIN_PER_SIDE = 4
+"""Finished trials that each side of a comparison needs."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """An estimated difference with its interval."""
+    """An estimated difference in retention with its interval."""
 
     value: float
     low: float
@@ -30,61 +31,59 @@ class Effect:
         return self.low > 0 or self.high < 0
 
     def reversed(self) -> "Effect":
-        """The difference the other way round."""
+        """The difference with its sides swapped."""
         return Effect(-self.value, -self.high, -self.low)
 
     def points(self) -> str:
-        """In points of retention."""
+        """Its magnitude in points of retention, as text."""
         return f"{100 * abs(self.value):.1f} points"
 
     def interval(self) -> str:
-        """The interval in points of retention, signed as the value."""
+        """The interval in points of retention, as text with signs."""
         return f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def effect_of(
-    records: Sequence[TrialRecord], baseline: Baseline, level: Callable[[TrialRecord], bool | None]
-) -> Effect | None:
-    """Difference in retention between trials with and without something, at equal size and mode.
+def effect_of(records: Sequence[TrialRecord], baseline: Baseline, side: Side) -> Effect | None:
+    """Difference in retention between trials with and without a setting, at equal size and mode.
 
     Args:
         records: finished trials.
         baseline: the dense model.
-        level: True or False per trial; None leaves it out.
+        side: of a trial, True with the setting, False without; None leaves the trial out.
 
     Returns:
-        The coefficient of `level` beside an intercept, the size, its square and the mode. Its 95% interval is Student's
+        The coefficient of `side` beside an intercept, the size, its square and the mode. Its 95% interval is Student's
         with the HC3 error (MacKinnon and White, 1985), since small models scatter more than large ones. None when
-        either side has fewer than MIN_PER_LEVEL trials, or the size and mode leave nothing to compare.
+        either side has fewer than MIN_PER_SIDE trials, or the size and mode leave nothing to compare.
     """
-    rows = [(record, level(record)) for record in records]
-    chosen = [(record, found) for record, found in rows if found is not None]
-    on = np.array([found for _, found in chosen], bool)
-    if min(on.sum(), (~on).sum()) < MIN_PER_LEVEL:
+    sides = [(record, side(record)) for record in records]
+    chosen = [record for record, found in sides if found is not None]
+    on = np.array([found for _, found in sides if found is not None], bool)
+    if min(on.sum(), (~on).sum()) < MIN_PER_SIDE:
         return None
-    design = np.column_stack([on, _size_and_mode([record for record, _ in chosen], baseline)])
-    kept = np.array([record.rungs[-1].retention for record, _ in chosen])
-    num_free = len(kept) - design.shape[1]
+    design = np.column_stack([on, _size_and_mode(chosen, baseline)])
+    retentions = np.array([record.rungs[-1].retention for record in chosen])
+    num_free = len(retentions) - design.shape[1]
     if num_free < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
         return None
     from scipy.stats import t
 
     inverse = np.linalg.inv(design.T @ design)
-    coefficients = inverse @ design.T @ kept
+    coefficients = inverse @ design.T @ retentions
     leverage = np.einsum("ij,jk,ik->i", design, inverse, design)
-    residuals = (kept - design @ coefficients) / np.maximum(1 - leverage, 1e-3)
+    residuals = (retentions - design @ coefficients) / np.maximum(1 - leverage, 1e-3)
     error = float(np.sqrt(np.sum(((design @ inverse)[:, 0] * residuals) ** 2)))
     value, reach = float(coefficients[0]), float(t.ppf(0.975, num_free)) * error
     return Effect(value, value - reach, value + reach)
 
 
 def finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Trials that went to their own end."""
+    """Trials that were trained to their end and scored."""
     return [record for record in records if record.end == "finished" and record.rungs]
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Rank correlation; ties share their mean rank; 0 if one side does not vary."""
+    """Spearman's rank correlation of two (n,) arrays; ties share their mean rank; 0 if one side does not vary."""
     one, other = _ranks(np.asarray(first, float)), _ranks(np.asarray(second, float))
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0

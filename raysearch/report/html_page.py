@@ -1,4 +1,4 @@
-"""One self-contained page about a study: front, curves, benchmarks, what mattered, cost, and findings in words."""
+"""One self-contained page about a study: front, findings, learning curves, benchmarks, importance, cost, recipes."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,19 +9,19 @@ import yaml
 from raysearch.config.budget import params_text, size_text
 from raysearch.errors import InputError
 from raysearch.files import write_text
-from raysearch.report import param_importance
-from raysearch.report.charts import benchmark_lines, curves, figure_part, importance_bars, layer_lines, progress
+from raysearch.report import charts, param_importance
+from raysearch.report.charts import figure_part
 from raysearch.report.findings import Finding, findings
-from raysearch.report.front_info import front_info, trial_marks
+from raysearch.report.front_info import front_info, trial_points
 from raysearch.report.plots import front_figure
-from raysearch.report.terminal import POINT_HEAD, SPEED_HEAD, point_cells, speed_cells
+from raysearch.report.terminal import POINT_COLUMNS, SPEED_COLUMNS, point_row, speed_rows
 from raysearch.study.folder import is_study, read_layer_importance, read_trials
 from raysearch.study.front import Baseline, Front, FrontPoint, retention_text
 from raysearch.study.records import TrialRecord, seconds_text
 from raysearch.study.secrets import mask
 
 STYLE = """
-:root { --ink: #222; --faint: #667; --line: #e3e3e8; --seen: #0072B2; --open: #8a8a8a; --fact: #009E73; }
+:root { --ink: #222; --faint: #667; --line: #e3e3e8; --significant: #0072B2; --inconclusive: #8a8a8a; --fact: #009E73; }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 0 auto; max-width: 1180px; padding: 24px; }
 h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 19px; margin: 40px 0 8px; }
@@ -38,7 +38,8 @@ th { color: var(--faint); font-weight: 600; }
 td { font-variant-numeric: tabular-nums; } td:nth-child(-n+4) { white-space: nowrap; }
 ul.findings { list-style: none; padding: 0; }
 ul.findings li { border-left: 4px solid var(--fact); padding: 2px 12px; margin: 10px 0; }
-ul.findings li.seen { border-color: var(--seen); } ul.findings li.open { border-color: var(--open); }
+ul.findings li.significant { border-color: var(--significant); }
+ul.findings li.inconclusive { border-color: var(--inconclusive); }
 ul.findings small { display: block; color: var(--faint); }
 code, pre { font: 12.5px/1.45 ui-monospace, monospace; } pre { margin: 6px 0; white-space: pre-wrap; }
 summary { cursor: pointer; color: var(--faint); }
@@ -46,13 +47,10 @@ summary { cursor: pointer; color: var(--faint); }
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into a study's folder.
-
-    Returns:
-        The file.
+    """Write `report.html` into a study's folder, and return its path.
 
     Raises:
-        InputError: the folder holds no study, or no dense model has been measured yet.
+        InputError: the folder holds no study, or one without a front.
     """
     if not is_study(folder):
         raise InputError(f"{folder}: no study; give the --out folder of a search")
@@ -64,25 +62,25 @@ def write_report(folder: Path) -> Path:
 def report_html(
     front: Front, records: Sequence[TrialRecord], layers: Mapping[str, Sequence[float]] | None = None
 ) -> str:
-    """The page; plotly is part of it, so that it needs no network.
+    """The page in HTML, with plotly included, so that it needs no network.
 
     Args:
-        layers: scores of the dense model's decoder layers, by criterion.
+        layers: (num_layers,) scores of the dense model's decoder layers, by criterion.
     """
     from plotly.offline import get_plotlyjs
 
-    marks = trial_marks(records, front.baseline)
+    trials = trial_points(records, front.baseline)
     sections = [
         _header(front, records),
-        _section("Front", figure_part(front_figure(front_info(front), marks), "front")),
-        _section("Answers", _answers(front)),
+        _section("Front", figure_part(front_figure(front_info(front), trials), "front")),
+        _section("Best recipe per budget", _answers(front)),
         _section("Findings", _findings(findings(front, records))),
-        *_speeds(front),
-        _section("How each trial learned", figure_part(curves(records), "curves"), _CURVES_NOTE),
-        _section("Benchmarks", figure_part(benchmark_lines(front), "benchmarks"), _BENCHMARKS_NOTE),
-        _section("What mattered", _what_mattered(records, front.baseline)),
-        *([_section("Layers", figure_part(layer_lines(layers), "layers"), _LAYERS_NOTE)] if layers else []),
-        _section("Progress", figure_part(progress(front, records), "progress"), _PROGRESS_NOTE),
+        _speeds(front),
+        _section("Learning curves", figure_part(charts.learning_curves(records), "curves"), _CURVES_NOTE),
+        _section("Benchmarks", figure_part(charts.benchmark_lines(front), "benchmarks"), _BENCHMARKS_NOTE),
+        _section("Importance of each dimension", _importance(records, front.baseline)),
+        _section("Layer importance", figure_part(charts.layer_lines(layers), "layers"), _LAYERS_NOTE) if layers else "",
+        _section("Hypervolume", figure_part(charts.hypervolume_history(front, records), "progress"), _PROGRESS_NOTE),
         _section("Cost", _cost(records)),
         _section("Stopped and failed trials", _unfinished(records, front.baseline)),
         _section("Recipes on the front", "".join(_recipe(point) for point in front.points)),
@@ -96,15 +94,15 @@ def report_html(
 
 
 _CURVES_NOTE = (
-    "Retention at every rung, over recovery samples seen. Dotted lines were stopped early. Click a name in the "
-    "legend to hide it, double-click to see it alone."
+    "Retention at every rung, over recovery samples seen. Dotted: stopped early. Click a name in the legend to hide "
+    "it, double-click to show it alone."
 )
 _BENCHMARKS_NOTE = "Score of each front point as a share of the dense model's score on the same questions."
 _LAYERS_NOTE = (
-    "What each decoder layer of the dense model is worth, by each criterion, as a share of that criterion's highest; "
-    "of a width criterion, the mean over the layer's FFN channels."
+    "Importance of each decoder layer of the dense model by each criterion, as a share of that criterion's highest "
+    "score; for a width criterion, the mean over the layer's FFN channels."
 )
-_PROGRESS_NOTE = "Hypervolume of the front, and therefore the mean retention over all budgets, as trials ended."
+_PROGRESS_NOTE = "Hypervolume of the front, which is the mean retention over all budgets, after each trial."
 
 
 def _header(front: Front, records: Sequence[TrialRecord]) -> str:
@@ -114,63 +112,64 @@ def _header(front: Front, records: Sequence[TrialRecord]) -> str:
         (f"{front.hypervolume:.3f}", "hypervolume: mean retention over all budgets"),
         (str(len(front.points)), "recipes on the front"),
         (f"{len(records)}", "trials: " + ", ".join(f"{ends.count(end)} {end}" for end in sorted(set(ends)))),
-        (seconds_text(sum(record.seconds for record in records)), "of trials, added up"),
+        (seconds_text(sum(record.seconds for record in records)), "total time of all trials"),
         (size_text(dense.size_bytes), f"dense model, {params_text(dense.num_params)} parameters"),
     ]
     boxes = "".join(f'<div class="card"><b>{_text(b)}</b><span>{_text(s)}</span></div>' for b, s in cards)
     scores = ", ".join(f"{name} {score:.3f}" for name, score in dense.scores.items())
     return (
-        f'<h1>{_text(front.study)}</h1><p class="note">Smaller models made from {_text(mask(front.model))}. '
+        f'<h1>{_text(front.study)}</h1><p class="note">Pruned models of {_text(mask(front.model))}. '
         f'Scores of the dense model: {_text(scores)}.</p><div class="cards">{boxes}</div>'
     )
 
 
 def _answers(front: Front) -> str:
     points = {point.key: point for point in front.points}
-    asked = [(budget, points.get(key or "")) for budget, key in front.budgets.items()]
     rows = [
-        [budget, *point_cells(point, criterion=True)] if point else [budget, "no recipe that small"]
-        for budget, point in asked
+        [budget, *point_row(points[key], criterion=True)] if key in points else [budget, "no recipe that small"]
+        for budget, key in front.budgets.items()
     ]
-    every = _table(["", *POINT_HEAD], [["", *point_cells(point, criterion=True)] for point in front.points])
-    answers = _table(["budget", *POINT_HEAD], rows) if rows else ""
+    every = _table(["", *POINT_COLUMNS], [["", *point_row(point, criterion=True)] for point in front.points])
+    answers = _table(["budget", *POINT_COLUMNS], rows) if rows else ""
     return f"{answers}<details><summary>The whole front</summary>{every}</details>"
 
 
-def _speeds(front: Front) -> list[str]:
-    """The section on speed and memory; none before they are measured."""
-    rows = speed_cells(front)
+def _speeds(front: Front) -> str:
+    """The section on speed and memory, once they are measured."""
+    rows = speed_rows(front)
     if not rows:
-        return []
+        return ""
     machines = sorted({f"{p.measured.device}, {p.measured.dtype}" for p in front.points if p.measured})
-    note = f"One row of a picture and a short question on {'; '.join(machines)}. The KV cache is of 1,000 tokens."
-    return [_section("Speed and memory", _table(SPEED_HEAD, rows), _text(note))]
+    note = f"Batch of one, an image and a short question, on {'; '.join(machines)}. The KV cache is of 1,000 tokens."
+    return _section("Speed and memory", _table(SPEED_COLUMNS, rows), _text(note))
 
 
-def _findings(told: Sequence[Finding]) -> str:
-    compared = sum(finding.verdict != "fact" for finding in told)
-    items = "".join(f'<li class="{f.verdict}">{_text(f.sentence)}<small>{_text(f.evidence)}</small></li>' for f in told)
+def _findings(found: Sequence[Finding]) -> str:
+    num_tests = sum(finding.verdict != "fact" for finding in found)
+    items = "".join(
+        f'<li class="{f.verdict}">{_text(f.sentence)}<small>{_text(f.evidence)}</small></li>' for f in found
+    )
     note = (
-        f"Blue: the 95% interval excludes no difference. Grey: it doesn't, so it can't be told. Of the {compared} "
-        f"comparisons about {compared / 20:.1f} would come out blue by chance alone. These are observations of a "
-        "search, which tries what looks good more often; they are no controlled experiment."
+        f"Blue: significant, the 95% interval excludes 0. Grey: not significant. Of the {num_tests} comparisons about "
+        f"{num_tests / 20:.1f} are expected to be significant by chance alone. A search samples promising recipes more "
+        "often, so these are observations, not a controlled experiment."
     )
     return f'<p class="note">{note}</p><ul class="findings">{items}</ul>'
 
 
-def _what_mattered(records: Sequence[TrialRecord], baseline: Baseline) -> str:
+def _importance(records: Sequence[TrialRecord], baseline: Baseline) -> str:
     parts = []
     for title, name, found in (
-        ("For coming near the front (PED-ANOVA)", "mattered-front", param_importance.for_front(records, baseline)),
-        ("For retention alone (fANOVA)", "mattered-retention", param_importance.for_retention(records, baseline)),
+        ("For reaching the front (PED-ANOVA)", "importance-front", param_importance.for_front(records, baseline)),
+        ("For retention alone (fANOVA)", "importance-retention", param_importance.for_retention(records, baseline)),
     ):
         if found:
-            parts.append(figure_part(importance_bars(title, found), name))
+            parts.append(figure_part(charts.importance_bars(title, found), name))
     if not parts:
-        return f'<p class="note">Fewer than {param_importance.MIN_TRIALS} trials were scored: too few to tell.</p>'
+        return f'<p class="note">Fewer than {param_importance.MIN_TRIALS} trials were scored: too few to estimate.</p>'
     note = (
-        "Share of each dimension; whiskers span the middle 80% over resampled trials. Stopped trials count with their "
-        "last value. Dimensions that only some recipes have appear in the first chart alone."
+        "Share of each dimension; error bars span the middle 80% over resampled trials. Stopped trials count with "
+        "their last retention. Dimensions that only some recipes have are in the first chart only."
     )
     return f'<p class="note">{note}</p><div class="pair">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
 

@@ -1,4 +1,4 @@
-"""How much each dimension of a recipe mattered, by Optuna's evaluators over the trials of a study."""
+"""Importance of each dimension of a recipe, by Optuna's evaluators over the trials of a study."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ NUM_RESAMPLES = 12
 
 @dataclass(frozen=True)
 class ParamImportance:
-    """How much a dimension mattered: its share of the whole, and the middle 80% over resampled trials."""
+    """A dimension's share of the total importance, with the middle 80% (`low`, `high`) over resampled trials."""
 
     name: str
     share: float
@@ -25,7 +25,7 @@ class ParamImportance:
 
 
 def for_front(records: Sequence[TrialRecord], baseline: Baseline) -> list[ParamImportance]:
-    """What mattered for coming near the front: PED-ANOVA (arXiv 2304.10255; conditional form arXiv 2601.20800).
+    """Importance for reaching the front: PED-ANOVA (arXiv 2304.10255; conditional form arXiv 2601.20800).
 
     Returns:
         The dimensions that varied, the most important first; empty with fewer than MIN_TRIALS scored trials.
@@ -37,11 +37,7 @@ def for_front(records: Sequence[TrialRecord], baseline: Baseline) -> list[ParamI
 
 
 def for_retention(records: Sequence[TrialRecord], baseline: Baseline) -> list[ParamImportance]:
-    """What explains the variance of retention: fANOVA, over the dimensions that every trial has.
-
-    Returns:
-        As `for_front`.
-    """
+    """Importance for retention: fANOVA, over the dimensions that every trial has; returned as by `for_front`."""
     from optuna.importance import FanovaImportanceEvaluator
 
     return _resampled(
@@ -52,8 +48,7 @@ def for_retention(records: Sequence[TrialRecord], baseline: Baseline) -> list[Pa
 def _resampled(
     records: Sequence[TrialRecord], baseline: Baseline, evaluator: Any, target: Any
 ) -> list[ParamImportance]:
-    scored = [record for record in records if record.rungs and record.end != "failed"]
-    scored = [record for record in scored if np.isfinite(record.rungs[-1].retention)]
+    scored = [r for r in records if r.rungs and r.end != "failed" and np.isfinite(r.rungs[-1].retention)]
     if len(scored) < MIN_TRIALS:
         return []
     random = np.random.default_rng(0)
@@ -88,8 +83,8 @@ def _shares(records: Sequence[TrialRecord], baseline: Baseline, evaluator: Any, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target, normalize=False)
-    whole = sum(value for value in found.values() if np.isfinite(value))
-    return {name: float(value / whole) for name, value in found.items()} if whole > 0 else dict.fromkeys(found, 0.0)
+    total = sum(value for value in found.values() if np.isfinite(value))
+    return {name: float(value / total) for name, value in found.items()} if total > 0 else dict.fromkeys(found, 0.0)
 
 
 def _distributions(records: Sequence[TrialRecord]) -> dict[str, Any]:

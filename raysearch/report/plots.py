@@ -1,39 +1,33 @@
-"""Pictures of a front, by matplotlib (PNG) and plotly (HTML); what they show is worked out in `marks`."""
+"""Plots of a front, by matplotlib (PNG) and plotly (HTML), from the values of `front_info`."""
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from raysearch.files import write_text
-from raysearch.report.front_info import (
-    FrontInfo,
-    Mark,
-    front_info,
-    off_front,
-    retention_range,
-    smallest_size,
-    trial_marks,
-)
+from raysearch.report.front_info import FrontInfo, PlotPoint, axis_ranges, front_info, off_front, trial_points
 from raysearch.study.front import Front
 from raysearch.study.records import TrialRecord
 
-# Okabe and Ito's palette: told apart by colour-blind readers and in grey.
+# The palette of Okabe and Ito: distinct for colour-blind readers and in grey.
 COLOURS = {"layerwise": "#D55E00", "widthwise": "#0072B2", "both": "#009E73"}
 INK, FAINT = "#222222", "#8a8a8a"
+SIZE_LABEL = "size of the whole model, share of the dense model's bytes"
+RETENTION_LABEL = "retention of the dense model's scores"
 # No button that uploads the data to a server.
 PLOTLY_CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
-_MARKS = {"finished": "o", "stopped": "x"}
+_MARKERS = {"finished": "o", "stopped": "x"}
 
 
 def write_pictures(folder: Path, front: Front, records: Iterable[TrialRecord]) -> None:
     """Replace `front.png` and `front.html` in a study's folder."""
-    info, trials = front_info(front), trial_marks(records, front.baseline)
+    info, trials = front_info(front), trial_points(records, front.baseline)
     draw_front(info, folder / "front.png", trials)
     write_text(folder / "front.html", front_html(info, trials))
 
 
-def draw_front(info: FrontInfo, path: Path, trials: Sequence[Mark] = ()) -> None:
+def draw_front(info: FrontInfo, path: Path, trials: Sequence[PlotPoint] = ()) -> None:
     """Write a PNG: every trial faintly, the front as a staircase with intervals, the budgets as vertical lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -43,127 +37,137 @@ def draw_front(info: FrontInfo, path: Path, trials: Sequence[Mark] = ()) -> None
     figure = Figure(figsize=(9, 5.6), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw_trials(axes, trials)
+    for mode, end, group in _groups(trials):
+        xs, ys = [trial.size_ratio for trial in group], [trial.retention for trial in group]
+        style = {"linewidths": 1.1} if end == "stopped" else {"edgecolors": "none"}
+        label = f"{mode}, {end} ({len(group)})"
+        axes.scatter(xs, ys, s=24, marker=_MARKERS[end], c=COLOURS[mode], alpha=0.38, label=label, **style)
     _draw_points(axes, info)
-    bottom, top = retention_range(info, trials)
-    axes.set(xlim=(smallest_size(info, trials), 1.03), ylim=(bottom, top))
+    sizes, retentions = axis_ranges(info, trials)
+    axes.set(xlim=sizes, ylim=retentions)
     _draw_budgets(axes, info)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel("size of the whole model, share of the dense model's bytes")
-    axes.set_ylabel("retention of the dense model's scores")
+    axes.set_xlabel(SIZE_LABEL)
+    axes.set_ylabel(RETENTION_LABEL)
     axes.grid(color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=True, framealpha=0.92, edgecolor="none", fontsize=8.5)
     figure.suptitle(_title(info), x=0.01, ha="left", fontsize=11.5, color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sibling = path.with_name(f".{path.name}.part")
-    figure.savefig(sibling, format="png")
-    sibling.replace(path)
+    unfinished = path.with_name(f".{path.name}.part")
+    figure.savefig(unfinished, format="png")
+    unfinished.replace(path)
 
 
-def front_html(info: FrontInfo, trials: Sequence[Mark] = ()) -> str:
+def front_html(info: FrontInfo, trials: Sequence[PlotPoint] = ()) -> str:
     """A page that needs no network: the front with each point's recipe on hover."""
     figure = front_figure(info, trials)
     page: str = figure.to_html(include_plotlyjs=True, full_html=True, config=PLOTLY_CONFIG)
     return page.replace("<head>", f"<head><title>{html.escape(info.study)}: front</title>", 1)
 
 
-def front_figure(info: FrontInfo, trials: Sequence[Mark] = ()) -> Any:
+def front_figure(info: FrontInfo, trials: Sequence[PlotPoint] = ()) -> Any:
     """The front as a plotly figure."""
+    trials = off_front(info, trials)
+    title = {"text": html.escape(_title(info)), "font": {"size": 16}}
+    figure = new_figure(SIZE_LABEL, RETENTION_LABEL, title=title, legend={"x": 1.01, "y": 1}, height=620)
+    figure.update_layout(hoverlabel={"font": {"size": 12}})
+    sizes, retentions = axis_ranges(info, trials)
+    figure.update_xaxes(tickformat=".0%", range=sizes)
+    figure.update_yaxes(range=retentions)
+    for mode, end, group in _groups(trials):
+        outline = {"color": COLOURS[mode], "width": 1.4 * (end == "stopped")}
+        symbol = "circle" if end == "finished" else "x-thin"
+        marker = {"color": COLOURS[mode], "symbol": symbol, "size": 8, "opacity": 0.45, "line": outline}
+        figure.add_scatter(**_scatter(group, f"{mode}, {end}"), marker=marker)
+    if info.points:
+        xs, ys = zip(*info.staircase, strict=True)
+        line = {"color": INK, "width": 2}
+        figure.add_scatter(x=xs, y=ys, mode="lines", line=line, name="front", hoverinfo="skip")
+        colours = [COLOURS[point.mode] for point in info.points]
+        marker = {"size": 12, "color": colours, "line": {"color": INK, "width": 1.5}}
+        bounds = [point.interval or (point.retention, point.retention) for point in info.points]
+        error = error_bars([point.retention for point in info.points], bounds, INK)
+        figure.add_scatter(
+            **_scatter(info.points, "recipes on the front"),
+            marker=marker,
+            error_y=error | {"thickness": 1.5, "width": 4},
+        )
+    marker = {"symbol": "star", "size": 14, "color": INK}
+    hover = f"dense model<br>{info.dense.num_params:,} parameters<extra></extra>"
+    figure.add_scatter(x=[1.0], y=[1.0], mode="markers", name="dense model", marker=marker, hovertemplate=hover)
+    for budget in info.budgets:
+        x, text = budget.size_ratio, budget.text
+        figure.add_vline(x, line={"dash": "dot", "color": FAINT, "width": 1})
+        figure.add_annotation(x=x, y=1, yref="paper", yanchor="bottom", text=text, showarrow=False)
+    return figure
+
+
+def new_figure(x: str, y: str, **layout: Any) -> Any:
+    """An empty plotly figure with these axis titles, and percentages along y."""
     from plotly import graph_objects
 
-    figure, trials = graph_objects.Figure(), off_front(info, trials)
-    for end in _MARKS:
-        for mode, colour in COLOURS.items():
-            group = [mark for mark in trials if (mark.mode, mark.end) == (mode, end)]
-            if group:
-                outline = {"color": colour, "width": 1.4 * (end == "stopped")}
-                symbol = "circle" if end == "finished" else "x-thin"
-                marker = {"color": colour, "symbol": symbol, "size": 8, "opacity": 0.45, "line": outline}
-                figure.add_scatter(**_spots(group, f"{mode}, {end}"), mode="markers", marker=marker)
-    if info.points:
-        xs, ys = zip(*info.stairs, strict=True)
-        stairs = {"line": {"color": INK, "width": 2}, "name": "front", "hoverinfo": "skip"}
-        figure.add_scatter(x=xs, y=ys, mode="lines", **stairs)
-        colours = [COLOURS[mark.mode] for mark in info.points]
-        spots = {
-            **_spots(info.points, "recipes on the front"),
-            "marker": {"size": 12, "color": colours, "line": {"color": INK, "width": 1.5}},
-        }
-        figure.add_scatter(**spots, mode="markers", error_y=_whiskers(info))
-    figure.add_scatter(
-        x=[1.0],
-        y=[1.0],
-        mode="markers",
-        name="dense model",
-        marker={"symbol": "star", "size": 14, "color": INK},
-        hovertemplate=f"dense model<br>{info.dense.num_params:,} parameters<extra></extra>",
-    )
-    for line in info.budgets:
-        figure.add_vline(line.size_ratio, line={"dash": "dot", "color": FAINT, "width": 1})
-        figure.add_annotation(x=line.size_ratio, y=1, yref="paper", yanchor="bottom", text=line.text, showarrow=False)
+    figure = graph_objects.Figure()
     figure.update_layout(
         template="plotly_white",
-        title={"text": html.escape(_title(info)), "font": {"size": 16}},
-        xaxis={
-            "title": "size of the whole model, share of the dense model's bytes",
-            "tickformat": ".0%",
-            "range": [smallest_size(info, trials), 1.03],
-        },
-        yaxis={
-            "title": "retention of the dense model's scores",
-            "tickformat": ".0%",
-            "range": list(retention_range(info, trials)),
-        },
-        hoverlabel={"bgcolor": "white", "align": "left", "font": {"size": 12}},
-        legend={"x": 1.01, "y": 1},
-        height=620,
+        hoverlabel={"bgcolor": "white", "align": "left"},
+        xaxis={"title": x},
+        yaxis={"title": y, "tickformat": ".0%"},
+        **layout,
     )
     return figure
 
 
+def error_bars(values: Sequence[float], bounds: Sequence[tuple[float, float]], colour: str) -> dict[str, Any]:
+    """Plotly's error bars of `values` from their (low, high) bounds."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(0.0, high - value) for value, (_, high) in zip(values, bounds, strict=True)],
+        "arrayminus": [max(0.0, value - low) for value, (low, _) in zip(values, bounds, strict=True)],
+        "color": colour,
+    }
+
+
 def _title(info: FrontInfo) -> str:
     of_model = "" if info.model == info.study else f" of {info.model}"
-    return f"{info.study}: size against quality kept{of_model}, hypervolume {info.hypervolume:.3f}"
+    return f"{info.study}{of_model}: retention over size, hypervolume {info.hypervolume:.3f}"
 
 
-def _draw_trials(axes: Any, trials: Sequence[Mark]) -> None:
-    for end, symbol in _MARKS.items():
-        for mode, colour in COLOURS.items():
-            group = [mark for mark in trials if (mark.mode, mark.end) == (mode, end)]
+def _groups(trials: Sequence[PlotPoint]) -> Iterator[tuple[str, str, list[PlotPoint]]]:
+    """The trials by mode and end, without empty groups."""
+    for end in _MARKERS:
+        for mode in COLOURS:
+            group = [trial for trial in trials if (trial.mode, trial.end) == (mode, end)]
             if group:
-                xs, ys = [mark.size_ratio for mark in group], [mark.retention for mark in group]
-                style = {"linewidths": 1.1} if symbol == "x" else {"edgecolors": "none"}
-                label = f"{mode}, {end} ({len(group)})"
-                axes.scatter(xs, ys, s=24, marker=symbol, c=colour, alpha=0.38, label=label, **style)
+                yield mode, end, group
 
 
 def _draw_points(axes: Any, info: FrontInfo) -> None:
     axes.scatter([1], [1], marker="*", s=130, color=INK, zorder=4, label="dense model")
     if not info.points:
         return
-    xs, ys = zip(*info.stairs, strict=True)
+    xs, ys = zip(*info.staircase, strict=True)
     axes.plot(xs, ys, color=INK, linewidth=1.6, zorder=3, label="front, with 95% intervals")
-    for mark in info.points:
-        assert mark.interval is not None, mark
-        axes.vlines(mark.size_ratio, *mark.interval, color=COLOURS[mark.mode], linewidth=1.8, zorder=4)
-    sizes, kept = [mark.size_ratio for mark in info.points], [mark.retention for mark in info.points]
-    colours = [COLOURS[mark.mode] for mark in info.points]
-    axes.scatter(sizes, kept, s=62, c=colours, edgecolors=INK, linewidths=1.1, zorder=5)
+    for point in info.points:
+        assert point.interval is not None, point
+        axes.vlines(point.size_ratio, *point.interval, color=COLOURS[point.mode], linewidth=1.8, zorder=4)
+    sizes, retentions = [point.size_ratio for point in info.points], [point.retention for point in info.points]
+    colours = [COLOURS[point.mode] for point in info.points]
+    axes.scatter(sizes, retentions, s=62, c=colours, edgecolors=INK, linewidths=1.1, zorder=5)
 
 
 def _draw_budgets(axes: Any, info: FrontInfo) -> None:
     """A line per budget, its name on top and the retention of its answer below that."""
-    answers = {mark.key: mark for mark in info.points}
-    for line in info.budgets:
-        axes.axvline(line.size_ratio, color=FAINT, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
-        mark = answers.get(line.answer or "")
-        text = f"{line.text}\n{mark.retention:.1%}" if mark else f"{line.text}\nnone"
+    answers = {point.key: point for point in info.points}
+    for budget in info.budgets:
+        axes.axvline(budget.size_ratio, color=FAINT, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
+        answer = answers.get(budget.answer or "")
         axes.annotate(
-            text,
-            (line.size_ratio, 1),
+            f"{budget.text}\n{answer.retention:.1%}" if answer else f"{budget.text}\nnone",
+            (budget.size_ratio, 1),
             xycoords=("data", "axes fraction"),
             xytext=(0, 3),
             textcoords="offset points",
@@ -174,25 +178,14 @@ def _draw_budgets(axes: Any, info: FrontInfo) -> None:
         )
 
 
-def _spots(marks: Sequence[Mark], name: str) -> dict[str, Any]:
-    lines = ["<br>".join(f"{html.escape(fact)}: {html.escape(str(value))}" for fact, value in m.facts) for m in marks]
+def _scatter(points: Sequence[PlotPoint], name: str) -> dict[str, Any]:
+    """Arguments of a plotly scatter with tooltips."""
+    tooltips = ["<br>".join(html.escape(f"{key}: {value}") for key, value in point.tooltip) for point in points]
     return {
-        "x": [mark.size_ratio for mark in marks],
-        "y": [mark.retention for mark in marks],
-        "name": f"{name} ({len(marks)})",
-        "text": [f"<b>{mark.key}</b><br>{line}" for mark, line in zip(marks, lines, strict=True)],
+        "x": [point.size_ratio for point in points],
+        "y": [point.retention for point in points],
+        "mode": "markers",
+        "name": f"{name} ({len(points)})",
+        "text": [f"<b>{point.key}</b><br>{tooltip}" for point, tooltip in zip(points, tooltips, strict=True)],
         "hovertemplate": "%{text}<extra></extra>",
-    }
-
-
-def _whiskers(info: FrontInfo) -> dict[str, Any]:
-    bounds = [mark.interval or (mark.retention, mark.retention) for mark in info.points]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [high - mark.retention for mark, (_, high) in zip(info.points, bounds, strict=True)],
-        "arrayminus": [mark.retention - low for mark, (low, _) in zip(info.points, bounds, strict=True)],
-        "thickness": 1.5,
-        "width": 4,
-        "color": INK,
     }

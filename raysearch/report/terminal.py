@@ -1,4 +1,4 @@
-"""The front in words and tables, for a terminal: what was found, and the answer to a budget."""
+"""A front on the terminal: tables, the answer to each budget, and the summary of a search."""
 
 import math
 import shutil
@@ -8,108 +8,102 @@ from pathlib import Path
 from typing import Any
 
 from raysearch.config.budget import rate_text, size_text
-from raysearch.config.recipe import LOSS_FIELDS, Recipe
+from raysearch.config.recipe import Recipe
 from raysearch.study.front import Front, FrontPoint, Speed, retention_text
 
-_Z95 = 1.959964
-POINT_HEAD = ("size", "of dense", "retention [95%]", "held out", "mode", "trained", "losses", "data", "key")
-FILE_COLUMNS = 150  # one line per row where no terminal tells its width
-_SHORT = {"sft": "sft", "logits_kd": "logits", "hidden_kd": "hidden"}
+POINT_COLUMNS = ("size", "of dense", "retention [95%]", "held out", "mode", "trained", "losses", "data", "key")
+SPEED_COLUMNS = ("key", "of dense", "retention [95%]", "prefill", "decoding", "peak memory", "files", "KV cache")
+CHECK_PROMPTS = (
+    "Unless recovery trained on these very questions, the dense model is not prompted as it was trained: compare its "
+    "scores with published ones, and correct the chat template or the benchmarks' prompt."
+)
+_PIPE_WIDTH = 150  # characters; in a file or a pipe, each row stays on one line
 
 
-def standard_error(point: FrontPoint) -> float:
-    """Standard error of the retention, from its 95% interval."""
+def half_width(point: FrontPoint) -> float:
+    """Half the width of the 95% interval of the retention."""
     low, high = point.retention_ci
-    return (high - low) / (2 * _Z95)
+    return (high - low) / 2
 
 
 def statistically_tied(point: FrontPoint, others: Iterable[FrontPoint]) -> list[FrontPoint]:
-    """The `others` whose retention differs from the point's by less than its 95% interval would need.
+    """The `others` whose retention does not differ significantly from the point's, at 5%.
 
-    The two retentions are taken as independent. Both were measured on the same questions, which makes their
-    difference less noisy than that: who is told apart here is told apart for certain, not the other way round.
+    The two retentions are treated as independent. Both were measured on the same questions, which makes the error of
+    their difference smaller: a difference that is significant here is so in a paired test, not the other way round.
     """
-
-    def differs(other: FrontPoint) -> bool:
-        noise = math.hypot(standard_error(point), standard_error(other))
-        return abs(point.retention - other.retention) > _Z95 * noise
-
-    return [other for other in others if other.key != point.key and not differs(other)]
-
-
-def better_than_dense(points: Iterable[FrontPoint]) -> list[FrontPoint]:
-    """Points whose whole 95% interval of retention lies above 1."""
-    return [point for point in points if point.retention_ci[0] > 1]
+    return [
+        other
+        for other in others
+        if other.key != point.key
+        and abs(point.retention - other.retention) <= math.hypot(half_width(point), half_width(other))
+    ]
 
 
 def losses_text(recipe: Recipe) -> str:
     """The recovery losses and their weights, e.g. `sft 1, logits 0.5`."""
-    weights = [(name, getattr(recipe, name)) for name in LOSS_FIELDS]
-    return ", ".join(f"{_SHORT[name]} {weight:.3g}" for name, weight in weights if weight) or "none"
+    weights = recipe.loss_weights.items()
+    return ", ".join(f"{name.removesuffix('_kd')} {weight:.3g}" for name, weight in weights) or "none"
 
 
 def speed_text(speed: Speed) -> str:
-    """A measurement in one line."""
+    """Speed and memory in one line."""
+    prefill, decoding, peak, _, cache = _speed_texts(speed)
     return (
-        f"prefill {1000 * speed.prefill_seconds:.3g} ms for {speed.num_prompt_tokens} tokens, "
-        f"{rate_text(speed.decode_tokens_per_second)}, peak {size_text(speed.peak_memory_bytes)}, "
-        f"KV cache {size_text(speed.kv_cache_bytes_per_1000_tokens)} per 1,000 tokens; {speed.device}, {speed.dtype}"
+        f"prefill {prefill} for {speed.num_prompt_tokens} tokens, {decoding}, peak {peak}, "
+        f"KV cache {cache} per 1,000 tokens; {speed.device}, {speed.dtype}"
     )
 
 
-SPEED_HEAD = ("key", "of dense", "retention [95%]", "prefill", "decoding", "peak memory", "files", "KV cache")
+def _speed_texts(speed: Speed) -> list[str]:
+    """Prefill, decoding, peak memory, files with weights, KV cache of 1,000 tokens."""
+    sizes = (speed.peak_memory_bytes, speed.checkpoint_bytes, speed.kv_cache_bytes_per_1000_tokens)
+    prefill = f"{1000 * speed.prefill_seconds:.3g} ms"
+    return [prefill, rate_text(speed.decode_tokens_per_second), *map(size_text, sizes)]
 
 
-def speed_cells(front: Front) -> list[list[str]]:
-    """Rows under `SPEED_HEAD`: the dense model and each point that was measured; the KV cache is of 1,000 tokens."""
+def speed_rows(front: Front) -> list[list[str]]:
+    """Rows under `SPEED_COLUMNS`: the dense model and each measured point; the KV cache is of 1,000 tokens."""
     dense = [("dense model", 1.0, "", front.baseline.measured)]
     points = [(p.key, p.size_ratio, retention_text(p), p.measured) for p in front.points]
     return [
-        [
-            name,
-            f"{ratio:.1%}",
-            retention,
-            f"{1000 * speed.prefill_seconds:.3g} ms",
-            rate_text(speed.decode_tokens_per_second),
-            size_text(speed.peak_memory_bytes),
-            size_text(speed.checkpoint_bytes),
-            size_text(speed.kv_cache_bytes_per_1000_tokens),
-        ]
+        [name, f"{ratio:.1%}", retention, *_speed_texts(speed)]
         for name, ratio, retention, speed in [*dense, *points]
         if speed
     ]
 
 
 def speed_table(front: Front) -> Any:
-    """A rich table of what was measured."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+    """A rich table of `speed_rows`."""
     machines = {p.measured.device: p.measured.dtype for p in front.points if p.measured}
-    title = "; ".join(f"{device}, {dtype}" for device, dtype in machines.items())
-    table = Table(*SPEED_HEAD, title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for cells in speed_cells(front):
+    table = rich_table(*SPEED_COLUMNS, title="; ".join(f"{device}, {dtype}" for device, dtype in machines.items()))
+    for cells in speed_rows(front):
         table.add_row(*cells)
     return table
 
 
 def front_table(points: Sequence[FrontPoint], title: str | None = None) -> Any:
     """A rich table of front points, one row each."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for name in POINT_HEAD[:4]:
+    table = rich_table(title=title)
+    for name in POINT_COLUMNS[:4]:
         table.add_column(name, justify="right", no_wrap=name != "held out")
-    for name in POINT_HEAD[4:]:
+    for name in POINT_COLUMNS[4:]:
         table.add_column(name, no_wrap=name in ("data", "key"))
     for point in points:
-        table.add_row(*point_cells(point))
+        table.add_row(*point_row(point))
     return table
 
 
-def point_cells(point: FrontPoint, criterion: bool = False) -> list[str]:
-    """A row of `POINT_HEAD`; with the criterion behind the mode if wanted."""
+def rich_table(*columns: str, title: str | None = None) -> Any:
+    """An empty rich table in the style of all tables here."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(*columns, title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+
+
+def point_row(point: FrontPoint, criterion: bool = False) -> list[str]:
+    """A row under `POINT_COLUMNS`; `criterion` adds the criterion to the mode."""
     recipe = point.recipe
     by = f" by {recipe.criterion}" if criterion else ""
     by += f", {recipe.quantization}" if recipe.quantization != "none" else ""
@@ -127,7 +121,7 @@ def point_cells(point: FrontPoint, criterion: bool = False) -> list[str]:
 
 
 def budget_lines(front: Front) -> list[str]:
-    """One line per budget asked for: the recipe that answers it, or that none does."""
+    """One line per budget: the recipe that answers it, or that none does."""
     points = {point.key: point for point in front.points}
     lines = []
     for budget, key in front.budgets.items():
@@ -136,23 +130,20 @@ def budget_lines(front: Front) -> list[str]:
             continue
         point = points[key]
         lines.append(
-            f"{budget}: {key} keeps {retention_text(point)} at {size_text(point.size_bytes)} "
+            f"{budget}: {key} retains {retention_text(point)} at {size_text(point.size_bytes)} "
             f"({point.size_ratio:.1%} of the dense model): {point.recipe.describe()}"
         )
     return lines
 
 
 def print_result(front: Front, folder: Path) -> None:
-    """What a search says when it is done: the front, the answer to every budget, and what to do next."""
+    """Print the summary of a search: the front, the answer to every budget, and the commands to use it."""
     print_rich(front_table(front.points, f"Front of {front.study}: hypervolume {front.hypervolume:.3f}"))
     for line in budget_lines(front):
         print(line)
-    for point in better_than_dense(front.points):
-        print(
-            f"Warning: {point.key} keeps {retention_text(point)}, more than the dense model has beyond noise. Unless "
-            "recovery taught these very questions, the dense model isn't asked as it was trained: compare its scores "
-            "with published ones, and mend the chat template or the benchmarks' prompt."
-        )
+    for point in front.points:
+        if point.retention_ci[0] > 1:
+            print(f"Warning: {point.key} retains {retention_text(point)}, significantly above 100%. {CHECK_PROMPTS}")
     where, command = shell_path(folder), own_command()
     print(f"\nFront      {where}/front.json, front.png, front.html")
     print(f"Report     {command} report {where}")
@@ -162,21 +153,21 @@ def print_result(front: Front, folder: Path) -> None:
 
 
 def own_command() -> str:
-    """The command line as whoever started this can type it."""
-    beside = Path(sys.executable).with_name("raysearch")
-    return "raysearch" if shutil.which("raysearch") or not beside.exists() else shell_path(beside)
+    """The `raysearch` command as the person's shell finds it."""
+    script = Path(sys.executable).with_name("raysearch")
+    return "raysearch" if shutil.which("raysearch") or not script.exists() else shell_path(script)
 
 
 def shell_path(path: Path) -> str:
-    """A path as a person would type it here."""
+    """A path as typed in the working folder: relative if it lies inside."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def print_rich(renderable: Any) -> None:
-    """Print a table; wide enough for one line per row when the output is a file or a pipe."""
+    """Print a rich table; wide enough for one line per row when the output is a file or a pipe."""
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(width=max(console.width, FILE_COLUMNS), highlight=False)
+        console = Console(width=max(console.width, _PIPE_WIDTH), highlight=False)
     console.print(renderable)

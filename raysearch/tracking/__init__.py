@@ -1,1 +1,1 @@
-"""A search followed in MLflow, without ever holding it up."""
+"""Track a search in MLflow, without ever delaying it."""

@@ -1,4 +1,4 @@
-"""Earlier studies that a search may start from: a folder, or an experiment in MLflow; another model's will do too."""
+"""Prior studies for a warm start: a folder or an MLflow experiment, of the same model or another."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -24,18 +24,18 @@ class PriorTrial:
     size_bytes: int
     retention: float
     on_front: bool = False
-    """Whether no other trial of its study was both no larger and better."""
+    """Whether no other trial of its study dominates it."""
 
 
 def read_prior_trials(source: str, uri: str) -> list[PriorTrial]:
-    """The finished trials of an earlier study.
+    """The finished trials of a prior study.
 
     Args:
         source: the --out folder of a search, or the name of an experiment in MLflow.
         uri: MLflow's tracking server.
 
     Raises:
-        InputError: it is neither, or no trial of it has finished.
+        InputError: `source` is neither, or none of its trials has finished.
     """
     folder = Path(source)
     if folder.exists() and not is_study(folder):
@@ -58,7 +58,7 @@ def _from_experiment(name: str, uri: str) -> Iterable[PriorTrial]:
         runs = find_trials(uri, name)
     except Exception as error:
         raise InputError(
-            f"--warm-start {name}: no such folder, and MLflow at {mask(uri)} can't be asked: {mask(first_line(error))}"
+            f"--warm-start {name}: no such folder, and MLflow at {mask(uri)} does not answer: {mask(first_line(error))}"
         ) from None
     if runs is None:
         raise InputError(
@@ -66,16 +66,15 @@ def _from_experiment(name: str, uri: str) -> Iterable[PriorTrial]:
             "give the --out folder of a search, or set MLFLOW_TRACKING_URI"
         )
     for params, metrics in runs:
+        fields: dict[str, Any] = {name: _value(text) for name, text in params.items()}
         try:
-            fields: dict[str, Any] = {name: _value(text) for name, text in params.items()}
-            recipe = Recipe(**fields)
-            yield PriorTrial(recipe, round(metrics["size_bytes"]), metrics["retention"])
-        except (ValidationError, KeyError):  # a run that somebody else put there
+            yield PriorTrial(Recipe(**fields), round(metrics["size_bytes"]), metrics["retention"])
+        except (ValidationError, KeyError):  # not a run of a trial
             continue
 
 
 def _value(text: str) -> float | str:
-    """MLflow keeps parameters as text."""
+    """A parameter, which MLflow stores as text."""
     try:
         return float(text)
     except ValueError:

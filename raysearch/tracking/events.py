@@ -1,4 +1,4 @@
-"""What is told to MLflow, as plain dictionaries; `mlflow_runs` says what their keys mean."""
+"""The events that are sent to MLflow, as plain dictionaries; `mlflow_runs` documents their keys."""
 
 import math
 import os
@@ -21,19 +21,19 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 def parent_event(study: Study) -> Event:
-    """The study itself: its space, its environment."""
+    """The parent run: space and environment."""
     space = mask(study.space.model_dump(mode="json"))
-    facts = {name: space[name] for name in ("model", "data", "retention")}
-    facts["benchmarks"] = ", ".join(one if isinstance(one, str) else one["name"] for one in space["benchmarks"])
+    params = {name: space[name] for name in ("model", "data", "retention")}
+    params["benchmarks"] = ", ".join(one if isinstance(one, str) else one["name"] for one in space["benchmarks"])
     tags = {"raysearch.study": study.space.name, "raysearch.folder": str(study.folder), **environment()}
     tags["raysearch.budgets"] = ", ".join(study.space.budgets)
     tags |= {f"search.{name}": value for name, value in space["search"].items()}
     documents = {"space.json": space}
-    return event_of(None, name=study.folder.name, params=facts, tags=tags, status="RUNNING", documents=documents)
+    return event_of(None, name=study.folder.name, params=params, tags=tags, status="RUNNING", documents=documents)
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine, as tags; nothing is imported for it."""
+    """Versions and machine, as tags; imports none of the packages."""
     found = {"env.python": platform.python_version(), "env.platform": platform.platform()}
     found["env.num_cpus"] = str(os.cpu_count())
     for package in PACKAGES:
@@ -45,15 +45,14 @@ def environment() -> dict[str, str]:
 
 
 def start_event(trial: str, recipe: Recipe, size: Size, dense: Size | None, on_front: bool = False) -> Event:
-    """A trial's recipe and size."""
+    """The start of a trial: its recipe and size."""
     sizes = {"num_params": float(size.num_params), "size_bytes": float(size.size_bytes)}
     if dense:
         sizes["size_ratio"] = size.size_bytes / dense.size_bytes
     tags = {"mode": recipe.mode, "front": "yes" if on_front else "no"}
     tags |= {"end": "running", "raysearch.trial": trial}
     name = f"{recipe.mode} {recipe.ratio:.0%} {recipe.key}"
-    fields = recipe.as_dict()
-    return event_of(recipe.key, name=name, params=fields, tags=tags, metrics=sizes, status="RUNNING")
+    return event_of(recipe.key, name=name, params=recipe.as_dict(), tags=tags, metrics=sizes, status="RUNNING")
 
 
 def rung_event(key: str, score: Score) -> Event:
@@ -74,7 +73,7 @@ def end_event(record: TrialRecord) -> Event:
 
 
 def record_events(record: TrialRecord, dense: Size | None, on_front: bool) -> list[Event]:
-    """All of an ended trial, for one that MLflow never saw."""
+    """All events of an ended trial that MLflow has not received."""
     size = Size(record.num_params, record.size_bytes)
     start = start_event(record.trial, record.recipe, size, dense, on_front)
     start["time"] -= int(1000 * record.seconds)
@@ -82,7 +81,7 @@ def record_events(record: TrialRecord, dense: Size | None, on_front: bool) -> li
 
 
 def front_event(front: Front, num_ended: int) -> Event:
-    """Hypervolume and the answer to each budget, over the number of ended trials."""
+    """Hypervolume and the retention at each budget, over the number of ended trials."""
     points = {point.key: point for point in front.points}
     metrics = {"hypervolume": front.hypervolume, "num_front_points": float(len(points))}
     for budget, key in front.budgets.items():
@@ -92,18 +91,18 @@ def front_event(front: Front, num_ended: int) -> Event:
 
 
 def speed_event(key: str, speed: Speed) -> Event:
-    """What was measured of a front point's checkpoint; numbers as metrics, the machine as a tag."""
-    numbers = {f"speed.{name}": value for name, value in speed.model_dump(exclude={"device", "dtype"}).items()}
-    return event_of(key, metrics=numbers, tags={"speed.device": speed.device, "speed.dtype": speed.dtype})
+    """Speed and memory of a front point's checkpoint; numbers as metrics, the machine as a tag."""
+    metrics = {f"speed.{name}": value for name, value in speed.model_dump(exclude={"device", "dtype"}).items()}
+    return event_of(key, metrics=metrics, tags={"speed.device": speed.device, "speed.dtype": speed.dtype})
 
 
 def event_of(run: str | None, **content: Any) -> Event:
-    """An event of now, about the recipe `run` or, if None, the study; numbers that are none are left out."""
+    """An event at this time of the recipe `run` or, if None, of the study; metrics that are not finite are left out."""
     if "metrics" in content:
         content["metrics"] = {n: float(v) for n, v in content["metrics"].items() if math.isfinite(v)}
     return {"run": run, "time": int(time.time() * 1000), **content}
 
 
 def _name(text: str) -> str:
-    """A name that MLflow allows for a metric."""
+    """`text` without the characters that MLflow forbids in a metric's name."""
     return re.sub(r"[^A-Za-z0-9_./ -]", "_", text)

@@ -1,4 +1,4 @@
-"""Read from MLflow what a search has told it, and register a chosen model there."""
+"""Read a front from MLflow, and register an exported model there."""
 
 import os
 import tempfile
@@ -13,29 +13,31 @@ from raysearch.tracking.tracker import tracking_uri
 
 
 def front_of_experiment(name: str, uri: str | None = None) -> tuple[Front, Path]:
-    """The front of the newest study in an experiment, and the folder that the study had.
+    """The front of the newest study in an experiment, and the folder of that study.
 
     Args:
         name: of the experiment, which is the study's `name`.
-        uri: tracking server; left out, MLFLOW_TRACKING_URI, or the `mlflow.db` in runs/ or here.
+        uri: tracking server; default MLFLOW_TRACKING_URI, else the `mlflow.db` in runs/ or the working folder.
 
     Raises:
         InputError: there is no such server, experiment or front.
     """
-    server = uri or os.environ.get("MLFLOW_TRACKING_URI") or _store_here()
+    server = uri or os.environ.get("MLFLOW_TRACKING_URI") or _default_store()
     try:
         client = connect(server)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             known = ", ".join(sorted(found.name for found in client.search_experiments())) or "none"
             raise InputError(f"--mlflow {name}: no such experiment at {mask(server)}; there are {known}")
-        # Only the run of a study itself carries this tag.
+        # Only the parent run of a study has this tag.
         studies = client.search_runs(
-            [experiment.experiment_id], "tags.`raysearch.study.folder` != ''", order_by=["start_time DESC"]
+            [experiment.experiment_id], "tags.`raysearch.study` != ''", order_by=["start_time DESC"]
         )
         for run in studies:
             if any(file.path == "front.json" for file in client.list_artifacts(run.info.run_id)):
-                return _front_of(client, run), Path(run.data.tags["raysearch.folder"])
+                with tempfile.TemporaryDirectory() as folder:
+                    client.download_artifacts(run.info.run_id, "front.json", folder)
+                    return Front.load(Path(folder)), Path(run.data.tags["raysearch.folder"])
     except InputError:
         raise
     except Exception as error:  # whatever MLflow raises
@@ -46,13 +48,10 @@ def front_of_experiment(name: str, uri: str | None = None) -> tuple[Front, Path]
 
 
 def register(study: Path, point: FrontPoint, model: Path, name: str, uri: str | None = None) -> int:
-    """Copy an exported model to its run in MLflow, and make it the newest version of a registered model.
-
-    Returns:
-        The version.
+    """Copy an exported model to its run in MLflow, and register it as a new version, which is returned.
 
     Raises:
-        InputError: the server can't be reached or refuses, or the study was never there.
+        InputError: the server can't be reached or refuses, or the recipe has no run there.
     """
     server = uri or tracking_uri(study)
     run_id = read_state(study, server)["runs"].get(point.key)
@@ -64,7 +63,7 @@ def register(study: Path, point: FrontPoint, model: Path, name: str, uri: str | 
         client = connect(server)
         client.log_artifacts(run_id, str(model), "model")
         _create_model(client, name)
-        made = client.create_model_version(
+        version = client.create_model_version(
             name,
             source=f"{client.get_run(run_id).info.artifact_uri}/model",
             run_id=run_id,
@@ -76,7 +75,7 @@ def register(study: Path, point: FrontPoint, model: Path, name: str, uri: str | 
             f"{model} is exported, but MLflow at {mask(server)} did not register it ({mask(first_line(error))}); "
             "start the server and export again"
         ) from None
-    return int(made.version)
+    return int(version.version)
 
 
 def _create_model(client: Any, name: str) -> None:
@@ -89,13 +88,7 @@ def _create_model(client: Any, name: str) -> None:
             raise
 
 
-def _front_of(client: Any, run: Any) -> Front:
-    with tempfile.TemporaryDirectory() as folder:
-        client.download_artifacts(run.info.run_id, "front.json", folder)
-        return Front.load(Path(folder))
-
-
-def _store_here() -> str:
+def _default_store() -> str:
     for store in (Path("runs/mlflow.db"), Path("mlflow.db")):
         if store.exists():
             return f"sqlite:///{store.resolve()}"

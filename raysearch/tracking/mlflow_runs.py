@@ -1,14 +1,14 @@
-"""The MLflow side of tracking: one parent run and one child run per recipe, by MlflowClient alone.
+"""The runs of a study in MLflow: one parent run and one child run per recipe, through MlflowClient.
 
-What is to be sent comes as plain dictionaries, so that it can wait in a file while the server is away:
-`run` (a recipe's key, or None for the parent), `time` (ms), and any of `name`, `params`, `tags`, `metrics` with
-`step`, `status`, `files` (names in the study's folder), `documents` (name and JSON content).
+Events are plain dictionaries, so that they can wait in a file while the server is unreachable. Keys: `run` (a recipe's
+key, or None for the parent), `time` (ms), and any of `name`, `params`, `tags`, `metrics` with `step`, `status`,
+`final` (the trial has ended), `files` (names in the study's folder), `documents` (name and JSON content).
 """
 
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,18 @@ from typing import Any
 from raysearch.files import write_json
 from raysearch.study.secrets import mask
 
-IDS = "mlflow.json"
-BESIDE = "mlflow.db beside the study"
+STATE = "mlflow.json"
+LOCAL_STORE = "mlflow.db beside the study"
 _PARENT = ""
-# MLflow's own limits per request.
-_MAX_METRICS, _MAX_PARAMS, _MAX_TAGS, _MAX_PARAM_CHARS = 900, 100, 100, 6000
+# MLflow's own limits.
+_MAX_PER_REQUEST = {"metrics": 900, "params": 100, "tags": 100}
+_MAX_PARAM_CHARS = 6000
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a trial, in the midst of ours
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is away is tried again later, by us
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines per trial
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # `Sender` tries again later
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
 
@@ -34,10 +35,10 @@ Event = dict[str, Any]
 
 
 class MlflowRuns:
-    """The runs of one study on one tracking server. Their ids outlive the process in DIR/mlflow.json."""
+    """The runs of one study on one tracking server; their ids are kept in the study's mlflow.json."""
 
     def __init__(self, folder: Path, uri: str, experiment: str) -> None:
-        """Connect, and make the experiment if there is none of that name.
+        """Connect, and create the experiment if it is missing.
 
         Raises:
             Exception: whatever MLflow raises when its server can't be reached.
@@ -45,7 +46,8 @@ class MlflowRuns:
         self._client = connect(uri)
         self._folder = folder
         self._state = read_state(folder, uri)
-        self._ended = dict.fromkeys(self._state.pop("ended"))  # a set in the order of their ends
+        self.ended = dict.fromkeys(self._state.pop("ended"))
+        """Keys of the recipes whose end has been sent, in that order."""
         self._experiment_id = self._find_experiment(experiment, uri)
 
     @property
@@ -53,26 +55,23 @@ class MlflowRuns:
         """Run ids by recipe key."""
         return {key: run_id for key, run_id in self._state["runs"].items() if key != _PARENT}
 
-    @property
-    def ended(self) -> set[str]:
-        """Recipes whose end has been sent."""
-        return set(self._ended)
-
     def send(self, events: Sequence[Event]) -> list[str]:
-        """Send events in their order, as few requests as that takes.
+        """Send events in order, in as few requests as possible.
 
         Returns:
-            What the server refused for good, one line each; everything else has arrived.
+            One line for each request that the server refused for good; everything else was stored.
 
         Raises:
             Exception: whatever MLflow raises when its server can't be reached; the events may be sent again.
         """
-        refused = []
+        refused, by_run = [], dict[str, list[Event]]()
+        for event in events:
+            by_run.setdefault(event["run"] or _PARENT, []).append(event)
         try:
-            for key, group in _by_run(events).items():
+            for key, group in by_run.items():
                 refused += self._send_to(key, group)
         finally:
-            write_json(self._folder / IDS, {**self._state, "ended": list(self._ended)})
+            write_json(self._folder / STATE, {**self._state, "ended": list(self.ended)})
         return refused
 
     def _send_to(self, key: str, events: Sequence[Event]) -> list[str]:
@@ -83,23 +82,24 @@ class MlflowRuns:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            self._state["runs"].pop(key, None)  # the run was deleted over there
+            self._state["runs"].pop(key, None)  # the run was deleted on the server
             return self._apply(self._run_id(key, events[0]), key, events)
 
     def _apply(self, run_id: str, key: str, events: Sequence[Event]) -> list[str]:
         from mlflow.entities import Metric, Param, RunTag
 
-        metrics = [Metric(n, v, event["time"], event.get("step", 0)) for event in events for n, v in _metrics(event)]
-        params = [Param(n, str(v)[:_MAX_PARAM_CHARS]) for n, v in _merged(events, "params").items()]
-        tags = [RunTag(n, str(v)) for n, v in _merged(events, "tags").items()]
-        log = self._client.log_batch
+        metrics = [
+            Metric(name, value, event["time"], event.get("step", 0))
+            for event in events
+            for name, value in event.get("metrics", {}).items()
+        ]
+        params = [Param(name, str(value)[:_MAX_PARAM_CHARS]) for name, value in _merged(events, "params").items()]
+        tags = [RunTag(name, str(value)) for name, value in _merged(events, "tags").items()]
         refused = []
-        for part in _chunks(metrics, _MAX_METRICS):
-            refused += _unless_refused(partial(log, run_id, metrics=part))
-        for part in _chunks(params, _MAX_PARAMS):
-            refused += _unless_refused(partial(log, run_id, params=part))
-        for part in _chunks(tags, _MAX_TAGS):
-            refused += _unless_refused(partial(log, run_id, tags=part))
+        for kind, values in (("metrics", metrics), ("params", params), ("tags", tags)):
+            for start in range(0, len(values), _MAX_PER_REQUEST[kind]):
+                part = values[start : start + _MAX_PER_REQUEST[kind]]
+                refused += _unless_refused(partial(self._client.log_batch, run_id, **{kind: part}))
         for event in events:
             for name, content in event.get("documents", {}).items():
                 self._client.log_dict(run_id, content, name)
@@ -118,7 +118,7 @@ class MlflowRuns:
         else:
             self._client.set_terminated(run_id, status=last["status"], end_time=last["time"])
             if last.get("final"):
-                self._ended[key] = None
+                self.ended[key] = None
 
     def _run_id(self, key: str, first: Event) -> str:
         if key not in self._state["runs"]:
@@ -142,15 +142,15 @@ class MlflowRuns:
                 self._client.restore_experiment(found.experiment_id)
             return found.experiment_id
         artifacts = None
-        if uri.startswith("sqlite:///"):  # else MLflow would put them wherever the process happens to run
+        if uri.startswith("sqlite:///"):  # MLflow's default is the working folder
             artifacts = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" / name).as_uri()
-        # The view of MLflow's pages; without it they open for traces of language models.
+        # Selects the pages for training runs; the default is those for traces of language models.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return self._client.create_experiment(name, artifact_location=artifacts, tags=kind)
 
 
 def connect(uri: str) -> Any:
-    """MLflow's client, quiet, and soon done with a server that is away."""
+    """MLflow's client, without its log lines, with a short time-out."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -167,7 +167,7 @@ def find_trials(uri: str, experiment: str) -> list[tuple[dict[str, str], dict[st
         Exception: whatever MLflow raises when its server can't be reached.
     """
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return None  # MLflow would make the file
+        return None  # MLflow would create the file
     client = connect(uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
@@ -181,52 +181,36 @@ def find_trials(uri: str, experiment: str) -> list[tuple[dict[str, str], dict[st
     return [(run.data.params, run.data.metrics) for run in runs]
 
 
-def own_store(folder: Path) -> str:
+def local_store(folder: Path) -> str:
     """The SQLite store beside a study's folder."""
     return f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
 
 
 def read_state(folder: Path, uri: str) -> dict[str, Any]:
-    """Run ids and ended runs of a study on the server at `uri`; empty if it was never there.
+    """Run ids and ended runs of a study on the server at `uri`; empty if it has none there.
 
-    The store beside the study goes by that name, so that both may be moved.
+    The local store is recorded as LOCAL_STORE, so that it may be moved together with the study.
     """
-    path, server = folder / IDS, BESIDE if uri == own_store(folder) else mask(uri)
+    path, server = folder / STATE, LOCAL_STORE if uri == local_store(folder) else mask(uri)
     if path.is_file():
         try:
             state = json.loads(path.read_text())
             if state["uri"] == server:
                 return state
-        except (ValueError, KeyError, TypeError):  # a lost file of ids makes new runs; it stops no search
+        except (ValueError, KeyError, TypeError):  # an unreadable file leads to new runs, and stops no search
             pass
     return {"uri": server, "runs": {}, "ended": []}
 
 
-def _by_run(events: Iterable[Event]) -> dict[str, list[Event]]:
-    groups: dict[str, list[Event]] = {}
-    for event in events:
-        groups.setdefault(event["run"] or _PARENT, []).append(event)
-    return groups
-
-
-def _metrics(event: Event) -> Iterator[tuple[str, float]]:
-    yield from event.get("metrics", {}).items()
-
-
-def _merged(events: Iterable[Event], what: str) -> dict[str, Any]:
+def _merged(events: Iterable[Event], kind: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for event in events:
-        merged |= event.get(what, {})
+        merged |= event.get(kind, {})
     return merged
 
 
-def _chunks(values: Sequence[Any], length: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), length):
-        yield values[start : start + length]
-
-
 def _unless_refused(send: Callable[[], Any]) -> list[str]:
-    """Send; a refusal that would be the same next time is a line, all else goes on as an exception."""
+    """Send; return the line of a permanent refusal, and let every other exception through."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,4 +1,4 @@
-"""A queue and a thread between a search and MLflow, and a file for what can't be sent."""
+"""Send events to MLflow from a thread; those that can't be sent wait in a file."""
 
 import json
 import queue
@@ -19,45 +19,49 @@ MAX_EVENTS_AT_ONCE = 2000
 
 
 class Sender:
-    """A queue, the thread that empties it, and the file where events wait while the server is away."""
+    """A queue, the thread that sends its events, and the file where they wait while the server is unreachable.
+
+    `ids` has the run ids by recipe key, as far as the server has given them.
+    """
 
     def __init__(self, folder: Path, uri: str, experiment: str) -> None:
         self.ids: dict[str, str] = {}
-        self._folder, self._uri, self._experiment = folder, uri, experiment
+        self.uri = uri
+        self._folder, self._experiment = folder, experiment
         self._queue: queue.Queue[Event | None] = queue.Queue()
         self._runs: MlflowRuns | None = None
-        self._in_hand: list[Event] = []
+        self._batch: list[Event] = []
         self._num_put = self._num_done = 0
-        self._moved = threading.Condition()
+        self._progress = threading.Condition()
         self._warned = self._closed = False
         self._try_again_at = 0.0
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
         self._thread.start()
 
     def put(self, *events: Event) -> None:
-        """Take events in; returns at once."""
+        """Queue events; returns at once."""
         self._num_put += len(events)
         for event in events:
             self._queue.put(event)
 
     def flush(self, seconds: float) -> bool:
-        """Wait until what was put has been sent or set aside; whether nothing is left unsent."""
+        """Wait up to `seconds` until all queued events are sent or saved; whether none is left unsent."""
         wanted = self._num_put
-        with self._moved:
-            arrived = self._moved.wait_for(lambda: self._num_done >= wanted, seconds)
+        with self._progress:
+            arrived = self._progress.wait_for(lambda: self._num_done >= wanted, seconds)
         return arrived and not (self._folder / UNSENT).exists()
 
     def close(self, seconds: float) -> None:
-        """Send what is there, set aside the rest; the thread has ended or is given up after `seconds`."""
+        """Send what is queued; after `seconds`, save the rest to the file and abandon the thread."""
         self._try_again_at = 0.0
         self._queue.put(None)
         self._thread.join(seconds)
         if self._thread.is_alive():
             self._closed = True
-            left = list(self._in_hand)
+            left: list[Event | None] = list(self._batch)
             while not self._queue.empty():
-                left.append(self._queue.get_nowait())  # type: ignore[arg-type]
-            self._set_aside([event for event in left if event is not None], "it takes too long")
+                left.append(self._queue.get_nowait())
+            self._save_unsent([event for event in left if event is not None], "it takes too long")
 
     def _work(self) -> None:
         last = False
@@ -68,34 +72,34 @@ class Sender:
             while not self._queue.empty() and len(events) < MAX_EVENTS_AT_ONCE:
                 events.append(self._queue.get_nowait())
             last = None in events
-            self._in_hand = [event for event in events if event is not None]
-            self._deliver()
-            with self._moved:
-                self._num_done += len(self._in_hand)
-                self._in_hand = []
-                self._moved.notify_all()
+            self._batch = [event for event in events if event is not None]
+            self._send_batch()
+            with self._progress:
+                self._num_done += len(self._batch)
+                self._batch = []
+                self._progress.notify_all()
 
-    def _deliver(self) -> None:
-        """Send the events in hand, after those that wait; or let them wait too."""
-        waiting = self._folder / UNSENT
-        if waiting.exists() and time.monotonic() < self._try_again_at:
-            self._set_aside(self._in_hand)
+    def _send_batch(self) -> None:
+        """Send the batch after the events in the file, or append it to them."""
+        unsent = self._folder / UNSENT
+        if unsent.exists() and time.monotonic() < self._try_again_at:
+            self._save_unsent(self._batch)
             return
         try:
-            events = [*read_unsent(self._folder), *self._in_hand]
+            events = [*read_unsent(self._folder), *self._batch]
             if events:
-                self._runs = self._runs or MlflowRuns(self._folder, self._uri, self._experiment)
+                self._runs = self._runs or MlflowRuns(self._folder, self.uri, self._experiment)
                 for line in self._runs.send(events):
                     self._warn(f"MLflow refused: {mask(line)}")
                 self.ids = self._runs.ids
             if not self._closed:
-                waiting.unlink(missing_ok=True)
-        except Exception as error:  # tracking never ends a search
+                unsent.unlink(missing_ok=True)
+        except Exception as error:  # tracking must not end a search
             self._try_again_at = time.monotonic() + SECONDS_BETWEEN_TRIES
             if not self._closed:
-                self._set_aside(self._in_hand, f"{type(error).__name__}: {first_line(error)}")
+                self._save_unsent(self._batch, f"{type(error).__name__}: {first_line(error)}")
 
-    def _set_aside(self, events: Iterable[Event], reason: str | None = None) -> None:
+    def _save_unsent(self, events: Iterable[Event], reason: str | None = None) -> None:
         try:
             with (self._folder / UNSENT).open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(event) + "\n" for event in events)
@@ -103,8 +107,8 @@ class Sender:
             reason = f"{reason or ''} and {error}"
         if reason:
             self._warn(
-                f"MLflow at {mask(self._uri)} can't be used ({mask(reason)}); the search goes on, "
-                f"`raysearch sync {self._folder}` sends what waits"
+                f"MLflow at {mask(self.uri)} can't be used ({mask(reason)}); the search goes on, "
+                f"`raysearch sync {self._folder}` sends the rest"
             )
 
     def _warn(self, message: str) -> None:
@@ -114,7 +118,7 @@ class Sender:
 
 
 def read_unsent(folder: Path) -> list[Event]:
-    """Events that wait; a line cut short by a crash is left out."""
+    """The events in the file, without a last line that a crash cut short."""
     path = folder / UNSENT
     if not path.exists():
         return []

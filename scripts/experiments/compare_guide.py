@@ -95,7 +95,7 @@ def row(name: str, cell: Cell, table: Table, searches: list[Path]) -> str:
     """One of the guide's recipes, and how the searches' answers to its size compare."""
     budget = budget_of(table, cell)
     cells = [compared(folder, budget, cell, table) for folder in searches]
-    return f"| {name} | {budget.text} | {percent(table.kept(cell))} | {' | '.join(cells)} |"
+    return f"| {name} | {budget.text} | {percent(table.retention(cell))} | {' | '.join(cells)} |"
 
 
 def compared(folder: Path, budget: Budget, cell: Cell, table: Table) -> str:

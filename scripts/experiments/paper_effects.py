@@ -1,7 +1,7 @@
 """Measure the headline effects of arXiv 2604.24380 on the embedded LVLM: writes docs/measurements/effects.md.
 
     python scripts/experiments/paper_effects.py                  # 3 seeds, about half an hour on one core; resumable
-    python scripts/experiments/paper_effects.py --seeds 1 --worker 0/2 & python scripts/experiments/paper_effects.py --seeds 1 --worker 1/2
+    for i in 0 1; do python scripts/experiments/paper_effects.py --seeds 1 --worker $i/2 & done    # on two cores
 
 Every comparison is paired and joins two sources of error, as raysearch/replication/table.py says. What was measured is
 kept in runs/effects, one file per recipe.
@@ -21,7 +21,7 @@ from raysearch.evaluation.benchmarks import load_benchmarks
 from raysearch.evaluation.retention import Estimate, Results, retention
 from raysearch.files import write_text
 from raysearch.recovery.deepspeed_engine import start_distributed
-from raysearch.replication.table import gap_over_seeds, kept_over_seeds, percent
+from raysearch.replication.table import gap_over_seeds, percent, retention_over_seeds
 from raysearch.trials.context import TrialContext
 from raysearch.trials.trial import Trial
 
@@ -104,7 +104,7 @@ class Effects:
 
     def kept(self, fields: dict) -> Estimate:
         """Retention of a recipe, averaged over its seeds."""
-        return kept_over_seeds(self._runs(fields), self.dense)
+        return retention_over_seeds(self._runs(fields), self.dense)
 
     def gap(self, first: dict, second: dict) -> Estimate:
         """Retention of `first` minus that of `second`."""
@@ -124,9 +124,10 @@ def report(table: Effects) -> str:
     lines = [
         "# The paper's headline effects on the embedded LVLM",
         "",
-        f"Measured {date.today().isoformat()} by `scripts/experiments/paper_effects.py`, {table.num_seeds} seeds, {num} held-out",
-        "questions, layers by block influence, widths by first-order Taylor. Retention in % of the dense (ratio",
-        "of averages), differences in points, 95% intervals over questions (paired, clustered by image) and seeds.",
+        f"Measured {date.today().isoformat()} by `scripts/experiments/paper_effects.py`, {table.num_seeds} seeds,",
+        f"{num} held-out questions, layers by block influence, widths by first-order Taylor. Retention in % of the",
+        "dense (ratio of averages), differences in points, 95% intervals over questions (paired, clustered by image)",
+        "and seeds.",
         "",
         "| effect | A | B | A - B |",
         "|---|---|---|---|",

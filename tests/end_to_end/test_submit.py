@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raysearch.testing.spaces import SMALL_SPACE
+from scripts.testing.spaces import SMALL_SPACE
 
 ROOT = Path(__file__).parents[2]
 COMMAND = re.search(r"^ray job submit .*$", (ROOT / "README.md").read_text(), re.MULTILINE)[0]
@@ -138,7 +138,7 @@ def test_a_stopped_job_has_written_its_front_and_says_how_to_go_on(head):
     assert head.ray("job", "stop", "to-be-stopped").returncode == 0
     log = head.ray("job", "logs", "to-be-stopped").stdout
     assert "Interrupted;" in log
-    assert re.search(rf"Go on with: .* --resume {study}", log)
+    assert re.search(rf"Resume with: .* --resume {study}", log)
     assert "was stopped" in head.ray("job", "status", "to-be-stopped").stdout
     front = json.loads((study / "front.json").read_text())
     assert front["points"]

@@ -1,4 +1,4 @@
-"""Folders: whole or not at all, loaded by transformers alone, and refused in one line when they are broken."""
+"""Checkpoint folders: written completely or not at all, loaded by transformers alone, refused in one line if broken."""
 
 import json
 import os
@@ -27,7 +27,7 @@ RECIPE = Recipe(mode="both", ratio=0.3, criterion="deepest+magnitude", trained="
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Ninety words."""
+    """A tokenizer of ninety words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(90)}, unk_token="w0"))

@@ -1,4 +1,4 @@
-"""An export is whole and proven, or it is not there. On the embedded LVLM, loaded by transformers alone."""
+"""An export is complete and loads, or leaves nothing. On the embedded LVLM, loaded by transformers alone."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from raysearch import pocket
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config.budget import Budget, rate_text, size_text
 from raysearch.errors import InputError
 from raysearch.export.export_checkpoint import export_checkpoint
@@ -76,17 +76,17 @@ def test_export_copies_and_proves(study, tmp_path, capsys):
 
 
 def test_a_front_is_measured_where_it_lies(study, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # a closed port
     folder = tmp_path / "run"
     front = Front.load(study)
     alone = front.model_copy(update={"points": [answer(study)], "budgets": {"60%": answer(study).key}})
     shutil.copytree(study, folder)
     alone.save(folder)
     with pytest.raises(SystemExit) as ended:
-        app(["measure", str(folder)])
+        app(["benchmark", str(folder)])
     out, err = capsys.readouterr()
     assert ended.value.code == 0
-    assert err.count("raysearch sync") == 1, "MLflow is away: one warning"
+    assert err.count("raysearch sync") == 1, "MLflow is unreachable: one warning"
     measured = Front.load(folder)
     (point,), dense = measured.points, measured.baseline.measured
     assert point.measured.kv_cache_bytes_per_1000_tokens == 1000 * 2 * 7 * 6 * 16 * 2

@@ -1,4 +1,4 @@
-"""Quantised decoders: counted to the byte beforehand, scored as what is exported, read by transformers alone."""
+"""Quantised decoders: counted to the byte in advance, scored as they are exported, read by transformers alone."""
 
 import copy
 
@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from raysearch import export
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config import quantization
 from raysearch.config.quantization import stored_bytes
 from raysearch.config.recipe import Recipe
@@ -31,7 +31,7 @@ from raysearch.trials.trial import Trial
 from tests.support.recovery_setup import tiny_family, tiny_model
 from tests.support.tiny_models import FAMILIES, dense
 
-BOTH = pytest.mark.parametrize("how", ["int8", "int4"])
+BOTH = pytest.mark.parametrize("how", list(quantization.NUM_BITS))
 
 
 def recipe(how="int4", **fields):
@@ -155,7 +155,8 @@ def test_a_process_with_transformers_alone_answers(tmp_path, capsys):
         in capsys.readouterr().out
     )
     assert sum(tensor.nbytes for tensor in tensors_of(tmp_path / "small").values()) == counted.size_bytes
-    assert load_in_clean_process(tmp_path / "small").num_params == counted.num_params == model.num_parameters()
+    assert load_in_clean_process(tmp_path / "small") == (counted.num_params, None)
+    assert counted.num_params == model.num_parameters()
     assert "pip install compressed-tensors" in (tmp_path / "small" / "README.md").read_text()
     with pytest.raises(InputError, match="weights are quantised; give the folder"):
         load(tmp_path / "small")

@@ -1,4 +1,4 @@
-"""Our arithmetic on published tables: AVG and AVG-% follow from the entries, but for two rows."""
+"""Our arithmetic on published tables: AVG and AVG-% follow from the entries, except in two rows."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_average_and_retention_follow_from_the_entries(row):
     kept = 100 * retention(row.results, DENSE[row.model].results).value
     adds_up = row in RECOVERED or (row.model, row.mode, row.ratio) not in DO_NOT_ADD_UP
     assert (average(row) == pytest.approx(row.average, abs=ROUNDING)) == adds_up
-    assert (kept == pytest.approx(row.kept, abs=TWICE)) == adds_up
+    assert (kept == pytest.approx(row.retention, abs=TWICE)) == adds_up
 
 
 def test_the_two_rows_that_do_not_add_up():
@@ -41,7 +41,7 @@ def test_all_rows_are_there():
 
 
 def test_the_recovered_rows_of_internvl_are_its_dense_row_times_a_constant():
-    """Which nine measurements are not; a reason to take no claim from them."""
+    """Nine independent measurements cannot be; so no claim is taken from them."""
     for row in RECOVERED:
         dense = DENSE[row.model].results.means()
         ratios = [row.results.means()[benchmark] / dense[benchmark] for benchmark in dense]

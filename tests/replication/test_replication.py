@@ -1,25 +1,22 @@
-"""Tables and claims of a grid, on made-up answers whose truth is known; and one small study on the embedded LVLM."""
+"""Tables and claims of a grid, on simulated answers with known accuracy; and one small study on the embedded LVLM."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation.retention import Estimate, Results, difference, load_results, retention, save_results
-from raysearch.replication.claims import STATEMENTS, Check, joint, projector, untrained, verdict
+from raysearch.replication.claims import CLAIMS, Check, joint, projector, untrained, verdict
 from raysearch.replication.figure import curves, write_figure
 from raysearch.replication.markdown_page import page
 from raysearch.replication.probes import Probes
-from raysearch.replication.table import Cell, Table, cell_of, gap_over_seeds, kept_over_seeds, percent
+from raysearch.replication.table import Cell, Table, cell_of, gap_over_seeds, percent, retention_over_seeds
 from raysearch.study.folder import Study
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +24,7 @@ W, L = "widthwise", "layerwise"
 NUM = 2000
 CHANCE = {"words": 0.3, "lists": 0.0}
 NOTHING = Probes(None, {}, None, {}, {})
-BY_NUMBER = {statement.number: statement for statement in STATEMENTS}
+BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 
 
 def answers(kept, seed=0):
@@ -71,17 +68,17 @@ def test_results_survive_their_file(tmp_path):
 
 def test_one_seed_is_plain_retention():
     dense, one, other = answers(1.0), answers(0.8, 1), answers(0.7, 2)
-    assert kept_over_seeds([one], dense) == retention(one, dense)
+    assert retention_over_seeds([one], dense) == retention(one, dense)
     assert gap_over_seeds([one], [other], dense) == difference(one, other, dense)
 
 
 def test_the_spread_of_seeds_widens_the_interval():
     dense = answers(1.0)
     same, apart = [answers(0.7, 1)] * 2, [answers(0.6, 1), answers(0.8, 1)]
-    assert kept_over_seeds(same, dense).value == pytest.approx(kept_over_seeds(apart, dense).value, abs=0.02)
+    assert retention_over_seeds(same, dense).value == pytest.approx(retention_over_seeds(apart, dense).value, abs=0.02)
     values = [retention(run, dense).value for run in apart]
     spread = abs(values[0] - values[1]) / 2  # the standard error of a mean of two
-    reach = kept_over_seeds(apart, dense).value - kept_over_seeds(apart, dense).interval[0]
+    reach = retention_over_seeds(apart, dense).value - retention_over_seeds(apart, dense).interval[0]
     assert reach == pytest.approx(12.706 * spread, rel=0.01)  # Student's quantile for one degree of freedom
     # One run, where nothing is drawn, is set against each of several.
     gap = gap_over_seeds([same[0]], apart, dense)
@@ -149,8 +146,8 @@ def test_claims_on_answers_whose_truth_is_known():
 
 def test_claims_without_their_cells_cannot_be_told():
     made = table({untrained(W, 0.2): 0.9})
-    assert [statement.number for statement in STATEMENTS] == list(range(1, 23))
-    assert {verdict(statement.checks(made, NOTHING)) for statement in STATEMENTS} == {"can't tell"}
+    assert [claim.number for claim in CLAIMS] == list(range(1, 23))
+    assert {verdict(claim.checks(made, NOTHING)) for claim in CLAIMS} == {"can't tell"}
 
 
 def test_claims_on_probes():
@@ -194,17 +191,17 @@ def test_seeds_are_pooled_over_the_recipes_of_a_ratio():
     made = Table(dense, {wild: apart, calm: same, untrained(W, 0.3): apart[:1], joint(W, 0.15): same})
     values = [retention(run, dense).value for run in apart]
     pooled = np.sqrt(np.var(values, ddof=1) * 1 / (1 + 2))  # one degree of freedom with a spread, two without
-    assert made.kept(calm).se == pytest.approx(np.hypot(retention(same[0], dense).se, pooled / np.sqrt(3)))
+    assert made.retention(calm).se == pytest.approx(np.hypot(retention(same[0], dense).se, pooled / np.sqrt(3)))
     gap = made.gap(calm, untrained(W, 0.3))
     questions = difference(same[0], apart[0], dense)
     assert gap.value == pytest.approx(questions.value)
     assert gap.se == pytest.approx(np.hypot(questions.se, pooled / np.sqrt(3)))
     assert made.gap_to(apart[0], calm) == Estimate(-gap.value, gap.se)
-    assert made.kept(untrained(W, 0.3)) == retention(apart[0], dense)
-    assert made.kept(joint(W, 0.15)) == retention(same[0], dense)
+    assert made.retention(untrained(W, 0.3)) == retention(apart[0], dense)
+    assert made.retention(joint(W, 0.15)) == retention(same[0], dense)
     share = made.relative(calm, calm)
     assert share.value == 1
-    assert share.se == pytest.approx(np.sqrt(2) * pooled / np.sqrt(3) / made.kept(calm).value)
+    assert share.se == pytest.approx(np.sqrt(2) * pooled / np.sqrt(3) / made.retention(calm).value)
 
 
 def test_a_gap_on_some_benchmarks():
@@ -231,11 +228,11 @@ def test_the_page_has_the_papers_tables_and_all_claims():
     assert "## T7" not in text
     lists = made.scores(untrained(W, 0.15))["lists"]
     assert f"| widthwise | 15% | {100 * made.scores(untrained(W, 0.15))['words']:.1f} | {2000 * lists:.1f} |" in text
-    assert percent(made.kept(joint(W, 0.15))) in text
+    assert percent(made.retention(joint(W, 0.15))) in text
     assert text.count("\n| 1 |") == text.count("\n| 22 |") == 1
     assert "Warning" not in text
     better = Table(answers(0.5), {untrained(W, 0.15): [answers(0.9)]})
-    assert "**Warning:** 1 of the recipes keep more" in page(
+    assert "**Warning:** 1 of the recipes retain significantly more than 100%" in page(
         space, better, NOTHING, {"words": 100.0, "lists": 100.0}, Size(1, 1)
     )
 
@@ -251,7 +248,7 @@ def test_the_picture_shows_what_was_measured(tmp_path):
     }
     ratios, kept = zip(*panels["What is trained, by SFT"][f"{W}, none"], strict=True)
     assert ratios == (0.15, 0.3)
-    assert kept[0] == made.kept(untrained(W, 0.15))
+    assert kept[0] == made.retention(untrained(W, 0.15))
     write_figure(made, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
     assert len(list(tmp_path.iterdir())) == 1
@@ -260,9 +257,9 @@ def test_the_picture_shows_what_was_measured(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "study: needs SPACE.yaml; start from search_spaces/pocket-study.yaml"),
+        ([], "replicate: needs SPACE.yaml; start from search_spaces/pocket-study.yaml"),
         (["search_spaces/pocket.yaml"], "recipe.ratio: a range from 0.08 to 0.75; a grid wants a list"),
-        (["--resume", "{search}"], "holds a search; go on with raysearch search --resume"),
+        (["--resume", "{search}"], "holds a search; resume it with raysearch search --resume"),
         (["--resume", "{empty}"], "no space.json, so there is no study to resume"),
     ],
 )
@@ -273,7 +270,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(arguments, said, tmp_path,
     monkeypatch.chdir(ROOT)
     before = sorted(ROOT.glob("runs/*"))
     with pytest.raises(SystemExit) as ended:
-        app(["study", *(argument.format(search=search, empty=empty) for argument in arguments)])
+        app(["replicate", *(argument.format(search=search, empty=empty) for argument in arguments)])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
@@ -283,13 +280,13 @@ def test_mistakes_get_one_line_and_nothing_is_written(arguments, said, tmp_path,
 
 def test_a_dry_run_counts_the_grid(capsys):
     with pytest.raises(SystemExit) as ended:
-        app(["study", str(ROOT / "search_spaces" / "pocket-study.yaml"), "--dry-run"])
+        app(["replicate", str(ROOT / "search_spaces" / "pocket-study.yaml"), "--dry-run"])
     assert ended.value.code == 0
     assert "202 by grid, seed 0, all run to their end" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_small_study_and_its_resumption(tmp_path):
+def test_a_small_study_and_its_resumption(run_module, tmp_path):
     space = {
         "name": "small",
         "model": "pocket",
@@ -308,14 +305,7 @@ def test_a_small_study_and_its_resumption(tmp_path):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
 
     def study(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "raysearch.cli", "study", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "CI": "true"},
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
+        done = run_module("raysearch", "replicate", *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done.stdout
 

@@ -1,5 +1,4 @@
-"""What is said about a study is in its trials: planted effects are found, their absence is said, by hand and by
-simulation."""
+"""Findings about a study: planted effects are found and absent ones are not, by hand and by simulation."""
 
 import numpy as np
 import pytest
@@ -101,8 +100,8 @@ def test_modes_are_compared_within_each_budget():
     front = Front(study="s", model="m", baseline=BASELINE, points=[], hypervolume=0, budgets={"60%": None, "75%": None})
     told = findings(front, [*wide, *deep])
     # Within 60%: .90 against .80, noise 1.96 * sqrt(2) * .01 = .0277. Within 75%: .905 against .90.
-    assert "Within 60%, widthwise leads layerwise by 10.0 points." in sentences(told, "seen")
-    assert "Within 75%, layerwise and widthwise can't be told apart." in sentences(told, "open")
+    assert "Within 60%, widthwise leads layerwise by 10.0 points." in sentences(told, "significant")
+    assert "Within 75%, layerwise and widthwise don't differ significantly." in sentences(told, "inconclusive")
     evidence = next(f.evidence for f in told if f.sentence.startswith("Within 60%"))
     assert "best of 3 widthwise" in evidence
     assert "best of 2 layerwise" in evidence
@@ -120,10 +119,12 @@ def test_what_stopping_saved():
 def test_every_finding_of_a_study_carries_its_evidence(tmp_path):
     study = synthetic_study.make(tmp_path / "run", num_trials=60)
     told = findings(study.front, study.records)
-    assert {finding.verdict for finding in told} == {"seen", "fact", "open"}
+    assert {finding.verdict for finding in told} == {"significant", "fact", "inconclusive"}
     assert all(finding.sentence.endswith(".") and finding.evidence for finding in told)
-    assert "projector+decoder kept" in sentences(told, "seen"), "the formula gives it .75 of the loss back, against .25"
-    assert "suffers most" in sentences(told)
+    assert "projector+decoder retains" in sentences(told, "significant"), (
+        "the formula gives it .75 of the loss back, against .25"
+    )
+    assert "drops most" in sentences(told)
     assert "correlation" in sentences(told)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a front: what they show, worked out by hand; then that they are drawn."""
+"""Plots of a front: the values that they show, by hand; then that they are drawn."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from PIL import Image
 
 from raysearch.config.budget import Budget, Size
 from raysearch.config.recipe import Recipe
-from raysearch.report.front_info import front_info, off_front, staircase, trial_marks
+from raysearch.report.front_info import front_info, off_front, staircase, trial_points
 from raysearch.report.plots import draw_front, front_html, write_pictures
 from raysearch.study.front import Baseline, Front, FrontPoint
 from tests.support import synthetic_study
@@ -44,22 +44,22 @@ def small_front(study="mine", budgets=("1.5KB", "40%")):
 
 def test_front_info_is_what_the_front_holds():
     info = front_info(small_front())
-    assert [(mark.size_ratio, mark.retention, mark.mode) for mark in info.points] == [
+    assert [(point.size_ratio, point.retention, point.mode) for point in info.points] == [
         (0.5, 0.9, "layerwise"),
         (0.75, 0.95, "widthwise"),
     ]
     assert info.points[0].interval == pytest.approx((0.87, 0.92))
-    assert info.stairs == ((0.5, 0.9), (0.75, 0.9), (0.75, 0.95), (1.0, 0.95))
+    assert info.staircase == ((0.5, 0.9), (0.75, 0.9), (0.75, 0.95), (1.0, 0.95))
     # 1.5 KB of 2,000 bytes is .75 and admits both; of the lower bounds .92 and .87 the first is better.
     assert [(line.text, line.size_ratio, line.answer) for line in info.budgets] == [
         ("40%", 0.4, None),
         ("1.5KB", 0.75, "k0.25"),
     ]
     assert info.dense == Size(1000, 2000)
-    facts = dict(info.points[0].facts)
-    assert facts["retention"] == "90.0% [87.0, 92.0]"
-    assert facts["criterion"] == "block_influence"
-    assert facts["score qa"] == "0.720"
+    tooltip = dict(info.points[0].tooltip)
+    assert tooltip["retention"] == "90.0% [87.0, 92.0]"
+    assert tooltip["criterion"] == "block_influence"
+    assert tooltip["score qa"] == "0.720"
 
 
 @pytest.mark.parametrize(
@@ -70,23 +70,23 @@ def test_staircase_at_its_ends(points, corners):
     assert staircase(points) == corners
 
 
-def test_trial_marks_leave_out_who_failed(study):
-    marks = trial_marks(study.records, synthetic_study.BASELINE)
+def test_trial_points_leave_out_failed_trials(study):
+    points = trial_points(study.records, synthetic_study.BASELINE)
     ends = [record.end for record in study.records]
     assert "failed" in ends
-    assert sorted(mark.end for mark in marks) == sorted(end for end in ends if end != "failed")
+    assert sorted(point.end for point in points) == sorted(end for end in ends if end != "failed")
     by_key = {record.key: record for record in study.records}
-    for mark in marks:
-        record = by_key[mark.key]
-        assert mark.retention == record.rungs[-1].retention
-        assert mark.size_ratio == record.size_bytes / 10_000_000
+    for point in points:
+        record = by_key[point.key]
+        assert point.retention == record.rungs[-1].retention
+        assert point.size_ratio == record.size_bytes / 10_000_000
 
 
 def test_each_recipe_is_drawn_once(study):
-    info, marks = front_info(study.front), trial_marks(study.records, synthetic_study.BASELINE)
-    left = off_front(info, marks)
-    assert len(left) == len(marks) - len(info.points)
-    assert {mark.key for mark in left}.isdisjoint(mark.key for mark in info.points)
+    info, points = front_info(study.front), trial_points(study.records, synthetic_study.BASELINE)
+    left = off_front(info, points)
+    assert len(left) == len(points) - len(info.points)
+    assert {point.key for point in left}.isdisjoint(point.key for point in info.points)
 
 
 def test_pictures_are_written_whole(study, tmp_path):

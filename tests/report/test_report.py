@@ -1,4 +1,4 @@
-"""The report is one page that needs nothing else; a person can hover and choose in it. And the live view."""
+"""The report is one self-contained interactive page. And the live view."""
 
 import importlib.util
 import re
@@ -37,7 +37,15 @@ def body_of(page):
 
 def test_the_page_is_whole_and_needs_no_network(page_text):
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)\s*=\s*[\"']?(https?:)?//", page_text)
-    for title in ("Front", "Answers", "Findings", "How each trial learned", "Benchmarks", "What mattered", "Cost"):
+    for title in (
+        "Front",
+        "Best recipe per budget",
+        "Findings",
+        "Learning curves",
+        "Benchmarks",
+        "Importance of each dimension",
+        "Cost",
+    ):
         assert f"<h2>{title}</h2>" in page_text
 
 
@@ -55,9 +63,9 @@ def test_the_page_says_what_the_study_holds(study, page_text):
 
 
 def test_layers_are_shown_where_they_were_scored(study):
-    assert "<h2>Layers</h2>" not in report_html(study.front, study.records)
+    assert "<h2>Layer importance</h2>" not in report_html(study.front, study.records)
     page = body_of(report_html(study.front, study.records, {"taylor": [4.0, 1.0, 2.0], "random": [0.0, 0.0]}))
-    assert "<h2>Layers</h2>" in page
+    assert "<h2>Layer importance</h2>" in page
     assert '"y":[1.0,0.25,0.5]' in page
     assert '"y":[0.0,0.0]' in page
 
@@ -75,7 +83,7 @@ def test_names_and_reasons_are_text_and_secrets_masked(study):
 def test_a_study_of_few_trials_has_a_page(tmp_path):
     small = synthetic_study.make(tmp_path / "run", num_trials=3, fail=False)
     page = body_of(report_html(small.front, small.records))
-    assert "too few to tell" in page
+    assert "too few to estimate" in page
     empty = Front.build("none", "pocket", synthetic_study.BASELINE, [])
     assert "recipes on the front" in body_of(report_html(empty, []))
 
@@ -86,23 +94,23 @@ def test_a_study_of_few_trials_has_a_page(tmp_path):
 def test_a_person_can_hover_and_choose(study, tmp_path):
     from playwright.sync_api import sync_playwright
 
-    asked, complaints = [], []
+    requested, errors = [], []
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=PATIENCE)
         page = browser.new_page(viewport={"width": 1250, "height": 900})
         page.set_default_timeout(PATIENCE)
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requested.append(request.url))
         page.goto((study.folder / "report.html").as_uri(), timeout=PATIENCE)
         hover_shows_the_recipe(page, study)
         legend_hides_and_shows(page)
         assert page.locator("#front .modebar-btn[data-title^='Share']").count() == 0
         page.screenshot(path=tmp_path / "report.png", full_page=True)
         browser.close()
-    assert complaints == []
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert errors == []
+    assert [url for url in requested if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 def hover_shows_the_recipe(page, study):
@@ -165,7 +173,7 @@ def test_the_live_view_holds_what_runs_and_what_was_found(study):
     view.trial_started("new", record.recipe, Size(record.num_params, record.size_bytes))
     view.rung("new", record.rungs[0])
     console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(view._render())
+    console.print(view.render())
     shown = console.export_text()
     assert f"{record.rungs[0].retention:.1%}" in shown
     assert "hypervolume" in shown

@@ -8,7 +8,7 @@ from raysearch.evaluation.retention import Results
 
 BENCHMARKS = ("MMMU", "SQA", "MathVista", "AI2D", "MME-C", "MME-P", "POPE", "DocVQA", "GQA")
 PERFECT = {"MME-C": 800.0, "MME-P": 2000.0}
-"""What a perfect score is called; 100 for the others."""
+"""The perfect score; 100 for the others."""
 
 # Model, mode, % of the decoder removed, the nine benchmarks, AVG, AVG-%.
 PRUNED = """
@@ -56,7 +56,7 @@ bunny    layer 30 32.35 68.12 22.60 57.20 252.51 1349.91 87.53 20.80 53.08 48.97
 bunny    width 45 29.15 63.06 21.00 55.50 244.64 1281.66 87.09 19.80 52.31 46.95 90.48
 bunny    width 60 28.10 53.20 19.40 53.90 216.07 1115.33 86.73 18.80 48.72 43.51 83.86
 """
-"""Table 5: the best recipes, all by cross-entropy and a match of the last hidden states."""
+"""Table 5: the best recipes, all trained by cross-entropy and the distance of the last hidden states."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ class Row:
     mode: str
     ratio: int
     results: Results
-    """One number per benchmark, from 0 to 1."""
+    """One score per benchmark, from 0 to 1."""
     average: float
-    kept: float
+    retention: float
+    """AVG-%, in percent."""
 
 
 def rows(table: str) -> list[Row]:

@@ -1,5 +1,4 @@
-"""A study's folder as a search would leave it: real recipes, records, stopping rule and front; only the numbers that
-training would give come from a formula."""
+"""A study's folder as a search leaves it: recipes, records, stopping rule and front are real, scores from a formula."""
 
 import random
 from pathlib import Path
@@ -20,8 +19,8 @@ BASELINE = Baseline(
 NUM_SAMPLES = 8000
 
 
-class RandomAsk:
-    """Proposes uniformly."""
+class RandomSuggester:
+    """Suggests values uniformly at random."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
@@ -39,8 +38,8 @@ def space(**changes):
     return loaded.model_copy(update={"name": "synthetic", **changes})
 
 
-def kept_after(recipe: Recipe, samples_seen: int) -> float:
-    """A retention that falls with the ratio, and comes back with recovery: wide models well, shallow ones less."""
+def retention_after(recipe: Recipe, samples_seen: int) -> float:
+    """Retention falls with the ratio and rises with recovery, by width more than by depth."""
     lost = recipe.ratio ** (1.6 if recipe.mode == "widthwise" else 1.2)
     share = {"projector": 0.25, "projector+lora": 0.6, "projector+decoder": 0.75, "decoder": 0.7}.get(recipe.trained, 0)
     share += 0.1 * bool(recipe.hidden_kd)
@@ -48,37 +47,36 @@ def kept_after(recipe: Recipe, samples_seen: int) -> float:
 
 
 def make(folder: Path, num_trials: int = 40, seed: int = 0, fail: bool = True) -> Study:
-    """A finished study of `num_trials` trials; some stopped, and one failed if `fail`."""
+    """A finished study of `num_trials` trials; some stopped, one failed if `fail`."""
     study = Study(folder, space())
     study.create()
-    ask, noise = RandomAsk(seed), np.random.default_rng(seed)
-    rungs = AshaBracket(max_t=NUM_SAMPLES, grace_period=NUM_SAMPLES // 9)
+    suggester, noise = RandomSuggester(seed), np.random.default_rng(seed)
+    bracket = AshaBracket(max_t=NUM_SAMPLES, grace_period=NUM_SAMPLES // 9)
     for number in range(num_trials):
-        recipe, trial = study.space.suggest(ask), f"{number:05d}"
+        recipe, trial = study.space.suggest(suggester), f"{number:05d}"
         study.trial_started(trial, recipe)
         if fail and number == 3:
             study.record(study.ending(trial, "failed", {}, "FloatingPointError: the loss is not finite"))
             continue
-        run(study, rungs, trial, recipe, noise)
+        run(study, bracket, trial, recipe, noise)
     study.write_front(BASELINE)
     return study
 
 
-def run(study, rungs, trial, recipe, noise):
+def run(study, bracket, trial, recipe, noise):
     ratio = 1 - 0.88 * recipe.ratio
     sizes = {"num_params": int(BASELINE.num_params * ratio), "size_bytes": 2 * int(BASELINE.num_params * ratio)}
     end = recipe.samples_to_see(NUM_SAMPLES)
-    for seen in [*(int(level) for level in rungs.levels if level < end), end]:
+    for seen in [*(int(level) for level in bracket.levels if level < end), end]:
         score = scored(recipe, seen, noise)
         study.rung(trial, score)
-        verdict = rungs.decide(trial, ratio, score.retention, score.retention_se, seen)
+        verdict = bracket.decide(trial, ratio, score.retention, score.retention_se, seen)
         if not verdict.go_on and seen < end:
-            pass_time(study, trial, 5 + seen / 100)
-            study.record(study.ending(trial, "stopped", sizes, f"behind at the rung of {seen} samples"))
+            record = study.ending(trial, "stopped", sizes, f"behind at the rung of {seen} samples")
+            study.record(record.model_copy(update={"seconds": 5 + seen / 100}))
             return
-    pass_time(study, trial, 5 + end / 100)
-    rungs.finish(trial, ratio, score.retention, score.retention_se, end)
-    record = study.ending(trial, "finished", sizes)
+    bracket.finish(trial, ratio, score.retention, score.retention_se, end)
+    record = study.ending(trial, "finished", sizes).model_copy(update={"seconds": 5 + end / 100})
     study.record(record)
     checkpoint = study.folder / "checkpoints" / recipe.key
     checkpoint.mkdir(parents=True)
@@ -92,14 +90,8 @@ def run(study, rungs, trial, recipe, noise):
     study.offer(record, BASELINE, f"checkpoints/{recipe.key}", heldout)
 
 
-def pass_time(study, trial, seconds):
-    """Let a running trial have begun that much earlier."""
-    recipe, scores, started = study._open[trial]
-    study._open[trial] = (recipe, scores, started - seconds)
-
-
 def scored(recipe, seen, noise):
-    retention = kept_after(recipe, seen) + noise.normal(0, 0.008)
+    retention = retention_after(recipe, seen) + noise.normal(0, 0.008)
     losses = {"sft": 0.4 + 2 * np.exp(-seen / 500)}
     losses |= {name: float(np.exp(-seen / 700)) for name in ("logits_kd", "hidden_kd") if getattr(recipe, name)}
     return Score(

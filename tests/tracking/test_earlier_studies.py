@@ -1,4 +1,4 @@
-"""Starting from earlier studies: folders and MLflow experiments."""
+"""Warm starts from prior studies: folders and MLflow experiments."""
 
 import pytest
 
@@ -11,25 +11,25 @@ from tests.support import synthetic_study
 
 
 @pytest.fixture(scope="module")
-def earlier(tmp_path_factory):
-    return synthetic_study.make(tmp_path_factory.mktemp("earlier") / "study", num_trials=12)
+def prior(tmp_path_factory):
+    return synthetic_study.make(tmp_path_factory.mktemp("prior") / "study", num_trials=12)
 
 
-def test_the_finished_trials_of_a_folder_and_which_were_on_its_front(earlier):
-    found = read_prior_trials(str(earlier.folder), "sqlite:///none.db")
-    finished = [record for record in earlier.records if record.end == "finished"]
+def test_the_finished_trials_of_a_folder_and_which_were_on_its_front(prior):
+    found = read_prior_trials(str(prior.folder), "sqlite:///none.db")
+    finished = [record for record in prior.records if record.end == "finished"]
     assert [trial.recipe for trial in found] == [record.recipe for record in finished]
-    assert {trial.recipe.key for trial in found if trial.on_front} == {p.key for p in earlier.front.points}
+    assert {trial.recipe.key for trial in found if trial.on_front} == {p.key for p in prior.front.points}
     assert all(trial.retention == record.rungs[-1].retention for trial, record in zip(found, finished, strict=True))
 
 
-def test_an_experiment_in_mlflow_gives_the_same(earlier, tmp_path):
+def test_an_experiment_in_mlflow_gives_the_same(prior, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    copied = Study(earlier.folder, earlier.space)
+    copied = Study(prior.folder, prior.space)
     Tracker(copied, uri).close()
     found = read_prior_trials("synthetic", uri)
     told = {(trial.recipe.key, trial.size_bytes, trial.retention, trial.on_front) for trial in found}
-    wanted = read_prior_trials(str(earlier.folder), uri)
+    wanted = read_prior_trials(str(prior.folder), uri)
     assert told == {(trial.recipe.key, trial.size_bytes, trial.retention, trial.on_front) for trial in wanted}
     with pytest.raises(InputError, match="no such experiment in MLflow"):
         read_prior_trials("synthetic2", uri)
@@ -56,7 +56,7 @@ def test_what_is_no_study_is_refused_before_anything_is_written(source, message,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_resumed_study_takes_no_new_start(earlier, tmp_path):
-    done = job("--resume", earlier.folder, "--warm-start", earlier.folder, cwd=tmp_path)
+def test_a_resumed_study_takes_no_new_start(prior, tmp_path):
+    done = job("--resume", prior.folder, "--warm-start", prior.folder, cwd=tmp_path)
     assert done.returncode == 2
     assert "--warm-start: a study starts only once; leave it out with --resume" in done.stderr

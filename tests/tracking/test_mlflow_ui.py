@@ -1,4 +1,4 @@
-"""A study as MLflow's own pages show it, in a real browser: `pytest -m slow tests/tracking/test_mlflow_ui.py`."""
+"""A study in MLflow's own pages, in a real browser: `pytest -m slow tests/tracking/test_mlflow_ui.py`."""
 
 import importlib.util
 import subprocess
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study whose trials were all told to MLflow."""
+    """A study whose trials were all sent to MLflow."""
     made = synthetic_study.make(tmp_path_factory.mktemp("study") / "run")
     write_pictures(made.folder, made.front, made.records)
     Tracker(made).close(seconds=300)
@@ -41,11 +41,11 @@ def server(study):
 
 @pytest.fixture
 def page():
-    """A page that must be left without a complaint."""
-    complaints = []
-    with screen.browser_page(complaints) as page:
+    """A page that must cause no error."""
+    errors = []
+    with screen.browser_page(errors) as page:
         yield page
-    assert complaints == []
+    assert errors == []
 
 
 def test_compare_page_plots_size_against_retention(study, server, page):

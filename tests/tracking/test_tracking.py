@@ -1,4 +1,4 @@
-"""MLflow gets what happened: live, late, after a break; and is never waited for. Real SQLite stores."""
+"""MLflow gets every event, live, late or after a resume, and never delays a search. Real SQLite stores."""
 
 import json
 import socket
@@ -7,7 +7,7 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
@@ -19,7 +19,7 @@ from raysearch.tracking.events import event_of, parent_event, rung_event
 from raysearch.tracking.lookup import front_of_experiment, register
 from raysearch.tracking.mlflow_runs import connect, read_state
 from raysearch.tracking.sender import UNSENT, read_unsent
-from raysearch.tracking.tracker import Tracker, sync_unsent, tell_speeds, tracking_uri
+from raysearch.tracking.tracker import Tracker, log_speeds, sync_unsent, tracking_uri
 from tests.support import synthetic_study
 
 PATIENCE = 300  # seconds; the machine may be busy
@@ -40,7 +40,7 @@ def client(store):
 
 @pytest.fixture
 def replay(tmp_path, request):
-    """A study that has not begun, and what will happen in it."""
+    """A new study, and the trials to replay in it."""
     study = synthetic_study.make(tmp_path / "made", num_trials=12)
     name = request.node.name.replace("[", "-").replace("]", "")
     space = study.space.model_copy(update={"name": name})
@@ -50,7 +50,7 @@ def replay(tmp_path, request):
 
 
 class Replay:
-    """Tells a tracker what happened in a study, as a search would."""
+    """Calls a tracker with the events of a study, as a search does."""
 
     def __init__(self, study, records, front):
         self.study, self.records, self.final_front = study, records, front
@@ -79,7 +79,7 @@ class Replay:
 
 
 def runs_of(client, study):
-    """The parent run and the children by recipe key, as MLflow tells them."""
+    """The parent run and the child runs by recipe key, from MLflow."""
     experiment = client.get_experiment_by_name(study.space.name)
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
@@ -163,12 +163,12 @@ def test_a_server_that_is_away_stops_nothing_and_sync_sends_later(store, client,
 def test_what_waits_is_sent_first_once_the_server_is_back(store, client, replay, monkeypatch):
     monkeypatch.setattr("raysearch.tracking.sender.SECONDS_BETWEEN_TRIES", 0.0)
     tracker = Tracker(replay.study, store, dense=DENSE)
-    sender = tracker._sender
-    sender._uri = CLOSED_PORT
+    sender = tracker.sender
+    sender.uri = CLOSED_PORT
     replay.play(tracker, replay.records[:6])
     assert not tracker.flush(PATIENCE)
     assert read_unsent(replay.study.folder)
-    sender._uri = store
+    sender.uri = store
     replay.play(tracker, replay.records[6:])
     assert tracker.flush(PATIENCE)
     check_everything_is_there(client, replay)
@@ -196,7 +196,7 @@ def test_a_resumed_study_continues_its_runs(store, client, replay):
 
 
 def test_a_killed_driver_loses_no_ended_trial(store, client, replay):
-    """What was only queued is gone; the next start tells it from the study's own files."""
+    """Queued events are lost; the next start sends them from the study's own files."""
     tracker = Tracker(replay.study, store, dense=DENSE)
     tracker.flush(PATIENCE)
     replay.study.records += replay.records
@@ -259,7 +259,7 @@ def second_trial(tracker, record):
 def test_what_the_server_refuses_does_not_block_the_rest(store, client, replay, capsys):
     tracker = Tracker(replay.study, store, dense=DENSE)
     assert tracker.flush(PATIENCE)
-    tracker._sender.put(event_of(None, params={"model": "another"}), event_of(None, metrics={"hypervolume": 0.25}))
+    tracker.sender.put(event_of(None, params={"model": "another"}), event_of(None, metrics={"hypervolume": 0.25}))
     assert tracker.flush(PATIENCE)
     tracker.close(PATIENCE)
     assert "refused" in capsys.readouterr().err
@@ -336,7 +336,7 @@ def test_what_was_measured_is_told(store, client, replay, monkeypatch):
         peak_memory_bytes=3, checkpoint_bytes=2, kv_cache_bytes_per_1000_tokens=1000,
     )  # fmt: skip
     points = [front.points[0].model_copy(update={"measured": speed}), *front.points[1:]]
-    tell_speeds(replay.study.folder, front.model_copy(update={"points": points}), PATIENCE)
+    log_speeds(replay.study.folder, front.model_copy(update={"points": points}), PATIENCE)
     _, children = runs_of(client, replay.study)
     told = children[points[0].key].data
     assert told.metrics["speed.prefill_seconds"] == 0.0125
