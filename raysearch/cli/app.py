@@ -172,6 +172,17 @@ def prune(
     mode: Annotated[Literal["layerwise", "widthwise", "both"], typer.Option(help="What to prune.")] = "layerwise",
     ratio: Annotated[float | None, typer.Option(help="Share of the decoder's parameters to remove, below 1.")] = None,
     budget: Annotated[str | None, typer.Option(help="Or: largest size of the whole model: 60%, 3.2GB, 3B.")] = None,
+    depth_share: Annotated[
+        float | None, typer.Option(min=0.01, max=0.99, help="Mode both: share of the removal that dropped layers do.")
+    ] = None,
+    attention_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Heads against FFN channels: 0 keeps all heads, 1 the same share."),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Or exactly: decoder layers to keep.")] = None,
+    kv_heads: Annotated[int | None, typer.Option(min=1, help="Exactly: KV heads per layer to keep.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Exactly: query heads per layer to keep.")] = None,
+    ffn: Annotated[int | None, typer.Option(min=1, help="Exactly: FFN channels per layer to keep.")] = None,
     criterion: Annotated[str | None, typer.Option(help="Importance: block_influence, taylor, activation, ...")] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Data to measure importance on: a JSON file, or pocket; none for weights alone.")
@@ -191,13 +202,23 @@ def prune(
 
       raysearch prune ./llava-1.5-7b --mode widthwise --budget 60% --calibration llava.json --to pruned
 
+      raysearch prune ./llava-1.5-7b --mode widthwise --ratio 0.3 --attention-share 0 --to pruned
+
+      raysearch prune ./llava-1.5-7b --layers 28 --ffn 8192 --to pruned
+
       raysearch prune ./llava-1.5-7b --ratio 0 --quantization int4 --to small
 
     Raises:
-        InputError: neither a ratio nor a budget is given, or both; or the model, the data or the folder can't be used.
+        InputError: not just one of a ratio, a budget and an exact shape is given; or the model, the data or the folder
+            can't be used.
     """
-    if (ratio is None) == (budget is None):
-        raise InputError("prune: needs one of --ratio and --budget; give the share to remove, or the size to reach")
+    names = {"num_layers": layers, "num_kv_heads": kv_heads, "num_heads": heads, "num_ffn_channels": ffn}
+    exact = {name: num for name, num in names.items() if num is not None}
+    if (ratio, budget, exact or None).count(None) != 2:
+        raise InputError(
+            "prune: needs one of --ratio, --budget and an exact shape (--layers, --kv-heads, --heads, --ffn); give the "
+            "share to remove, the size to reach, or what is to be kept"
+        )
     parsed = Budget.parse(budget) if budget is not None else None
     if ratio is not None:
         check_ratio(ratio)
@@ -209,6 +230,9 @@ def prune(
         to=to,
         ratio=ratio,
         budget=parsed,
+        exact=exact,
+        depth_share=depth_share,
+        attention_share=attention_share,
         criterion=criterion,
         calibration=calibration or ("pocket" if model in EMBEDDED_MODELS else None),
         compensate=compensate,

@@ -4,6 +4,7 @@ Every function returns the shape whose parameter count is nearest to the target 
 it (for a budget), to within one unit: one layer, or one step of FFN channels.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from raysearch.config.budget import Budget, Size
@@ -97,6 +98,26 @@ def shape_for_budget(
         else:
             high = middle
     return best
+
+
+def exact_shape(counts: ParamCounts, kept: Mapping[str, int]) -> Shape:
+    """The dense shape but for the extents that are given, by the names of `Shape`.
+
+    Raises:
+        InputError: more than the dense model has, less than 1, or heads that the stock class can't hold.
+    """
+    dense, shape = counts.dense, replace(counts.dense, **kept)
+    for name, num in kept.items():
+        least = counts.smallest.num_layers if name == "num_layers" else 1
+        if not least <= num <= getattr(dense, name):
+            raise InputError(f"{name} {num}: outside {least} to {getattr(dense, name)}, what this decoder has")
+    if (shape.num_kv_heads, shape.num_heads) not in counts.attention_choices:
+        pairs = ", ".join(f"{kv} and {heads}" for kv, heads in counts.attention_choices[:12])
+        raise InputError(
+            f"num_kv_heads {shape.num_kv_heads} and num_heads {shape.num_heads}: the stock class can't hold these; "
+            f"choose {pairs}"
+        )
+    return shape
 
 
 def smallest_shape(counts: ParamCounts, mode: Mode, multiple: int | None = None) -> Shape:

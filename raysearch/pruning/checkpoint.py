@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +25,7 @@ from raysearch.errors import InputError
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
-from raysearch.models.shape_solver import shape_for_budget, shape_for_ratio
+from raysearch.models.shape_solver import exact_shape, shape_for_budget, shape_for_ratio
 from raysearch.pruning import compensation, prune
 from raysearch.pruning.importance import importance
 from raysearch.pruning.prune import kept_layers
@@ -38,6 +38,7 @@ def prune_checkpoint(
     to: str | Path,
     ratio: float | None = None,
     budget: str | Budget | None = None,
+    exact: Mapping[str, int] | None = None,
     criterion: str | None = None,
     calibration: str | Path | None = None,
     image_folder: str | Path | None = None,
@@ -60,8 +61,9 @@ def prune_checkpoint(
         model: a folder, a hub id, or `pocket`.
         mode: layerwise, widthwise or both.
         to: the folder to write; nothing is written unless every step succeeds.
-        ratio: share of the decoder's parameters to remove; this or `budget`.
+        ratio: share of the decoder's parameters to remove; this, or `budget`, or `exact`.
         budget: largest size of the whole model, e.g. `60%`, `3.2GB`, `3B`.
+        exact: extents of the pruned decoder by the names of `Shape`; `mode` follows from them.
         criterion: a layer or a width criterion, LAYER+WIDTH for mode both. None chooses block_influence and taylor
             with calibration data, deepest and magnitude without.
         calibration: data to score on, see `load_samples`; not read if the criterion needs none.
@@ -86,7 +88,9 @@ def prune_checkpoint(
         InputError: wrong use, an unreadable model or data, or a size that can't be reached.
     """
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    target = _SizeTarget(mode, ratio, budget, depth_share, attention_share, multiple, quantization)
+    if exact:
+        mode = "layerwise" if set(exact) == {"num_layers"} else "both" if "num_layers" in exact else "widthwise"
+    target = _SizeTarget(mode, ratio, budget, exact, depth_share, attention_share, multiple, quantization)
     recipe = target.recipe(criterion or _default_criterion(mode, calibration is not None), seed)
     _check_use(recipe, calibration is not None, compensate)
     if quantization != "none":
@@ -128,18 +132,21 @@ class _SizeTarget:
     mode: Mode
     ratio: float | None
     budget: Budget | None
+    exact: Mapping[str, int] | None
     depth_share: float | None
     attention_share: float | None
     multiple: int | None
     quantization: Quantization
 
     def __post_init__(self) -> None:
-        if (self.ratio is None) == (self.budget is None):
-            raise InputError("prune: needs one of ratio and budget; give the share to remove, or the size to reach")
+        if (self.ratio, self.budget, self.exact or None).count(None) != 2:
+            raise InputError("prune: needs one of ratio, budget and an exact shape; give just one")
         if self.ratio is not None:
             check_ratio(self.ratio)
 
     def shape(self, config: PretrainedConfig, dtype: torch.dtype) -> Shape:
+        if self.exact:
+            return exact_shape(counts_of(config), self.exact)
         if self.ratio is not None:
             options = self.depth_share, self.multiple, self.attention_share
             return shape_for_ratio(counts_of(config), self.mode, self.ratio, *options)

@@ -111,7 +111,7 @@ def test_prune_checkpoint_to_a_budget_of_the_whole_model(folder: Path, tmp_path:
 
 def test_wrong_uses_write_nothing(folder: Path, tmp_path: Path) -> None:
     wrong = {
-        "needs one of ratio and budget": {"mode": "layerwise"},
+        "needs one of ratio, budget and an exact shape": {"mode": "layerwise"},
         "outside [0, 1)": {"mode": "layerwise", "ratio": 1.0},
         "ratio nan: outside [0, 1)": {"mode": "both", "ratio": float("nan")},
         "below the smallest model": {"mode": "layerwise", "budget": "1KB"},

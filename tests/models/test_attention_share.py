@@ -7,7 +7,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.models.shape import Shape
-from raysearch.models.shape_solver import shape_for, shape_for_budget, shape_for_ratio
+from raysearch.models.shape_solver import exact_shape, shape_for, shape_for_budget, shape_for_ratio
 
 COUNTS = counts_of_model("pocket")  # 7 layers, 6 x 2 heads of 16, 512 channels, hidden 160
 
@@ -85,3 +85,21 @@ def test_shares_outside_0_and_1_are_refused(share):
 def test_more_than_can_be_removed_is_refused():
     with pytest.raises(InputError, match="can remove at most"):
         shape_for_ratio(COUNTS, "widthwise", 0.97, attention_share=0.0)
+
+
+def test_an_exact_shape_is_the_dense_one_but_for_what_is_given():
+    assert exact_shape(COUNTS, {"num_layers": 5, "num_ffn_channels": 196}) == Shape(5, 6, 12, 196)
+    assert exact_shape(COUNTS, {"num_kv_heads": 5, "num_heads": 10}) == Shape(7, 5, 10, 512)
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [
+        ({"num_layers": 8}, "num_layers 8: outside 1 to 7"),
+        ({"num_ffn_channels": 0}, "num_ffn_channels 0: outside 1 to 512"),
+        ({"num_heads": 7}, "num_kv_heads 6 and num_heads 7: the stock class can't hold these; choose 6 and 12"),
+    ],
+)
+def test_a_shape_that_cannot_be_held_is_refused(kept, says):
+    with pytest.raises(InputError, match=says):
+        exact_shape(COUNTS, kept)
