@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from raysearch import pocket
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config.budget import Budget
 from raysearch.errors import InputError
 from raysearch.study.front import Front

@@ -85,9 +85,9 @@ def test_search_best_and_export(brought, tmp_path):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(brought[1]))
     found = run("raysearch.pareto", "space.yaml", "--out", "study", cwd=tmp_path)
     assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-4000:]
-    best = run("raysearch.cli", "best", "study", "--budget", "95%", "--json", cwd=tmp_path)
+    best = run("raysearch", "best", "study", "--budget", "95%", "--json", cwd=tmp_path)
     assert 0 < json.loads(best.stdout)["retention"] <= 1
-    sent = run("raysearch.cli", "export", "study", "--budget", "95%", "--to", "small", cwd=tmp_path)
+    sent = run("raysearch", "export", "study", "--budget", "95%", "--to", "small", cwd=tmp_path)
     assert "Loaded by transformers in a fresh process" in sent.stdout, sent.stderr
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert config["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]

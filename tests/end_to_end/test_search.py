@@ -120,7 +120,7 @@ def test_mlflow_has_a_parent_and_a_child_per_trial(study):
 
 def test_best_answers_from_the_files(study):
     folder, _ = study
-    command = [sys.executable, "-m", "raysearch.cli", "best", str(folder), "--budget", "95%", "--json"]
+    command = [sys.executable, "-m", "raysearch", "best", str(folder), "--budget", "95%", "--json"]
     answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert answer["key"] == json.loads((folder / "front.json").read_text())["budgets"]["95%"]
 

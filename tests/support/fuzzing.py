@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from tests.support import synthetic_study

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from raysearch import models, pocket
-from raysearch.cli import app
+from raysearch.cli.app import app
 from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
