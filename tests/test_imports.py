@@ -1,4 +1,4 @@
-"""Imports between packages run downward, lazy ones included; only backend/ (and testing/) imports ray."""
+"""Imports between packages run downward, lazy ones included; only backend/ imports ray."""
 
 import ast
 
@@ -26,7 +26,7 @@ def test_every_package_has_its_place_in_the_order():
 def test_imports_run_downward(module):
     source = MODULES[module].read_text(encoding="utf-8")
     assert upward(module, source) == []
-    if package_of(module) not in ("backend", "testing"):
+    if package_of(module) != "backend":
         assert [name for name in imported(source) if name.split(".")[0] == "ray"] == []
 
 

@@ -11,6 +11,7 @@ import ray
 
 from raysearch.config.settings import Slots
 from raysearch.errors import InputError
+from raysearch.logging import logger
 
 SECONDS_BETWEEN_LOOKS = 10.0
 SECONDS_TO_ANSWER = 10.0
@@ -45,14 +46,17 @@ def join_cluster(slots: Slots) -> None:
 
 
 def _start() -> None:
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    verbosity = {
+        "log_to_driver": logger.isEnabledFor(logging.DEBUG),
+        "logging_level": logging.INFO if logger.isEnabledFor(logging.INFO) else logging.ERROR,
+    }
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
-        ray.init(address="local", include_dashboard=False, **quiet)
+        ray.init(address="local", include_dashboard=False, **verbosity)
         return
     try:
         _check_address(address)
-        ray.init(**quiet)
+        ray.init(**verbosity)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

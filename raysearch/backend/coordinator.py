@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raysearch.backend.cluster import ON_HEAD
 from raysearch.backend.messages import Command, Reply
+from raysearch.logging import logger
 from raysearch.study.multi_objective import dominates
 
 SECONDS_TO_ANSWER = 1.0
@@ -23,7 +25,8 @@ T = TypeVar("T")
 class Coordinator:
     """Passes commands and replies on, shares out what is measured once per study, and knows the front so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, log_level: int = logging.WARNING) -> None:
+        self._log_level = log_level
         self._changed = asyncio.Condition()
         self._commands: dict[str, list[Command]] = defaultdict(list)
         self._replies: dict[str, list[Reply | None]] = defaultdict(list)
@@ -38,8 +41,8 @@ class Coordinator:
         self._dense_scores: dict[str, float] | None = None
         self._layer_importance: dict[str, list[float]] = {}
         self._front: list[tuple[float, float]] = []
-        self.warnings: list[str] = []
-        """Of workers, each once."""
+        self.log_lines: list[tuple[int, str]] = []
+        """Level and message of what workers have logged, each once."""
 
     async def begin(self, slot: str, owner: Any) -> None:
         """A slot begins, which the actor `owner`, if any, commands.
@@ -100,18 +103,22 @@ class Coordinator:
         """Heartbeats of a slot so far."""
         return self._num_heartbeats[slot]
 
-    async def warn(self, message: str) -> None:
-        """Pass a worker's warning on to the driver; one that several workers give, once."""
+    async def log_level(self) -> int:
+        """The level from which workers log, that of the driver."""
+        return self._log_level
+
+    async def log(self, level: int, message: str) -> None:
+        """Pass a worker's message on to the driver; one that several workers log, once."""
         async with self._changed:
-            if message not in self.warnings:
-                self.warnings.append(message)
+            if (level, message) not in self.log_lines:
+                self.log_lines.append((level, message))
                 self._changed.notify_all()
 
-    async def warning(self, index: int) -> str:
-        """Warning number `index`, from 0; waits for it."""
+    async def logged(self, index: int) -> tuple[int, str]:
+        """Level and message of line number `index`, from 0; waits for it."""
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self.warnings) > index)
-            return self.warnings[index]
+            await self._changed.wait_for(lambda: len(self.log_lines) > index)
+            return self.log_lines[index]
 
     async def next_part(self, slot: str, names: Sequence[str]) -> str | None:
         """Which of the parts that are measured once per study this slot shall measure and `publish`; waits while others
@@ -217,4 +224,5 @@ async def _is_dead(actor: Any) -> bool:
 
 def start_coordinator() -> CoordinatorClient:
     """Start a study's coordinator: without a share of any CPU, on the head node, since other nodes may be lost."""
-    return CoordinatorClient(ray.remote(num_cpus=0, resources=ON_HEAD)(Coordinator).remote())
+    remote = ray.remote(num_cpus=0, resources=ON_HEAD)(Coordinator)
+    return CoordinatorClient(remote.remote(logger.getEffectiveLevel()))

@@ -41,13 +41,6 @@ TrialCommand = RunRecipe | NextRung | SaveScores | FinishTrial
 Command = TrialCommand | EndSlot
 
 
-class Seconds(_Message):
-    """What a slot has spent on a trial so far."""
-
-    seconds_training: float = 0.0
-    seconds_evaluating: float = 0.0
-
-
 class RungScored(_Message):
     """The running trial at a rung; at its last one also its checkpoint, if the front doesn't dominate it."""
 
@@ -56,7 +49,8 @@ class RungScored(_Message):
     size_bytes: int
     size_ratio: float
     is_last: bool
-    seconds: Seconds
+    seconds_training: float = 0.0
+    seconds_evaluating: float = 0.0
     checkpoint: str | None = None
     """Folder of the checkpoint, inside the study's."""
     heldout: Measured | None = None
@@ -67,7 +61,8 @@ class CheckpointWritten(_Message):
 
     checkpoint: str
     heldout: Measured
-    seconds: Seconds
+    seconds_training: float = 0.0
+    seconds_evaluating: float = 0.0
 
 
 class ScoresWritten(_Message):

@@ -12,9 +12,10 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raysearch.files import append_json, read_json_lines, write_text
+from raysearch.files import write_text
 from raysearch.search.early_stopping.asha import AshaBracket, Decision, Rule
 from raysearch.search.early_stopping.decision_log import DecisionLog
+from raysearch.search.journal import RungArgs, TrialArgs, append_event, apply_event, read_events
 
 
 class ParetoASHA(FIFOScheduler):
@@ -61,7 +62,7 @@ class ParetoASHA(FIFOScheduler):
         self._keys = (size, retention, retention_se, time_attr)
         self._log = DecisionLog(Path(log)) if log else None
         self._journal: Path | None = None
-        self._resumed = False
+        self._resumed, self._num_events = False, 0
 
     @property
     def levels(self) -> list[float]:
@@ -80,20 +81,20 @@ class ParetoASHA(FIFOScheduler):
         """A new trial, one that is tried again after a failure, or one of a restored experiment."""
         if self._journal is None:
             self._open_journal(trial)
-        self._do("revive", trial.trial_id)
+        self._do("added", TrialArgs(trial=trial.trial_id))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         """Decide at rungs; results that lack a key are passed over."""
         if self._resumed:
             self.bracket.fail_all_but({known.trial_id for known in tune_controller.get_trials()})
             self._resumed = False
-        values = self._read(result)
-        if values is None:
+        args = self._read(trial, result)
+        if args is None:
             return TrialScheduler.CONTINUE
-        if values[-1] >= self.bracket.max_t:
-            self._do("finish", trial.trial_id, *values)
+        if args.samples_seen >= self.bracket.max_t:
+            self._do("end_reached", args)
             return TrialScheduler.STOP
-        decision = self._do("decide", trial.trial_id, *values)
+        decision = self._do("rung_reached", args)
         assert decision is not None, trial
         if self._log:
             self._log.write(self.bracket.num_decisions, decision)
@@ -101,13 +102,13 @@ class ParetoASHA(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> None:
         """The trial came to its own end, or Ray has carried out our stop."""
-        values = self._read(result)
-        if values is not None:
-            self._do("finish", trial.trial_id, *values)
+        args = self._read(trial, result)
+        if args is not None:
+            self._do("end_reached", args)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A failed trial holds back no other; Ray adds it again if it is to be retried."""
-        self._do("fail", trial.trial_id)
+        self._do("lost", TrialArgs(trial=trial.trial_id))
 
     def debug_string(self) -> str:
         """One line per rung."""
@@ -141,40 +142,25 @@ class ParetoASHA(FIFOScheduler):
         # Lines of JSON under a name in .json, since Ray brings back no files of other names.
         self._journal = Path(storage.experiment_driver_staging_path) / "pareto-asha-events.json"
         self._journal.parent.mkdir(parents=True, exist_ok=True)  # Ray makes it with its first save
-        if self._journal.exists():
-            for event, trial_id, *values in read_json_lines(self._journal):
-                self._apply(event, trial_id, *(math.nan if value is None else value for value in values))
-            self._resumed = True
+        for number, event, args in read_events(self._journal):
+            apply_event(None, self.bracket, event, args)
+            self._num_events, self._resumed = number, True
 
-    def _do(self, event: str, trial_id: str, *values: float) -> Decision | None:
+    def _do(self, event: str, args: TrialArgs) -> Decision | None:
         """Write an event to the journal, then apply it; one that comes twice changes nothing."""
         if self._journal is not None:
-            plain = [value if math.isfinite(value) else None for value in values]
-            append_json(self._journal, [event, trial_id, *plain], flush=False)
-        return self._apply(event, trial_id, *values)
+            self._num_events += 1
+            append_event(self._journal, self._num_events, event, args)
+        return apply_event(None, self.bracket, event, args)
 
-    def _apply(self, event: str, trial_id: str, *values: float) -> Decision | None:
-        match event:
-            case "decide":
-                return self.bracket.decide(trial_id, *values)
-            case "finish":
-                self.bracket.finish(trial_id, *values)
-            case "fail":
-                self.bracket.fail(trial_id)
-            case "revive":
-                self.bracket.revive(trial_id)
-            case _:
-                raise ValueError(f"{self._journal}: no event {event!r}; delete it, and start the experiment anew")
-        return None
-
-    def _read(self, result: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    def _read(self, trial: Trial, result: Mapping[str, Any]) -> RungArgs | None:
         size, retention, retention_se, time_attr = self._keys
         if not all(key in result for key in (size, retention, time_attr)):
             return None
-        error = result.get(retention_se) if retention_se else None
-        return (
-            float(result[size]),
-            math.nan if result[retention] is None else float(result[retention]),
-            0.0 if error is None else float(error),
-            float(result[time_attr]),
+        return RungArgs(
+            trial=trial.trial_id,
+            size=result[size],
+            retention=math.nan if result[retention] is None else result[retention],
+            retention_se=(result.get(retention_se) if retention_se else None) or 0.0,
+            samples_seen=result[time_attr],
         )

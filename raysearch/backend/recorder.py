@@ -118,7 +118,7 @@ class Recorder(tune.Callback):
     def _end(self, trial: Any, end: str, reply: RungScored | Failed | None, reason: str = "") -> None:
         sizes: dict[str, Any] = {}
         if isinstance(reply, RungScored):
-            sizes = {"num_params": reply.num_params, "size_bytes": reply.size_bytes, **dict(reply.seconds)}
+            sizes = reply.model_dump(include={"num_params", "size_bytes", "seconds_training", "seconds_evaluating"})
         record = self._study.ending(trial.trial_id, end, sizes, reason)
         if end == "finished" and isinstance(reply, RungScored) and reply.checkpoint:
             self._offer(record, reply)

@@ -65,14 +65,8 @@ class TuneSearcher(RaySearcher):
         is_scored = isinstance(reply, RungScored) and math.isfinite(reply.score.retention)
         self._search.end(trial_id, failed=error or not is_scored)
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study's journal has it all."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing; see `save`."""
-
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing; see `save`."""
+        """Nothing: the study's journal has it all."""
 
 
 class TuneScheduler(FIFOScheduler):
@@ -114,10 +108,6 @@ class TuneScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A failed trial holds back no other; Ray adds it again if it is to be retried."""
         self._search.lose(trial.trial_id)
-
-    def debug_string(self) -> str:
-        """Nothing: the study's own view shows the search."""
-        return ""
 
 
 def _args(trial: Trial, reply: RungScored) -> RungArgs:

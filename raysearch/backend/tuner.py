@@ -6,7 +6,7 @@ trial's end the three `on_trial_complete` in the same order. docs/architecture.m
 """
 
 import contextlib
-import logging
+import itertools
 import signal
 import threading
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ from raysearch.backend.trainable import RecipeTrial
 from raysearch.backend.tune_searcher import TuneScheduler, TuneSearcher
 from raysearch.config.budget import Budget
 from raysearch.errors import InputError, Refused
+from raysearch.logging import logger
 from raysearch.search.early_stopping.asha import AshaBracket
 from raysearch.search.journaled_search import JournaledSearch
 from raysearch.search.searcher import Searcher
@@ -33,8 +34,6 @@ from raysearch.study.front import Front
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import TrialRecord
 from raysearch.tracking.earlier_studies import PriorTrial
-
-logger = logging.getLogger(__name__)
 
 
 def resume_search(plan: StudyPlan, study: Study, prior_trials: Sequence[PriorTrial] = ()) -> JournaledSearch:
@@ -97,7 +96,7 @@ def run_trials(
     search.begin()
     coordinator = start_coordinator()
     recorder = Recorder(plan, study, search, coordinator, callbacks)
-    threading.Thread(target=_relay_warnings, args=(coordinator,), daemon=True).start()
+    threading.Thread(target=relay_log, args=(coordinator,), daemon=True).start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     try:
         _tuner(plan, study, search, recorder, coordinator, runtime or TrialRuntime()).fit()
@@ -166,10 +165,9 @@ def _tuner(
     )
 
 
-def _relay_warnings(coordinator: CoordinatorClient) -> None:
-    """Log the warnings of workers here, where the person sees them, until the coordinator ends."""
-    index = 0
+def relay_log(coordinator: CoordinatorClient) -> None:
+    """Log here, where the person sees it, what workers have logged, until the coordinator ends."""
     with contextlib.suppress(RayError):
-        while True:
-            logger.warning(coordinator.call(Coordinator.warning, index))
-            index += 1
+        for index in itertools.count():
+            level, message = coordinator.call(Coordinator.logged, index)
+            logger.log(level, "%s", message)

@@ -22,7 +22,6 @@ from raysearch.backend.messages import (
     RunRecipe,
     SaveScores,
     ScoresWritten,
-    Seconds,
     TrialCommand,
 )
 from raysearch.backend.node_check import check_node
@@ -32,6 +31,7 @@ from raysearch.config.space import SearchSpace
 from raysearch.data.samples import BadData
 from raysearch.errors import InputError
 from raysearch.files import StorageProblem, is_storage_problem
+from raysearch.logging import logger
 from raysearch.study.folder import CHECKPOINTS, RUNNING, TEACHER
 from raysearch.study.records import Score
 
@@ -53,7 +53,8 @@ def run_worker(config: dict[str, Any], rank: int, num_workers: int) -> None:
     """
     coordinator, slot = config["coordinator"], config["slot"]
     coordinator.call(Coordinator.join, slot, *config["runtime"].this_worker())
-    logging.getLogger("raysearch").addHandler(_ToDriver(coordinator))
+    logger.setLevel(coordinator.call(Coordinator.log_level))
+    logger.addHandler(to_driver := _ToDriver(coordinator))
     worker = Worker(config, rank, num_workers)
     if rank == 0:
         threading.Thread(target=worker.send_heartbeats, daemon=True).start()
@@ -63,6 +64,7 @@ def run_worker(config: dict[str, Any], rank: int, num_workers: int) -> None:
         reply = worker.handle_command(command)
         if rank == 0:
             coordinator.call(Coordinator.reply, slot, reply)
+    logger.removeHandler(to_driver)
 
 
 class Worker:
@@ -168,14 +170,12 @@ class Worker:
             size_bytes=size.size_bytes,
             size_ratio=size.size_bytes / dense.size_bytes,
             is_last=score.samples_seen >= self._trial.end,
-            seconds=Seconds(**self._trial.seconds),
+            **self._trial.seconds,
         )
 
     def _finish(self, folder: Path) -> CheckpointWritten:
         heldout = self._trial.finish(folder)
-        return CheckpointWritten(
-            checkpoint=f"{CHECKPOINTS}/{folder.name}", heldout=heldout, seconds=Seconds(**self._trial.seconds)
-        )
+        return CheckpointWritten(checkpoint=f"{CHECKPOINTS}/{folder.name}", heldout=heldout, **self._trial.seconds)
 
     def _save_scores(self, folder: Path) -> ScoresWritten:
         from raysearch.evaluation.retention import save_results
@@ -219,11 +219,11 @@ def measure_once_per_study(
 
 
 class _ToDriver(logging.Handler):
-    """Sends the warnings of a worker to the person who runs the search."""
+    """Sends what a worker logs to the driver, whose handler shows it."""
 
     def __init__(self, coordinator: CoordinatorClient) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
         self._coordinator = coordinator
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._coordinator.submit(Coordinator.warn, record.getMessage())
+        self._coordinator.submit(Coordinator.log, record.levelno, record.getMessage())

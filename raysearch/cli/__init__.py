@@ -1,1 +1,1 @@
-"""The command line: its commands, and how they end."""
+"""The command line: commands, the run of a search, estimates and exit statuses."""

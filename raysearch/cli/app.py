@@ -1,45 +1,49 @@
-"""The command line: `raysearch search | best | export | measure | prune | report | estimate | study | sync`.
+"""The commands of `raysearch`: search, best, export, benchmark, prune, report, estimate, replicate and sync.
 
-Every command imports what it needs when it runs: `--help`, `best` and mistakes answer without torch, ray or MLflow.
+Every command imports what it needs when it runs: `--help`, `best` and mistakes load neither torch nor ray nor MLflow.
 """
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from raysearch.cli import search
 from raysearch.cli.exit_codes import App
+from raysearch.cli.search import Verbosity
+from raysearch.config.budget import Budget, size_text
 from raysearch.config.recipe import check_ratio
 from raysearch.config.settings import EMBEDDED_MODELS
 from raysearch.errors import InputError
+from raysearch.logging import logger
+
+if TYPE_CHECKING:
+    from raysearch.study.front import Front, FrontPoint
 
 app = App(no_args_is_help=True, help="Search for the pruning and recovery recipe that fits a size budget.")
 app.command()(search.search)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study: the --out of a search.")]
 BudgetText = Annotated[str, typer.Option("--budget", "-b", help="Largest size: 60%, 3.2GB, 900MiB, 3B.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 @app.command()
 def best(
     budget: BudgetText,
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Folder of a study: the --out of a search.")
-    ] = None,
-    mlflow: Annotated[
-        str | None, typer.Option(metavar="EXPERIMENT", help="Read the newest front of it in MLflow instead.")
-    ] = None,
-    uri: Annotated[str | None, typer.Option(help="MLflow's server, if not MLFLOW_TRACKING_URI.")] = None,
-    as_json: AsJson = False,
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="Folder of a study.")] = None,
+    mlflow: Annotated[str | None, typer.Option(metavar="EXPERIMENT", help="Newest front in MLflow instead.")] = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow server, if not MLFLOW_TRACKING_URI.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verbose: Verbosity = 0,
 ) -> None:
-    """The best recipe that fits a size budget.
+    """Print the best recipe that fits a size budget.
 
     Of the front's points no larger than the budget, the one with the highest
-    lower bound of retention; ties go to the smaller, then to the one that was
-    trained on fewer samples.
+    lower bound of retention; ties go to the smaller, then to the one trained
+    on fewer samples.
 
     Examples:
 
@@ -48,11 +52,14 @@ def best(
       raysearch best runs/mine --budget 3.2GB --json
 
       raysearch best --mlflow mine --budget 60% --uri http://127.0.0.1:5000
+
+    Raises:
+        InputError: neither DIR nor an experiment is given, or both; it has no front; or no recipe is small enough.
     """
     from raysearch.report.terminal import front_table, print_rich, speed_text, statistically_tied
     from raysearch.study.front import Front, retention_text
 
-    wanted = _budget(budget)
+    parsed = Budget.parse(budget)
     if (folder is None) == (mlflow is None):
         raise InputError("best: needs DIR, the folder of a study, or --mlflow EXPERIMENT; give one of them")
     if mlflow:
@@ -62,25 +69,25 @@ def best(
     else:
         assert folder is not None, mlflow
         front = Front.load(folder)
-    point = _picked(front, wanted, str(folder))
-    fitting = [other for other in front.points if wanted.admits(other.size, front.baseline.size)]
-    similar = statistically_tied(point, fitting)
+    point = _pick(front, parsed, folder)
+    fitting = [other for other in front.points if parsed.admits(other.size, front.baseline.size)]
+    tied = statistically_tied(point, fitting)
     checkpoint = point.checkpoint_path(folder)
     if as_json:
         answer: dict[str, Any] = {"study": front.study, "budget": budget, **point.model_dump(mode="json")}
         answer |= {"recipe": point.recipe.as_dict(), "checkpoint": str(checkpoint) if checkpoint else None}
-        print(json.dumps(answer | {"not_told_apart": [other.key for other in similar]}, indent=2))
+        print(json.dumps(answer | {"not_told_apart": [other.key for other in tied]}, indent=2))
         return
     print_rich(front_table([point]))
     print(f"Size        {point.num_params:,} parameters, {point.size_bytes:,} bytes")
     print(f"Recipe      {json.dumps(point.recipe.as_dict())}")
-    print(f"Checkpoint  {checkpoint or 'none kept; export --retrain makes it again'}")
+    print(f"Checkpoint  {checkpoint or 'deleted by the disk quota; export --rebuild makes it again'}")
     if point.measured:
         print(f"Measured    {speed_text(point.measured)}")
-    for other in similar:
+    for other in tied:
         print(
-            f"Not told apart statistically: {other.key}, {other.recipe.describe()}, "
-            f"{other.size_ratio:.1%} of the dense size, retention {retention_text(other)}"
+            f"Statistically tied: {other.key}, {other.recipe.describe()}, {other.size_ratio:.1%} of the dense size, "
+            f"retention {retention_text(other)}"
         )
 
 
@@ -89,71 +96,65 @@ def export(
     folder: Folder,
     budget: BudgetText,
     to: Annotated[Path, typer.Option(help="New or empty folder for the checkpoint.")],
-    rebuild_checkpoint: Annotated[
-        bool, typer.Option("--retrain", help="Make the checkpoint again if the study's quota has cost it.")
-    ] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", "--retrain", help="Train a deleted checkpoint again.")] = False,
     finetune: Annotated[
-        bool, typer.Option("--polish", help="First train it further, on all of the data; the better one goes.")
+        bool, typer.Option("--finetune", "--polish", help="First train it further on all data; export the better one.")
     ] = False,
-    epochs: Annotated[
-        float, typer.Option(min=0.001, help="With --polish: passes over the data.", show_default=True)
-    ] = 1.0,
-    register: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Make it a version of this registered model in MLflow.")
-    ] = None,
+    epochs: Annotated[float, typer.Option(min=0.001, help="With --finetune: passes over the data.")] = 1.0,
+    register: Annotated[str | None, typer.Option(metavar="NAME", help="Registered model in MLflow to extend.")] = None,
+    verbose: Verbosity = 0,
 ) -> None:
-    """Hand over the best checkpoint for a budget, and prove that it loads.
+    """Export the best checkpoint for a budget, and check that it loads.
 
-    The folder is a stock Hugging Face checkpoint. A fresh process that has
-    transformers alone loads it, generates, and measures its speed before it is
-    handed over. The model card says what it is, how good, how fast and how made.
+    The folder is a stock Hugging Face checkpoint. A fresh process that imports
+    only transformers loads it, generates, and measures its speed first. The
+    model card has the recipe, scores with intervals, sizes and speed.
 
     Examples:
 
       raysearch export runs/mine --budget 60% --to small-model
 
-      raysearch export runs/mine --budget 60% --to small-model --polish --register small-llava
+      raysearch export runs/mine --budget 60% --to small-model --finetune --register small-llava
     """
-    wanted = _budget(budget)
-    from raysearch.config.budget import size_text
+    parsed = Budget.parse(budget)
     from raysearch.export.export_checkpoint import check_free, export_checkpoint
     from raysearch.report.terminal import speed_text
     from raysearch.study.front import Front, retention_text
 
     front, note = Front.load(folder), ""
-    point = _picked(front, wanted, str(folder))
+    point = _pick(front, parsed, folder)
     check_free(to)
-    if rebuild_checkpoint and point.checkpoint is None:
-        from raysearch.trials.rebuild_checkpoint import rebuild_checkpoint as train_again
+    if rebuild and point.checkpoint is None:
+        from raysearch.trials.rebuild_checkpoint import rebuild_checkpoint
 
-        point = train_again(folder, point)
+        point = rebuild_checkpoint(folder, point)
     if finetune:
-        from raysearch.trials.finetune import finetune as go_on
+        from raysearch.trials import finetune as finetuning
 
-        polished = go_on(folder, point, epochs)
-        point, note = polished.point, polished.describe()
+        finetuned = finetuning.finetune(folder, point, epochs)
+        point, note = finetuned.point, finetuned.describe()
         print(note)
     point = export_checkpoint(folder, point, to, front, note)
     print(f"{to}: {size_text(point.size_bytes)}, retention {retention_text(point)}, {point.recipe.describe()}")
     assert point.measured is not None, point.key
     print(f"Loaded by transformers in a fresh process: {speed_text(point.measured)}")
     if register:
-        from raysearch.tracking.lookup import register as make_version
+        from raysearch.tracking import lookup
 
-        print(f"Registered in MLflow: {register}, version {make_version(folder, point, to, register)}")
+        print(f"Registered in MLflow: {register}, version {lookup.register(folder, point, to, register)}")
 
 
 @app.command()
-def measure(folder: Folder) -> None:
+def benchmark(folder: Folder, verbose: Verbosity = 0) -> None:
     """Measure speed and memory of every recipe on the front, on this machine.
 
-    Prefill, decoding, peak memory, files and KV cache of the dense model and of
-    each checkpoint, one after another, each in a process of its own. They go to
-    front.json, to MLflow, to the report and to the model cards.
+    Prefill, decoding, peak memory, files and KV cache of the dense model and
+    of each checkpoint, one after another, each in its own process. The results
+    go to front.json, MLflow, the report and the model cards.
 
     Examples:
 
-      raysearch measure runs/mine
+      raysearch benchmark runs/mine
     """
     from raysearch.export.export_checkpoint import measure_front
     from raysearch.report.terminal import print_rich, speed_table
@@ -166,33 +167,23 @@ def measure(folder: Folder) -> None:
 
 @app.command()
 def prune(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Hugging Face folder or hub id of a vision-language or language model, or pocket or pocket-smollm2."
-        ),
-    ],
+    model: Annotated[str, typer.Argument(help="Hugging Face folder or hub id; or pocket or pocket-smollm2.")],
     to: Annotated[Path, typer.Option(help="New or empty folder for the pruned model.")],
-    mode: Annotated[
-        Literal["layerwise", "widthwise", "both"], typer.Option(help="Drop layers, slice widths, or both.")
-    ] = "layerwise",
+    mode: Annotated[Literal["layerwise", "widthwise", "both"], typer.Option(help="What to prune.")] = "layerwise",
     ratio: Annotated[float | None, typer.Option(help="Share of the decoder's parameters to remove, below 1.")] = None,
     budget: Annotated[str | None, typer.Option(help="Or: largest size of the whole model: 60%, 3.2GB, 3B.")] = None,
-    criterion: Annotated[
-        str | None, typer.Option(help="What goes first: block_influence, taylor, activation, ...")
-    ] = None,
+    criterion: Annotated[str | None, typer.Option(help="Importance: block_influence, taylor, activation, ...")] = None,
     calibration: Annotated[
-        str | None,
-        typer.Option(help="Data on which importance is measured: a JSON file, or pocket; none for weights alone."),
+        str | None, typer.Option(help="Data to measure importance on: a JSON file, or pocket; none for weights alone.")
     ] = None,
-    compensate: Annotated[
-        bool, typer.Option("--compensate", help="Let the FFNs in front of dropped layers make up for them.")
-    ] = False,
-    quantization: Annotated[
-        Literal["none", "int8", "int4"], typer.Option(help="Round the weights of the decoder's linear layers.")
-    ] = "none",
+    compensate: Annotated[bool, typer.Option("--compensate", help="Fit earlier FFNs to dropped layers.")] = False,
+    quantization: Annotated[Literal["none", "int8", "int4"], typer.Option(help="Of the linear layers.")] = "none",
+    verbose: Verbosity = 0,
 ) -> None:
-    """Prune without recovery, and write a stock checkpoint.
+    """Prune a vision-language or language model without recovery, and write a stock checkpoint.
+
+    --compensate lets the FFNs in front of dropped layers make up for them;
+    --quantization rounds the weights of the decoder's linear layers.
 
     Examples:
 
@@ -201,13 +192,15 @@ def prune(
       raysearch prune ./llava-1.5-7b --mode widthwise --budget 60% --calibration llava.json --to pruned
 
       raysearch prune ./llava-1.5-7b --ratio 0 --quantization int4 --to small
+
+    Raises:
+        InputError: neither a ratio nor a budget is given, or both; or the model, the data or the folder can't be used.
     """
     if (ratio is None) == (budget is None):
         raise InputError("prune: needs one of --ratio and --budget; give the share to remove, or the size to reach")
-    parsed = _budget(budget) if budget is not None else None
+    parsed = Budget.parse(budget) if budget is not None else None
     if ratio is not None:
         check_ratio(ratio)
-    from raysearch.config.budget import size_text
     from raysearch.pruning.checkpoint import prune_checkpoint
 
     done = prune_checkpoint(
@@ -225,11 +218,11 @@ def prune(
 
 
 @app.command()
-def report(folder: Folder) -> None:
+def report(folder: Folder, verbose: Verbosity = 0) -> None:
     """Write DIR/report.html, one page that needs no network.
 
-    The front, every trial's curve, what mattered, the cost, and the findings
-    of the study in words with their evidence.
+    The front, every trial's curve, the importance of the recipe's fields, the
+    cost, and the study's findings in words with their evidence.
 
     Examples:
 
@@ -243,12 +236,13 @@ def report(folder: Folder) -> None:
 @app.command()
 def estimate(
     space: Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="Search space.")],
-    like: Annotated[Path | None, typer.Option(metavar="DIR", help="Earlier study whose trials give the pace.")] = None,
+    like: Annotated[Path | None, typer.Option(metavar="DIR", help="Earlier study whose trials give the speed.")] = None,
+    verbose: Verbosity = 0,
 ) -> None:
-    """What a search would take, before anything starts.
+    """Estimate what a search would take, without starting it.
 
-    Work, memory, disk and hours; the hours from the trials of an earlier
-    study of the same model, data and machines, or else by arithmetic.
+    Work, memory, disk and hours. The hours come from the trials of an earlier
+    study of the same model, data and machines, or else from operation counts.
 
     Examples:
 
@@ -260,60 +254,65 @@ def estimate(
     from raysearch.config.space import SearchSpace
     from raysearch.study.plan import plan_study
 
-    planned = plan_study(SearchSpace.load(space))
-    print("\n".join([*planned.describe(), *estimate_lines(planned, like)]))
+    plan = plan_study(SearchSpace.load(space))
+    print("\n".join([*plan.describe(), *estimate_lines(plan, like)]))
 
 
 @app.command()
-def study(
+def replicate(
     space: Annotated[Path | None, typer.Argument(metavar="SPACE.yaml", help="Space without ranges: its grid.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME-TIME if left out.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the study in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resume the study in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count; run nothing.")] = False,
+    verbose: Verbosity = 0,
 ) -> None:
-    """Run every recipe of a space, and hold the claims of arXiv 2604.24380 against them.
+    """Run every recipe of a space, and test the claims of arXiv 2604.24380 on them.
 
-    No trial is stopped. DIR/study.md has the paper's tables for this model,
-    with intervals, and its claims: each holds, fails, or can't be told.
+    No trial is stopped early. DIR/study.md has the paper's tables for this
+    model, with intervals, and the verdict on its claims: holds, fails, can't tell.
 
     Examples:
 
-      raysearch study search_spaces/pocket-study.yaml --out runs/study
+      raysearch replicate search_spaces/pocket-study.yaml --out runs/study
 
-      raysearch study --resume runs/study
+      raysearch replicate --resume runs/study
+
+    Raises:
+        InputError: the space, an option or the folder can't be used, or no recipe that prunes has finished.
     """
     from raysearch.search.samplers.grid import as_grid, grid
     from raysearch.study.folder import Study
     from raysearch.study.plan import plan_study
 
     if space is None and resume is None:
-        raise InputError("study: needs SPACE.yaml; start from search_spaces/pocket-study.yaml or paper-grid.yaml")
+        raise InputError("replicate: needs SPACE.yaml; start from search_spaces/pocket-study.yaml or paper-grid.yaml")
     loaded, folder = search.study_of(space, resume, out)
     if resume and not loaded.search.keep_scores:
-        raise InputError(f"--resume {resume}: holds a search; go on with raysearch search --resume {resume}")
-    loaded = search.with_options(as_grid(loaded), None, None, None, slots)
-    planned = plan_study(loaded)
+        raise InputError(f"--resume {resume}: holds a search; resume it with raysearch search --resume {resume}")
+    plan = plan_study(search.with_options(as_grid(loaded), None, None, None, slots))
     if dry_run:
-        print("\n".join(planned.describe()))
+        print("\n".join(plan.describe()))
         return
-    recipes = [recipe for recipe in grid(loaded) if planned.size_of(recipe)]
-    if len(Study(folder, loaded).records) < len(recipes):
-        search.run(planned, folder)
-    if not any(record.end == "finished" and record.recipe.ratio for record in Study(folder, loaded).records):
+    recipes = [recipe for recipe in grid(plan.space) if plan.size_of(recipe)]
+    if len(Study(folder, plan.space).records) < len(recipes):
+        search.run(plan, folder)
+    if not any(record.end == "finished" and record.recipe.ratio for record in Study(folder, plan.space).records):
         raise InputError(f"{folder}: no recipe that prunes has finished; {folder}/trials.jsonl has the reasons")
     from raysearch.replication.markdown_page import write_page
     from raysearch.replication.probes import measure
 
-    measure(loaded, folder, recipes)
-    print(write_page(folder, loaded, planned.dense))
+    measure(plan.space, folder, recipes)
+    print(write_page(folder, plan.space, plan.dense))
 
 
 @app.command()
 def sync(
-    folder: Folder, uri: Annotated[str | None, typer.Option(help="Tracking server; left out, the study's own.")] = None
+    folder: Folder,
+    uri: Annotated[str | None, typer.Option(help="Tracking server; left out, the study's own.")] = None,
+    verbose: Verbosity = 0,
 ) -> None:
-    """Send to MLflow what could not be sent while the search ran.
+    """Send to MLflow the events that could not be sent during the search.
 
     Examples:
 
@@ -325,31 +324,33 @@ def sync(
     print(f"{folder}: {num_sent} events sent, {num_left} left")
 
 
-def _picked(front: Any, budget: Any, where: str) -> Any:
-    """A front's answer to a budget.
+def _add_old_name(old: str, command: Callable[..., None]) -> None:
+    """Keep a renamed command under its old name for one version, out of `--help`."""
+
+    @app.command(old, hidden=True)
+    @functools.wraps(command)
+    def renamed(**arguments: Any) -> None:
+        logger.warning("raysearch %s is now raysearch %s; the next version drops the old name", old, command.__name__)
+        command(**arguments)
+
+
+_add_old_name("measure", benchmark)
+_add_old_name("study", replicate)
+
+
+def _pick(front: "Front", budget: Budget, folder: Path) -> "FrontPoint":
+    """The front's point for a budget.
 
     Raises:
-        InputError: nothing on the front is small enough, or nothing is there at all.
+        InputError: the front is empty, or no point is small enough.
     """
-    from raysearch.config.budget import size_text
-
     if not front.points:
-        raise InputError(f"{where}: no recipe has finished yet; go on with raysearch search --resume {where}")
+        raise InputError(f"{folder}: no recipe has finished yet; resume it with raysearch search --resume {folder}")
     point = front.pick(budget)
     if point is None:
-        least = front.points[0]
+        smallest = front.points[0]
         raise InputError(
-            f"--budget {budget.text}: the smallest recipe on the front takes {size_text(least.size_bytes)} "
-            f"({least.size_ratio:.1%} of the dense model); raise the budget, or search with --budget {budget.text}"
+            f"--budget {budget.text}: the smallest recipe on the front takes {size_text(smallest.size_bytes)} "
+            f"({smallest.size_ratio:.1%} of the dense model); raise the budget, or search with --budget {budget.text}"
         )
     return point
-
-
-def _budget(text: str) -> Any:
-    from raysearch.config.budget import Budget
-
-    return Budget.parse(text)
-
-
-if __name__ == "__main__":
-    app()

@@ -1,10 +1,11 @@
-"""What a search would take, before anything starts: work, memory, disk and hours, and what each rests on."""
+"""Estimate of the work, memory, disk and hours of a search before it starts, with the basis of each number."""
 
+import operator
 import random
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,57 +23,57 @@ from raysearch.study.plan import StudyPlan
 from raysearch.study.records import TrialRecord, seconds_text
 
 NUM_REPLAYS = 5
-"""Random searches whose work is averaged."""
+"""Simulated random searches whose work is averaged."""
 SCATTER = 0.1
-"""Spread of a made-up retention about the size ratio; it decides how many trials a replay stops."""
+"""Standard deviation of a simulated retention about the size ratio; decides how many simulated trials are stopped."""
 OPERATIONS_PER_SECOND = {"GPU": 1e14, "core": 2e10}
-"""What arithmetic assumes: a data-centre GPU in bf16 at a third of its peak, one CPU core in fp32."""
+"""Assumed: a data-centre GPU in bf16 at a third of its peak, one CPU core in fp32."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What trials do, added up.
+    """Work of trials, summed.
 
     Attributes:
-        samples: recovery samples that are trained on.
-        scorings: evaluations, one per rung that a trial reaches; on a share of the questions they count as that share.
-        operations: floating-point operations of the training alone, if every row were of the greatest length.
+        samples: recovery samples trained on.
+        evaluations: one per rung that a trial reaches; one on a share of the questions counts as that share.
+        operations: floating-point operations of the training alone, if every row had the greatest length.
     """
 
     samples: float = 0
-    scorings: float = 0
+    evaluations: float = 0
     operations: float = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.samples + other.samples, self.scorings + other.scorings, self.operations + other.operations)
+        return Work(*map(operator.add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds per evaluation and per sample, measured in an earlier study."""
+    """Speed of an earlier study's trials."""
 
-    per_scoring: float
-    per_sample: float
+    seconds_per_evaluation: float
+    seconds_per_sample: float
     basis: str
 
     def seconds(self, work: Work) -> float:
-        """Of one trial at a time."""
-        return self.per_scoring * work.scorings + self.per_sample * work.samples
+        """Seconds of the work, one trial at a time."""
+        return self.seconds_per_evaluation * work.evaluations + self.seconds_per_sample * work.samples
 
 
 def measured_pace(folder: Path) -> Pace:
-    """The pace of an earlier study's trials, which includes pruning and scoring.
+    """The pace of an earlier study's trials, pruning and evaluation included.
 
-    A line through seconds per scoring over samples per scoring, by the median of all slopes (Theil and Sen): the first
-    trial of a slot, which loads the model, does not tilt it.
+    Fits a line to seconds per evaluation over samples per evaluation by the median of all slopes (Theil-Sen), which the
+    first trial of a slot, the one that loads the model, doesn't bias.
 
     Raises:
-        InputError: the folder is no study, or its trials are too few or too alike to tell.
+        InputError: the folder is no study, or has too few trials of different length.
     """
     records = [record for record in read_trials(folder) if record.rungs and record.end != "failed"]
-    scorings = _scorings(records)
-    samples = np.array([record.rungs[-1].samples_seen for record in records]) / scorings
-    seconds = np.array([record.seconds for record in records]) / scorings
+    evaluations = _num_evaluations(records)
+    samples = np.array([record.rungs[-1].samples_seen for record in records]) / evaluations
+    seconds = np.array([record.seconds for record in records]) / evaluations
     first, second = np.triu_indices(len(records), 1)
     apart = samples[first] != samples[second]
     if apart.sum() < 3:
@@ -83,30 +84,30 @@ def measured_pace(folder: Path) -> Pace:
     return Pace(level, slope, f"the {len(records)} trials of {folder}")
 
 
-def _scorings(records: Sequence[TrialRecord]) -> np.ndarray:
-    """Per trial, the evaluations on all questions that those of its rungs amount to."""
+def _num_evaluations(records: Sequence[TrialRecord]) -> np.ndarray:
+    """(trials,): evaluations of each trial's rungs; one on a share of the questions counts as that share."""
     asked = [[score.num_questions or 1 for score in record.rungs] for record in records]
     return np.array([sum(nums) for nums in asked]) / max((max(nums) for nums in asked), default=1)
 
 
 def estimate_lines(plan: StudyPlan, like: Path | None = None) -> list[str]:
-    """The estimate in words, one fact a line.
+    """The estimate as text: a line each for work, memory, disk and time.
 
     Args:
         like: a study of the same model and data on the same machines, whose trials give the pace.
 
     Raises:
-        InputError: the space has no recipe that fits, no trial fits into memory, or `like` is no use.
+        InputError: no recipe of the space fits a budget, no trial fits into memory, or `like` gives no pace.
     """
     pace = measured_pace(like) if like else None
-    drawn = [_drawn_recipes(plan, seed) for seed in range(NUM_REPLAYS)]
-    whole = _mean([_work(plan, recipes, stopping=False) for recipes in drawn])
-    stopped = _mean([_work(plan, recipes, stopping=True) for recipes in drawn])
+    drawn = [draw_recipes(plan, seed) for seed in range(NUM_REPLAYS)]
+    whole = _mean([total_work(plan, recipes, stopping=False) for recipes in drawn])
+    stopped = _mean([total_work(plan, recipes, stopping=True) for recipes in drawn])
     if not plan.space.search.early_stopping:
         stopped = whole
     return [
-        f"work       about {_about(stopped.samples)} samples and {_about(stopped.scorings)} scorings; "
-        f"{_about(whole.samples)} and {_about(whole.scorings)} without early stopping; for recipes drawn at random, "
+        f"work       about {_about(stopped.samples)} samples and {_about(stopped.evaluations)} evaluations; "
+        f"{_about(whole.samples)} and {_about(whole.evaluations)} without early stopping; for recipes drawn at random, "
         f"at the very most {plan.space.search.trials * plan.max_samples:,} samples",
         f"memory     {_memory(plan, [recipe for recipes in drawn for recipe in recipes])}",
         f"disk       {_disk(plan, drawn)}",
@@ -114,8 +115,8 @@ def estimate_lines(plan: StudyPlan, like: Path | None = None) -> list[str]:
     ]
 
 
-class _Dice:
-    """Proposes uniformly."""
+class _RandomSuggester:
+    """Suggests values uniformly at random."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -128,12 +129,16 @@ class _Dice:
         return low * (high / low) ** drawn if log else low + (high - low) * drawn
 
 
-def _drawn_recipes(plan: StudyPlan, seed: int) -> list[Recipe]:
-    """As many random recipes as there will be trials, none larger than every budget."""
-    dice, recipes = _Dice(seed), []
+def draw_recipes(plan: StudyPlan, seed: int) -> list[Recipe]:
+    """As many random recipes as there will be trials, each within one of the budgets.
+
+    Raises:
+        InputError: hardly any recipe of the space is.
+    """
+    suggester, recipes = _RandomSuggester(seed), []
     for _ in range(100 * plan.space.search.trials):
         try:
-            recipe = plan.space.suggest(dice)
+            recipe = plan.space.suggest(suggester)
         except ValidationError:  # values that exclude each other
             continue
         size = plan.size_of(recipe)
@@ -144,48 +149,47 @@ def _drawn_recipes(plan: StudyPlan, seed: int) -> list[Recipe]:
     raise InputError("recipe: hardly any recipe of the space fits a budget; widen recipe.ratio or budgets")
 
 
-def _work(plan: StudyPlan, recipes: Sequence[Recipe], stopping: bool) -> Work:
-    """What these trials do, one after another; the real rule stops them, on made-up retentions."""
+def total_work(plan: StudyPlan, recipes: Sequence[Recipe], stopping: bool) -> Work:
+    """Work of these trials, one after another; with `stopping`, ASHA stops them on simulated retentions."""
     scatter = random.Random(0)
     budgets = [budget.size_ratio(plan.dense) for budget in plan.budgets]
-    rungs = AshaBracket(plan.max_samples, plan.first_rung, plan.space.search.reduction_factor, budgets)
+    bracket = AshaBracket(plan.max_samples, plan.first_rung, plan.space.search.reduction_factor, budgets)
     total = Work()
     for number, recipe in enumerate(recipes):
         size = plan.size_of(recipe)
         assert size is not None, recipe
         ratio, end = size.size_bytes / plan.dense.size_bytes, recipe.samples_to_see(plan.num_samples)
-        retention, seen, scorings = ratio + scatter.gauss(0, SCATTER), end, 0.0
-        for level in [level for level in rungs.levels if stopping and level < end]:
-            scorings += plan.space.search.early_questions
-            if not rungs.decide(str(number), ratio, retention, 0.0, level).go_on:
+        retention, seen, evaluations = ratio + scatter.gauss(0, SCATTER), end, 0.0
+        for level in [level for level in bracket.levels if stopping and level < end]:
+            evaluations += plan.space.search.early_questions
+            if not bracket.decide(str(number), ratio, retention, 0.0, level).go_on:
                 seen = round(level)
                 break
         else:
-            scorings += 1
-            rungs.finish(str(number), ratio, retention, 0.0, end)
-        total += Work(seen, scorings, seen * _operations_per_sample(plan, recipe, size.num_params))
+            evaluations += 1
+            bracket.finish(str(number), ratio, retention, 0.0, end)
+        total += Work(seen, evaluations, seen * _operations_per_sample(plan, recipe, size.num_params))
     return total
 
 
 def _operations_per_sample(plan: StudyPlan, recipe: Recipe, num_params: int) -> float:
-    """6 per parameter and token for the student, forward and backward, and 2 for a teacher that only looks."""
-    taught = any(getattr(recipe, name) for name in LOSS_FIELDS[1:])
+    """6 per parameter and token for the student, forward and backward, and 2 for the teacher's forward pass."""
+    taught = any(LOSS_FIELDS[name].needs_teacher for name in recipe.loss_weights)
     per_token = 6 * num_params + 2 * plan.dense.num_params * taught
     return float(per_token * plan.space.recovery.max_length)
 
 
 def _mean(works: Sequence[Work]) -> Work:
-    total = sum(works, Work())
-    return Work(*(value / len(works) for value in (total.samples, total.scorings, total.operations)))
+    return Work(*np.mean([astuple(work) for work in works], axis=0).tolist())
 
 
 def _memory(plan: StudyPlan, recipes: Sequence[Recipe]) -> str:
-    """How the most demanding of `recipes` would be fitted in."""
+    """Memory plan of the most demanding of `recipes`."""
     slots, settings = plan.space.slots, plan.space.recovery
     trained = [recipe for recipe in recipes if recipe.trained != "nothing"]
     if not trained:
         return "no recovery, so none beyond the models"
-    needs = max((_needs(plan, recipe) for recipe in trained), key=lambda n: n.state_bytes(1, slots.workers))
+    needs = max((memory_needs(plan, recipe) for recipe in trained), key=lambda n: n.state_bytes(1, slots.workers))
     free = _gpu_bytes() if slots.gpus_per_worker else _host_bytes()
     fitted = plan_memory(needs, settings, free or 2**60, slots.workers).describe()
     where = "of a GPU's memory" if slots.gpus_per_worker else "available here"
@@ -193,8 +197,8 @@ def _memory(plan: StudyPlan, recipes: Sequence[Recipe]) -> str:
     return f"{fitted}, for the most demanding recipe; {known}"
 
 
-def _needs(plan: StudyPlan, recipe: Recipe) -> MemoryRequirements:
-    """By counting; adapters as if every layer had the usual seven projections."""
+def memory_needs(plan: StudyPlan, recipe: Recipe) -> MemoryRequirements:
+    """Memory requirements from parameter counts, with adapters on seven projections in every layer."""
     counts = plan.counts
     shape = shape_for(counts, recipe)
     heads, kv_heads = counts.head_dim * shape.num_heads, counts.head_dim * shape.num_kv_heads
@@ -205,6 +209,7 @@ def _needs(plan: StudyPlan, recipe: Recipe) -> MemoryRequirements:
         num_trained += recipe.lora_rank * shape.num_layers * sides
     on_gpu = plan.space.slots.gpus_per_worker > 0
     precision = plan.space.recovery.precision
+    need_logits = any(LOSS_FIELDS[name].inputs == "logits" for name in recipe.loss_weights)
     return MemoryRequirements(
         num_params=counts.total(shape),
         num_trained=num_trained,
@@ -212,13 +217,13 @@ def _needs(plan: StudyPlan, recipe: Recipe) -> MemoryRequirements:
         num_layers=shape.num_layers,
         hidden=counts.hidden_size,
         layer_width=layer_width(counts.hidden_size, heads, shape.num_ffn_channels),
-        vocabulary=counts.vocab_size if recipe.sft or recipe.logits_kd else 0,
+        vocabulary=counts.vocab_size if need_logits else 0,
         online_bytes=0 if on_gpu else plan.dense.size_bytes,
     )
 
 
 def _gpu_bytes() -> int:
-    """Memory of this machine's smallest GPU; 0 without one."""
+    """Memory of this machine's smallest GPU in bytes; 0 without one."""
     if shutil.which("nvidia-smi") is None:
         return 0
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
@@ -234,7 +239,7 @@ def _host_bytes() -> int:
 
 
 def _disk(plan: StudyPlan, drawn: Sequence[Sequence[Recipe]]) -> str:
-    """Checkpoints: the front's are kept, the others deleted."""
+    """Size of the checkpoints on the front; others are deleted."""
     sizes = [plan.size_of(recipe) for recipes in drawn for recipe in recipes]
     largest = max(size.size_bytes for size in sizes if size)
     trials, quota_gb = plan.space.search.trials, plan.space.recovery.checkpoint_quota_gb
@@ -253,19 +258,19 @@ def _time(plan: StudyPlan, stopped: Work, whole: Work, pace: Pace | None) -> str
         hours, every = (per_trial * pace.seconds(work) / 3600 for work in (stopped, whole))
         return (
             f"about {_about(hours)} {unit}-hours, {_about(every)} without early stopping; measured: "
-            f"{pace.per_scoring:.2g} s a scoring and {pace.per_sample:.2g} s a sample in {pace.basis}. "
-            f"With N trials at a time {seconds_text(pace.seconds(stopped))} / N, and the loading"
+            f"{pace.seconds_per_evaluation:.2g} s per evaluation and {pace.seconds_per_sample:.2g} s per sample in "
+            f"{pace.basis}. With N trials at a time {seconds_text(pace.seconds(stopped))} / N, and loading"
         )
     rate = OPERATIONS_PER_SECOND[unit]
     hours, every = (work.operations / rate / 3600 for work in (stopped, whole))
     return (
         f"at most {_about(hours, 1)} {unit}-hours of training, {_about(every, 1)} without early stopping; not measured "
         f"but counted, as if every row had {plan.space.recovery.max_length} tokens and a {unit} did {rate:.0e} "
-        "operations a second. Scoring and loading come on top. --like DIR takes the pace of an earlier study"
+        "operations per second. Evaluation and loading come on top. --like DIR takes the pace of an earlier study"
     )
 
 
 def _about(value: float, digits: int = 2) -> str:
-    """A number with no more digits than are known."""
+    """A number rounded to so many significant digits."""
     rounded = float(f"{value:.{digits}g}")
     return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"

@@ -1,9 +1,10 @@
-"""How a command ends: 0 when done, 2 with one plain line for a person's mistake, 130 after Ctrl-C."""
+"""Exit status of a command: 0 when done, 2 with one line on stderr for a user error, 130 after Ctrl-C."""
 
 import errno
+import inspect
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from typer.exceptions import TyperException
@@ -11,14 +12,24 @@ from typer.exceptions import TyperException
 from raysearch.errors import InputError
 from raysearch.files import STORAGE_PROBLEMS
 
+F = TypeVar("F", bound=Callable[..., Any])
 _DISK_PROBLEMS = {*STORAGE_PROBLEMS, errno.EACCES, errno.EPERM}
 
 
 class App(typer.Typer):
-    """A Typer application that ends without a traceback for what a person can put right."""
+    """A Typer application that ends without a traceback after a user error."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(add_completion=False, pretty_exceptions_enable=False, **settings)
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[F], F]:
+        """Register a command; its help is its docstring, up to the section on exceptions."""
+
+        def register(function: F) -> F:
+            help_text = inspect.cleandoc(function.__doc__ or "").partition("\n\nRaises:")[0]
+            return super(App, self).command(name, help=help_text, **settings)(function)
+
+        return register
 
     def __call__(self, args: Sequence[str] | None = None) -> Any:
         """Run the command that `args` (or the command line) names, and exit.
@@ -30,16 +41,14 @@ class App(typer.Typer):
 
 
 def exit_status(command: Callable[[], Any]) -> int:
-    """Run `command`; the exit status it comes to, after one line on stderr if it went wrong by a mistake."""
+    """Run `command` and return its exit status; print one line on stderr after a user error."""
     try:
         status = command()
-    except KeyboardInterrupt:
-        return 130
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         return 130
     except InputError as error:
         return _complain(str(error))
-    except TyperException as error:  # any mistake in a command line
+    except TyperException as error:  # any error in the command line
         message = " ".join(error.format_message().split())
         return _complain(f"{message} See {_command_of(error)} --help.") if message else 2
     except OSError as error:

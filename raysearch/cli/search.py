@@ -12,6 +12,7 @@ import typer
 from raysearch.config.budget import Budget
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError, Refused
+from raysearch.logging import configure
 
 if TYPE_CHECKING:
     from raysearch.backend.runtime import TrialRuntime
@@ -20,25 +21,28 @@ if TYPE_CHECKING:
 
 
 EMBEDDED_SPACE = Path(__file__).parents[1] / "pocket" / "space.yaml"
+Verbosity = Annotated[
+    int,
+    typer.Option("--verbose", "-v", count=True, callback=configure, show_default=False, help="Log info; -vv: debug."),
+]
+"""Option of every command; sets the log level before the command runs."""
 
 
 def search(
-    space: Annotated[Path | None, typer.Argument(help="Search space; left out, the embedded LVLM's.")] = None,
-    budget: Annotated[
-        list[str] | None, typer.Option(help="Size to answer for: 60%, 3.2GB, 3B; may be repeated.")
-    ] = None,
+    space: Annotated[Path | None, typer.Argument(help="Search space; left out, that of the embedded LVLM.")] = None,
+    budget: Annotated[list[str] | None, typer.Option(help="Size budget: 60%, 3.2GB, 3B; may be repeated.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials to run, stopped ones included.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME-TIME if left out.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of sampler and data order.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler and the data order.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     warm_start: Annotated[
-        list[str] | None,
-        typer.Option(help="Start from an earlier study: its folder, or an MLflow experiment; may be repeated."),
+        list[str] | None, typer.Option(help="Earlier study to start from: folder or MLflow experiment; repeatable.")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the study in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resume the study in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; run nothing.")] = False,
+    verbose: Verbosity = 0,
 ) -> None:
-    """Search for the best recipes: a Pareto front of model size against quality kept.
+    """Search for the Pareto front of model size against retention.
 
     Examples:
 
@@ -53,9 +57,7 @@ def search(
     """
     study_space, folder = study_of(space, resume, out)
     if resume is not None and seed not in (None, study_space.search.seed):
-        raise InputError(
-            f"--seed {seed}: a study keeps its seed, {study_space.search.seed}; leave it out with --resume"
-        )
+        raise InputError(f"--seed {seed}: a resumed study keeps its seed, {study_space.search.seed}; leave it out")
     prior_trials = _prior_trials(warm_start or [], resume, folder)
     from raysearch.study.plan import plan_study
 
@@ -71,11 +73,11 @@ def search(
 def run(
     plan: "StudyPlan", folder: Path, prior_trials: Sequence["PriorTrial"] = (), runtime: "TrialRuntime | None" = None
 ) -> None:
-    """Run the trials that a study lacks, in view of the person, and print the front.
+    """Run the trials that a study lacks, show their progress, and print the front.
 
     Args:
         prior_trials: finished trials of other studies to start from.
-        runtime: what runs in the workers; left out, real trials.
+        runtime: runs the trials in the workers; left out, real ones.
 
     Raises:
         InputError: as `resume_search` and `run_trials`.
@@ -90,24 +92,28 @@ def run(
 
     with _nothing_left_if_refused(folder), locked(folder):
         study = Study(folder, plan.space)
-        # What can't go on, or a cluster too small for a trial, is refused before anything is written.
+        # A study that can't be resumed, or a cluster too small for a trial, is refused before anything is written.
         search = resume_search(plan, study, prior_trials)
         join_cluster(plan.space.slots)
         study.create()
         with closing(Tracker(study, dense=plan.dense)) as tracker:
             try:
-                # Closed before the tracker: it says at once how to go on, should the search be stopped.
+                # Closed before the tracker, so that an interrupted search says at once how to resume it.
                 with LiveView(plan, study) as view:
                     front = run_trials(plan, study, search, [tracker, view], runtime)
             finally:
                 if study.front:
                     write_pictures(study.folder, study.front, study.records)
     print_result(front, folder)
+    num_run, num_wanted = len(study.records), plan.space.search.trials
+    if num_run < num_wanted:
+        reason = "the space has no further recipe to try" if search.searcher.exhausted else f"see {folder}/tune"
+        print(f"\nEnded after {num_run} of {num_wanted} trials: {reason}")
 
 
 @contextmanager
 def _nothing_left_if_refused(folder: Path) -> Iterator[None]:
-    """Delete a new study's folder if it was refused before a trial ended, so that the command can be given again."""
+    """Delete a new study's folder if it was refused before a trial ended, so that the same command can be repeated."""
     from raysearch.study.folder import SPACE, TRIALS
 
     is_new = not folder.exists()
@@ -120,18 +126,22 @@ def _nothing_left_if_refused(folder: Path) -> Iterator[None]:
 
 
 def study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple[SearchSpace, Path]:
-    """The space and the folder, from a new start or from an earlier one."""
+    """The space and the folder of a new study, or of the one to resume.
+
+    Raises:
+        InputError: the space or the folder can't be used.
+    """
     from raysearch.study.folder import is_study, read_space
 
     if resume is not None:
         if space is not None or out is not None:
-            raise InputError("--resume: goes on with the space and the folder of the study; leave out SPACE and --out")
+            raise InputError("--resume: takes the space and the folder of the study; leave out SPACE and --out")
         return read_space(resume), resume.resolve()
     loaded = SearchSpace.load(space or EMBEDDED_SPACE)
     folder = out or _default_folder(loaded.name)
     if is_study(folder):
         raise InputError(
-            f"--out {folder}: holds a study already; go on with --resume {folder}, or choose another folder"
+            f"--out {folder}: holds a study already; resume it with --resume {folder}, or choose another folder"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--out {folder}: exists and is not an empty folder; choose another")
@@ -143,7 +153,7 @@ def _prior_trials(sources: list[str], resume: Path | None, folder: Path) -> list
     if not sources:
         return []
     if resume is not None:
-        raise InputError("--warm-start: a study starts only once; leave it out with --resume")
+        raise InputError("--warm-start: holds for a new study only; leave it out with --resume")
     from raysearch.tracking.earlier_studies import read_prior_trials
     from raysearch.tracking.tracker import tracking_uri
 
@@ -151,7 +161,7 @@ def _prior_trials(sources: list[str], resume: Path | None, folder: Path) -> list
 
 
 def _default_folder(name: str) -> Path:
-    """runs/NAME-TIME here; under the home folder in a Ray job, whose working folder is swept away."""
+    """runs/NAME-TIME here; under the home folder in a Ray job, whose working folder is deleted."""
     in_job = "runtime_resources" in Path.cwd().parts
     runs = Path.home() / "raysearch-runs" if in_job else Path("runs")
     return runs / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -160,7 +170,7 @@ def _default_folder(name: str) -> Path:
 def with_options(
     space: SearchSpace, budget: list[str] | None, trials: int | None, seed: int | None, slots: int | None
 ) -> SearchSpace:
-    """The space with what the command line overrides."""
+    """The space with the options of the command line in place of its own."""
     searching = {name: value for name, value in (("trials", trials), ("seed", seed)) if value is not None}
     changes: dict[str, Any] = {"search": space.search.model_copy(update=searching)}
     if budget:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,32 +15,20 @@ from raysearch.errors import InputError
 Mode = Literal["layerwise", "widthwise", "both"]
 Trained = Literal["nothing", "projector", "projector+lora", "projector+decoder", "decoder"]
 
-LOSS_FIELDS = ("sft", "logits_kd", "hidden_kd")
 
+@dataclass(frozen=True)
+class LossWeight:
+    """Marks a field of `Recipe` as the weight of a recovery loss, whose row is in `recovery.losses.LOSS_TERMS`.
 
-_CONDITIONS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
-    "depth_share": (lambda values: values.get("mode") == "both", "mode: both"),
-    **dict.fromkeys(
-        (*LOSS_FIELDS, "lr", "data_fraction", "epochs"),
-        (lambda values: values.get("trained") != "nothing", "something to train"),
-    ),
-    "lora_rank": (lambda values: values.get("trained") == "projector+lora", "trained: projector+lora"),
-    **dict.fromkeys(("temperature", "kl"), (lambda values: bool(values.get("logits_kd")), "logits_kd above 0")),
-    "hidden_match": (lambda values: bool(values.get("hidden_kd")), "hidden_kd above 0"),
-}
-# Ordered: the field that a condition reads comes before the fields that depend on it.
-_DEFAULTS: dict[str, object] = {
-    "depth_share": 0.5,
-    "sft": 1.0,
-    "logits_kd": 0.0,
-    "hidden_kd": 0.0,
-    "data_fraction": 1.0,
-    "epochs": 1.0,
-    "lora_rank": 16,
-    "temperature": 2.0,
-    "kl": "forward",
-    "hidden_match": "mse",
-}
+    Attributes:
+        default: the weight where a recipe that trains something leaves it out.
+        inputs: what the loss is computed from.
+        needs_teacher: whether it compares with the dense model, at every distillation point; else answer tokens count.
+    """
+
+    default: float
+    inputs: Literal["logits", "states"]
+    needs_teacher: bool
 
 
 def check_ratio(ratio: float) -> None:
@@ -76,11 +65,11 @@ class Recipe(BaseModel):
     """Parts that recovery trains; never the vision tower."""
     lora_rank: int | None = Field(None, ge=1)
     """Rank of the adapters on the decoder's linear layers; only with projector+lora."""
-    sft: float | None = Field(None, ge=0)
+    sft: Annotated[float | None, LossWeight(1.0, "logits", needs_teacher=False)] = Field(None, ge=0)
     """Weight of the cross-entropy on answer tokens."""
-    logits_kd: float | None = Field(None, ge=0)
+    logits_kd: Annotated[float | None, LossWeight(0.0, "logits", needs_teacher=True)] = Field(None, ge=0)
     """Weight of the KL divergence between the dense model's answer distribution and the student's."""
-    hidden_kd: float | None = Field(None, ge=0)
+    hidden_kd: Annotated[float | None, LossWeight(0.0, "states", needs_teacher=True)] = Field(None, ge=0)
     """Weight of the match between last normalised hidden states on answer tokens."""
     temperature: float | None = Field(None, gt=0)
     """Softmax temperature of `logits_kd`."""
@@ -127,8 +116,8 @@ class Recipe(BaseModel):
         for field, (_, condition) in _CONDITIONS.items():
             if values[field] is not None and not applies(field, values):
                 raise ValueError(f"{field} needs {condition}; remove it")
-        if self.trained != "nothing" and not any((self.sft, self.logits_kd, self.hidden_kd)):
-            raise ValueError("sft, logits_kd and hidden_kd are all 0; raise one, or set trained: nothing")
+        if self.trained != "nothing" and not self.loss_weights:
+            raise ValueError(f"{', '.join(LOSS_FIELDS)} are all 0; raise one, or set trained: nothing")
         return self
 
     @property
@@ -140,6 +129,11 @@ class Recipe(BaseModel):
             return None, self.criterion
         layer, _, width = self.criterion.partition("+")
         return layer, width
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weights above 0 of recovery losses, by field."""
+        return {name: weight for name in LOSS_FIELDS if (weight := getattr(self, name))}
 
     @property
     def key(self) -> str:
@@ -164,19 +158,49 @@ class Recipe(BaseModel):
 
     def describe(self) -> str:
         """One short line for tables and logs."""
-        losses = "+".join(name for name in LOSS_FIELDS if getattr(self, name))
         parts = [f"{self.mode} {self.ratio:.0%} by {self.criterion}"]
         if self.quantization != "none":
             parts.append(self.quantization)
         if self.trained == "nothing":
             parts.append("no recovery")
         else:
+            losses = "+".join(self.loss_weights)
             parts.append(f"{self.trained} by {losses}, lr {self.lr:.1e}, {self.data_fraction:.0%} of the data")
         return ", ".join(parts)
 
 
+LOSS_FIELDS = {
+    name: mark for name, field in Recipe.model_fields.items() for mark in field.metadata if isinstance(mark, LossWeight)
+}
+"""The recipe's fields that weigh a recovery loss."""
+_CONDITIONS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
+    "depth_share": (lambda values: values.get("mode") == "both", "mode: both"),
+    **dict.fromkeys(
+        (*LOSS_FIELDS, "lr", "data_fraction", "epochs"),
+        (lambda values: values.get("trained") != "nothing", "something to train"),
+    ),
+    "lora_rank": (lambda values: values.get("trained") == "projector+lora", "trained: projector+lora"),
+    **dict.fromkeys(("temperature", "kl"), (lambda values: bool(values.get("logits_kd")), "logits_kd above 0")),
+    "hidden_match": (lambda values: bool(values.get("hidden_kd")), "hidden_kd above 0"),
+}
+# Ordered: the field that a condition reads comes before the fields that depend on it.
+_DEFAULTS: dict[str, object] = {
+    "depth_share": 0.5,
+    **{name: loss.default for name, loss in LOSS_FIELDS.items()},
+    "data_fraction": 1.0,
+    "epochs": 1.0,
+    "lora_rank": 16,
+    "temperature": 2.0,
+    "kl": "forward",
+    "hidden_match": "mse",
+}
+_KEYED_AT_0 = ("sft", "logits_kd", "hidden_kd")
+"""Losses that are part of a key even at weight 0, as the keys of existing studies have them."""
+_LEFT_OUT_OF_KEYS = {"quantization": "none", **{name: 0.0 for name in LOSS_FIELDS if name not in _KEYED_AT_0}}
+"""Fields added later, with the value that changes nothing: recipes keep the keys that they had before."""
+
+
 def _hash(fields: Mapping[str, object]) -> str:
-    """Leaves `quantization: none` out: keys of studies older than that field stay valid."""
-    named = {name: value for name, value in fields.items() if (name, value) != ("quantization", "none")}
+    named = {name: value for name, value in fields.items() if (name, value) not in _LEFT_OUT_OF_KEYS.items()}
     canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]

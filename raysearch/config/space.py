@@ -20,7 +20,7 @@ from raysearch.config.dimensions import (
     param_name,
     read_dimension,
 )
-from raysearch.config.recipe import Recipe, applies
+from raysearch.config.recipe import LOSS_FIELDS, Recipe, applies
 from raysearch.config.settings import Calibration, PathOrName, RecoverySettings, Scalar, SearchSettings, Slots, Strict
 from raysearch.errors import InputError
 
@@ -85,9 +85,9 @@ class SearchSpace(Strict):
             for known in criteria_kinds(mode):
                 if not set(self.values_of("criterion")) & set(known):
                     raise ValueError(f"recipe.criterion: none applies to mode {mode}; add one of {', '.join(known)}")
-        weights = [*(self.values_of("sft") or [1.0]), *self.values_of("logits_kd"), *self.values_of("hidden_kd")]
+        weights = [weight for name in LOSS_FIELDS for weight in self._weights_of(name)]
         if not any(weights) and set(self.values_of("trained")) != {"nothing"}:
-            raise ValueError("recipe.sft, logits_kd, hidden_kd: all 0; raise one, or set trained: nothing")
+            raise ValueError(f"recipe.{', '.join(LOSS_FIELDS)}: all 0; raise one, or set trained: nothing")
         return self
 
     @classmethod
@@ -172,6 +172,9 @@ class SearchSpace(Strict):
         cases = self.recipe.get(field, [])
         return [v for case in cases for v in (case.choices if isinstance(case, Choices) else (case.low, case.high))]
 
+    def _weights_of(self, loss: str) -> list[Any]:
+        return self.values_of(loss) or [LOSS_FIELDS[loss].default]
+
     def criteria(self) -> list[str]:
         """The criteria that some recipe of the space may use."""
         kinds = {name for mode in self.values_of("mode") for known in criteria_kinds(mode) for name in known}
@@ -179,7 +182,8 @@ class SearchSpace(Strict):
 
     def uses_teacher(self) -> bool:
         """Whether some recipe of the space has a distillation loss."""
-        weights = [*self.values_of("logits_kd"), *self.values_of("hidden_kd")]
+        needed = [name for name, loss in LOSS_FIELDS.items() if loss.needs_teacher]
+        weights = [weight for name in needed for weight in self._weights_of(name)]
         return any(float(weight) > 0 for weight in weights) and self.values_of("trained") != ["nothing"]
 
     def largest_recovery(self, num_samples: int) -> int:

@@ -1,4 +1,4 @@
-"""Samples as tensors: the model's own chat template, the answer tokens marked, padded into batches."""
+"""Samples as tensors: rendered by the model's chat template, with labels for answer tokens, padded into batches."""
 
 import difflib
 from collections import OrderedDict
@@ -23,15 +23,15 @@ Batch = dict[str, torch.Tensor]
 
 
 class Encoder:
-    """Turns samples into tensors. What has been encoded stays in memory, up to `cache_bytes`.
+    """Turns samples into tensors, with an LRU cache of `cache_bytes`.
 
-    A row's tokens are what the processor makes of the chat template's text. Answers are found by rendering the
-    conversation up to each answer: an answer is what its text adds, the token that ends the turn included. Where the
-    template ends the last answer with no such token, the tokenizer's end of sequence is added.
+    A row's tokens are the processor's for the chat template's text. Answers are found by rendering the conversation up
+    to each: an answer is the text that it adds, with the token that ends the turn. If the template ends the last answer
+    without such a token, the tokenizer's end of sequence is added.
     """
 
     def __init__(self, processor: Any, family: Family, max_length: int, cache_bytes: int = CACHE_BYTES) -> None:
-        """Use `processor`, or a bare tokenizer for text-only rows, for rows of at most `max_length` tokens.
+        """Use `processor`, or a tokenizer for text-only rows, for rows of at most `max_length` tokens.
 
         Raises:
             InputError: there is no processor or tokenizer, or it has no chat template.
@@ -50,36 +50,31 @@ class Encoder:
         self._free_bytes = cache_bytes
 
     def encode(self, sample: Sample) -> Encoded:
-        """One row: `input_ids`, `attention_mask`, `labels`, each (seq,), and the images as the processor gives them.
+        """One row: `input_ids`, `attention_mask`, `labels`, each (seq,), and the processor's image tensors.
 
-        Labels hold a token's own id (not the next one's) where it belongs to an answer, else `IGNORED`.
+        A label is the token's own id (not the next one's) in an answer, else `IGNORED`.
 
         Raises:
-            BadRow: unreadable images, placeholders that don't match them, no answer token, or more tokens than
-                `max_length`.
+            BadRow: unreadable images, placeholders that don't match them, no answer, or more than `max_length` tokens.
         """
-        return self._kept(sample, False, self._encode)
+        return self._cached(sample, False, self._encode)
 
     def encode_prompt(self, sample: Sample) -> Encoded:
-        """The row up to and including the cue for its last answer, without labels, of any length.
-
-        Raises:
-            BadRow: unreadable images, or placeholders that don't match them.
-        """
-        return self._kept(sample, True, self._encode_prompt)
+        """The row up to the cue for its last answer, without labels, of any length; `BadRow` for unreadable images."""
+        return self._cached(sample, True, self._encode_prompt)
 
     def collate(self, rows: Sequence[Encoded], padding_side: str = "right", multiple: int = 1) -> Batch:
         """`collate` with this tokenizer's padding token."""
         one_entry_per_row = self.family.model_type in _ONE_ENTRY_PER_ROW
         return collate(rows, self.pad_id, padding_side, one_entry_per_row, multiple)
 
-    def _kept(self, sample: Sample, is_prompt: bool, encode: Callable[[Sample], Encoded]) -> Encoded:
+    def _cached(self, sample: Sample, is_prompt: bool, encode: Callable[[Sample], Encoded]) -> Encoded:
         key = id(sample), is_prompt
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key][1]
         encoded = encode(sample)
-        self._cache[key] = (sample, encoded)  # holding the sample keeps its id() its own
+        self._cache[key] = (sample, encoded)  # the reference keeps its id() unique
         self._free_bytes -= sum(tensor.nbytes for tensor in encoded.values())
         while self._free_bytes < 0 and self._cache:
             _, (_, oldest) = self._cache.popitem(last=False)
@@ -148,7 +143,7 @@ class Encoder:
         return labels
 
     def _answer_spans(self, messages: Sequence[Mapping[str, Any]], text: str) -> list[tuple[int, int]]:
-        """Where answers stand in the rendered `text`: from the end of the cue to the end of the turn."""
+        """Start and end of each answer in the rendered `text`: from the end of the cue to the end of the turn."""
         spans = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -163,7 +158,7 @@ class Encoder:
         return spans
 
     def _end_answer(self, encoded: Batch) -> None:
-        """Let the last answer end with a token that says so."""
+        """End the last answer with the end of sequence if no special token ends it."""
         last = int((encoded["labels"] != IGNORED).nonzero()[-1])
         added = self.tokenizer.added_tokens_decoder
         eos = self.tokenizer.eos_token_id
@@ -176,11 +171,11 @@ class Encoder:
 
 
 def aligned(plain: Sequence[int], expanded: Sequence[int]) -> list[int | None]:
-    """Where each token of a text is in the row whose image placeholders the processor has expanded.
+    """Position of each token of a text in the row whose image placeholders the processor has expanded.
 
     Args:
         plain: tokens of the text, one placeholder per image.
-        expanded: tokens of the row; equal but for what stands for images, and special tokens put before it.
+        expanded: tokens of the row; equal but for its images' tokens, and special tokens before it.
 
     Returns:
         One position in `expanded` per token of `plain`; None where there is none.
@@ -199,7 +194,7 @@ def aligned(plain: Sequence[int], expanded: Sequence[int]) -> list[int | None]:
 
 
 def shared_start(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many leading items two sequences share."""
+    """Length of the common prefix of two sequences."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
@@ -214,11 +209,11 @@ def collate(
     """Pad rows to the longest and stack them; images of all rows one after another.
 
     Args:
-        rows: what `Encoder.encode` returns.
-        pad_id: token that fills `input_ids`; masks are filled with 0 and labels with `IGNORED`.
+        rows: of `Encoder.encode`.
+        pad_id: token that pads `input_ids`; masks are padded with 0 and labels with `IGNORED`.
         padding_side: right to train, left to generate.
-        multiple: what the padded length is rounded up to; few different lengths spare the hardware's libraries work.
         one_entry_per_row: image tensors have a first axis of rows, so that rows without images get zeros.
+        multiple: the padded length is rounded up to it; few different lengths save the hardware's libraries work.
 
     Returns:
         `input_ids`, `attention_mask`, `labels` ..., each (batch, longest), and image tensors.
@@ -244,6 +239,6 @@ def _padded(row: torch.Tensor, length: int, fill: int, side: str) -> torch.Tenso
 
 
 def _grown(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """`value` with zeros behind it on every axis but the first."""
+    """`value` padded with zeros to `shape` on every axis but the first."""
     widths = [(0, wanted - size) for size, wanted in zip(value.shape[1:], shape, strict=True)]
     return pad(value, [width for pair in reversed(widths) for width in pair]) if any(map(any, widths)) else value

@@ -1,4 +1,4 @@
-"""Which tokens are answers, and the decoder's states that predict them."""
+"""Labels of answer tokens, and the decoder's states that predict them."""
 
 from collections.abc import Mapping
 
@@ -6,14 +6,14 @@ import torch
 from transformers import PreTrainedModel
 
 IGNORED = -100
-"""Label of a token that is no answer."""
+"""Label of a token that is not part of an answer."""
 
 
 def last_states(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Last normalised hidden states, (batch, seq, hidden).
 
     Args:
-        model: any model of transformers whose `base_model` is everything but the language head.
+        model: a model of transformers whose `base_model` is everything but the language head.
         batch: of `Encoder.collate`.
     """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
@@ -33,11 +33,11 @@ def answer_states(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> 
 
 
 def answer_labels(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The answer tokens of a batch, (n,), row by row; a row's first token is predicted by nothing and left out."""
+    """The answer tokens of a batch, (n,), row by row, without a row's first token, which no state predicts."""
     labels = batch["labels"][:, 1:]
     return labels[labels != IGNORED]
 
 
 def num_answer_labels(row: Mapping[str, torch.Tensor]) -> int:
-    """How many entries of `answer_labels` are one encoded row's."""
+    """How many `answer_labels` one encoded row has."""
     return int((row["labels"][1:] != IGNORED).sum())

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 from weakref import WeakValueDictionary
@@ -12,8 +12,6 @@ import numpy as np
 
 from raysearch.data.samples import BAD_ROWS_ALLOWED, BadRow, BadRows, Sample, sample_from_row
 from raysearch.errors import InputError
-
-__all__ = ["BadRow", "BadRows", "Sample", "fraction_order", "in_order", "load_samples", "num_rows", "read_rows"]
 
 FORMATS = (
     "'pocket', a LLaVA-style .json or .jsonl file, a .parquet file, a folder of the datasets library or of Parquet "
@@ -28,11 +26,11 @@ def load_samples(
 
     Args:
         data: one of `FORMATS`.
-        image_folder: where image paths begin; left out, the file's own folder and `images` in it.
+        image_folder: what image paths are relative to; None for the file's own folder and `images` in it.
         bad_rows_allowed: share of the rows that may be unusable; these are left out and named in a warning.
 
     Raises:
-        InputError: no such data, nothing in it, or too many rows that can't be used.
+        InputError: no such data, no rows, or too many that can't be used.
     """
     if str(data) == "pocket":
         from raysearch.pocket import conversations
@@ -48,14 +46,14 @@ def load_samples(
 
 
 def read_rows(data: str | Path, split: str | None = None) -> tuple[Sequence[Any], list[Path]]:
-    """Plain rows of a data set, for whoever knows their columns; images stay paths or the bytes of their files.
+    """Raw rows of a data set, whatever their columns; images stay paths or the bytes of their files.
 
     Args:
-        data: one of `FORMATS`, but for `pocket`.
+        data: one of `FORMATS`, except `pocket`.
         split: of a folder of the datasets library, of Parquet files named by split, or of a hub id.
 
     Returns:
-        Mappings, or None for a line that isn't JSON; and the folders where their image paths begin.
+        Mappings, or None for a line that isn't JSON; and the folders that image paths are relative to.
 
     Raises:
         InputError: no such data or split.
@@ -70,12 +68,12 @@ def read_rows(data: str | Path, split: str | None = None) -> tuple[Sequence[Any]
 
 
 def fraction_order(num_samples: int, seed: int, sources: Sequence[str] | None = None) -> np.ndarray:
-    """The order in which growing fractions take samples: a fraction is a prefix, so fractions nest.
+    """The order in which fractions take samples: a fraction is a prefix, so fractions nest.
 
     Args:
         num_samples: rows of the whole data set.
         seed: of the study; the same for all trials and workers.
-        sources: one name per sample, to hold every source in every prefix in proportion (to a sample or two).
+        sources: one name per sample, to keep every source's share in every prefix (to a sample or two).
 
     Returns:
         (num_samples,), a permutation of the indices.
@@ -94,18 +92,14 @@ def fraction_order(num_samples: int, seed: int, sources: Sequence[str] | None = 
 
 
 def in_order(samples: Sequence[Sample], order: np.ndarray) -> Sequence[Sample]:
-    """The samples at the indices `order`; what is read from disk when asked for stays there."""
+    """The samples at the indices `order`; those that are read lazily stay on disk."""
     if isinstance(samples, _Rows):
         return samples.at(order)
     return [samples[index] for index in order]
 
 
 def num_rows(data: str | Path) -> int:
-    """How many samples `load_samples` gives; the embedded ones are not drawn for it.
-
-    Raises:
-        InputError: as `load_samples`.
-    """
+    """How many samples `load_samples` returns, without drawing the embedded ones."""
     if str(data) == "pocket":
         from raysearch.pocket import NUM_CONVERSATIONS
 
@@ -120,7 +114,8 @@ def _samples(rows: Sequence[Any], data: str, folders: Sequence[Path], allowed: f
         try:
             samples.append(sample_from_row(row, index, folders, check_files=True))
         except BadRow as error:
-            bad.add(_row_name(row, index), str(error))
+            named = f" (id {row['id']})" if isinstance(row, dict) and row.get("id") is not None else ""
+            bad.add(f"row {index}{named}", str(error))
     bad.report()
     if not samples:
         raise InputError(f"{data}: no rows; give {FORMATS}")
@@ -128,18 +123,13 @@ def _samples(rows: Sequence[Any], data: str, folders: Sequence[Path], allowed: f
 
 
 def _with_own_ids(samples: list[Sample]) -> list[Sample]:
-    """Ids in published mixes repeat; the second `a` becomes `a#2`."""
+    """Make ids unique, which repeat in published mixes: the second `a` becomes `a#2`."""
     seen: Counter[str] = Counter()
     for index, sample in enumerate(samples):
         seen[sample.id] += 1
         if seen[sample.id] > 1:
             samples[index] = dataclasses.replace(sample, id=f"{sample.id}#{seen[sample.id]}")
     return samples
-
-
-def _row_name(row: Any, index: int) -> str:
-    named = isinstance(row, dict) and row.get("id") is not None
-    return f"row {index} (id {row['id']})" if named else f"row {index}"
 
 
 def _read_json(path: Path) -> list[Any]:
@@ -161,7 +151,7 @@ def _read_json(path: Path) -> list[Any]:
 
 
 def _parsed(line: str) -> Any:
-    """The row, or None, which counts as a bad row, for a line that isn't JSON."""
+    """The row; None, which counts as a bad row, for a line that isn't JSON."""
     try:
         return json.loads(line)
     except ValueError:
@@ -169,15 +159,14 @@ def _parsed(line: str) -> Any:
 
 
 class _Rows(Sequence[Sample]):
-    """Rows of a `datasets.Dataset`, read when asked for; a sample that somebody still holds is not read again."""
+    """Rows of a `datasets.Dataset`, read at access; a sample that is still referenced is not read again."""
 
     def __init__(self, dataset: Any, indices: np.ndarray) -> None:
         self._dataset, self._indices = dataset, indices
         self._held: WeakValueDictionary[int, Sample] = WeakValueDictionary()
 
-    def at(self, places: np.ndarray | slice) -> "_Rows":
-        """The rows at these places."""
-        return _Rows(self._dataset, self._indices[places])
+    def at(self, indices: np.ndarray | slice) -> "_Rows":
+        return _Rows(self._dataset, self._indices[indices])
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -195,9 +184,6 @@ class _Rows(Sequence[Sample]):
             sample = dataclasses.replace(sample_from_row(self._dataset[row], row), id=str(row))
             self._held[row] = sample
         return sample
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
 
 
 def _dataset_samples(path: Path, data: str, allowed: float) -> Sequence[Sample]:
@@ -218,7 +204,7 @@ def _dataset_samples(path: Path, data: str, allowed: float) -> Sequence[Sample]:
 
 
 def _undecoded(dataset: Any) -> Any:
-    """Images as the bytes of their files, which take a tenth of the memory."""
+    """Keep images as the bytes of their files, which take a tenth of the memory."""
     import datasets
 
     for name, feature in dataset.features.items():

@@ -13,15 +13,14 @@ from PIL import Image
 from raysearch.errors import InputError
 
 BAD_ROWS_ALLOWED = 0.01
-"""Share of a data set's rows that may be unusable before that becomes an error."""
+"""Share of a data set's rows that may be unusable."""
 NUM_BAD_ROWS_NAMED = 3
 _IMAGE = "<image>"
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
-logger = logging.getLogger(__name__)
-
-
 Picture = Image.Image | Path | bytes
+"""An image, decoded, or its file's path or bytes."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,28 +29,28 @@ class Sample:
 
     Attributes:
         id: unique within its data set.
-        source: the collection that it comes from.
-        images: decoded, or paths or files' bytes to decode when they are needed; in the order of their placeholders.
-        messages: as `apply_chat_template` takes them: role, and content as a list of text and image parts.
+        source: the collection that it belongs to.
+        images: in the order of their placeholders.
+        messages: for `apply_chat_template`: role, and content as a list of text and image parts.
     """
 
     id: str
     source: str
-    images: tuple["Picture", ...]
+    images: tuple[Picture, ...]
     messages: list[dict[str, Any]]
 
 
 class BadRow(InputError):
-    """A row that can't be trained on. The message says why."""
+    """A row that can't be trained on, and why."""
 
 
 class BadData(InputError):
-    """Too many rows of a data set can't be used: no trial on it can be."""
+    """Too many rows of a data set can't be used, so no trial can run on it."""
 
 
 @dataclass
 class BadRows:
-    """Counts unusable rows of one data set, and ends the run when there are too many."""
+    """The unusable rows of one data set, `found` by name with their reasons; too many of them are an error."""
 
     data: str
     num_rows: int
@@ -60,39 +59,35 @@ class BadRows:
     _num_reported: int = field(default=0, init=False)
 
     @property
-    def most(self) -> float:
-        """How many may be bad."""
+    def max_found(self) -> float:
+        """How many rows may be unusable."""
         return self.limit * self.num_rows
 
     def add(self, row: str, reason: str) -> None:
-        """Note a row.
-
-        Raises:
-            BadData: more than `limit` of the rows are bad by now.
-        """
+        """Record a row, and `check`."""
         self.found.setdefault(row, reason)
         self.check()
 
     def check(self) -> None:
-        """Look at how many there are.
+        """Raise an error if there are too many.
 
         Raises:
-            BadData: more than `limit` of the rows.
+            BadData: more than `limit` of the rows are unusable.
         """
-        if len(self.found) > self.most:
+        if len(self.found) > self.max_found:
             raise BadData(
                 f"{self.data}: more than {self.limit:.1%} of {self.num_rows} rows can't be used ({self.named()}); "
                 "mend or remove them"
             )
 
     def named(self) -> str:
-        """The first bad rows with their reasons, on one line."""
+        """The first unusable rows with their reasons, on one line."""
         first = itertools.islice(self.found.items(), NUM_BAD_ROWS_NAMED)
         more = len(self.found) - NUM_BAD_ROWS_NAMED
         return "; ".join(f"{row}: {reason}" for row, reason in first) + (f"; {more} more" if more > 0 else "")
 
     def report(self) -> None:
-        """Say what was left out, if it is more than was said before."""
+        """Log a warning that names what was left out, if there is more than at the last one."""
         if len(self.found) > self._num_reported:
             self._num_reported = len(self.found)
             logger.warning("%s: left out %d of %d rows (%s)", self.data, len(self.found), self.num_rows, self.named())
@@ -107,10 +102,10 @@ def sample_from_row(
     Chat: `messages` of {"role", "content"}, the content a text or a list of parts, and `images`.
 
     Args:
-        row: the row; images may be paths, or already decoded.
-        index: of the row in its file; names it when it has no id.
-        image_folders: where paths are looked up, the first that has the file counts.
-        check_files: whether an image that isn't there makes the row bad now rather than when it is needed.
+        row: the row; images may be paths, or decoded.
+        index: of the row in its file; its id if it has none.
+        image_folders: where paths are looked up, in this order.
+        check_files: whether a missing image makes the row bad now rather than when it is opened.
 
     Raises:
         BadRow: no answer, a malformed turn, a missing image, or images and placeholders that don't match.
@@ -159,7 +154,7 @@ def _part(part: Any) -> dict[str, Any]:
 
 
 def _parts(text: str) -> list[dict[str, Any]]:
-    """Text with `<image>` placeholders as parts, without the line breaks that set the placeholders off."""
+    """Text with `<image>` placeholders as parts, without the line breaks around placeholders."""
     parts: list[dict[str, Any]] = []
     for index, piece in enumerate(text.split(_IMAGE)):
         if index:
@@ -171,7 +166,7 @@ def _parts(text: str) -> list[dict[str, Any]]:
 
 
 def _place_images(messages: list[dict[str, Any]], num_images: int) -> None:
-    """Rows with one image and no placeholder show it before the first question, as LLaVA's loader does."""
+    """Put the image of a row with one and no placeholder before the first question, as LLaVA's loader does."""
     has_placeholder = any(part["type"] == "image" for message in messages for part in message["content"])
     first = next((message for message in messages if message["role"] == "user"), None)
     if num_images == 1 and not has_placeholder and first is not None:
@@ -186,7 +181,7 @@ def _images_of(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _image(given: Any, folders: Sequence[Path], check: bool) -> Picture:
-    if isinstance(given, Mapping):  # an image column of the datasets library that isn't decoded
+    if isinstance(given, Mapping):  # an undecoded image of the datasets library
         given = given.get("bytes") or given.get("path")
     if isinstance(given, Image.Image | bytes):
         return given
@@ -204,7 +199,7 @@ def _text(message: Mapping[str, Any]) -> str:
 
 
 def _source(row: Mapping[str, Any]) -> str:
-    """Named in the row, else the first folder of its image's path (as in LLaVA's mix), else `text`."""
+    """The row's own, else the first folder of its image's path (as in LLaVA's mix), else `images` or `text`."""
     if row.get("source"):
         return str(row["source"])
     image = row.get("image")
@@ -214,10 +209,10 @@ def _source(row: Mapping[str, Any]) -> str:
 
 
 def open_image(image: Picture) -> Image.Image:
-    """The decoded picture, in RGB.
+    """The decoded image, in RGB.
 
     Raises:
-        BadRow: the file is missing or is no picture.
+        BadRow: the file is missing or is no image.
     """
     if isinstance(image, Image.Image):
         return image.convert("RGB")

@@ -116,7 +116,7 @@ def checkpoint_of(study: Path, point: FrontPoint) -> Path:
     if path is None:
         raise InputError(
             f"{study}: recipe {point.key} has no checkpoint, since recovery.checkpoint_quota_gb was reached; add "
-            "--retrain to make it again, or choose another budget"
+            "--rebuild to make it again, or choose another budget"
         )
     checkpoint = path.resolve()
     if not (checkpoint / "config.json").is_file():

@@ -3,7 +3,6 @@
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from raysearch.pocket.drawing import IMAGE_SIZE
-from raysearch.pocket.question_templates import vocabulary
 
 PATCH_SIZE = 8
 NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
@@ -38,28 +37,6 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}
 """
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer; "?" and "," are words of their own."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-
-    words = {word: number for number, word in enumerate((*SPECIAL_TOKENS, *vocabulary()))}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[?,]"), "isolated")]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNKNOWN,
-        additional_special_tokens=[USER, IMAGE, ASSISTANT],
-        padding_side="left",
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str = CHAT_TEMPLATE) -> LlavaProcessor:

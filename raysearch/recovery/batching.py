@@ -1,10 +1,11 @@
-"""The forward passes of a training step: which rows this worker takes, and how they are put together."""
+"""The microbatches of a training step: which rows this worker takes, and how they are batched."""
 
 import functools
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -13,29 +14,42 @@ from raysearch.data.labels import IGNORED, num_answer_labels
 from raysearch.data.samples import BadRow, BadRows, Sample
 from raysearch.errors import InputError
 from raysearch.recovery.hidden_states import DistillationPoints
-from raysearch.recovery.schedule import SampleOrder, micro_batches
+from raysearch.recovery.schedule import SampleOrder, group_by_tokens
 
 LENGTH_MULTIPLE = 8
 NO_SAMPLE = -1
 _Row = tuple[int, Encoded]
-"""A sample's place in the data, and its tensors."""
-Pass = tuple[Batch, list[int]]
-"""A batch, and its rows' places in the data; `NO_SAMPLE` for a row without answers."""
+"""A sample's index in the data, and its tensors."""
+
+
+class Microbatch(NamedTuple):
+    """The rows of one forward and backward pass; indices in the data, `NO_SAMPLE` for a row without answers."""
+
+    batch: Batch
+    sample_indices: list[int]
+
+
+class Step(NamedTuple):
+    """This worker's microbatches of a step, as many as every other worker's; counts are over all workers."""
+
+    microbatches: list[Microbatch]
+    num_answer_tokens: int
+    num_points: int
 
 
 @dataclass
-class Microbatches:
-    """Makes the passes of any step; every worker of a trial makes its own.
+class MicrobatchLoader:
+    """Makes the microbatches of any step; every worker of a trial has its own.
 
     Attributes:
         order: which sample is the i-th to be seen.
         samples: the whole data set.
-        bad_rows: takes those that can't be used.
+        bad_rows: collects the samples that can't be used.
         rank, num_workers: this worker, and how many share a step's samples.
         device: where batches go.
-        compared: where student and teacher are.
-        image_in_every_pass: add an image to a pass without one (see `_batch`).
-        max_tokens: bound on the tokens of a pass, padding included; None for one pass per step.
+        points: where student and teacher are compared.
+        image_in_every_microbatch: add an image to a microbatch without one (see `_batch`).
+        max_tokens: bound on the tokens of a microbatch, padding included; None for one microbatch per step.
     """
 
     order: SampleOrder
@@ -45,68 +59,65 @@ class Microbatches:
     rank: int
     num_workers: int
     device: torch.device
-    compared: DistillationPoints
-    image_in_every_pass: bool
+    points: DistillationPoints
+    image_in_every_microbatch: bool
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        self._reader = ThreadPoolExecutor(1)
-        self._ahead: tuple[range, Future[list[_Row]]] | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._prefetched: tuple[range, Future[list[_Row]]] | None = None
 
-    def of_step(self, start: int, end: int, next_end: int) -> tuple[list[Pass], int, int]:
-        """This worker's passes over the samples from `start` to `end`, as many as every other worker's.
+    def step(self, start: int, end: int, next_end: int) -> Step:
+        """The step over the samples seen from `start` to `end`.
 
         The rows up to `next_end` are then read and encoded by another thread, while this one computes.
-
-        Returns:
-            The passes; and of the whole step, over all workers, the answer tokens and the positions that are compared.
 
         Raises:
             BadData: too many samples can't be used.
         """
         rows = self._rows(start, end)
-        groups = micro_batches([len(row["input_ids"]) for _, row in rows], self.max_tokens)
-        passes = [self._batch([rows[index] for index in group]) for group in groups]
-        num_answers = sum(num_answer_labels(row) for _, row in rows)
-        num_compared = sum(self.compared.num_positions(row) for _, row in rows)
-        num_passes = max(1, len(passes))
+        groups = group_by_tokens([len(row["input_ids"]) for _, row in rows], self.max_tokens)
+        microbatches = [self._batch([rows[index] for index in group]) for group in groups]
+        num_answer_tokens = sum(num_answer_labels(row) for _, row in rows)
+        num_points = sum(self.points.num_positions(row) for _, row in rows)
+        num_microbatches = max(1, len(microbatches))
         if self.num_workers > 1:
-            counts = torch.tensor([num_passes, num_answers, num_compared, len(self.bad_rows.found)])
-            every = [torch.empty_like(counts, device=self.device) for _ in range(self.num_workers)]
-            torch.distributed.all_gather(every, counts.to(self.device))
-            num_passes = max(int(theirs[0]) for theirs in every)
-            num_answers, num_compared, num_bad = sum(every)[1:].tolist()  # type: ignore[index]
-            if num_bad > self.bad_rows.most:
+            counts = torch.tensor([num_microbatches, num_answer_tokens, num_points, len(self.bad_rows.found)])
+            gathered = [torch.empty_like(counts, device=self.device) for _ in range(self.num_workers)]
+            torch.distributed.all_gather(gathered, counts.to(self.device))
+            num_microbatches = max(int(theirs[0]) for theirs in gathered)
+            num_answer_tokens, num_points, num_bad = sum(gathered)[1:].tolist()  # type: ignore[index]
+            if num_bad > self.bad_rows.max_found:
                 self._share_bad_rows()
         self.bad_rows.check()
-        if len(passes) < num_passes:
-            passes += [self._batch(self._unlabelled)] * (num_passes - len(passes))
-        if next_end > end:  # from here on nothing else encodes until this has ended
-            mine = self._mine(end, next_end)
-            self._ahead = mine, self._reader.submit(self._read, mine)
-        return passes, num_answers, num_compared
+        if len(microbatches) < num_microbatches:
+            microbatches += [self._batch(self._unlabelled)] * (num_microbatches - len(microbatches))
+        if next_end > end:  # until this has ended, nothing else may encode
+            positions = self._own_positions(end, next_end)
+            self._prefetched = positions, self._thread.submit(self._read, positions)
+        return Step(microbatches, num_answer_tokens, num_points)
 
     def close(self) -> None:
-        """Wait until nothing is read ahead any more: the encoder serves one thread at a time."""
-        self._reader.shutdown()
+        """Wait for the prefetching thread: the encoder serves one thread at a time."""
+        self._thread.shutdown()
 
     def _rows(self, start: int, end: int) -> list[_Row]:
-        mine = self._mine(start, end)
-        read, self._ahead = self._ahead, None
-        if read is not None:
-            positions, rows = read[0], read[1].result()
-            if positions == mine:
+        wanted = self._own_positions(start, end)
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is not None:
+            positions, rows = prefetched[0], prefetched[1].result()
+            if positions == wanted:
                 return rows
-        return self._read(mine)
+        return self._read(wanted)
 
-    def _mine(self, start: int, end: int) -> range:
+    def _own_positions(self, start: int, end: int) -> range:
         return range(start + self.rank, end, self.num_workers)
 
     def _read(self, positions: range) -> list[_Row]:
         return [row for position in positions if (row := self._encoded(self.order[position])) is not None]
 
     def _encoded(self, index: int) -> _Row | None:
-        """A sample's place and tensors; None, and a note, for one that can't be used."""
+        """The sample at `index`; None for one that can't be used, which is recorded in `bad_rows`."""
         sample = self.samples[index]
         try:
             return index, self.encoder.encode(sample)
@@ -115,19 +126,19 @@ class Microbatches:
             return None
 
     def _share_bad_rows(self) -> None:
-        """Let every worker know all, so that all come to an end, or none."""
+        """Give every worker the bad rows of all, so that all stop or none does."""
         found: list[dict[str, str]] = [{} for _ in range(self.num_workers)]
         torch.distributed.all_gather_object(found, self.bad_rows.found)
         for theirs in found:
             self.bad_rows.found.update(theirs)
 
-    def _batch(self, rows: Sequence[_Row]) -> Pass:
-        """Rows as a pass. Where it matters, a pass without an image gets one that nothing is learnt from: workers'
-        collectives only match if all go through the same modules, and a projector alone must be in the loss."""
-        if self.image_in_every_pass and not any(_has_image(row) for _, row in rows):
+    def _batch(self, rows: Sequence[_Row]) -> Microbatch:
+        """Where it matters, a microbatch without an image gets one in a row without answers: workers' collectives only
+        match if all run the same modules, and if the projector alone is trained, it must be part of the loss."""
+        if self.image_in_every_microbatch and not any(_has_image(row) for _, row in rows):
             rows = [*rows, *self._unlabelled]
         batch = self.encoder.collate([row for _, row in rows], multiple=LENGTH_MULTIPLE)
-        return {key: value.to(self.device) for key, value in batch.items()}, [place for place, _ in rows]
+        return Microbatch({key: value.to(self.device) for key, value in batch.items()}, [index for index, _ in rows])
 
     @functools.cached_property
     def _unlabelled(self) -> list[_Row]:

@@ -1,4 +1,4 @@
-"""Checkpoints of a running recovery: what is trained and its optimizer state, in safetensors and JSON."""
+"""Checkpoints of a recovery: trained weights and optimizer state in safetensors, the position in JSON."""
 
 import json
 import zlib
@@ -13,17 +13,17 @@ from safetensors import SafetensorError, safe_open
 from raysearch.errors import InputError
 from raysearch.files import write_json, write_tensors
 
-POSITION, WEIGHTS = "position.json", "weights.safetensors"
+POSITION, WEIGHTS, OWN = "position.json", "weights.safetensors", "worker-{rank}.safetensors"
 
 
 @dataclass
-class Saved:
+class RecoveryState:
     """The tensors of a recovery.
 
     Attributes:
-        weights: trained parameters by name, whole, in the precision that they compute in.
-        masters: this worker's fp32 weights and their optimizer state (`engine.master_states`).
-        average: this worker's part of the averaged weights; empty without one.
+        weights: trained parameters by name, whole, in the precision of the forward pass.
+        masters: this worker's fp32 weights and their optimizer state (`deepspeed_engine.master_states`).
+        average: this worker's part of the averaged weights, fp32; empty without one.
     """
 
     weights: dict[str, torch.Tensor]
@@ -31,7 +31,7 @@ class Saved:
     average: Sequence[torch.Tensor]
 
 
-def save(folder: Path, rank: int, saved: Saved, position: Mapping[str, Any]) -> None:
+def save(folder: Path, rank: int, saved: RecoveryState, position: Mapping[str, Any]) -> None:
     """Write `worker-RANK.safetensors`, and on worker 0 `weights.safetensors` and `position.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, torch.Tensor] = {}
@@ -40,48 +40,44 @@ def save(folder: Path, rank: int, saved: Saved, position: Mapping[str, Any]) -> 
         state |= {f"{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     state |= {f"average.{index}": value for index, value in enumerate(saved.average)}
     own = {key: value.detach().contiguous().cpu().clone() for key, value in state.items()}
-    _write(folder / _own_file(rank), own)
+    _write(folder / OWN.format(rank=rank), own)
     if rank == 0:
         _write(folder / WEIGHTS, saved.weights)
         write_json(folder / POSITION, dict(position))
 
 
-def restore(folder: Path, rank: int, into: Saved, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what `save` wrote: masters and averages are overwritten in place, weights put into `into.weights`.
+def restore(folder: Path, rank: int, into: RecoveryState, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what `save` wrote: masters and averages are overwritten in place, weights assigned to `into.weights`.
 
     Returns:
         The position that was saved.
 
     Raises:
-        InputError: files are missing or broken, the position disagrees with `identity`, or the tensors are of other
-            shapes; nothing is overwritten.
+        InputError: a file is missing or damaged, the position differs from `identity`, or a tensor is missing or has
+            another shape; nothing is overwritten.
     """
     try:
         position = json.loads((folder / POSITION).read_text())
-        state = _read(folder / _own_file(rank))
+        state = _read(folder / OWN.format(rank=rank))
         weights = _read(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder}: no checkpoint of a recovery ({error}); start the trial anew") from None
+        raise InputError(f"{folder}: no checkpoint of a recovery ({error}); start the trial again") from None
     for key, value in identity.items():
         if position.get(key) != value:
-            raise InputError(f"{folder}: {key} is {position.get(key)}, here {value}; start the trial anew")
+            raise InputError(f"{folder}: {key} is {position.get(key)}, here {value}; start the trial again")
     wanted = {f"{index}.master": master for index, (master, _) in enumerate(into.masters)}
     wanted |= {f"average.{index}": value for index, value in enumerate(into.average)}
     if any(name not in state or state[name].shape != value.shape for name, value in wanted.items()):
-        raise InputError(f"{folder}: its tensors are not those of this model; start the trial anew")
+        raise InputError(f"{folder}: its tensors are not those of this model; start the trial again")
     into.weights = weights
     for index, (master, moments) in enumerate(into.masters):
         master.data.copy_(state.pop(f"{index}.master"))
         for key in [key for key in state if key.startswith(f"{index}.")]:
             value = state[key]  # Adam keeps its count of steps on the CPU
             moments[key.partition(".")[2]] = value.to(master.device) if value.ndim else value
-    for index, kept in enumerate(into.average):
-        kept.copy_(state[f"average.{index}"])
+    for index, value in enumerate(into.average):
+        value.copy_(state[f"average.{index}"])
     return position
-
-
-def _own_file(rank: int) -> str:
-    return f"worker-{rank}.safetensors"
 
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -89,11 +85,7 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    """What `_write` has written.
-
-    Raises:
-        ValueError: the file is whole, and some of its bytes are not those that were written.
-    """
+    """Read what `_write` wrote; ValueError if some of its bytes have changed since."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
         header = file.metadata()
@@ -103,7 +95,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """CRC-32 of names and values: a disk that changes some bytes leaves a file that reads well."""
+    """CRC-32 of names and values, since a file in which a disk has changed some bytes still loads."""
     total = 0
     for name in sorted(tensors):
         values = tensors[name].contiguous().flatten().view(torch.uint8).numpy()

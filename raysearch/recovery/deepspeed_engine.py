@@ -1,4 +1,4 @@
-"""DeepSpeed engines: the process group, the configuration, and the flat states that a checkpoint needs."""
+"""DeepSpeed engines: process group, collectives, configuration, and the flat states that a checkpoint needs."""
 
 import ctypes
 import logging
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 
 def start_distributed() -> None:
-    """Join the process group that exists, or make one of this process alone; may be called again.
+    """Use the process group that exists, or start one of this process alone; further calls change nothing.
 
-    Collectives on CPUs go over gloo: DeepSpeed would compile shared-memory ones at first use, which takes 40 s and
-    a C++ compiler.
+    Collectives on CPUs use gloo: DeepSpeed would compile shared-memory ones at first use, which takes 40 s and a C++
+    compiler.
     """
     deepspeed = quiet_deepspeed()
     if not torch.distributed.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+        os.environ.setdefault("LOCAL_RANK", "0")  # required by DeepSpeed
     if not torch.cuda.is_available():
         _keep_freed_memory()
     if not deepspeed.comm.is_initialized():
@@ -38,8 +38,8 @@ def start_distributed() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of tensors instead of handing it back, since every page that it hands back is faulted
-    in again at the next step (a sixth of a step of the embedded LVLM on the CPU)."""
+    """Let glibc reuse the memory of tensors instead of returning it to the system, which costs page faults at the next
+    step (a sixth of a step of the embedded LVLM on the CPU)."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # of malloc.h
@@ -48,7 +48,7 @@ def _keep_freed_memory() -> None:
 
 
 def quiet_deepspeed() -> Any:
-    """The library, imported at first need (2.5 s), without its running commentary."""
+    """The library, imported at first use (2.5 s), at log level WARNING."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with _silent_stderr() if "deepspeed" not in sys.modules else nullcontext():
@@ -60,7 +60,7 @@ def quiet_deepspeed() -> Any:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Without the linker's complaints about optional libraries, which DeepSpeed looks for by linking to them."""
+    """Discard the linker's messages about optional libraries, which DeepSpeed looks for by linking to them."""
     stderr = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -73,12 +73,12 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process writes what all workers of a trial have in common."""
+    """Whether this process is rank 0, which writes the files that a trial's workers share."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def all_reduce_min(value: int) -> int:
-    """The least value of all workers; every worker must ask."""
+    """The minimum of all workers' values; every worker must call it."""
     if _is_alone():
         return value
     shared = torch.tensor(value)
@@ -94,11 +94,11 @@ def _is_alone() -> bool:
 
 @contextmanager
 def collective_io() -> Iterator[None]:
-    """Reads and writes after which all workers go on, or none does. Every worker must enter, and inside none may wait
+    """Reads and writes that fail on all workers if they fail on one. Every worker must enter, and inside none may wait
     for another.
 
     Raises:
-        StorageProblem: on all workers, when the storage has failed one of them.
+        StorageProblem: the storage failed a worker of several.
     """
     if _is_alone():
         yield
@@ -118,7 +118,7 @@ def collective_io() -> Iterator[None]:
 
 
 def current_device() -> torch.device:
-    """Where this process computes: its GPU, else the CPU."""
+    """This process's device: its GPU, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -126,7 +126,7 @@ def current_device() -> torch.device:
 
 @contextmanager
 def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """A model on `device` for a while."""
+    """The model on `device`; afterwards it is back on its own."""
     home = next(model.parameters()).device
     model.to(device)
     try:
@@ -136,7 +136,7 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def compute_dtype(precision: Literal["auto", "bf16", "fp32"]) -> torch.dtype:
-    """What the forward and backward pass compute in; auto is bf16 where the hardware multiplies it fast."""
+    """Precision of the forward and backward pass; auto is bf16 where the hardware multiplies it fast, else fp32."""
     if precision == "auto":
         if torch.cuda.is_available():
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -149,11 +149,11 @@ def compute_dtype(precision: Literal["auto", "bf16", "fp32"]) -> torch.dtype:
 def deepspeed_config(
     settings: RecoverySettings, dtype: torch.dtype, stage: int, offload: bool = False
 ) -> dict[str, Any]:
-    """What raysearch asks of DeepSpeed, with the person's own configuration merged over it.
+    """DeepSpeed's configuration, with `settings.deepspeed` merged over it.
 
-    The loop sets the accumulation boundary itself, since the number of passes per step varies. Stage 0 in bf16 runs as
-    stage 1, which is the same for one worker: DeepSpeed's bf16 path without ZeRO takes the gradient's norm in bf16,
-    and its losses drift from those of every other stage. Stages 2 and 3 accumulate gradients in fp32.
+    The trainer sets the accumulation boundary itself, since the number of microbatches per step varies. Stage 0 in bf16
+    runs as stage 1, which is the same for one worker: DeepSpeed's bf16 path without ZeRO takes the gradient's norm in
+    bf16, and its losses drift from those of every other stage. Stages 2 and 3 accumulate gradients in fp32.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -173,7 +173,7 @@ def deepspeed_config(
             "stage": max(1, stage),
             "offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()},
         }
-        config["zero_force_ds_cpu_optimizer"] = False  # theirs is compiled at first use
+        config["zero_force_ds_cpu_optimizer"] = False  # DeepSpeed's own is compiled at first use
     return _merged(config, settings.deepspeed or {})
 
 
@@ -186,7 +186,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def start_engine(module: nn.Module, trained: list[nn.Parameter], config: dict[str, Any], lr: float) -> Any:
-    """A DeepSpeed engine over `module` that updates `trained` by AdamW without weight decay."""
+    """A DeepSpeed engine over `module` that updates `trained` by `config`'s optimizer, else AdamW without decay."""
     start_distributed()
     deepspeed = quiet_deepspeed()
     optimizer = None
@@ -205,5 +205,5 @@ def master_states(engine: Any) -> list[tuple[torch.Tensor, dict[str, Any]]]:
 
 
 def local(param: nn.Parameter) -> torch.Tensor:
-    """The part of a parameter that this worker holds: all of it, but for ZeRO 3."""
+    """The part of a parameter that this worker holds: all of it, except under ZeRO 3."""
     return getattr(param, "ds_tensor", param).data

@@ -1,8 +1,9 @@
-"""Hidden states that losses look at: before answer tokens, and where teacher and student are compared."""
+"""Hidden states that losses are computed from: before answer tokens, and where teacher and student are compared."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,14 +29,14 @@ class DistillationPoints:
 
     @classmethod
     def of(cls, settings: RecoverySettings, family: Family, config: PretrainedConfig) -> "DistillationPoints":
-        """What the settings ask of the dense model with `config`."""
+        """The points that the settings name in the dense model with `config`."""
         total = family.text_config(config).num_hidden_layers
         inner = {min(total - 1, max(1, round(depth * total))) for depth in settings.hidden_layers if depth < 1}
         images = settings.kd_tokens == "answers+images"
         return cls(tuple(sorted(inner)), family.image_token_id(config) if images else None)
 
     def in_student(self, kept_layers: Sequence[int]) -> "DistillationPoints":
-        """The same places in a student with those of the dense layers: behind what it has kept of those before."""
+        """The same points in a student with those of the dense layers: each behind as many of them as it kept."""
         passed = tuple(sum(kept < layer for kept in kept_layers) for layer in self.layers)
         return DistillationPoints(passed, self.image_token)
 
@@ -47,17 +48,25 @@ class DistillationPoints:
         return answers | (batch["input_ids"][:, :-1] == self.image_token) & answers.any(1, keepdim=True)
 
     def labels(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The answer token behind each of the positions, (n,), row by row; `IGNORED` where there is none."""
+        """The answer token behind each position, (n,), row by row; `IGNORED` where there is none."""
         return batch["labels"][:, 1:][self.positions(batch)]
 
     def num_positions(self, row: Mapping[str, torch.Tensor]) -> int:
-        """How many of the positions are one encoded row's."""
+        """How many positions one encoded row has."""
         return int(self.positions({key: row[key][None] for key in ("input_ids", "labels")}).sum())
 
     def states(self, model: PreTrainedModel, family: Family, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """States at the positions, (n, len(layers) + 1, hidden), row by row; the last normalised ones come last."""
-        places = [*family.decoder(model).layers, family.final_norm(model)] if self.layers else []
-        with _inputs_of({layer: places[layer] for layer in self.layers}) as found:
+        """States at the positions, (n, len(layers) + 1, hidden), row by row; the last normalised one comes last."""
+        modules = [*family.decoder(model).layers, family.final_norm(model)] if self.layers else []
+        found: dict[int, torch.Tensor] = {}
+
+        def record(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            found[layer] = args[0] if args else kwargs["hidden_states"]
+
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                hook = partial(record, layer)
+                hooks.enter_context(modules[layer].register_forward_pre_hook(hook, with_kwargs=True))
             last = last_states(model, batch)
         positions = self.positions(batch)
         taken = (*(found[layer] for layer in self.layers), last)
@@ -65,23 +74,4 @@ class DistillationPoints:
 
 
 LAST_OF_ANSWERS = DistillationPoints()
-"""The last normalised states before answer tokens, and nothing else."""
-
-
-@contextmanager
-def _inputs_of(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, torch.Tensor]]:
-    """The hidden states that go into each module, (batch, seq, hidden), once a forward pass has come by."""
-    found: dict[int, torch.Tensor] = {}
-
-    def note(key: int) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            found[key] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(note(key), with_kwargs=True) for key, module in modules.items()]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+"""The last normalised states before answer tokens, and no others."""

@@ -1,4 +1,4 @@
-"""Fits recovery into memory: ZeRO stage, tokens per pass, gradient checkpointing and offloading, by estimate."""
+"""Fits recovery into memory: ZeRO stage, microbatch size, gradient checkpointing and offloading, by estimate."""
 
 import itertools
 import os
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
     from raysearch.models import Family
 
-LOGITS_AT_A_TIME = 2**25
-"""Logits held at once by `losses.LossTerms.sums`, per model; 128 MiB of fp32."""
-KEPT_BYTES = 16 * LOGITS_AT_A_TIME
-"""Up to which the gradients of a pass's logits are kept for its way back; beyond, logits are made twice."""
-
+LOGITS_PER_CHUNK = 2**25
+"""Logits that `losses.RecoveryLoss.sums` computes at once, per model; 128 MiB of fp32."""
+MAX_GRADIENT_BYTES = 16 * LOGITS_PER_CHUNK
+"""Up to which the gradients of a microbatch's logits are stored for its backward pass; beyond, they are recomputed."""
 USABLE = 0.85
-"""Share of the free memory that is planned for; the rest is fragmentation and what libraries take."""
+"""Share of the free memory that is planned for; the rest is for fragmentation and libraries."""
 GIB = 2**30
 
 
@@ -32,13 +31,13 @@ class MemoryRequirements:
 
     Attributes:
         num_params: of the whole pruned model.
-        num_trained: of them, what is trained.
-        bytes_per_param: of the precision that it computes in.
+        num_trained: of them, those that are trained.
+        bytes_per_param: in the precision of the forward pass.
         num_layers: decoder layers.
-        hidden: width of the decoder.
-        layer_width: sum of the widths of what a layer keeps for its backward pass, per token.
-        vocabulary: size of it; 0 if no loss looks at logits.
-        online_bytes: what else lies on the same device, the dense model for instance.
+        hidden: hidden size of the decoder.
+        layer_width: numbers that a layer stores for its backward pass, per token.
+        vocabulary: its size; 0 if no loss is computed from logits.
+        online_bytes: of what else is on the same device, the dense model for instance.
     """
 
     num_params: int
@@ -51,8 +50,8 @@ class MemoryRequirements:
     online_bytes: int = 0
 
     def state_bytes(self, stage: int, num_workers: int, offload: bool = False) -> int:
-        """What one worker's device holds under ZeRO (arXiv 1910.02054): weights, gradients and, unless they are
-        offloaded, fp32 weights and Adam's two moments."""
+        """Bytes on a worker's device under ZeRO (arXiv 1910.02054): weights, gradients and, unless they are offloaded,
+        fp32 weights and Adam's two moments."""
         weights = self.bytes_per_param * self.num_params
         gradients = self.bytes_per_param * self.num_trained + (4 * self.num_trained if stage >= 2 else 0)
         optimizer = 0 if offload else 12 * self.num_trained
@@ -62,15 +61,15 @@ class MemoryRequirements:
             gradients //= num_workers
         if stage >= 3:
             layer = self.bytes_per_param * self.num_params // max(1, self.num_layers)
-            weights = weights // num_workers + 2 * layer  # the layer at work, and the next
+            weights = weights // num_workers + 2 * layer  # the current layer, and the next
         return weights + gradients + optimizer + self.online_bytes
 
     def offloaded_bytes(self, num_workers: int) -> int:
-        """What offloading puts into the machine's memory per worker: fp32 weights, moments, and gradients in fp32."""
+        """Bytes that offloading takes of the machine's memory per worker: fp32 weights, moments and gradients."""
         return 16 * self.num_trained // num_workers
 
     def bytes_per_token(self, checkpointing: bool) -> int:
-        """What a token of a forward pass keeps until its backward pass."""
+        """Bytes that a token of a forward pass stores until its backward pass."""
         own = self.bytes_per_param * self.layer_width
         if checkpointing:
             return self.num_layers * self.bytes_per_param * self.hidden + own
@@ -78,13 +77,13 @@ class MemoryRequirements:
 
     @property
     def logit_bytes(self) -> int:
-        """One chunk of logits of student and teacher, in fp32, and the gradients that are kept."""
-        return 2 * 4 * LOGITS_AT_A_TIME + KEPT_BYTES if self.vocabulary else 0
+        """Bytes of one chunk of logits of student and teacher, in fp32, and of the gradients that are stored."""
+        return 2 * 4 * LOGITS_PER_CHUNK + MAX_GRADIENT_BYTES if self.vocabulary else 0
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What was chosen; `tokens_per_pass` None means that a worker's whole share of a batch is one pass."""
+    """How a trial is fitted in; with `tokens_per_pass` None, a worker's whole share of a batch is one microbatch."""
 
     zero_stage: int
     tokens_per_pass: int | None
@@ -93,12 +92,12 @@ class MemoryPlan:
     offload: bool = False
 
     def describe(self) -> str:
-        """One line that says what and how much."""
-        passes = f"{self.tokens_per_pass} tokens a pass" if self.tokens_per_pass else "one pass a step"
+        """One line: what was chosen, and the memory that it takes."""
+        sizes = f"microbatches of {self.tokens_per_pass} tokens" if self.tokens_per_pass else "one microbatch per step"
         recomputed = ", activations recomputed" if self.checkpointing else ""
         offloaded = ", optimizer state in the machine's memory" if self.offload else ""
         return (
-            f"ZeRO {self.zero_stage}, {passes}{recomputed}{offloaded}: "
+            f"ZeRO {self.zero_stage}, {sizes}{recomputed}{offloaded}: "
             f"about {self.estimated_bytes / GIB:.1f} GiB a worker"
         )
 
@@ -106,20 +105,21 @@ class MemoryPlan:
 def plan_memory(
     needs: MemoryRequirements, settings: RecoverySettings, free_bytes: int, num_workers: int, host_bytes: int = 0
 ) -> MemoryPlan:
-    """The quickest way that fits: no offloading, the lowest stage, then no recomputation, then the largest passes.
+    """The fastest plan that fits: no offloading, lowest stage, then no recomputation, then the largest microbatches.
 
-    What the settings name is kept to. Several passes per step take stage 2 at least, which adds gradients up in fp32.
+    Values that the settings name are fixed. Several microbatches per step take at least stage 2, which accumulates
+    gradients in fp32.
 
     Args:
-        free_bytes: of one worker's device, before anything of the trial is on it.
+        free_bytes: of one worker's device, without anything of the trial.
         num_workers: workers of one trial.
         host_bytes: of the machine's memory, for one worker to offload to; 0 where the device is the machine itself.
 
     Raises:
-        InputError: nothing fits.
+        InputError: no plan fits.
     """
     usable = int(USABLE * free_bytes)
-    share = -(-settings.batch_size // num_workers) * settings.max_length  # tokens, if all rows were longest
+    share = -(-settings.batch_size // num_workers) * settings.max_length  # tokens, if all rows had max_length
     wanted = min(share, settings.tokens_per_pass or share)
     stages = [settings.zero_stage] if settings.zero_stage is not None else [1, 2, 3] if num_workers > 1 else [1, 2]
     room_to_offload = host_bytes > 0 and needs.offloaded_bytes(num_workers) <= USABLE * host_bytes
@@ -152,7 +152,7 @@ def needs_of(
     need_logits: bool,
     online_bytes: int = 0,
 ) -> MemoryRequirements:
-    """The needs of a model whose trained parameters have been chosen."""
+    """The requirements of a model whose trained parameters have been chosen."""
     text: Any = family.text_config(model.config)
     heads = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     return MemoryRequirements(
@@ -168,16 +168,16 @@ def needs_of(
 
 
 def layer_width(hidden: int, heads: int, ffn: int) -> int:
-    """Numbers that a decoder layer keeps per token for its backward pass, given the widths of its parts.
+    """Numbers that a decoder layer stores per token for its backward pass, given the widths of its parts.
 
-    They are both norms' inputs and outputs, residuals, queries, keys, values (twice, for the rotation), attention's
-    output, and gate, up, their product and its activation.
+    They are the inputs and outputs of both norms, residuals, queries, keys, values (twice, for the rotation),
+    attention's output, and gate, up, their product and its activation.
     """
     return 8 * hidden + 7 * heads + 4 * ffn
 
 
 def host_bytes() -> int:
-    """Memory of the machine that this worker may offload to: its share of what is available; 0 without a GPU."""
+    """The machine's memory that this worker may offload to: its share of what is available; 0 without a GPU."""
     import psutil
     import torch
 
@@ -186,7 +186,7 @@ def host_bytes() -> int:
 
 
 def free_bytes() -> int:
-    """Memory left on this worker's device: the GPU's, or what the machine has available."""
+    """Free memory of this worker's device: the GPU's, else the machine's."""
     import torch
 
     if torch.cuda.is_available():

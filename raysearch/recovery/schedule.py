@@ -1,4 +1,4 @@
-"""What recovery does when: learning rate, order of samples and averaging, as functions of the samples seen."""
+"""Learning rate, order of samples and weight of the average, as functions of the samples seen; groups of rows."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ import numpy as np
 DECAY_SHARE = 0.2
 """Share of a trial over which `wsd` falls to 0; before it, a rung's value doesn't depend on the trial's length."""
 AVERAGE_WINDOW = 0.1
-"""Share of the samples seen so far that an average of weights reaches back over."""
+"""Share of the samples seen so far that the average of the weights covers."""
 
 
 def lr_factor(schedule: Literal["wsd", "cosine"], done: float, warmup: float) -> float:
@@ -17,7 +17,7 @@ def lr_factor(schedule: Literal["wsd", "cosine"], done: float, warmup: float) ->
         schedule: wsd rises linearly, stays, and falls linearly over the last `DECAY_SHARE`; cosine rises linearly
             and falls along half a cosine.
         done: samples seen over samples to see, 0 to 1.
-        warmup: share spent rising.
+        warmup: share of the samples over which it rises.
     """
     if done < warmup:
         return done / warmup
@@ -27,12 +27,12 @@ def lr_factor(schedule: Literal["wsd", "cosine"], done: float, warmup: float) ->
 
 
 def average_decay(samples_seen: int, batch_size: int) -> float:
-    """Weight of the old average when a batch's weights join it; 0 at first, nearing 1 as the window grows."""
+    """Weight of the old average when the weights after a batch are added; 0 at first, then towards 1."""
     return max(0.0, 1 - batch_size / max(1.0, AVERAGE_WINDOW * samples_seen))
 
 
 class SampleOrder:
-    """Which sample is the i-th to be seen: every epoch takes all of them, in an order of its own."""
+    """Which sample is the i-th to be seen: every epoch takes all of them, in its own order."""
 
     def __init__(self, num_samples: int, seed: int) -> None:
         """`num_samples` in the recipe's fraction; `seed` of the recipe."""
@@ -49,22 +49,22 @@ class SampleOrder:
         return int(self._order[place])
 
 
-def micro_batches(lengths: list[int], max_tokens: int | None) -> list[list[int]]:
-    """Split a worker's share of a batch into forward passes, neighbours in length together.
+def group_by_tokens(lengths: list[int], max_tokens: int | None) -> list[list[int]]:
+    """Group rows into microbatches, rows of similar length together.
 
     Args:
         lengths: tokens per row.
-        max_tokens: bound on rows times longest row of a pass; a longer row goes alone; None for one pass.
+        max_tokens: bound on rows times longest row of a group; a longer row goes alone; None for one group.
 
     Returns:
-        Positions in `lengths`, each exactly once; nothing empty.
+        Indices into `lengths`, each exactly once; no empty group.
     """
     if max_tokens is None:
         return [list(range(len(lengths)))] if lengths else []
-    passes: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if passes and lengths[passes[-1][0]] * (len(passes[-1]) + 1) <= max_tokens:
-            passes[-1].append(position)
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
+            groups[-1].append(index)
         else:
-            passes.append([position])
-    return passes
+            groups.append([index])
+    return groups

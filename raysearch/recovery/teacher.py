@@ -1,28 +1,30 @@
 """The dense model as teacher: its states where students are compared with it.
 
-Logits are the head of the last normalised states exactly, so one tensor per sample serves both distillation losses.
-The teacher sees images through its own tower and projector, and is in eval mode. `teacher_cache.CachedTeacher` computes
-each state once per study.
+Logits are exactly the head of the last normalised states, so one tensor per sample serves every distillation loss. The
+teacher has its own vision tower and projector, in eval mode. `teacher_cache.CachedTeacher` computes each state once per
+study.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from raysearch.models import Family
 from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
+from raysearch.recovery.losses import LanguageHead
 
 
-def language_head(model: PreTrainedModel, family: Family) -> Callable[[torch.Tensor], torch.Tensor]:
-    """From last normalised states (n, hidden) to the logits that the whole model gives, (n, vocabulary).
+def language_head(model: PreTrainedModel, family: Family, device: torch.device | None = None) -> LanguageHead:
+    """From last normalised states (n, hidden) to the whole model's logits, (n, vocabulary); on another device, a copy.
 
-    That is the head's module, and what some models do behind it: Gemma 2 caps logits, Granite and Cohere scale them.
-    (As decoders inside an LVLM they do not, whatever their configuration says.)
+    That is the head's module and, where the model has it, the cap (Gemma 2) or scale (Granite, Cohere) of its logits.
+    As decoders inside an LVLM these models do neither, whatever their configuration says.
     """
     module, config = family.lm_head(model), model.config
+    if device not in (None, model.device):
+        module = copy.deepcopy(module).to(device)
     cap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
 
@@ -36,59 +38,41 @@ def language_head(model: PreTrainedModel, family: Family) -> Callable[[torch.Ten
 
 
 class Teacher:
-    """The dense model at work: its states are computed whenever they are asked for."""
+    """Computes the dense model's states at every call."""
 
-    def __init__(self, model: PreTrainedModel, family: Family, compared: DistillationPoints = LAST_OF_ANSWERS) -> None:
-        """`model` is the dense one; it is put into eval mode and its weights never change."""
-        self.model, self.compared = model.eval(), compared
+    def __init__(self, model: PreTrainedModel, family: Family, points: DistillationPoints = LAST_OF_ANSWERS) -> None:
+        """Set the dense `model` to eval mode; `points` are where students are compared with it."""
+        self.model, self.points = model.eval(), points
         self._family = family
-        self._heads: dict[torch.device, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self._heads: dict[torch.device, LanguageHead] = {}
 
     @property
     def vocabulary(self) -> int:
-        """Tokens that it knows."""
+        """Size of its vocabulary."""
         return int(self._family.text_config(self.model.config).vocab_size)
 
     @property
     def hidden(self) -> int:
-        """Width of its states."""
+        """Hidden size of its decoder."""
         return int(self._family.text_config(self.model.config).hidden_size)
 
     def prepare(self, num_samples: int, device: torch.device) -> None:
-        """Get ready for `targets` on `device`: the model goes there, and stays.
-
-        Args:
-            num_samples: only the first so many samples of the data will be asked for.
-        """
+        """Move the model to `device` for good; `targets` will be called for the first `num_samples` samples only."""
         self.model.to(device)
 
-    def targets(self, batch: Mapping[str, torch.Tensor], places: Sequence[int]) -> torch.Tensor:
-        """States of a batch, (n, states per position, hidden), as `Compared.states` orders them.
+    def targets(self, batch: Mapping[str, torch.Tensor], sample_indices: Sequence[int]) -> torch.Tensor:
+        """States of a batch, (n, states per position, hidden), in the order of `DistillationPoints.states`.
 
         Args:
             batch: of `Encoder.collate`.
-            places: of the batch's rows in the data; negative for a row without answers.
+            sample_indices: of the batch's rows in the data; negative for a row without answers.
         """
         inputs = {key: value.to(self.model.device) for key, value in batch.items()}
         with torch.no_grad():
-            return self.compared.states(self.model, self._family, inputs).to(batch["labels"].device)
+            return self.points.states(self.model, self._family, inputs).to(batch["labels"].device)
 
-    def head_on(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-        """From last normalised states on `device` to logits, (n, hidden) to (n, vocabulary): the dense model's language
-        head, copied there once if the model is elsewhere."""
+    def head_on(self, device: torch.device) -> LanguageHead:
+        """The dense model's head on `device`, (n, hidden) to (n, vocabulary); copied there once if need be."""
         if device not in self._heads:
-            copied = self.model
-            if device != self.model.device:
-                copied = _HeadAlone(self.model.config, self._family.lm_head(self.model), device)
-            self._heads[device] = language_head(copied, self._family)
+            self._heads[device] = language_head(self.model, self._family, device)
         return self._heads[device]
-
-
-class _HeadAlone:
-    """As much of a model as `language_head` looks at."""
-
-    def __init__(self, config: PretrainedConfig, module: nn.Module, device: torch.device) -> None:
-        self.config, self._module = config, copy.deepcopy(module).to(device)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self._module

@@ -1,10 +1,10 @@
-"""The dense model's states on disk: computed once per study, by whichever worker needs them first, read by all.
+"""The dense model's states on disk: computed once per study, by the worker that needs them first, read by all.
 
-Shard i holds the states of `SHARD_SAMPLES` consecutive samples where students are compared with them, in bf16. It
-carries the digest of all that its states depend on, and a checksum; a shard that is cut short, damaged or of something
-else is made again. Files are replaced whole, so any number of processes and machines may read and write one folder.
-Writers take missing shards in an order of their own and look again before each; if two still make the same one, the
-later replaces its like.
+Shard i holds the states of `SHARD_SAMPLES` consecutive samples at the distillation points, in bf16, with a checksum and
+a digest of all that the states depend on; a shard that is truncated, damaged or of another digest is computed again.
+Files are replaced atomically, so any number of processes and machines may read and write one folder. Writers take
+missing shards in random order and check again before each; if two compute the same shard, the later replaces an equal
+file.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ import logging
 import random
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from raysearch.files import write_tensors
 from raysearch.models import Family
 from raysearch.recovery.deepspeed_engine import on_device
 from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
-from raysearch.recovery.schedule import micro_batches
+from raysearch.recovery.schedule import group_by_tokens
 from raysearch.recovery.teacher import Teacher
 
 SHARD_SAMPLES = 128
@@ -43,21 +43,8 @@ _VALUES_PER_TENSOR = 1024
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Shard:
-    states: torch.Tensor
-    """(positions of all samples, states per position, hidden), bf16; mapped from the file, so that processes of a
-    machine share it."""
-    ends: list[int]
-    """Where each sample's states end."""
-
-    def of(self, place: int) -> torch.Tensor:
-        """States of the shard's sample number `place`, (n, states per position, hidden)."""
-        return self.states[self.ends[place - 1] if place else 0 : self.ends[place]]
-
-
 class CachedTeacher(Teacher):
-    """A teacher whose states come from files, so that a trial needs no dense model on its device."""
+    """A teacher that reads its states from files, so that a trial needs no dense model on its device."""
 
     def __init__(
         self,
@@ -68,23 +55,24 @@ class CachedTeacher(Teacher):
         folder: Path,
         quota_gb: float,
         largest_fraction: float = 1.0,
-        compared: DistillationPoints = LAST_OF_ANSWERS,
+        points: DistillationPoints = LAST_OF_ANSWERS,
     ) -> None:
-        """A cache in `folder`; nothing is computed yet.
+        """Use the cache in `folder`; nothing is computed yet.
 
         Args:
             samples: the whole data set, in the order in which fractions take it.
-            quota_gb: the most that the states of the largest fraction may take, in 10^9 bytes.
-            largest_fraction: of the samples, that any trial will ask for.
+            quota_gb: bound on the states of the largest fraction, in 10^9 bytes.
+            largest_fraction: of the samples, that any trial will need.
         """
-        super().__init__(model, family, compared)
+        super().__init__(model, family, points)
         self._encoder, self._samples = encoder, samples
         self._folder, self._quota_bytes = folder, quota_gb * GB
         self._num_shards = _num_shards(max(1, round(largest_fraction * len(samples))))
-        self._shards: dict[int, _Shard] = {}
+        self._shards: dict[int, Sequence[torch.Tensor]] = {}
+        """States of each sample of the open shards, memory-mapped, so that a machine's processes share them."""
 
     def prepare(self, num_samples: int, device: torch.device) -> None:
-        """See to it that the states of the first `num_samples` samples are there; what isn't is computed on `device`.
+        """Open the states of the first `num_samples` samples; those that are missing are computed on `device`.
 
         Raises:
             InputError: the states would take more than the quota, or than the disk has left.
@@ -92,31 +80,27 @@ class CachedTeacher(Teacher):
         missing = [i for i in range(_num_shards(num_samples)) if not self._open(i)]
         if not missing:
             return
-        random.SystemRandom().shuffle(missing)  # in an order of this process's own
+        random.SystemRandom().shuffle(missing)
         with on_device(self.model, device):
             for index in missing:
                 if not self._open(index):
-                    self._make(index)
+                    self._write(index)
 
-    def targets(self, batch: Mapping[str, torch.Tensor], places: Sequence[int]) -> torch.Tensor:
+    def targets(self, batch: Mapping[str, torch.Tensor], sample_indices: Sequence[int]) -> torch.Tensor:
         """As `Teacher.targets`, in the dense model's precision; the samples must have been prepared."""
-        states = torch.cat([self._none(), *(self._states_of(place) for place in places if place >= 0)])
-        assert len(states) == int(self.compared.positions(batch).sum()), (len(states), places)
+        found = [self._shards[i // SHARD_SAMPLES][i % SHARD_SAMPLES] for i in sample_indices if i >= 0]
+        states = torch.cat([self._no_states(), *found])
+        assert len(states) == int(self.points.positions(batch).sum()), (len(states), sample_indices)
         return states.to(batch["labels"].device, self.model.dtype)
 
-    def _none(self) -> torch.Tensor:
-        """The states of a sample without any."""
-        return torch.empty(0, len(self.compared.layers) + 1, self.hidden, dtype=torch.bfloat16)
-
-    def _states_of(self, sample: int) -> torch.Tensor:
-        shard, place = divmod(sample, SHARD_SAMPLES)
-        return self._shards[shard].of(place)
+    def _no_states(self) -> torch.Tensor:
+        return torch.empty(0, len(self.points.layers) + 1, self.hidden, dtype=torch.bfloat16)
 
     def _path(self, index: int) -> Path:
         return self._folder / f"states-{index:05}.safetensors"
 
     def _open(self, index: int) -> bool:
-        """Whether the shard is there and right; it is then open."""
+        """Open a shard; whether it is there and valid."""
         if index in self._shards:
             return True
         path = self._path(index)
@@ -129,50 +113,47 @@ class CachedTeacher(Teacher):
             wrong = "damaged, or of another model or data"
         except (OSError, SafetensorError) as error:
             header, wrong = {}, f"can't be read ({str(error).splitlines()[0]})"
-        if not header or header != {"key": self._key(index), "checksum": _checksum(states, ends)}:
-            logger.warning("%s: %s; made again", path, wrong)
-            path.unlink(missing_ok=True)  # it may have been made again just now, and is then made once more
+        if not header or header != {"key": self.shard_key(index), "checksum": _checksum(states, ends)}:
+            logger.warning("%s: %s; computed again", path, wrong)
+            path.unlink(missing_ok=True)  # another process may just have replaced it; it is then computed once more
             return False
-        self._shards[index] = _Shard(states, ends.tolist())
+        self._shards[index] = states.split(ends.diff(prepend=ends.new_zeros(1)).tolist())
         return True
 
-    def _make(self, index: int) -> None:
-        rows = [self._encoded(sample) for sample in self._samples_of(index)]
-        parts = self._computed(rows)
+    def _write(self, index: int) -> None:
+        parts = self._computed(self._samples_of(index))
         states = torch.cat(parts)
         ends = torch.tensor(list(itertools.accumulate(map(len, parts))))
-        self._check_room(states.nbytes)
-        header = {"key": self._key(index), "checksum": _checksum(states, ends)}
+        self._check_space(states.nbytes)
+        header = {"key": self.shard_key(index), "checksum": _checksum(states, ends)}
         write_tensors(self._path(index), {"states": states, "ends": ends}, header)
         assert self._open(index), self._path(index)
 
-    def _encoded(self, sample: Sample) -> Encoded | None:
-        """None for a sample that can't be used; it has no states, and training leaves it out."""
-        try:
-            return self._encoder.encode(sample)
-        except BadRow:
-            return None
-
     @torch.no_grad()
-    def _computed(self, rows: Sequence[Encoded | None]) -> list[torch.Tensor]:
-        """States of every row, (n, states per position, hidden) each; none for a missing one."""
-        parts = [self._none() for _ in rows]
-        usable = [(place, row) for place, row in enumerate(rows) if row is not None]
-        for group in micro_batches([len(row["input_ids"]) for _, row in usable], TOKENS_PER_PASS):
+    def _computed(self, samples: Iterable[Sample]) -> list[torch.Tensor]:
+        """States of every sample, (n, states per position, hidden) each; n is 0 for one that can't be used."""
+        parts: list[torch.Tensor] = []
+        usable: list[tuple[int, Encoded]] = []
+        for place, sample in enumerate(samples):
+            parts.append(self._no_states())
+            with suppress(BadRow):
+                usable.append((place, self._encoder.encode(sample)))
+        for group in group_by_tokens([len(row["input_ids"]) for _, row in usable], TOKENS_PER_PASS):
             chosen = [usable[index] for index in group]
             batch = self._encoder.collate([row for _, row in chosen])
             batch = {key: value.to(self.model.device) for key, value in batch.items()}
-            states = self.compared.states(self.model, self._family, batch).to("cpu", torch.bfloat16)
-            counts = [self.compared.num_positions(row) for _, row in chosen]
+            states = self.points.states(self.model, self._family, batch).to("cpu", torch.bfloat16)
+            counts = [self.points.num_positions(row) for _, row in chosen]
             for (place, _), own in zip(chosen, states.split(counts), strict=True):
                 parts[place] = own
         return parts
 
-    def _check_room(self, num_bytes: int) -> None:
-        """Judge the whole cache by the shards there are and the one of `num_bytes` to come."""
+    def _check_space(self, num_bytes: int) -> None:
+        """Extrapolate the whole cache's size from the existing shards and the next one's `num_bytes`."""
         sizes = [path.stat().st_size for path in self._folder.glob("states-*.safetensors")]
         needed = (sum(sizes) + num_bytes) / (len(sizes) + 1) * max(self._num_shards, len(sizes) + 1)
-        free = sum(sizes) + shutil.disk_usage(_existing(self._folder)).free
+        existing = next(path for path in (self._folder, *self._folder.parents) if path.exists())
+        free = sum(sizes) + shutil.disk_usage(existing).free
         if needed > min(self._quota_bytes, free):
             raise InputError(
                 f"{self._folder}: the teacher's states take about {needed / GB:.3g} GB; recovery.teacher_quota_gb "
@@ -184,20 +165,19 @@ class CachedTeacher(Teacher):
         start = index * SHARD_SAMPLES
         return (self._samples[i] for i in range(start, min(start + SHARD_SAMPLES, len(self._samples))))
 
-    def _key(self, index: int) -> str:
-        """Digest of what a shard's states depend on: the model, the template, and the rows."""
+    def shard_key(self, index: int) -> str:
+        """Digest of what a shard's states depend on: model, processor, distillation points and samples."""
         digest = hashlib.blake2b(self._common_key, digest_size=16)
         for sample in self._samples_of(index):
             digest.update(json.dumps([sample.id, sample.messages]).encode())
             for image in sample.images:
-                digest.update(_mark(image))
+                digest.update(_image_identity(image))
         return digest.hexdigest()
 
     @cached_property
     def _common_key(self) -> bytes:
-        """Digest of the model (its configuration and some values of every tensor), of what makes its inputs, and of
-        where its states are taken."""
-        digest = hashlib.blake2b(f"{_LAYOUT} {self.compared}".encode())
+        """Digest of model (its configuration and some values of every tensor), processor and distillation points."""
+        digest = hashlib.blake2b(f"{_LAYOUT} {self.points}".encode())
         digest.update(self.model.config.to_json_string().encode())
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -215,8 +195,8 @@ def _num_shards(num_samples: int) -> int:
     return -(-num_samples // SHARD_SAMPLES)
 
 
-def _mark(image: Picture) -> bytes:
-    """What tells a picture from another: its pixels or bytes, or a file's name and length."""
+def _image_identity(image: Picture) -> bytes:
+    """Bytes that differ between images: pixels, the file's bytes, or its name and size."""
     if isinstance(image, Image.Image):
         return str(image.size).encode() + image.tobytes()
     if isinstance(image, bytes):
@@ -230,7 +210,3 @@ def _checksum(states: torch.Tensor, ends: torch.Tensor) -> str:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())

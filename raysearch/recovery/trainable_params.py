@@ -18,9 +18,11 @@ ALPHA_PER_RANK = 2
 def choose_trained(model: PreTrainedModel, family: Family, recipe: Recipe) -> dict[str, nn.Parameter]:
     """Freeze everything but what `recipe.trained` names, adding adapters if it names them.
 
+    Adapters are added to every linear layer of the decoder but the language head; they start as no change, and are
+    drawn from torch's generator.
+
     Returns:
-        The trained parameters by name, in the order of the model. Adapters sit on every linear layer of the decoder
-        but the language head, start as no change, and are drawn from torch's generator.
+        The trained parameters by name, in the order of the model.
 
     Raises:
         InputError: the model has no such part.
@@ -63,7 +65,7 @@ def _add_adapters(model: PreTrainedModel, family: Family, rank: int) -> None:
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
-    """Adapters added into their layers for a while; afterwards every bit is as before."""
+    """Adapters merged into their layers; afterwards every bit is as before."""
     layers = adapted_layers(model)
     before = [layer.get_base_layer().weight.detach().clone() for layer in layers.values()]
     _merge(layers)
@@ -76,7 +78,7 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 
 def merge_for_good(model: nn.Module) -> None:
-    """Add adapters into their layers and take them out of the model."""
+    """Merge adapters into their layers and remove them from the model."""
     layers = adapted_layers(model)
     _merge(layers)
     for name, layer in layers.items():
@@ -87,7 +89,7 @@ def merge_for_good(model: nn.Module) -> None:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that carry an adapter, by name."""
+    """The layers with an adapter, by name."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

@@ -27,7 +27,7 @@ class Cell:
 
     Attributes:
         regime: what is trained: none, projector, or joint (the decoder too, with LoRA or whole).
-        losses: of sft, kl, rkl and l2, those with a weight, in this order, joined by `+`.
+        losses: sft, kl, rkl, l2 and other losses by their field, those with a weight, in this order, joined by `+`.
         fraction: share of the recovery data; 1 where nothing is trained.
         quantization: of the decoder's weights after recovery.
     """
@@ -42,9 +42,8 @@ class Cell:
 
 def cell_of(recipe: Recipe) -> Cell:
     """The cell that a recipe belongs to; seeds share it."""
-    logits = "rkl" if recipe.kl == "reverse" else "kl"
-    weights = {"sft": recipe.sft, logits: recipe.logits_kd, "l2": recipe.hidden_kd}
-    losses = "+".join(name for name, weight in weights.items() if weight)
+    published = {"logits_kd": "rkl" if recipe.kl == "reverse" else "kl", "hidden_kd": "l2"}
+    losses = "+".join(published.get(name, name) for name in recipe.loss_weights)
     fraction = 1.0 if recipe.data_fraction is None else recipe.data_fraction
     regime = _REGIMES.get(recipe.trained, "joint")
     return Cell(recipe.mode, recipe.ratio, regime, losses, fraction, recipe.quantization)

@@ -115,7 +115,7 @@ def _contrasts(records: Sequence[TrialRecord]) -> list[tuple[str, str, str, Side
         levels = sorted({getattr(record.recipe, field) for record in records})
         for one, other in itertools.combinations(levels, 2):
             pairs.append((name, one, other, partial(_side, field, {one: True, other: False})))
-    for field in LOSS_FIELDS[1:]:
+    for field in (name for name, loss in LOSS_FIELDS.items() if not loss.default):
         pairs.append(("Loss", f"with {field}", f"without {field}", partial(_has_loss, field)))
     fractions = sorted({record.recipe.data_fraction for record in records if record.recipe.data_fraction})
     for less, more in itertools.pairwise(fractions):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raysearch.config.budget import rate_text, size_text
-from raysearch.config.recipe import LOSS_FIELDS, Recipe
+from raysearch.config.recipe import Recipe
 from raysearch.study.front import Front, FrontPoint, Speed, retention_text
 
 POINT_COLUMNS = ("size", "of dense", "retention [95%]", "held out", "mode", "trained", "losses", "data", "key")
@@ -18,7 +18,6 @@ CHECK_PROMPTS = (
     "scores with published ones, and correct the chat template or the benchmarks' prompt."
 )
 _PIPE_WIDTH = 150  # characters; in a file or a pipe, each row stays on one line
-_SHORT = {"sft": "sft", "logits_kd": "logits", "hidden_kd": "hidden"}
 
 
 def half_width(point: FrontPoint) -> float:
@@ -43,8 +42,8 @@ def statistically_tied(point: FrontPoint, others: Iterable[FrontPoint]) -> list[
 
 def losses_text(recipe: Recipe) -> str:
     """The recovery losses and their weights, e.g. `sft 1, logits 0.5`."""
-    weights = [(name, getattr(recipe, name)) for name in LOSS_FIELDS]
-    return ", ".join(f"{_SHORT[name]} {weight:.3g}" for name, weight in weights if weight) or "none"
+    weights = recipe.loss_weights.items()
+    return ", ".join(f"{name.removesuffix('_kd')} {weight:.3g}" for name, weight in weights) or "none"
 
 
 def speed_text(speed: Speed) -> str:

@@ -6,14 +6,16 @@ A row is looked up in the table `EVENTS` and checked field by field; nothing is 
 import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
 from raysearch.search.early_stopping.asha import AshaBracket
-from raysearch.search.searcher import Searcher
+
+if TYPE_CHECKING:
+    from raysearch.search.searcher import Searcher
 
 
 class TrialArgs(BaseModel):
@@ -44,20 +46,20 @@ class RungArgs(ReportArgs):
     retention_se: float
 
 
-def _rename(searcher: Searcher, bracket: AshaBracket, args: Any) -> None:
+def _rename(searcher: "Searcher", bracket: AshaBracket, args: Any) -> None:
     searcher.rename(args.trial, args.name)
     bracket.rename(args.trial, args.name)
 
 
-def _judge(searcher: Searcher, bracket: AshaBracket, args: Any) -> Any:
+def _judge(searcher: "Searcher", bracket: AshaBracket, args: Any) -> Any:
     return bracket.decide(args.trial, args.size, args.retention, args.retention_se, args.samples_seen)
 
 
-def _end(searcher: Searcher, bracket: AshaBracket, args: Any) -> None:
+def _end(searcher: "Searcher", bracket: AshaBracket, args: Any) -> None:
     bracket.finish(args.trial, args.size, args.retention, args.retention_se, args.samples_seen)
 
 
-EVENTS: dict[str, tuple[type[TrialArgs], Callable[[Searcher, AshaBracket, Any], Any]]] = {
+EVENTS: dict[str, tuple[type[TrialArgs], Callable[[Any, AshaBracket, Any], Any]]] = {
     "suggested": (TrialArgs, lambda searcher, bracket, args: searcher.suggest(args.trial)),
     "renamed": (RenameArgs, _rename),  # an interrupted trial goes on under another name
     "added": (TrialArgs, lambda searcher, bracket, args: bracket.revive(args.trial)),
@@ -83,8 +85,8 @@ def append_event(path: Path, number: int, event: str, args: TrialArgs) -> None:
     append_json(path, {"number": number, "event": event, **args.model_dump()}, flush=False)
 
 
-def apply_event(searcher: Searcher, bracket: AshaBracket, event: str, args: TrialArgs) -> Any:
-    """What the searcher or the bracket answers to an event of `EVENTS`."""
+def apply_event(searcher: "Searcher | None", bracket: AshaBracket, event: str, args: TrialArgs) -> Any:
+    """What the searcher or the bracket answers to an event of `EVENTS`; those of a bracket alone need no searcher."""
     return EVENTS[event][1](searcher, bracket, args)
 
 

@@ -169,7 +169,7 @@ class Study:
         assert self.front is not None, point
         logger.warning(
             "%s/%s: deleted, since what the front needs takes more than recovery.checkpoint_quota_gb, %g; "
-            "raysearch export --retrain makes it again",
+            "raysearch export --rebuild makes it again",
             self.folder,
             point.checkpoint,
             self.space.recovery.checkpoint_quota_gb,

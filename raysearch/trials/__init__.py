@@ -1,1 +1,1 @@
-"""One trial: prune, recover rung by rung, score every rung."""
+"""A trial: prune the dense model, recover and evaluate it rung by rung, write the checkpoint."""

@@ -1,4 +1,4 @@
-"""What all trials of a worker share: the dense model, its data, questions, baselines and importance."""
+"""What all trials of a worker share: the dense model, its data, questions and baselines."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.data.encoding import Encoded, Encoder
 from raysearch.data.loading import fraction_order, in_order, load_samples
-from raysearch.data.samples import BadRow, BadRows
+from raysearch.data.samples import BadRow, BadRows, Sample
 from raysearch.errors import InputError
 from raysearch.evaluation.benchmarks import Benchmark, load_benchmarks
 from raysearch.evaluation.evaluator import evaluate
@@ -36,29 +36,37 @@ from raysearch.recovery.teacher_cache import GB, CachedTeacher
 
 @dataclass(frozen=True)
 class DenseBaselines:
-    """What is measured once per study, on the dense model."""
+    """What is measured once per study, on the dense model.
+
+    Attributes:
+        search: scores on the questions that trials are compared on.
+        early: scores on the part of them for rungs below a trial's end.
+        heldout: scores on the questions that the search never sees.
+        importances: of the removable units, by criterion.
+    """
 
     search: Results
-    """Scores on the split that trials are compared on."""
     early: Results
-    """Scores on the part of it that is asked below a trial's end."""
     heldout: Results
-    """Scores on the split that the search never sees."""
     importances: Mapping[str, Importance]
-    """Importance of the removable units, by criterion."""
 
 
 Measures = Mapping[str, Callable[[], Any]]
-"""How to measure each part of `DenseBaselines`, those that take longest first."""
+"""A function per part of `DenseBaselines` that measures it; the longest first."""
 
 
 def measured_here(measures: Measures) -> dict[str, Any]:
-    """Every part, measured by this process."""
+    """Measure every part in this process."""
     return {name: measure() for name, measure in measures.items()}
 
 
 class TrialContext:
-    """What every trial of a worker shares: the dense model, its data, its questions and its importance scores."""
+    """The dense model, its data, questions and baselines, for any number of trials.
+
+    Attributes:
+        bad_rows: the samples that turned out to be unusable, over all trials.
+        questions, early_questions, heldout: benchmarks of the search, of rungs below a trial's end, and held out.
+    """
 
     def __init__(
         self,
@@ -70,10 +78,11 @@ class TrialContext:
         """Load the model and the data.
 
         Args:
-            baselines: left out, it is measured when it is first asked for.
-            teacher_folder: where the dense model's states are kept, shared by all workers of a study; left out, a
-                folder of this workbench's own.
-            measure_once_per_study: returns every part of `baselines`; measures those that no other context of the study has.
+            baselines: None to measure them at their first use.
+            teacher_folder: cache of the dense model's states, shared by all workers of a study; None for a temporary
+                folder.
+            measure_once_per_study: returns every part of `baselines`, and measures those that no other context of the
+                study has measured.
 
         Raises:
             InputError: the model, the data or the benchmarks can't be used.
@@ -89,8 +98,7 @@ class TrialContext:
         order = fraction_order(len(rows), space.search.seed, sources)[: space.num_samples]
         self.samples = in_order(rows, order)
         self.bad_rows = BadRows(space.data, len(self.samples))
-        """Samples that turned out to be of no use when they were needed, of all trials here."""
-        self.teacher = self._teacher(teacher_folder)
+        self.teacher = self._make_teacher(teacher_folder)
         self.questions = load_benchmarks(space.benchmarks, "search")
         share = space.search.early_questions if space.search.early_stopping else 1.0
         self.early_questions = self.questions if share == 1 else [b.early(share) for b in self.questions]
@@ -104,9 +112,8 @@ class TrialContext:
         """Scores of the dense model, and the importance of its units by every criterion that the space names.
 
         Raises:
-            InputError: the dense model is at chance on a benchmark, so that there is nothing to retain, or has
-                nothing to retain on the questions below a trial's end; or the teacher's states would not fit on the
-                disk.
+            InputError: the dense model is at chance on a benchmark, or scores nothing on the early questions; or the
+                teacher's states don't fit on the disk.
         """
         measures: dict[str, Callable[[], Any]] = {
             "heldout": partial(self.evaluate, self.model, self.heldout),
@@ -119,9 +126,9 @@ class TrialContext:
             measures["early"] = partial(self.evaluate, self.model, self.early_questions)
         found = self._measure_once_per_study(measures)
         search, heldout, early = found["search"], found["heldout"], found.get("early", found["search"])
-        _refuse_at_chance(search, heldout)
+        _check_above_chance(search, heldout)
         if "early" in found:
-            _refuse_too_few(early, self.space)
+            check_early_questions(early, self.space)
         if self.space.uses_teacher():
             self.teacher.prepare(1, current_device())
         return DenseBaselines(search, early, heldout, {name: found[f"importance by {name}"] for name in criteria})
@@ -135,7 +142,7 @@ class TrialContext:
         """A new model without what the recipe removes; the dense one stays as it is.
 
         Args:
-            importances: by criterion; left out, those that were measured once for the study.
+            importances: by criterion; None for those of `baselines`.
         """
         scores = self._scores(recipe, self.baselines.importances if importances is None else importances)
         return prune(self.model, shape_for(counts_of(self.model.config), recipe), scores)
@@ -146,53 +153,44 @@ class TrialContext:
         return kept_layers(self.model.config, shape_for(counts_of(self.model.config), recipe), scores)
 
     def _scores(self, recipe: Recipe, importances: Mapping[str, Importance]) -> Scores:
-        scores: dict[Literal["depth", "width"], Importance] = {}
-        layer_criterion, width_criterion = recipe.criteria
-        if layer_criterion:
-            scores["depth"] = importances[layer_criterion]
-        if width_criterion:
-            scores["width"] = importances[width_criterion]
-        return scores
+        layer, width = recipe.criteria
+        scores: dict[Literal["depth", "width"], Importance] = {"depth": importances[layer]} if layer else {}
+        return scores | ({"width": importances[width]} if width else {})
 
     def importance(self, criterion: str, num_samples: int) -> Importance:
         """Importance of the dense model's units, on the first `num_samples` samples that have an image."""
-        chosen = list(itertools.islice(self._to_calibrate(), num_samples))
-        size = self.space.calibration.batch_size
+        usable = calibration_rows(self.samples, self.encoder, self.bad_rows)
+        chosen, size = list(itertools.islice(usable, num_samples)), self.space.calibration.batch_size
         starts = range(0, len(chosen), size)
         batches = (self.encoder.collate(chosen[start : start + size]) for start in starts)
         with on_device(self.model, current_device()):
             return importance(self.model, batches, criterion, seed=self.space.search.seed)
 
-    def _to_calibrate(self) -> Iterator[Encoded]:
-        for sample in self.samples:
-            if sample.images or not self.family.is_multimodal:
-                try:
-                    yield self.encoder.encode(sample)
-                except BadRow as error:
-                    self.bad_rows.add(f"row {sample.id}", str(error))
-
-    def _teacher(self, folder: Path | None) -> Teacher:
+    def _make_teacher(self, folder: Path | None) -> Teacher:
         settings = self.space.recovery
-        compared = DistillationPoints.of(settings, self.family, self.model.config)
+        points = DistillationPoints.of(settings, self.family, self.model.config)
         if settings.teacher == "online":
-            return Teacher(self.model, self.family, compared)
+            return Teacher(self.model, self.family, points)
         if folder is None:
             self._own_folder = tempfile.TemporaryDirectory(prefix="raysearch-teacher-")
             folder = Path(self._own_folder.name)
-        return CachedTeacher(
-            self.model,
-            self.family,
-            self.encoder,
-            self.samples,
-            folder,
-            settings.teacher_quota_gb,
-            max(map(float, self.space.values_of("data_fraction")), default=1.0),
-            compared,
-        )
+        largest_fraction = max(map(float, self.space.values_of("data_fraction")), default=1.0)
+        given = (self.model, self.family, self.encoder, self.samples, folder, settings.teacher_quota_gb)
+        return CachedTeacher(*given, largest_fraction, points)
 
 
-def _refuse_at_chance(search: Results, heldout: Results) -> None:
-    """One split above chance is enough: the other may just be small."""
+def calibration_rows(samples: Iterable[Sample], encoder: Encoder, bad_rows: BadRows) -> Iterator[Encoded]:
+    """The usable samples, in order, without those that have no image if the model takes images."""
+    for sample in samples:
+        if sample.images or not encoder.family.is_multimodal:
+            try:
+                yield encoder.encode(sample)
+            except BadRow as error:
+                bad_rows.add(f"row {sample.id}", str(error))
+
+
+def _check_above_chance(search: Results, heldout: Results) -> None:
+    """Raise an error for a benchmark at chance on both splits; on one alone, the split may just be small."""
     for name in set(at_chance(search)) & set(at_chance(heldout)):
         raise InputError(
             f"benchmarks: {name}: the dense model scores {search.means()[name]:.1%} where guessing gets "
@@ -201,8 +199,12 @@ def _refuse_at_chance(search: Results, heldout: Results) -> None:
         )
 
 
-def _refuse_too_few(early: Results, space: SearchSpace) -> None:
-    """See that retention can be told from the questions below a trial's end."""
+def check_early_questions(early: Results, space: SearchSpace) -> None:
+    """Check that the dense model's results on the early questions allow retention to be computed.
+
+    Raises:
+        InputError: they don't.
+    """
     try:
         retention(early, early, space.retention)
     except ValueError as error:

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from raysearch.config.recipe import Recipe
 from raysearch.study.folder import Study
-from raysearch.testing import stand_in
 from raysearch.tracking.mlflow_runs import read_state
 from raysearch.tracking.tracker import Tracker
+from scripts.testing import stand_in
 
 RECORDED = Path(__file__).parents[2] / "docs" / "data" / "pocket-trials.parquet"
 

@@ -1,6 +1,6 @@
 """What early stopping decisions cost and are worth on the recorded trials: docs/measurements/search.md.
 
-    python scripts/benchmarks/early_stopping.py                  # correlations, then replays: about ten minutes of one core
+    python scripts/benchmarks/early_stopping.py                  # correlations, then replays: ten minutes on one core
     python scripts/benchmarks/early_stopping.py --seeds 10       # a minute
     python scripts/benchmarks/early_stopping.py --sampler ehvi --seeds 20
 
@@ -20,11 +20,11 @@ import pandas
 
 from raysearch.config.space import SearchSpace
 from raysearch.study.multi_objective import hypervolume
-from raysearch.testing.simulator import simulate
 from scripts.replays.methods import Ours
 from scripts.replays.questions import Questions
 from scripts.replays.report_table import agreement, read
 from scripts.replays.run import TABLE_SPACE
+from scripts.replays.simulator import simulate
 from scripts.replays.tables import Early, EndsOnly, RecordedTable, RecordedWorld, load_recorded_table
 
 SHARES = (1.0, 1 / 2, 1 / 3, 1 / 5, 1 / 10)

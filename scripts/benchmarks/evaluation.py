@@ -1,7 +1,7 @@
 """Questions a second of an evaluation: questions about one picture in one row, against each in a row of its own.
 
-    python scripts/benchmarks/evaluation.py                    # the embedded LVLM, dense and pruned: a minute of one core
-    python scripts/benchmarks/evaluation.py --repeats 1        # a look at it
+    python scripts/benchmarks/evaluation.py                    # the embedded LVLM, dense and pruned: a minute
+    python scripts/benchmarks/evaluation.py --repeats 1        # a short run
 
 Both ways ask the same model the same questions with the same code, in one process, in turns, and the pairs are
 compared; the first turn of each is a warm-up. The last column counts answers that come out differently: two tokens
@@ -21,7 +21,7 @@ from raysearch.config.space import SearchSpace
 from raysearch.evaluation import shared_prefix
 from raysearch.evaluation.retention import Results
 from raysearch.trials.context import TrialContext
-from scripts.benchmarks.recovery import _clock, compare
+from scripts.benchmarks.recovery import clock, compare
 
 RATIOS = (0.0, 0.3, 0.6)
 
@@ -46,13 +46,13 @@ def main() -> None:
         answers: dict[bool, Results] = {}
 
         def timed(are_joined: bool, model=model, answers=answers) -> float:
-            started = _clock()
+            started = clock()
             if are_joined:
                 answers[True] = context.evaluate(model, context.questions)
             else:
                 with patch.object(shared_prefix, "is_heeded", return_value=False):
                     answers[False] = context.evaluate(model, context.questions)
-            return _clock() - started
+            return clock() - started
 
         row = compare(f"{ratio:.0%}", lambda: timed(True), lambda: timed(False), len(questions), options.repeats)
         num_other = sum(

@@ -1,8 +1,8 @@
 """Real searches of the embedded LVLM for the same wall-clock time: raysearch against the documented Ray pattern.
 
-    python scripts/benchmarks/live_search.py                          # 3 seeds, 9 minutes a side: 57 minutes of two quiet cores
-    python scripts/benchmarks/live_search.py --minutes 1 --seeds 1    # a look at it
-    python scripts/benchmarks/live_search.py --given                  # the other side is given what its users would have to build
+    python scripts/benchmarks/live_search.py                       # 3 seeds, 9 minutes a side: an hour on two cores
+    python scripts/benchmarks/live_search.py --minutes 1 --seeds 1 # a short run
+    python scripts/benchmarks/live_search.py --given               # the other side starts with these measurements
 
 The pattern is that of Ray's user guides: a Tune function that starts a TorchTrainer per trial, TuneReportCallback,
 OptunaSearch with both objectives, ASHAScheduler on retention. Both sides begin with nothing and have the same code for
@@ -198,8 +198,8 @@ def _train(config: dict[str, Any]) -> None:
     trial = Trial(Recipe(**config["recipe"]), context)
     for score in trial.scores([round(level) for level in config["levels"]]):
         size_ratio = trial.size.size_bytes / context.dense_size.size_bytes
-        facts = {"size_ratio": size_ratio, "retention": score.retention, "samples_seen": score.samples_seen}
-        train.report({**facts, "is_end": score.samples_seen >= trial.end})
+        metrics = {"size_ratio": size_ratio, "retention": score.retention, "samples_seen": score.samples_seen}
+        train.report({**metrics, "is_end": score.samples_seen >= trial.end})
 
 
 def _options() -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/recovery.py                      # the embedded LVLM, a few minutes on one core
     python scripts/benchmarks/recovery.py --model smollm2 --batch-size 4 --steps 2   # a real decoder, ten minutes
-    python scripts/benchmarks/recovery.py --steps 4 --repeats 1   # a look at it
+    python scripts/benchmarks/recovery.py --steps 4 --repeats 1   # a short run
 
 All loops get the same pruned model, rows, batches, DeepSpeed configuration, optimizer and precision, in one process, in
 turns, and the pairs are compared; the first turn of each is a warm-up. Trainer builds its batches with our collation,
@@ -42,7 +42,7 @@ from raysearch.recovery.teacher import Teacher
 from raysearch.recovery.teacher_cache import CachedTeacher
 from raysearch.recovery.trainable_params import choose_trained
 from raysearch.recovery.trainer import RecoveryTrainer
-from scripts.experiments.smollm2_criteria import _package_folder
+from scripts.experiments.smollm2_criteria import package_folder
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -78,9 +78,9 @@ class Bench:
         recovery = RecoveryTrainer(
             copy.deepcopy(self.model), self.family, recipe, self.samples, self.encoder, teacher, self.settings
         )
-        started = _clock()
+        started = clock()
         recovery.train_until(self.num_samples)
-        seconds = _clock() - started
+        seconds = clock() - started
         recovery.close()
         return seconds
 
@@ -138,7 +138,7 @@ def loaded(name: str, data: str, dtype: torch.dtype) -> tuple[PreTrainedModel, m
 
 def _description_samples() -> Iterator[Sample]:
     """Pieces of text, each as a question and its answer."""
-    for file in sorted((_package_folder("sklearn") / "datasets" / "descr").glob("*.rst")):
+    for file in sorted((package_folder("sklearn") / "datasets" / "descr").glob("*.rst")):
         words = file.read_text().split()
         step = WORDS_ASKED + WORDS_ANSWERED
         for start in range(0, len(words) - step, step):
@@ -157,10 +157,10 @@ def _stopwatch_class() -> Any:
         """From the first step's beginning to the last one's end: engines are made outside, as with ours."""
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = getattr(self, "started", None) or _clock()
+            self.started = getattr(self, "started", None) or clock()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.seconds = _clock() - self.started
+            self.seconds = clock() - self.started
 
     return Stopwatch
 
@@ -168,7 +168,7 @@ def _stopwatch_class() -> Any:
 _Stopwatch = _stopwatch_class()
 
 
-def _clock() -> float:
+def clock() -> float:
     """CPU seconds of this process: on a machine shared with others, wall time measures them too."""
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 

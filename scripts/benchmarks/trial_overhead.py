@@ -35,7 +35,7 @@ class Ends:
     def trial_ended(self, record: TrialRecord) -> None:
         self.ends.append((time.monotonic(), record))
 
-    def ignored(self, *facts: Any) -> None:
+    def ignored(self, *args: Any) -> None:
         pass
 
     trial_started = rung = front_changed = ignored

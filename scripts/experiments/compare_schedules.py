@@ -1,7 +1,7 @@
 """Which schedule lets an early rung predict the end: rank correlation over real trials of the embedded LVLM.
 
     python scripts/experiments/compare_schedules.py                # 64 trials, half an hour on one core; resumable
-    python scripts/experiments/compare_schedules.py --recipes 2 --samples 80 --folder /tmp/schedules   # a look at it
+    python scripts/experiments/compare_schedules.py --recipes 2 --samples 80 --folder runs/small    # short
 
 The same recipes run under warm-up/stable/decay and under cosine, each scored on its weights and on their average. All
 see the same samples, so that a rung is the same share of every trial. What has ended is kept in the folder, one line

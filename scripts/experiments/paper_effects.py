@@ -1,7 +1,7 @@
 """Measure the headline effects of arXiv 2604.24380 on the embedded LVLM: writes docs/measurements/effects.md.
 
     python scripts/experiments/paper_effects.py                  # 3 seeds, about half an hour on one core; resumable
-    python scripts/experiments/paper_effects.py --seeds 1 --worker 0/2 & python scripts/experiments/paper_effects.py --seeds 1 --worker 1/2
+    for i in 0 1; do python scripts/experiments/paper_effects.py --seeds 1 --worker $i/2 & done    # on two cores
 
 Every comparison is paired and joins two sources of error, as raysearch/replication/table.py says. What was measured is
 kept in runs/effects, one file per recipe.
@@ -124,9 +124,10 @@ def report(table: Effects) -> str:
     lines = [
         "# The paper's headline effects on the embedded LVLM",
         "",
-        f"Measured {date.today().isoformat()} by `scripts/experiments/paper_effects.py`, {table.num_seeds} seeds, {num} held-out",
-        "questions, layers by block influence, widths by first-order Taylor. Retention in % of the dense (ratio",
-        "of averages), differences in points, 95% intervals over questions (paired, clustered by image) and seeds.",
+        f"Measured {date.today().isoformat()} by `scripts/experiments/paper_effects.py`, {table.num_seeds} seeds,",
+        f"{num} held-out questions, layers by block influence, widths by first-order Taylor. Retention in % of the",
+        "dense (ratio of averages), differences in points, 95% intervals over questions (paired, clustered by image)",
+        "and seeds.",
         "",
         "| effect | A | B | A - B |",
         "|---|---|---|---|",

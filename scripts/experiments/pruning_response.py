@@ -5,6 +5,7 @@
 Everything is measured on the held-out split, which nothing was chosen on.
 """
 
+import argparse
 import time
 from collections.abc import Iterator
 
@@ -25,6 +26,7 @@ BATCH_SIZE, NUM_STEPS = 16, 150
 
 def main() -> None:
     """Print both tables."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     start_distributed()
     space = SearchSpace.load(EMBEDDED_SPACE)

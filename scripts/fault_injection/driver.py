@@ -1,4 +1,4 @@
-"""The part `driver` of fault_suite.py: the driver alone, with a stand-in for training."""
+"""Part `driver` of run.py: the driver alone, with a stand-in for training."""
 
 import errno
 import itertools
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raysearch.testing import stand_in
 from scripts.fault_injection import processes
+from scripts.testing import stand_in
 
 NUM_TRIALS = 40
 LINES = ("trials.jsonl", "search-events.jsonl", "decisions.jsonl")

@@ -10,7 +10,7 @@ from typing import Any
 
 from raysearch.backend.faults import LostFileError
 from raysearch.errors import InputError
-from raysearch.testing.stand_in import MadePlan, drive
+from scripts.testing.stand_in import MadePlan, drive
 
 
 def killed(plan: MadePlan, folder: Path, when: Callable[[], bool], **more: Any) -> bool:

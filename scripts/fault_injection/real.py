@@ -1,4 +1,4 @@
-"""The part `real` of fault_suite.py: the search of the tests on the embedded LVLM, with real recovery training."""
+"""Part `real` of run.py: the search of the tests on the embedded LVLM, with real recovery training."""
 
 import itertools
 import os
@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import yaml
 
-from raysearch.testing.spaces import SMALL_SPACE
 from scripts.fault_injection.cluster import outcome
 from scripts.fault_injection.driver import check
+from scripts.testing.spaces import SMALL_SPACE
 
 
 def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[], None]]]:

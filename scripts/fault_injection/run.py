@@ -1,4 +1,4 @@
-"""Seeded random faults, and whether a study comes through them as if nothing had happened.
+"""Inject seeded random faults into studies, and check that each ends as the unbroken study does.
 
     python scripts/fault_injection/run.py driver --num 60        # the driver alone; minutes of one core
     python scripts/fault_injection/run.py cluster --num 30       # a Ray cluster of three nodes on this machine

@@ -15,6 +15,9 @@ HEAD = """# Command line
 Written by `python scripts/maintenance/document_cli.py` from the commands; a test checks that it is up to date.
 `raysearch COMMAND --help` prints the same text. The exit status is 0 on success, 2 with one line on stderr for an error
 that the user can correct, and 130 after Ctrl-C.
+
+Warnings go to stderr, those of workers too; `-v` adds what is going on, `-vv` debugging output and the output of Ray's
+workers. `RAYSEARCH_LOG_LEVEL` (DEBUG, INFO, WARNING or ERROR) sets the level without an option.
 """
 
 

@@ -1,4 +1,4 @@
-"""Photograph a finished study as its user sees it: MLflow's compare page, the parent run's artifacts, the report.
+"""Take screenshots of a finished study: MLflow's compare page, the parent run's artifacts, the report.
 
     python scripts/maintenance/take_screenshots.py runs/first --to docs/images
 

@@ -1,4 +1,4 @@
-"""Configuration of the embedded LVLM: stock Hugging Face classes only."""
+"""Tokenizer and configuration of the embedded LVLM: stock Hugging Face classes only."""
 
 from transformers import (
     LlavaConfig,
@@ -9,7 +9,41 @@ from transformers import (
 )
 
 from raysearch.pocket.drawing import IMAGE_SIZE
-from raysearch.pocket.model import IMAGE, NUM_IMAGE_TOKENS, PATCH_SIZE
+from raysearch.pocket.model import (
+    ASSISTANT,
+    BOS,
+    EOS,
+    IMAGE,
+    NUM_IMAGE_TOKENS,
+    PAD,
+    PATCH_SIZE,
+    SPECIAL_TOKENS,
+    UNKNOWN,
+    USER,
+)
+from raysearch.pocket.question_templates import vocabulary
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer; "?" and "," are words of their own."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    words = {word: number for number, word in enumerate((*SPECIAL_TOKENS, *vocabulary()))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[?,]"), "isolated")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[USER, IMAGE, ASSISTANT],
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:

@@ -5,8 +5,8 @@
     python scripts/pocket/train.py --decoder smollm2 --to raysearch/pocket/smollm2_deltas.safetensors
 
 The first is the run that made the shipped weights; on one core of an AMD EPYC its three stages take 1.5 minutes, 1.5
-minutes, and 0.55 to 0.75 s for each of 3,000 steps, about 35 minutes in all. The second is a look at it. The third is
-`train_smollm2.py`.
+minutes, and 0.55 to 0.75 s for each of 3,000 steps, about 35 minutes in all. The second is a short run
+of it, the third is `train_smollm2.py`.
 
 1. The vision tower, the projector and the word embeddings learn to name what each patch shows, and the first layer's
    attention to find the patches that a word is true of.
@@ -40,10 +40,10 @@ from transformers import LlavaForConditionalGeneration
 
 from raysearch.pocket import SPLITS
 from raysearch.pocket.drawing import ATTRIBUTES, Draw
-from raysearch.pocket.model import BOS, NUM_IMAGE_TOKENS, USER, make_processor, make_tokenizer
+from raysearch.pocket.model import BOS, NUM_IMAGE_TOKENS, USER, make_processor
 from raysearch.pocket.question_templates import SHORT, make_questions
 from raysearch.pocket.splits import labeled_images
-from scripts.pocket.architecture import make_model
+from scripts.pocket.architecture import make_model, make_tokenizer
 from scripts.pocket.packing import IGNORED, PREFIX, Packer, Row, batch_rows
 from scripts.pocket.training import (
     ATTENTION,

@@ -1,4 +1,4 @@
-"""What bench_search.py compares: the search of raysearch, part by part, and those of other libraries as they are."""
+"""What run.py compares: the search of raysearch, part by part, and those of other libraries as they are."""
 
 import functools
 import zlib
@@ -19,7 +19,7 @@ from raysearch.search.early_stopping.rung import Rung
 from raysearch.search.samplers.optuna_samplers import SAMPLER_ATTEMPTS, OptunaSuggester, TPESampler
 from raysearch.search.samplers.suggesters import RandomSuggester
 from raysearch.search.searcher import Searcher
-from raysearch.testing.simulator import Result
+from scripts.replays.simulator import Result
 from scripts.replays.tables import RecordedTable, Table
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 from scipy.stats.qmc import Sobol
 
-from raysearch.config.recipe import Recipe
+from raysearch.config.recipe import LOSS_FIELDS, Recipe
 from raysearch.config.settings import Scalar
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
@@ -156,7 +156,7 @@ def write_table(lines: Sequence[dict[str, Any]], order: Sequence[Recipe], path: 
             row[name] = [score[name] for score in rungs]
         for name in rungs[0]["scores"] if rungs else ():
             row[f"score.{name}"] = [score["scores"][name] for score in rungs]
-        for name in ("sft", "logits_kd", "hidden_kd"):
+        for name in LOSS_FIELDS:
             row[f"loss.{name}"] = [score["losses"].get(name) for score in rungs]
         row["right"] = [bytes.fromhex(text) for text in line["answers"]]
         rows.append(row)

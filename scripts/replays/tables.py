@@ -1,4 +1,4 @@
-"""Tables of trials whose answers are all known, and how their trials learn: the worlds of bench_search.py."""
+"""Tables of trials whose answers are all known, and how their trials learn: what run.py replays."""
 
 import math
 from collections.abc import Container, Mapping, Sequence

@@ -23,10 +23,10 @@ from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
 from raysearch.search.journaled_search import JOURNAL, STATE
 from raysearch.study.folder import Study, locked
-from raysearch.testing import stand_in
-from raysearch.testing.local_coordinator import LocalCoordinator
 from scripts.fault_injection import driver as driver_faults
 from scripts.fault_injection import processes
+from scripts.testing import stand_in
+from scripts.testing.local_coordinator import LocalCoordinator
 
 
 def with_lines(path, num):

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from raysearch.backend import recipe_run
-from raysearch.backend.messages import CheckpointWritten, Failed, FinishTrial, NextRung, RungScored, RunRecipe, Seconds
+from raysearch.backend.messages import CheckpointWritten, Failed, FinishTrial, NextRung, RungScored, RunRecipe
 from raysearch.backend.recipe_run import RecipeRun
 from raysearch.backend.slot import SlotDied
 from raysearch.config.recipe import Recipe
 from raysearch.study.front import Measured
 from raysearch.study.records import Score
-from raysearch.testing.local_coordinator import LocalCoordinator
+from scripts.testing.local_coordinator import LocalCoordinator
 
 RECIPE = Recipe(mode="layerwise", ratio=0.3, criterion="deepest")
 SEEN = [10, 30, 90]
@@ -22,7 +22,7 @@ FULL = Failed(reason="OSError: no space left", may_pass=True, by_storage=True)
 def rung(seen):
     score = Score(samples_seen=seen, retention=seen / 100, retention_se=0.01, scores={"digits": seen / 100})
     sizes = {"num_params": 500, "size_bytes": 1000, "size_ratio": 0.5}
-    return RungScored(score=score, **sizes, is_last=seen == SEEN[-1], seconds=Seconds())
+    return RungScored(score=score, **sizes, is_last=seen == SEEN[-1])
 
 
 class Script:
@@ -49,9 +49,7 @@ class ScriptedSlot:
             return wrong
         if isinstance(command, FinishTrial):
             heldout = Measured(retention=0.9, retention_ci=(0.8, 1.0), scores={})
-            return CheckpointWritten(
-                checkpoint=f"checkpoints/{Path(command.folder).name}", heldout=heldout, seconds=Seconds()
-            )
+            return CheckpointWritten(checkpoint=f"checkpoints/{Path(command.folder).name}", heldout=heldout)
         self.at = 1 if isinstance(command, RunRecipe) else self.at + 1
         return rung(SEEN[self.at - 1])
 

@@ -21,7 +21,7 @@ from raysearch.errors import InputError
 from raysearch.files import StorageProblem, write_json
 from raysearch.study.front import Measured
 from raysearch.study.records import Score
-from raysearch.testing.local_coordinator import LocalCoordinator
+from scripts.testing.local_coordinator import LocalCoordinator
 
 RECIPE = Recipe(mode="layerwise", ratio=0.3, criterion="deepest")
 FULL = OSError(errno.ENOSPC, "no space left")
@@ -65,6 +65,7 @@ class ThreadRuntime(TrialRuntime):
         if self.refusal:
             raise InputError(self.refusal)
         logging.getLogger("raysearch.data.samples").warning("left out 3 of 40 rows")
+        logging.getLogger("raysearch.recovery.trainer").info("two passes a step")
         assert measure_once_per_study({"search": lambda: 7}) == {"search": 7}
         dense = SimpleNamespace(search=SimpleNamespace(means=lambda: {"digits": 0.9}), importances={})
         return SimpleNamespace(dense_size=Size(1000, 2000), baselines=dense)
@@ -102,7 +103,7 @@ def test_a_recipe_runs_through_a_slot(open_slot, coordinator, tmp_path):
     first, last = slot.ask(RunRecipe(recipe=RECIPE)), slot.ask(NextRung())
     assert (first.score.samples_seen, first.is_last) == (10, False)
     assert (last.score.samples_seen, last.is_last, last.size_ratio) == (30, True, 0.5)
-    assert last.seconds.seconds_training == 1.0
+    assert last.seconds_training == 1.0
     written = slot.ask(FinishTrial(folder=str(tmp_path / "checkpoints" / "x")))
     assert (written.checkpoint, written.heldout.retention) == ("checkpoints/x", 0.3)
     assert coordinator.call(Coordinator.dense_scores) == {"digits": 0.9}
@@ -115,8 +116,20 @@ def test_a_workers_warning_reaches_the_driver_once(open_slot, coordinator):
         slot = open_slot(ThreadRuntime())
         slot.ask(RunRecipe(recipe=RECIPE))
         slot.close()
-    assert coordinator.coordinator.warnings == ["left out 3 of 40 rows"]
-    assert coordinator.call(Coordinator.warning, 0) == "left out 3 of 40 rows"
+    assert coordinator.coordinator.log_lines == [(logging.WARNING, "left out 3 of 40 rows")]
+    assert coordinator.call(Coordinator.logged, 0) == (logging.WARNING, "left out 3 of 40 rows")
+
+
+def test_workers_log_from_the_drivers_level_on(open_slot, coordinator):
+    coordinator.coordinator = Coordinator(logging.INFO)
+    slot = open_slot(ThreadRuntime())
+    slot.ask(RunRecipe(recipe=RECIPE))
+    slot.close()
+    assert coordinator.coordinator.log_lines == [
+        (logging.WARNING, "left out 3 of 40 rows"),
+        (logging.INFO, "two passes a step"),
+    ]
+    logging.getLogger("raysearch").setLevel(logging.WARNING)
 
 
 def test_a_study_that_one_worker_refuses_is_refused_by_all(open_slot):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raysearch.backend.messages import Failed, RungScored, Seconds
+from raysearch.backend.messages import Failed, RungScored
 from raysearch.backend.trainable import REPLY
 from raysearch.backend.tune_searcher import TuneScheduler, TuneSearcher
 from raysearch.backend.tuner import resume_search
@@ -12,7 +12,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.search.samplers.published import published_recipes
 from raysearch.study.folder import Study
 from raysearch.study.records import Score
-from raysearch.testing import stand_in
+from scripts.testing import stand_in
 
 
 def search_of(folder, num_trials=1, sampler="ehvi"):
@@ -23,7 +23,7 @@ def search_of(folder, num_trials=1, sampler="ehvi"):
 def scored(seen, retention, size_ratio=0.5):
     score = Score(samples_seen=seen, retention=retention, retention_se=0.0, scores={})
     sizes = {"num_params": 500, "size_bytes": 1000, "size_ratio": size_ratio}
-    return {REPLY: RungScored(score=score, **sizes, is_last=False, seconds=Seconds())}
+    return {REPLY: RungScored(score=score, **sizes, is_last=False)}
 
 
 def trial(name):

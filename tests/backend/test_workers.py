@@ -109,7 +109,7 @@ def _worker_with_a_full_disk(rank: int, world: int, folder: str) -> None:
             recovery.save(Path(folder, "saved"))
         except StorageProblem as error:
             problem = error
-        rung_checkpoint.keep(recovery, [Score(samples_seen=16, retention=1, retention_se=0, scores={})], kept_in)
+        rung_checkpoint.save(recovery, [Score(samples_seen=16, retention=1, retention_se=0, scores={})], kept_in)
         os.replace = replace_file
         said.append([problem.errno, problem.filename, scores, losses])
         recovery.close()

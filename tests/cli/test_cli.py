@@ -20,8 +20,8 @@ HEAVY = ("torch", "ray", "transformers", "optuna", "mlflow", "matplotlib", "plot
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return synthetic_study.make(tmp_path_factory.mktemp("study") / "run").folder
+def study(synthetic):
+    return synthetic.folder
 
 
 def call(capsys, *args):
@@ -92,9 +92,9 @@ def test_a_dry_run_of_own_model_and_data_is_as_light(tmp_path):
         (["best", "--budget", "60%"], "DIR"),
         (["best", "STUDY", "--mlflow", "synthetic", "--budget", "60%"], "give one of them"),
         (["best", "STUDY"], "--budget"),
-        (["measure", "NOWHERE"], "no front.json"),
+        (["benchmark", "NOWHERE"], "no front.json"),
         (["estimate", SPACE, "--like", "NOWHERE"], "no trials.jsonl"),
-        (["export", "STUDY", "--budget", "60%", "--to", "NOWHERE", "--polish", "--epochs", "0"], "--epochs"),
+        (["export", "STUDY", "--budget", "60%", "--to", "NOWHERE", "--finetune", "--epochs", "0"], "--epochs"),
         (["bets", "STUDY"], "best"),
         (["best", "STUDY", "--bugdet", "60%"], "--budget"),
         (["export", "STUDY", "--budget", "60%", "--to", "STUDY"], "not an empty folder"),
@@ -170,7 +170,7 @@ def test_best_names_who_cannot_be_told_apart(study, capsys):
         ]
         assert answer["not_told_apart"] == near
         _, table, _ = call(capsys, "best", study, "--budget", budget)
-        assert table.count("Not told apart") == len(near)
+        assert table.count("Statistically tied") == len(near)
 
 
 def test_a_budget_without_a_unit_is_told_the_forms(study, capsys):
@@ -179,7 +179,7 @@ def test_a_budget_without_a_unit_is_told_the_forms(study, capsys):
         assert form in err
 
 
-def pretend_search(monkeypatch, tmp_path, fail_at):
+def pretend_search(monkeypatch, tmp_path, fail_at, exhausted=False):
     """`search` with a cluster that is not there, to see in which order it opens and closes what it uses."""
     from raysearch.report import plots
     from raysearch.tracking import tracker as tracking
@@ -187,6 +187,7 @@ def pretend_search(monkeypatch, tmp_path, fail_at):
     told = []
 
     def run(plan, study, search, callbacks, runtime):
+        search.searcher.exhausted = exhausted
         study.front = Front.build("x", "pocket", synthetic_study.BASELINE, [])
         return study.front
 
@@ -214,6 +215,18 @@ def pretend_search(monkeypatch, tmp_path, fail_at):
     return told
 
 
+@pytest.mark.parametrize(
+    ("exhausted", "reason"), [(True, "the space has no further recipe to try"), (False, "run/tune")]
+)
+def test_a_search_that_ends_early_says_why(exhausted, reason, monkeypatch, tmp_path, capsys):
+    told = pretend_search(monkeypatch, tmp_path, None, exhausted)
+    status, out, _ = call(capsys, "search", "--out", tmp_path / "run")
+    assert (status, told) == (0, ["opened", "closed"])
+    last = out.splitlines()[-1]
+    assert last.startswith("Ended after 0 of 40 trials: ")
+    assert reason in last
+
+
 def test_a_picture_that_fails_does_not_keep_mlflow_open(monkeypatch, tmp_path, capsys):
     told = pretend_search(monkeypatch, tmp_path, "pictures")
     status, _, err = call(capsys, "search", "--out", tmp_path / "run")
@@ -230,8 +243,37 @@ def test_a_cluster_that_is_too_small_leaves_no_folder(monkeypatch, tmp_path, cap
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["search", "best", "export", "measure", "prune", "report", "estimate", "sync"])
+@pytest.mark.parametrize(
+    "command", ["search", "best", "export", "benchmark", "prune", "report", "estimate", "replicate", "sync"]
+)
 def test_every_help_has_examples(command, capsys):
     status, out, _ = call(capsys, command, "--help")
     assert status == 0
     assert f"raysearch {command}" in out
+    assert "--verbose" in out
+    assert "Raises" not in out
+
+
+@pytest.mark.parametrize(("old", "new"), [("measure", "benchmark"), ("study", "replicate")])
+def test_a_renamed_command_answers_to_its_old_name(old, new, tmp_path, capsys):
+    assert f" {old} " not in call(capsys, "--help")[1]
+    wanted = call(capsys, new, tmp_path / "no")
+    status, out, err = call(capsys, old, tmp_path / "no")
+    notice, line = err.splitlines()
+    assert (status, out, line + "\n") == wanted
+    assert notice == f"raysearch: warning: raysearch {old} is now raysearch {new}; the next version drops the old name"
+
+
+@pytest.mark.parametrize(("old", "new"), [("--polish", "--finetune"), ("--retrain", "--rebuild")])
+def test_a_renamed_option_has_its_old_name_too(old, new, study, capsys):
+    for option in (old, new):
+        status, _, err = call(capsys, "export", study, "--budget", "60%", "--to", study, option)
+        assert (status, "not an empty folder" in err) == (2, True), err
+
+
+@pytest.mark.parametrize("command", [["best", "STUDY", "--budget", "60%"], ["search", "--dry-run"]])
+def test_a_wrong_log_level_is_a_mistake(command, study, capsys, monkeypatch):
+    monkeypatch.setenv("RAYSEARCH_LOG_LEVEL", "loud")
+    status, out, err = call(capsys, *(study if arg == "STUDY" else arg for arg in command))
+    known = "known are DEBUG, INFO, WARNING, ERROR"
+    assert (status, out, err) == (2, "", f"raysearch: RAYSEARCH_LOG_LEVEL 'loud': no such level; {known}\n")

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from raysearch import models
-from raysearch.cli.cost_estimate import Pace, Work, _drawn_recipes, _needs, _work, estimate_lines, measured_pace
+from raysearch.cli.cost_estimate import (
+    Pace,
+    Work,
+    draw_recipes,
+    estimate_lines,
+    measured_pace,
+    memory_needs,
+    total_work,
+)
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
@@ -22,7 +30,7 @@ POCKET = SearchSpace.load(synthetic_study.POCKET)
 
 
 def planned(recipe=None, **search):
-    """The embedded space with some dimensions pinned."""
+    """The embedded space with some dimensions fixed."""
     content = POCKET.model_dump(mode="json")
     content["recipe"] |= recipe or {}
     content["search"] |= search
@@ -50,9 +58,9 @@ def write_trials(folder, rows):
 def test_the_pace_is_found_though_the_first_trials_loaded_the_model(tmp_path):
     rows = [(3, 1000, 60), (3, 1000, 50), (1, 100, 0), (3, 1000, 0), (1, 50, 0), (2, 300, 0), (1, 100, 0), (1, 80, 0)]
     pace = measured_pace(write_trials(tmp_path / "study", rows))
-    assert pace.per_scoring == pytest.approx(2)
-    assert pace.per_sample == pytest.approx(0.01)
-    assert pace.seconds(Work(samples=100, scorings=3)) == pytest.approx(7)
+    assert pace.seconds_per_evaluation == pytest.approx(2)
+    assert pace.seconds_per_sample == pytest.approx(0.01)
+    assert pace.seconds(Work(samples=100, evaluations=3)) == pytest.approx(7)
 
 
 @pytest.mark.parametrize("rows", [[], [(1, 100, 0)], [(1, 100, 0)] * 5])
@@ -65,28 +73,28 @@ def test_trials_that_tell_no_pace_are_refused(tmp_path, rows):
 
 def test_work_without_stopping_is_what_the_recipes_ask_for():
     plan = planned({"data_fraction": [{"choices": [0.2, 1.0]}]}, trials=12)
-    recipes = _drawn_recipes(plan, seed=0)
-    work = _work(plan, recipes, stopping=False)
+    recipes = draw_recipes(plan, seed=0)
+    work = total_work(plan, recipes, stopping=False)
     assert len(recipes) == 12
     assert work.samples == sum(200 if recipe.data_fraction == 0.2 else 1000 for recipe in recipes)
-    assert work.scorings == 12
-    stopped = _work(plan, recipes, stopping=True)
+    assert work.evaluations == 12
+    stopped = total_work(plan, recipes, stopping=True)
     assert 12 * 37 < stopped.samples < work.samples
-    assert 12 * 0.1 < stopped.scorings < 12  # a verdict takes a tenth of the questions
+    assert 12 * 0.1 < stopped.evaluations < 12  # a verdict takes a tenth of the questions
 
 
 def test_operations_by_hand():
     plan = planned(trials=1)
     recipe = Recipe(mode="layerwise", ratio=0.3, criterion="deepest", logits_kd=1.0, data_fraction=0.2)
     size = plan.size_of(recipe)
-    assert _work(plan, [recipe], stopping=False).operations == 200 * 256 * (6 * size.num_params + 2 * 2_758_592)
+    assert total_work(plan, [recipe], stopping=False).operations == 200 * 256 * (6 * size.num_params + 2 * 2_758_592)
 
 
 def test_no_recipe_is_drawn_above_the_budgets():
     plan = planned(trials=10)
     tight = planned(trials=10).__class__(**{**plan.__dict__, "budgets": plan.budgets[:1]})
     bound = 0.45 * plan.dense.size_bytes
-    assert all(plan.size_of(recipe).size_bytes <= bound for recipe in _drawn_recipes(tight, seed=1))
+    assert all(plan.size_of(recipe).size_bytes <= bound for recipe in draw_recipes(tight, seed=1))
 
 
 @pytest.mark.parametrize("trained", ["projector", "projector+lora", "projector+decoder", "decoder"])
@@ -100,7 +108,7 @@ def test_counted_needs_are_those_of_the_model(trained, mode):
     family = models.family_for(small)
     chosen = choose_trained(small, family, recipe)
     found = needs_of(small, family, chosen, torch.float32, need_logits=True)
-    counted = _needs(plan, recipe)
+    counted = memory_needs(plan, recipe)
     added = sum(p.numel() for name, p in small.named_parameters() if "lora_" in name)
     assert counted.num_trained == found.num_trained
     assert counted.num_params == found.num_params - added
@@ -117,7 +125,7 @@ def test_the_lines_say_what_they_rest_on(tmp_path):
     assert f"at the very most {1000 * plan.space.search.trials:,} samples" in counted
     rows = [(3, 1000, 0), (1, 100, 0), (2, 300, 0), (1, 50, 0)]
     measured = "\n".join(estimate_lines(plan, write_trials(tmp_path / "study", rows)))
-    assert "measured: 2 s a scoring and 0.01 s a sample in the 4 trials of" in measured
+    assert "measured: 2 s per evaluation and 0.01 s per sample in the 4 trials of" in measured
     assert "not measured" not in measured
 
 
@@ -131,4 +139,4 @@ def test_gpus_that_are_not_here_are_not_made_up(monkeypatch):
 
 
 def test_a_pace_adds_up():
-    assert Pace(2.0, 0.5, "").seconds(Work(samples=10, scorings=3)) == 11
+    assert Pace(2.0, 0.5, "").seconds(Work(samples=10, evaluations=3)) == 11

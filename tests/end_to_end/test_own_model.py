@@ -1,9 +1,6 @@
-"""An LVLM that isn't ours, with data and questions of its own: through a trial, and through the real doors."""
+"""An LVLM that isn't ours, with its own data and questions: through a trial, and through the commands."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -69,36 +66,25 @@ def test_a_dense_model_at_chance_is_refused(brought):
         _ = TrialContext(space.model_copy(update={"benchmarks": [own]})).baselines
 
 
-def run(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "CI": "true"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-
-
 @pytest.mark.slow
-def test_search_best_and_export(brought, tmp_path):
+def test_search_best_and_export(run_module, brought, tmp_path):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(brought[1]))
-    found = run("raysearch.pareto", "space.yaml", "--out", "study", cwd=tmp_path)
+    found = run_module("raysearch.pareto", "space.yaml", "--out", "study", cwd=tmp_path)
     assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-4000:]
-    best = run("raysearch", "best", "study", "--budget", "95%", "--json", cwd=tmp_path)
+    best = run_module("raysearch", "best", "study", "--budget", "95%", "--json", cwd=tmp_path)
     assert 0 < json.loads(best.stdout)["retention"] <= 1
-    sent = run("raysearch", "export", "study", "--budget", "95%", "--to", "small", cwd=tmp_path)
+    sent = run_module("raysearch", "export", "study", "--budget", "95%", "--to", "small", cwd=tmp_path)
     assert "Loaded by transformers in a fresh process" in sent.stdout, sent.stderr
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert config["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
 
 
 @pytest.mark.slow
-def test_a_benchmark_at_chance_ends_the_search_with_one_line(brought, tmp_path):
+def test_a_benchmark_at_chance_ends_the_search_with_one_line(run_module, brought, tmp_path):
     space = json.loads(json.dumps(brought[1]))
     space["benchmarks"][0]["metric"] = "exact"  # it never ends an answer, so none is right
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
-    found = run("raysearch.pareto", "space.yaml", "--out", "study", cwd=tmp_path)
+    found = run_module("raysearch.pareto", "space.yaml", "--out", "study", cwd=tmp_path)
     assert found.returncode == 2, found.stdout[-2000:] + found.stderr[-4000:]
     (line,) = found.stderr.strip().splitlines()
     assert line.startswith("raysearch: benchmarks: own: the dense model scores 0.0% where guessing gets")

@@ -102,10 +102,14 @@ def test_the_scheduler_snippet_runs():
 
 def test_every_path_of_the_tree_is_there():
     (tree,) = [block for name, block in BLOCKS if name == "" and block.startswith("raysearch/")]
+    named, folder = set(), ROOT
     for line in tree.splitlines():
-        folder = ROOT / "raysearch" if line.startswith("  ") else ROOT
-        names = re.split(r"\s{2,}", line.strip())
-        paths = [path for name in names for path in name.split() if re.fullmatch(r"[a-z_]+(\.py|\.yaml|/)", path)]
-        assert paths, line
-        for path in paths:
-            assert (folder / path).exists(), path
+        names = [name for name in line.split() if re.fullmatch(r"[a-z_]+(\.py|\.ya?ml|/)", name)]
+        assert names, line
+        paths = [(folder if line.startswith("  ") else ROOT) / name for name in names]
+        assert all(path.exists() for path in paths), line
+        named.update(paths)
+        if not line.startswith("  "):
+            folder = paths[0]
+    packages = {path.parent for path in (ROOT / "raysearch").glob("*/__init__.py")}
+    assert packages <= named, "every package has its line"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raysearch.testing.spaces import SMALL_SPACE
+from scripts.testing.spaces import SMALL_SPACE
 
 ROOT = Path(__file__).parents[2]
 COMMAND = re.search(r"^ray job submit .*$", (ROOT / "README.md").read_text(), re.MULTILINE)[0]

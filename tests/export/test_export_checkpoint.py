@@ -83,7 +83,7 @@ def test_a_front_is_measured_where_it_lies(study, tmp_path, monkeypatch, capsys)
     shutil.copytree(study, folder)
     alone.save(folder)
     with pytest.raises(SystemExit) as ended:
-        app(["measure", str(folder)])
+        app(["benchmark", str(folder)])
     out, err = capsys.readouterr()
     assert ended.value.code == 0
     assert err.count("raysearch sync") == 1, "MLflow is unreachable: one warning"

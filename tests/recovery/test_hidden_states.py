@@ -13,7 +13,7 @@ from raysearch.data.labels import IGNORED, answer_labels, answer_states
 from raysearch.models import family_for
 from raysearch.pruning.slicing import full_units, slice_model
 from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
-from raysearch.recovery.losses import LossTerms
+from raysearch.recovery.losses import RecoveryLoss
 from raysearch.recovery.teacher import Teacher
 from raysearch.recovery.trainer import RecoveryTrainer
 from tests.support.recovery_setup import cached_teacher, recipe, samples, tiny_encoder, tiny_family, tiny_model
@@ -66,13 +66,13 @@ def test_states_are_transformers_own(name: str) -> None:
     tiny = FAMILIES[name]
     model, batch = tiny.model(), tiny.batch(padded=True)
     family = family_for(model)
-    compared = DistillationPoints(tuple(range(len(family.decoder(model).layers))))
+    points = DistillationPoints(tuple(range(len(family.decoder(model).layers))))
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     with torch.no_grad():
-        found = compared.states(model, family, batch)
+        found = points.states(model, family, batch)
         wanted = model(**inputs, output_hidden_states=True).hidden_states
         assert torch.equal(found[:, -1], answer_states(model, batch))
-    positions = compared.positions(batch)
+    positions = points.positions(batch)
     for place, states in enumerate(wanted):
         torch.testing.assert_close(found[:, place], states[:, :-1][positions])
 
@@ -84,15 +84,15 @@ def test_terms_over_several_states_by_hand() -> None:
     head, labels = torch.nn.Identity(), torch.tensor([1, IGNORED])
     given = (student, labels, head, teacher, head, 2)
     # Relative squared errors: 8 / 4.5 and 0 at the first position, 2.5 / 2 and 0 at the second.
-    both = LossTerms({"sft": 1.0, "hidden_kd": 1.0}).sums(*given)
+    both = RecoveryLoss({"sft": 1.0, "hidden_kd": 1.0}).sums(*given)
     torch.testing.assert_close(both["hidden_kd"], torch.tensor((8 / 4.5 + 2.5 / 2) / 2))
     torch.testing.assert_close(both["sft"], torch.tensor([0.0, 2.0]).logsumexp(0) - 2.0)
-    inner = LossTerms({"hidden_kd": 1.0}, match_last=False).sums(*given)
+    inner = RecoveryLoss({"hidden_kd": 1.0}, match_last=False).sums(*given)
     torch.testing.assert_close(inner["hidden_kd"], torch.tensor(8 / 4.5 + 2.5 / 2))
     sums = {"sft": torch.tensor(6.0), "logits_kd": torch.tensor(10.0)}
-    loss = LossTerms({"sft": 2.0, "logits_kd": 3.0}).loss(sums, {"sft": 4, "logits_kd": 5})
+    loss = RecoveryLoss({"sft": 2.0, "logits_kd": 3.0}).loss(sums, {"sft": 4, "logits_kd": 5})
     assert loss == 2 * 6 / 4 + 3 * 10 / 5
-    assert LossTerms({"sft": 2.0}).loss({"sft": torch.tensor(0.0)}, {"sft": 0}) == 0
+    assert RecoveryLoss({"sft": 2.0}).loss({"sft": torch.tensor(0.0)}, {"sft": 0}) == 0
 
 
 def _start(
@@ -103,7 +103,7 @@ def _start(
     return RecoveryTrainer(model, tiny_family(), recipe(**values), samples(), ENCODER, teacher, settings, kept)
 
 
-def _compared(model: Any, more: dict[str, Any]) -> DistillationPoints:
+def _points(model: Any, more: dict[str, Any]) -> DistillationPoints:
     return DistillationPoints.of(RecoverySettings(**more), tiny_family(), model.config)
 
 
@@ -118,7 +118,7 @@ def test_dropping_a_layer_that_does_nothing_leaves_nothing_to_distil() -> None:
         torch.nn.init.zeros_(weight)
     kept = [0, 2, 3]
     more = {"hidden_layers": [0.25, 0.5, 0.75, 1.0], "kd_tokens": "answers+images"}
-    teacher = Teacher(dense, tiny_family(), _compared(dense, more))
+    teacher = Teacher(dense, tiny_family(), _points(dense, more))
     found = {}
     for name, layers in {"right": kept, "as if nothing were dropped": None}.items():
         recovery = _start(teacher, slice_model(dense, kept, full_units(dense)), layers, more, sft=0, lr=1e-9)
@@ -131,18 +131,18 @@ def test_dropping_a_layer_that_does_nothing_leaves_nothing_to_distil() -> None:
 @pytest.mark.parametrize("kl", ["forward", "reverse"])
 def test_from_the_cache_as_online(tmp_path: Path, kl: str) -> None:
     """Within the rounding of bf16: 2^-9 of a state at most, and losses are smooth in them."""
-    compared = _compared(tiny_model(), EVERYWHERE)
-    assert compared == DistillationPoints((1,), tiny_model().config.image_token_id)
+    points = _points(tiny_model(), EVERYWHERE)
+    assert points == DistillationPoints((1,), tiny_model().config.image_token_id)
     runs = []
-    for teacher in (Teacher(tiny_model(), tiny_family(), compared), cached_teacher(tmp_path, compared=compared)):
+    for teacher in (Teacher(tiny_model(), tiny_family(), points), cached_teacher(tmp_path, points=points)):
         recovery = _start(teacher, more=EVERYWHERE, kl=kl)
         runs.append([recovery.train_until(end) for end in (8, 24, 40)])
         recovery.close()
     for mine, theirs in zip(*runs, strict=True):
         assert mine == pytest.approx(theirs, rel=2**-9)
-    states = cached_teacher(tmp_path, compared=compared)
+    states = cached_teacher(tmp_path, points=points)
     plain = cached_teacher(tmp_path)
-    assert states._key(0) != plain._key(0), "another cache's states are not taken for these"
+    assert states.shard_key(0) != plain.shard_key(0), "another cache's states are not taken for these"
 
 
 def test_image_tokens_take_part_in_distillation_alone() -> None:
@@ -150,10 +150,10 @@ def test_image_tokens_take_part_in_distillation_alone() -> None:
     model = tiny_model()
     found = []
     for more in ({}, {"kd_tokens": "answers+images"}):
-        recovery = _start(Teacher(model, tiny_family(), _compared(model, more)), more=more)
-        passes, num_answers, num_compared = recovery._passes.of_step(0, 8, 8)
-        num_images = sum(int((batch["input_ids"] == model.config.image_token_id).sum()) for batch, _ in passes)
-        assert num_compared == num_answers + num_images * bool(more)
+        recovery = _start(Teacher(model, tiny_family(), _points(model, more)), more=more)
+        step = recovery.microbatches.step(0, 8, 8)
+        num_images = sum(int((one["input_ids"] == model.config.image_token_id).sum()) for one, _ in step.microbatches)
+        assert step.num_points == step.num_answer_tokens + num_images * bool(more)
         found.append(recovery.train_until(8))
         recovery.close()
     assert found[0]["sft"] == pytest.approx(found[1]["sft"], rel=1e-6)
@@ -167,7 +167,7 @@ def test_image_tokens_take_part_in_distillation_alone() -> None:
 def test_inner_states_are_the_same_however_memory_is_saved(changes: dict[str, Any]) -> None:
     """Without the last state, so that some trained parameters have no gradient."""
     where = {"hidden_layers": [0.5], "kd_tokens": "answers+images"}
-    teacher, runs = Teacher(tiny_model(), tiny_family(), _compared(tiny_model(), where)), []
+    teacher, runs = Teacher(tiny_model(), tiny_family(), _points(tiny_model(), where)), []
     for more in ({}, changes):
         recovery = _start(teacher, more=where | more, sft=0, logits_kd=0)
         runs.append([recovery.train_until(end)["hidden_kd"] for end in (8, 16, 40)])

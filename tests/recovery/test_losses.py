@@ -1,4 +1,4 @@
-"""Losses against numbers worked out by hand, and their corner cases."""
+"""Losses: a contract that every row of `LOSS_TERMS` must pass, numbers worked out by hand, and corner cases."""
 
 import math
 from collections.abc import Callable
@@ -8,8 +8,125 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysearch.config.recipe import LOSS_FIELDS
+from raysearch.config.settings import RecoverySettings
 from raysearch.recovery import losses
-from raysearch.recovery.losses import LossTerms, cross_entropy, hidden_match, kl_divergence
+from raysearch.recovery.losses import (
+    LOSS_TERMS,
+    LossTerm,
+    RecoveryLoss,
+    cross_entropy,
+    hidden_match,
+    kl_divergence,
+    loss_table,
+)
+from raysearch.recovery.trainer import RecoveryTrainer
+from tests.support.recovery_setup import recipe, samples, shared_teacher, tiny_encoder, tiny_family, tiny_model
+
+N, STATES, WIDTH, VOCABULARY = 6, 2, 8, 11
+LABELS = torch.tensor([3, losses.IGNORED, 0, 10, losses.IGNORED, 5])
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module]:
+    """States of a student and of a teacher, (N, STATES, WIDTH), and a language head, drawn with one seed."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, N, STATES, WIDTH).to(dtype)
+    return student, teacher, torch.nn.Linear(WIDTH, VOCABULARY).to(dtype)
+
+
+def sum_of(name: str, student: torch.Tensor, teacher: torch.Tensor, head: torch.nn.Module) -> torch.Tensor:
+    """One term's sum, with the options of a recipe that weighs it alone."""
+    alone = RecoveryLoss.of(recipe(**weights(name)))
+    sums = alone.sums(student, LABELS[: len(student)], head, teacher, head, VOCABULARY)
+    assert list(sums) == [name]
+    return sums[name]
+
+
+def weights(name: str) -> dict[str, float]:
+    """Weight 1 for one loss, 0 for the others."""
+    return {other: float(other == name) for other in LOSS_FIELDS}
+
+
+@pytest.mark.parametrize("name", LOSS_TERMS)
+class TestEveryTerm:
+    """The contract of a loss."""
+
+    def test_a_student_that_is_the_teacher_has_nothing_to_learn_from_it(self, name: str) -> None:
+        if LOSS_FIELDS[name].needs_teacher:
+            student, _, head = inputs()
+            assert sum_of(name, student, student, head).abs() < 1e-5
+
+    def test_it_is_reduced_in_fp32(self, name: str) -> None:
+        student, teacher, head = inputs(torch.bfloat16)
+        found = sum_of(name, student, teacher, head)
+        assert found.dtype == torch.float32
+        assert found.ndim == 0
+        wanted = sum_of(name, student.float(), teacher.float(), head.float())
+        torch.testing.assert_close(found, wanted, rtol=2**-7, atol=1e-6)  # logits are rounded to bf16
+
+    def test_the_student_gets_finite_gradients_and_the_teacher_none(self, name: str) -> None:
+        student, teacher, head = inputs()
+        student.requires_grad_(), teacher.requires_grad_()
+        sum_of(name, student, teacher, head).backward()
+        assert student.grad.isfinite().all()
+        assert student.grad.abs().sum() > 0
+        if LOSS_FIELDS[name].inputs == "logits":
+            assert head.weight.grad.isfinite().all()
+            assert teacher.grad is None
+
+    def test_it_counts_at_answer_tokens_or_with_a_teacher_at_every_point(self, name: str) -> None:
+        student, teacher, head = inputs()
+        changed = student.clone()
+        changed[LABELS == losses.IGNORED] += 1
+        same = torch.equal(sum_of(name, student, teacher, head), sum_of(name, changed, teacher, head))
+        assert same != LOSS_FIELDS[name].needs_teacher
+
+    def test_it_is_a_sum_over_positions_and_0_without_any(self, name: str) -> None:
+        student, teacher, head = inputs()
+        twice = RecoveryLoss.of(recipe(**weights(name)))
+        sums = twice.sums(*(torch.cat([x, x]) for x in (student, LABELS)), head, torch.cat([teacher, teacher]), head)
+        torch.testing.assert_close(sums[name], 2 * sum_of(name, student, teacher, head))
+        none = student[:0].requires_grad_()
+        empty = sum_of(name, none, teacher[:0], head)
+        empty.backward()
+        assert empty == 0
+        assert none.grad is not None
+
+    def test_it_trains_alone_and_is_reported_per_position(self, name: str) -> None:
+        trainer = start(epochs=4, lr=1e-2, **weights(name))
+        first = trainer.train_until(16)
+        assert list(first) == [name]
+        trainer.train_until(140)
+        assert trainer.train_until(160)[name] < first[name]
+        trainer.close()
+
+    def test_a_value_that_is_not_finite_ends_the_trial(self, name: str) -> None:
+        model = tiny_model(seed=1)
+        torch.nn.init.constant_(model.model.language_model.norm.weight, math.inf)
+        trainer = start(model, **weights(name))
+        with pytest.raises(FloatingPointError, match=rf"^{name} is (nan|inf) in the step from sample 0 to 8; lower lr"):
+            trainer.train_until(8)
+        trainer.close()
+
+
+def start(model: torch.nn.Module | None = None, **values: float) -> RecoveryTrainer:
+    chosen = RecoverySettings(batch_size=8, precision="fp32", zero_stage=1)
+    student = tiny_model(seed=1) if model is None else model
+    given = (samples(), tiny_encoder(), shared_teacher(), chosen)
+    return RecoveryTrainer(student, tiny_family(), recipe(**values), *given)
+
+
+def test_terms_and_fields_are_the_same() -> None:
+    assert set(LOSS_TERMS) == set(LOSS_FIELDS)
+    rows, stranger = list(LOSS_TERMS.values()), LossTerm("entropy", cross_entropy)
+    with pytest.raises(
+        ValueError, match=r"{'entropy'}: no such loss in config/recipe\.py; add a field marked with LossW"
+    ):
+        loss_table(*rows, stranger)
+    with pytest.raises(ValueError, match=r"{'sft'}: no such loss in recovery/losses\.py; add a LossTerm to LOSS_TERMS"):
+        loss_table(*rows[1:])
+    with pytest.raises(ValueError, match=r"{'sharpness'}: no such loss option in config/recipe\.py; add a field"):
+        loss_table(*rows[1:], LossTerm("sft", cross_entropy, options={"beta": "sharpness"}))
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -115,8 +232,8 @@ def test_impossible_tokens_and_silent_states_stay_finite() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(num_tokens=st.integers(0, 40), at_a_time=st.integers(1, 50), in_cache=st.integers(1, 9), seed=st.integers(0, 99))
-@pytest.mark.parametrize("kept_bytes", [0, 10**9])
-def test_chunks_change_nothing(kept_bytes: int, num_tokens: int, at_a_time: int, in_cache: int, seed: int) -> None:
+@pytest.mark.parametrize("gradient_bytes", [0, 10**9])
+def test_chunks_change_nothing(gradient_bytes: int, num_tokens: int, at_a_time: int, in_cache: int, seed: int) -> None:
     """Sums and gradients are the same however few logits are made at a time, kept or made again, none included."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary, width = 11, 5
@@ -125,11 +242,11 @@ def test_chunks_change_nothing(kept_bytes: int, num_tokens: int, at_a_time: int,
     targets = torch.randn(num_tokens, width, generator=generator)
     labels = torch.randint(vocabulary, (num_tokens,), generator=generator)
     labels[::5] = losses.IGNORED
-    terms = LossTerms({"sft": 1.0, "logits_kd": 0.3, "hidden_kd": 2.0})
+    terms = RecoveryLoss({"sft": 1.0, "logits_kd": 0.3, "hidden_kd": 2.0})
     small = {
-        "LOGITS_AT_A_TIME": at_a_time * vocabulary,
+        "LOGITS_PER_CHUNK": at_a_time * vocabulary,
         "LOGITS_IN_CACHE": in_cache * vocabulary,
-        "KEPT_BYTES": kept_bytes,
+        "MAX_GRADIENT_BYTES": gradient_bytes,
     }
     found = []
     for limits in (dict.fromkeys(small, 10**9), small):
@@ -159,12 +276,13 @@ def test_the_gradient_of_cross_entropy_is_torchs_own() -> None:
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_terms_follow_the_weights() -> None:
-    from tests.support.recovery_setup import recipe
-
-    terms = LossTerms.of(recipe(sft=0, logits_kd=0.0, hidden_kd=1.5, hidden_match="cosine"))
-    assert terms.weights == {"hidden_kd": 1.5}
-    assert terms.hidden == "cosine"
-    assert terms.need_teacher
-    assert not terms.need_logits
-    assert not LossTerms.of(recipe(logits_kd=0, hidden_kd=0)).need_teacher
+def test_terms_follow_the_recipe() -> None:
+    loss = RecoveryLoss.of(recipe(sft=0, logits_kd=0.0, hidden_kd=1.5, hidden_match="cosine"))
+    assert loss.weights == {"hidden_kd": 1.5}
+    assert loss.options == {"hidden_kd": {"kind": "cosine"}}
+    assert loss.names(needs_teacher=True) == loss.names("states") == ["hidden_kd"]
+    assert loss.names("logits") == []
+    both = RecoveryLoss.of(recipe(kl="reverse", temperature=3, hidden_kd=0))
+    assert both.options == {"sft": {}, "logits_kd": {"temperature": 3.0, "direction": "reverse"}}
+    assert both.names("logits") == ["sft", "logits_kd"]
+    assert both.names(needs_teacher=False) == ["sft"]

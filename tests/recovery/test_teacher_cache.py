@@ -125,7 +125,7 @@ def test_wrong_shards_are_made_again(tmp_path: Path, harm: str, caplog: pytest.L
 
 def test_the_key_follows_model_data_and_template(tmp_path: Path) -> None:
     def key(**more: Any) -> str:
-        return cached_teacher(tmp_path, **more)._key(0)
+        return cached_teacher(tmp_path, **more).shard_key(0)
 
     other = processor().__class__.from_pretrained(_saved(tmp_path))
     assert key(encoder=teacher_cache.Encoder(other, tiny_family(), 512)) == key(), "a copy is the same"
@@ -184,7 +184,7 @@ def test_rows_that_cannot_be_used_have_no_states(tmp_path: Path) -> None:
     teacher.prepare(16, CPU)
     usable = [place for place, length in enumerate(lengths) if length <= short.max_length]
     assert 0 < len(usable) < 16
-    assert len(_targets(teacher, usable)) == len(teacher._shards[0].states)
+    assert len(_targets(teacher, usable)) == len(load_file(tmp_path / "states-00000.safetensors")["states"])
 
 
 def test_a_teacher_of_other_tokens_is_refused(tmp_path: Path) -> None:

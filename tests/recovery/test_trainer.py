@@ -1,6 +1,7 @@
 """Recovery on a tiny LLaVA, through DeepSpeed: what is trained, that nothing but the samples seen matters, and ends."""
 
 import gc
+import json
 import math
 import threading
 import weakref
@@ -12,7 +13,6 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
@@ -21,13 +21,13 @@ from raysearch.data.labels import IGNORED
 from raysearch.data.samples import BadRows, Sample
 from raysearch.errors import InputError
 from raysearch.recovery import checkpoint
-from raysearch.recovery.deepspeed_engine import compute_dtype, master_states
+from raysearch.recovery.deepspeed_engine import compute_dtype, local, master_states
 from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
-from raysearch.recovery.losses import LossTerms
-from raysearch.recovery.schedule import SampleOrder, average_decay, lr_factor, micro_batches
+from raysearch.recovery.losses import RecoveryLoss
+from raysearch.recovery.schedule import SampleOrder, average_decay, group_by_tokens, lr_factor
 from raysearch.recovery.teacher import Teacher
-from raysearch.recovery.trainer import RecoveryTrainer, _Student
-from raysearch.trials.context import TrialContext
+from raysearch.recovery.trainer import RecoveryTrainer, StudentWithLoss
+from raysearch.trials.context import calibration_rows
 from tests.support.recovery_setup import recipe, samples, shared_teacher, tiny_encoder, tiny_family, tiny_model
 
 PARTS = ("projector", "projector+lora", "projector+decoder", "decoder")
@@ -60,10 +60,10 @@ def test_only_what_the_recipe_names_is_trained(part: str) -> None:
     before = {name: param.clone() for name, param in tiny_model(seed=1).named_parameters()}
     recovery = start(trained=part)
     recovery.train_until(16)
-    held = sum(master.numel() for master, _ in master_states(recovery._engine))
-    trained = sum(param.numel() for param in recovery._trained.values())
+    held = sum(master.numel() for master, _ in master_states(recovery.engine))
+    trained = sum(param.numel() for param in recovery.trained_params.values())
     assert trained <= held <= trained + 64, "optimizer state for more than what is trained (but alignment)"
-    for name, param in recovery._model.named_parameters():
+    for name, param in recovery.model.named_parameters():
         if not param.requires_grad:
             assert param.grad is None, name
     after = dict(recovery.finished_model().named_parameters())
@@ -141,9 +141,9 @@ def test_saved_and_restored_is_unbroken(tmp_path: Path, stage: int, part: str) -
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_many_passes_are_one_step(stage: int) -> None:
+def test_many_microbatches_are_one_step(stage: int) -> None:
     whole, parted = start({"zero_stage": stage}), start({"zero_stage": stage})
-    parted._passes.max_tokens = 250  # two rows, or three short ones
+    parted.microbatches.max_tokens = 250  # two rows, or three short ones
     for one, other in zip(series(whole, [8, 21, 32]), series(parted, [8, 21, 32]), strict=True):
         assert other == pytest.approx(one, rel=1e-5)
     whole.close()
@@ -153,7 +153,7 @@ def test_many_passes_are_one_step(stage: int) -> None:
 def test_rows_are_read_while_the_step_before_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """And by one thread at a time; nothing is read beyond the rung."""
     recovery, encode, events = start(logits_kd=0, hidden_kd=0), ENCODER.encode, []
-    order = recovery._passes.order
+    order = recovery.microbatches.order
     places = {samples()[order[position]].id: position for position in range(40)}
 
     def noted(sample: Sample) -> Any:
@@ -179,7 +179,7 @@ def test_a_projector_alone_among_rows_without_images() -> None:
 def test_a_checkpoint_holds_what_is_trained_only(tmp_path: Path) -> None:
     recovery = start(trained="projector+lora", lora_rank=2)
     recovery.save(tmp_path)
-    num_trained = sum(param.numel() for param in recovery._trained.values())
+    num_trained = sum(param.numel() for param in recovery.trained_params.values())
     assert (tmp_path / "weights.safetensors").stat().st_size < 4 * num_trained + 8192
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "position.json",
@@ -199,16 +199,15 @@ def test_foreign_and_broken_checkpoints_are_refused(tmp_path: Path) -> None:
         other.restore(tmp_path)
     other.close()
     other = start({"batch_size": 4})
-    with pytest.raises(InputError, match="batch_size is 8, here 4; start the trial anew"):
+    with pytest.raises(InputError, match="batch_size is 8, here 4; start the trial again"):
         other.restore(tmp_path)
-    before = [master.clone() for master, _ in master_states(recovery._engine)]
-    state = load_file(tmp_path / "worker-0.safetensors")
-    for spoilt in ({"1.master": torch.zeros(3)}, {"0.master": torch.zeros(3)}):
-        rest = {name: value for name, value in state.items() if name != "0.master"}
-        checkpoint._write(tmp_path / "worker-0.safetensors", rest | spoilt)  # whole, but foreign
-        with pytest.raises(InputError, match="tensors are not those of this model; start the trial anew"):
+    before = [master.clone() for master, _ in master_states(recovery.engine)]
+    position = json.loads((tmp_path / "position.json").read_text())
+    for foreign in ([], [(torch.zeros(3), {})]):
+        checkpoint.save(tmp_path, 0, checkpoint.RecoveryState({}, foreign, []), position)
+        with pytest.raises(InputError, match="tensors are not those of this model; start the trial again"):
             recovery.restore(tmp_path)
-    assert all(map(torch.equal, before, (master for master, _ in master_states(recovery._engine))))
+    assert all(map(torch.equal, before, (master for master, _ in master_states(recovery.engine))))
     (tmp_path / "worker-0.safetensors").write_bytes(b"cut")
     with pytest.raises(InputError, match="no checkpoint"):
         recovery.restore(tmp_path)
@@ -235,12 +234,12 @@ def test_evaluation_leaves_no_trace(stage: int) -> None:
 def test_merged_adapters_answer_as_unmerged() -> None:
     recovery = start(trained="projector+lora", lr=1e-2)
     recovery.train_until(40)
-    recovery._model.eval()
-    apart = logits(recovery._model)
+    recovery.model.eval()
+    apart = logits(recovery.model)
     assert not torch.allclose(apart, logits(tiny_model(seed=1)), atol=1e-2)
     with recovery.weights_for_evaluation() as model:
         torch.testing.assert_close(logits(model), apart, rtol=1e-4, atol=1e-4)
-    assert torch.equal(logits(recovery._model), apart)
+    assert torch.equal(logits(recovery.model), apart)
     recovery.close()
 
 
@@ -274,7 +273,7 @@ def test_closing_frees_everything() -> None:
     for _ in range(8):
         recovery = start(trained="projector+lora")
         recovery.train_until(2)
-        gone += [weakref.ref(recovery._engine), weakref.ref(recovery._model), weakref.ref(recovery)]
+        gone += [weakref.ref(recovery.engine), weakref.ref(recovery.model), weakref.ref(recovery)]
         recovery.close()
         del recovery
     gc.collect()
@@ -320,12 +319,10 @@ def test_a_bad_sample_within_the_limit_is_named_and_left_out(harm: str, caplog: 
 def test_importance_is_measured_on_the_first_rows_that_can_be_used(caplog: pytest.LogCaptureFixture) -> None:
     rows = [replace(sample, id=f"row-{index}") for index, sample in enumerate(samples()[:8])]
     rows[1] = replace(rows[1], images=(b"no picture",))
-    context = object.__new__(TrialContext)
-    context.samples, context.family, context.encoder = rows, tiny_family(), ENCODER
-    context.bad_rows = BadRows("rows.json", 100)
-    found = list(context._to_calibrate())
+    bad_rows = BadRows("rows.json", 100)
+    found = list(calibration_rows(rows, ENCODER, bad_rows))
     assert [id(row) for row in found] == [id(ENCODER.encode(row)) for row in rows if row.images and row is not rows[1]]
-    assert list(context.bad_rows.found) == ["row row-1"]
+    assert list(bad_rows.found) == ["row row-1"]
 
 
 def test_a_recipe_all_of_whose_samples_are_bad_ends_with_one_line() -> None:
@@ -340,7 +337,7 @@ def test_a_recipe_all_of_whose_samples_are_bad_ends_with_one_line() -> None:
 
 
 def _let_memory_run_out(layer: nn.Module, most_tokens: int, where: str) -> None:
-    """Passes of more tokens than that end in this layer, on their way forward or back."""
+    """Microbatches of more tokens than that fail in this layer, in the forward or the backward pass."""
 
     def check(num_tokens: int) -> None:
         if num_tokens > most_tokens:
@@ -359,16 +356,16 @@ def _let_memory_run_out(layer: nn.Module, most_tokens: int, where: str) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_when_memory_runs_out_passes_are_halved_and_nothing_is_lost(stage: int, where: str) -> None:
+def test_when_memory_runs_out_microbatches_are_halved_and_nothing_is_lost(stage: int, where: str) -> None:
     more = {"zero_stage": stage, "weight_average": True}
     ends = [8, 21, 40]
     whole, parted = start(more, trained="projector+lora"), start(more, trained="projector+lora")
     wanted = series(whole, ends)
     found = series(parted, ends[:1])
-    assert parted._passes.max_tokens is None
-    _let_memory_run_out(parted._model.model.language_model.layers[1], 250, where)
+    assert parted.microbatches.max_tokens is None
+    _let_memory_run_out(parted.model.model.language_model.layers[1], 250, where)
     found += series(parted, ends[1:])
-    assert parted._passes.max_tokens is not None
+    assert parted.microbatches.max_tokens is not None
     for mine, theirs in zip(found, wanted, strict=True):  # sums over rows are added in another order
         assert mine == pytest.approx(theirs, rel=1e-5)
     whole.close()
@@ -377,7 +374,7 @@ def test_when_memory_runs_out_passes_are_halved_and_nothing_is_lost(stage: int, 
 
 def test_a_row_too_large_for_the_memory_ends_the_trial() -> None:
     recovery = start()
-    _let_memory_run_out(recovery._model.model.language_model.layers[1], 10, "forward")
+    _let_memory_run_out(recovery.model.model.language_model.layers[1], 10, "forward")
     with pytest.raises(torch.OutOfMemoryError):
         recovery.train_until(8)
     recovery.close()
@@ -388,7 +385,7 @@ def test_offloading_changes_nothing(tmp_path: Path, stage: int) -> None:
     runs = []
     for offload in ("none", "cpu"):
         recovery = start({"zero_stage": stage, "offload": offload, "precision": "bf16"})
-        offloaded = recovery._config["zero_optimization"].get("offload_optimizer", {}).get("device")
+        offloaded = recovery.engine_config["zero_optimization"].get("offload_optimizer", {}).get("device")
         assert offloaded == ("cpu" if offload == "cpu" else None)
         runs.append(series(recovery, [8, 24]))
         recovery.save(tmp_path / offload)
@@ -406,9 +403,11 @@ def test_gradients_are_clipped() -> None:
     moved = []
     for bound in (1e-6, 1e3):
         recovery = start({"grad_clip": bound, "deepspeed": sgd}, trained="projector")
-        before = [value.clone() for value in recovery._locals()]
+        held = [local(param) for param in recovery.trained_params.values()]
+        before = [value.clone() for value in held]
         recovery.train_until(8)
-        moved.append(sum((now - old).norm().item() for now, old in zip(recovery._locals(), before, strict=True)))
+        now = [local(param) for param in recovery.trained_params.values()]
+        moved.append(sum((new - old).norm().item() for new, old in zip(now, before, strict=True)))
         recovery.close()
     assert moved[0] < 1e-7 < moved[1]
 
@@ -436,12 +435,12 @@ def test_any_mask_any_lengths_any_answers(data: st.DataObject, part: str) -> Non
     model = tiny_model(seed=1)
     model.set_attn_implementation(data.draw(st.sampled_from(["eager", "sdpa"])))
     trained = choose_trained(model, tiny_family(), recipe(trained=part))
-    terms = LossTerms.of(recipe(trained=part))
-    compared = data.draw(st.sampled_from([LAST_OF_ANSWERS, DistillationPoints((0, 1), image_token=9)]))
-    teacher = Teacher(ONLINE.model, tiny_family(), compared)
+    loss = RecoveryLoss.of(recipe(trained=part))
+    points = data.draw(st.sampled_from([LAST_OF_ANSWERS, DistillationPoints((0, 1), image_token=9)]))
+    teacher = Teacher(ONLINE.model, tiny_family(), points)
     targets = teacher.targets(batch, range(num_rows))
-    sums = _Student(model, tiny_family(), terms, teacher, compared)(batch, targets)
-    terms.loss(sums, dict.fromkeys(sums, len(targets))).backward()
+    sums = StudentWithLoss(model, tiny_family(), loss, teacher, points)(batch, targets)
+    loss.loss(sums, dict.fromkeys(sums, len(targets))).backward()
     assert all(value.isfinite() for value in sums.values())
     for name, param in model.named_parameters():
         if name not in trained:
@@ -475,12 +474,12 @@ def test_every_epoch_takes_every_sample_once(num_samples: int, seed: int) -> Non
 
 
 @given(st.lists(st.integers(1, 100), max_size=20), st.integers(1, 300))
-def test_passes_keep_to_their_tokens(lengths: list[int], max_tokens: int) -> None:
-    passes = micro_batches(lengths, max_tokens)
-    assert sorted(row for rows in passes for row in rows) == list(range(len(lengths)))
-    for rows in passes:
+def test_groups_keep_to_their_tokens(lengths: list[int], max_tokens: int) -> None:
+    groups = group_by_tokens(lengths, max_tokens)
+    assert sorted(row for rows in groups for row in rows) == list(range(len(lengths)))
+    for rows in groups:
         assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= max_tokens
-    assert micro_batches(lengths, None) == ([list(range(len(lengths)))] if lengths else [])
+    assert group_by_tokens(lengths, None) == ([list(range(len(lengths)))] if lengths else [])
 
 
 def test_precision_follows_the_hardware() -> None:

@@ -1,9 +1,6 @@
 """Tables and claims of a grid, on simulated answers with known accuracy; and one small study on the embedded LVLM."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -260,9 +257,9 @@ def test_the_picture_shows_what_was_measured(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "study: needs SPACE.yaml; start from search_spaces/pocket-study.yaml"),
+        ([], "replicate: needs SPACE.yaml; start from search_spaces/pocket-study.yaml"),
         (["search_spaces/pocket.yaml"], "recipe.ratio: a range from 0.08 to 0.75; a grid needs a list"),
-        (["--resume", "{search}"], "holds a search; go on with raysearch search --resume"),
+        (["--resume", "{search}"], "holds a search; resume it with raysearch search --resume"),
         (["--resume", "{empty}"], "no space.json, so there is no study to resume"),
     ],
 )
@@ -273,7 +270,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(arguments, said, tmp_path,
     monkeypatch.chdir(ROOT)
     before = sorted(ROOT.glob("runs/*"))
     with pytest.raises(SystemExit) as ended:
-        app(["study", *(argument.format(search=search, empty=empty) for argument in arguments)])
+        app(["replicate", *(argument.format(search=search, empty=empty) for argument in arguments)])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
@@ -283,13 +280,13 @@ def test_mistakes_get_one_line_and_nothing_is_written(arguments, said, tmp_path,
 
 def test_a_dry_run_counts_the_grid(capsys):
     with pytest.raises(SystemExit) as ended:
-        app(["study", str(ROOT / "search_spaces" / "pocket-study.yaml"), "--dry-run"])
+        app(["replicate", str(ROOT / "search_spaces" / "pocket-study.yaml"), "--dry-run"])
     assert ended.value.code == 0
     assert "202 by grid, seed 0, all run to their end" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_small_study_and_its_resumption(tmp_path):
+def test_a_small_study_and_its_resumption(run_module, tmp_path):
     space = {
         "name": "small",
         "model": "pocket",
@@ -308,14 +305,7 @@ def test_a_small_study_and_its_resumption(tmp_path):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
 
     def study(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "raysearch", "study", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "CI": "true"},
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
+        done = run_module("raysearch", "replicate", *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done.stdout
 

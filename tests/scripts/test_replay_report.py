@@ -77,7 +77,7 @@ def test_over_all_tables_each_counts_once_however_many_problems_it_is_in():
 
 def test_all_lines_are_kept_in_one_file(path, tmp_path, monkeypatch, capsys):
     kept = tmp_path / "kept.parquet"
-    monkeypatch.setattr("sys.argv", ["report_search.py", str(path), "--keep", str(kept)])
+    monkeypatch.setattr("sys.argv", ["report.py", str(path), "--keep", str(kept)])
     main()
     assert capsys.readouterr().out.strip() == tables(by_problem(read_lines([kept]))).strip()
     assert read_lines([kept]) == sorted(

@@ -81,7 +81,7 @@ def test_what_the_front_needs_least_goes_first(tmp_path, quota_mb, left, caplog)
     assert kept(made) == left
     assert [point.size_ratio for point in made.front.points] == sorted(PLACES), "no point is lost"
     assert made.front.budgets == {"45%": recipe(0.6).key}
-    assert caplog.text.count("export --retrain makes it again") == len(PLACES) - len(left)
+    assert caplog.text.count("export --rebuild makes it again") == len(PLACES) - len(left)
 
 
 def test_the_quota_is_kept_to_at_every_end(tmp_path):
@@ -174,7 +174,7 @@ def test_a_deleted_checkpoint_is_made_again_to_the_last_bit(trained, tmp_path):
     made = Study(folder, trained.space.model_copy(update={"recovery": settings}))
     made.create()
     (point,) = made.front.points
-    with pytest.raises(InputError, match=r"checkpoint_quota_gb; add --retrain to make it again"):
+    with pytest.raises(InputError, match=r"checkpoint_quota_gb; add --rebuild to make it again"):
         checkpoint_of(folder, point)
     again = rebuild_checkpoint(folder, point)
     before = trained.front.points[0]

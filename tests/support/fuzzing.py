@@ -43,10 +43,10 @@ RECIPE = {
     "lr": 1e-3,
 }
 FILES = ("trials.jsonl", "space.json", "layer-importance.json", "search-state.json", "search-events.jsonl")
-COMMANDS = ("search", "best", "export", "measure", "prune", "report", "estimate", "study", "sync")
+COMMANDS = ("search", "best", "export", "benchmark", "prune", "report", "estimate", "replicate", "sync")
 OPTIONS = (
     *("--budget", "--trials", "--out", "--seed", "--slots", "--warm-start", "--resume", "--dry-run", "--json"),
-    *("--mlflow", "--uri", "--to", "--polish", "--epochs", "--mode", "--ratio", "--criterion", "--calibration"),
+    *("--mlflow", "--uri", "--to", "--finetune", "--epochs", "--mode", "--ratio", "--criterion", "--calibration"),
     *("--compensate", "--like", "--register", "--help", "-b", "--", "--no-such-option"),
 )
 
@@ -163,7 +163,7 @@ class Workplace:
         out, complaints = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(complaints):
             try:
-                app.app(list(arguments))
+                app(list(arguments))
                 raise AssertionError("a command exits")
             except SystemExit as ended:
                 status = ended.code

@@ -15,8 +15,9 @@ from raysearch.data.encoding import Encoder
 from raysearch.data.loading import load_samples
 from raysearch.data.samples import Sample
 from raysearch.models import Family, family_for
-from raysearch.pocket.model import PATCH_SIZE, make_processor, make_tokenizer
+from raysearch.pocket.model import PATCH_SIZE, make_processor
 from raysearch.recovery.teacher_cache import CachedTeacher
+from scripts.pocket.architecture import make_tokenizer
 
 
 @functools.cache

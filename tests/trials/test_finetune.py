@@ -30,7 +30,7 @@ def study(tmp_path_factory):
 def make_study(folder, change):
     """A study on one small benchmark, whose only recipe is the embedded LVLM with a changed bias of the projector."""
     content = {
-        "name": "polished",
+        "name": "finetuned",
         "model": "pocket",
         "num_samples": 64,
         "benchmarks": ["digits"],
@@ -50,7 +50,7 @@ def make_study(folder, change):
         checkpoint=f"checkpoints/{recipe.key}",
     )  # fmt: skip
     baseline = Baseline(num_params=size.num_params, size_bytes=size.size_bytes, scores={"digits": 0.945})
-    Front.build("polished", "pocket", baseline, [point], [Budget.parse("100%")]).save(folder)
+    Front.build("finetuned", "pocket", baseline, [point], [Budget.parse("100%")]).save(folder)
     return folder
 
 
@@ -69,14 +69,14 @@ def point_of(study):
 def test_a_spoilt_model_is_mended_and_handed_over(study, tmp_path, capsys):
     to = tmp_path / "small"
     with pytest.raises(SystemExit) as ended:
-        app(["export", str(study), "--budget", "100%", "--to", str(to), "--polish", "--epochs", "2"])
+        app(["export", str(study), "--budget", "100%", "--to", str(to), "--finetune", "--epochs", "2"])
     out = capsys.readouterr().out
     assert ended.value.code == 0
-    assert "The polished model was taken: 128 further samples" in out
+    assert "The finetuned model was taken: 128 further samples" in out
     scores = json.loads((to / "scores.json").read_text())
     assert scores["heldout"]["retention"] > 0.8  # .751 before
     assert "| recovery | 160 samples seen |" in (to / "README.md").read_text()
-    assert "The polished model was taken" in (to / "README.md").read_text()
+    assert "The finetuned model was taken" in (to / "README.md").read_text()
     kept = (study / point_of(study).checkpoint / "model.safetensors").read_bytes()
     assert (to / "model.safetensors").read_bytes() != kept, "the front's own checkpoint stays as it was"
 
@@ -86,11 +86,11 @@ def test_what_further_training_harms_is_left_as_it_was(tmp_path):
     folder = make_study(tmp_path / "run", lambda bias: bias)
     point = point_of(folder)
     ruinous = point.model_copy(update={"recipe": Recipe(**{**point.recipe.as_dict(), "lr": 0.3})})
-    polished = finetune(folder, ruinous, epochs=0.5)
-    assert polished.gain.interval[1] < 0
-    assert polished.point == ruinous
-    assert polished.before.retention == 1.0
-    assert polished.after.retention < 1
+    finetuned = finetune(folder, ruinous, epochs=0.5)
+    assert finetuned.gain.interval[1] < 0
+    assert finetuned.point == ruinous
+    assert finetuned.before.retention == 1.0
+    assert finetuned.after.retention < 1
 
 
 def test_the_choice_is_by_the_search_questions():
@@ -113,11 +113,11 @@ def test_the_choice_is_by_the_search_questions():
         ({"checkpoint": None}, "has no checkpoint"),
         (
             {"recipe": Recipe(mode="layerwise", ratio=0.0, criterion="deepest", trained="nothing")},
-            "no recovery to go on with",
+            "no recovery to continue",
         ),
     ],
 )
-def test_what_cannot_be_polished_is_said(study, changes, said):
+def test_what_cannot_be_finetuned_is_said(study, changes, said):
     with pytest.raises(InputError, match=said):
         finetune(study, point_of(study).model_copy(update=changes))
 

@@ -1,4 +1,4 @@
-"""A trial that another process takes up at its last rung is the unbroken trial."""
+"""A trial that is resumed at its last rung equals the uninterrupted trial."""
 
 import errno
 import os
@@ -17,15 +17,15 @@ from raysearch.evaluation.retention import Results
 from raysearch.models.vision_cache import VisionCache
 from raysearch.recovery import checkpoint
 from raysearch.recovery.teacher import Teacher
-from raysearch.trials.context import _refuse_too_few
+from raysearch.trials.context import check_early_questions
 from raysearch.trials.trial import Trial
 from tests.support.recovery_setup import recipe, samples, tiny_encoder, tiny_family, tiny_model
 
 RUNGS = [8, 24]
 
 
-class Bench(SimpleNamespace):
-    """A workbench over a tiny model whose score is read off its weights."""
+class TinyContext(SimpleNamespace):
+    """A context of a tiny model whose score is computed from its weights."""
 
     def prune(self, chosen):
         return tiny_model(seed=1)
@@ -39,7 +39,7 @@ class Bench(SimpleNamespace):
 
 
 def context(**settings):
-    made = Bench(
+    made = TinyContext(
         model=tiny_model(),
         family=tiny_family(),
         vision=VisionCache(tiny_family(), 1e9),
@@ -115,12 +115,15 @@ def test_a_state_whose_bytes_have_changed_starts_the_trial_anew(tmp_path, damage
     assert unbroken == scores(made, None, 2)
 
 
-@pytest.mark.parametrize("fails", ["checkpoint.write_tensors", "checkpoint.write_json", "kept.write_json"])
+@pytest.mark.parametrize(
+    "fails",
+    ["recovery.checkpoint.write_tensors", "recovery.checkpoint.write_json", "trials.rung_checkpoint.write_json"],
+)
 def test_a_full_disk_costs_the_state_and_not_the_trial(tmp_path, monkeypatch, caplog, fails):
     """The state before stays; once there is room again, the next is written."""
     made = context()
     unbroken = scores(made, None)
-    target = f"raysearch.recovery.{fails}"
+    target = f"raysearch.{fails}"
     writer, when_full = pkgutil.resolve_name(target), [False, True, False]
 
     def write(path, *given):
@@ -137,7 +140,7 @@ def test_a_full_disk_costs_the_state_and_not_the_trial(tmp_path, monkeypatch, ca
     trial.close()
     assert found == unbroken
     (warning,) = caplog.messages
-    assert warning == f"{tmp_path / '24'}: not kept (No space left on device); the trial goes on without it"
+    assert warning == f"{tmp_path / '24'}: not written (No space left on device); the trial continues without it"
 
 
 def test_a_trial_goes_on_from_the_last_state_there_was_room_for(tmp_path, monkeypatch):
@@ -161,7 +164,7 @@ def test_another_recipes_state_is_not_taken(tmp_path):
     assert scores(made, tmp_path, chosen=other) == scores(made, None, chosen=other)
 
 
-class AskedByName(Bench):
+class AskedByName(TinyContext):
     """Its model gets half of the early questions right, and three of four at the end; the dense one gets more."""
 
     RIGHT = {"early": [1, 0], "all": [1, 1, 0, 1]}
@@ -199,5 +202,5 @@ def test_questions_that_tell_nothing_are_refused():
     nothing = AskedByName().results([0, 0])
     space = SimpleNamespace(retention="ratio_of_averages", search=SimpleNamespace(early_questions=0.01))
     with pytest.raises(InputError, match=r"^search\.early_questions: 0\.01: .* on b: nothing to keep; raise it"):
-        _refuse_too_few(nothing, space)
-    _refuse_too_few(AskedByName().results([0, 1]), space)
+        check_early_questions(nothing, space)
+    check_early_questions(AskedByName().results([0, 1]), space)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysearch.backend.messages import Failed, RungScored, Seconds
+from raysearch.backend.messages import Failed, RungScored
 from raysearch.backend.recorder import Callback, Recorder
 from raysearch.backend.trainable import REPLY
 from raysearch.backend.tune_searcher import TuneScheduler, TuneSearcher
@@ -22,7 +22,7 @@ from raysearch.study.folder import CHECKPOINTS, Study, locked
 from raysearch.study.front import Baseline, Measured
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import Score
-from raysearch.testing.local_coordinator import LocalCoordinator
+from scripts.testing.local_coordinator import LocalCoordinator
 
 DENSE = Size(1000, 2000)
 NUM_SAMPLES = 900
@@ -92,7 +92,6 @@ def replies(plan: MadePlan, recipe: Recipe, levels: list[int]) -> list[RungScore
             size_bytes=size.size_bytes,
             size_ratio=size.size_bytes / DENSE.size_bytes,
             is_last=seen == end,
-            seconds=Seconds(),
         )
         if reply.is_last:
             heldout = Measured(retention=kept, retention_ci=(0.0, 1.0), scores={})

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from raysearch.search.early_stopping.asha import AshaBracket
-from raysearch.testing.simulator import simulate
+from scripts.replays.simulator import simulate
 
 
 class Straight:

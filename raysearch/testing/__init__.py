@@ -1,1 +1,0 @@
-"""Stand-ins, synthetic studies and a simulator, for tests and benchmarks."""
