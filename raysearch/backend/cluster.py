@@ -6,6 +6,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 
@@ -52,7 +53,7 @@ def _start() -> None:
     }
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
-        ray.init(address="local", include_dashboard=False, **verbosity)
+        _start_local(**verbosity)
         return
     try:
         _check_address(address)
@@ -63,6 +64,21 @@ def _start() -> None:
             f"RAY_ADDRESS {address}: can't join that cluster ({reason}); start it, give the nodes and this machine "
             "the same versions and token, or unset RAY_ADDRESS"
         ) from None
+
+
+def _start_local(**verbosity: Any) -> None:
+    """Start Ray on this machine; once more if its processes didn't come up in time, as on a crowded machine."""
+    for is_last in (False, True):
+        try:
+            ray.init(address="local", include_dashboard=False, **verbosity)
+            return
+        except Exception as error:  # Ray raises bare ones here
+            ray.shutdown()
+            if is_last:
+                reason = " ".join(str(error).split())
+                raise InputError(
+                    f"Ray can't be started on this machine ({reason}); free processors or memory"
+                ) from None
 
 
 def _check_address(address: str) -> None:

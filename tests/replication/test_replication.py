@@ -258,7 +258,7 @@ def test_the_picture_shows_what_was_measured(tmp_path):
     ("arguments", "said"),
     [
         ([], "replicate: needs SPACE.yaml; start from search_spaces/pocket-study.yaml"),
-        (["search_spaces/pocket.yaml"], "recipe.ratio: a range from 0.08 to 0.75; a grid wants a list"),
+        (["search_spaces/pocket.yaml"], "recipe.ratio: a range from 0.08 to 0.75; a grid needs a list"),
         (["--resume", "{search}"], "holds a search; resume it with raysearch search --resume"),
         (["--resume", "{empty}"], "no space.json, so there is no study to resume"),
     ],
