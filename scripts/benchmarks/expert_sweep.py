@@ -6,7 +6,7 @@
 The sides: `search` is the embedded space as it stands; `sweep-equal` is one recipe at nine sizes that narrows heads and
 FFN by the same share, on all data; `sweep-ffn` keeps all heads, at seven sizes, on a quarter of the data. All run
 through the same trials, questions and slots. Prints hypervolume, the mean held-out retention of the budgets' answers,
-samples trained, and minutes; per side and seed, and a paired difference with its 95% interval where there are several seeds.
+samples trained, and minutes; per side and seed, and a paired difference with its 95% interval for several seeds.
 """
 
 import argparse
