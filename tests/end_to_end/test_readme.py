@@ -47,7 +47,7 @@ def test_the_local_commands_run_one_after_another(folder):
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         assert done.stdout.strip(), command
     snippet = "\n".join(block for name, block in BLOCKS if name == "python" and "from_pretrained" in block)
-    code = "import sys; sys.modules['raysearch'] = None\n" + snippet  # as where raysearch is not installed
+    code = snippet + "\nimport sys; assert 'raysearch' not in sys.modules"  # as where it is not installed
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
 
