@@ -269,7 +269,7 @@ def test_the_coordinator_is_on_the_node_that_the_cluster_stands_on(monkeypatch):
 
     def remote(**given):
         options.update(given)
-        return lambda actor: SimpleNamespace(remote=lambda: None)
+        return lambda actor: SimpleNamespace(remote=lambda *arguments: None)
 
     monkeypatch.setattr(coordinator.ray, "remote", remote)
     coordinator.start_coordinator()

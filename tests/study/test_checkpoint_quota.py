@@ -174,7 +174,7 @@ def test_a_deleted_checkpoint_is_made_again_to_the_last_bit(trained, tmp_path):
     made = Study(folder, trained.space.model_copy(update={"recovery": settings}))
     made.create()
     (point,) = made.front.points
-    with pytest.raises(InputError, match=r"checkpoint_quota_gb; add --rebuild to make it again"):
+    with pytest.raises(InputError, match=r"checkpoint_quota_gb was reached; add --rebuild to make it again"):
         checkpoint_of(folder, point)
     again = rebuild_checkpoint(folder, point)
     before = trained.front.points[0]

@@ -6,7 +6,6 @@ from raysearch.errors import InputError
 from raysearch.study.folder import Study
 from raysearch.tracking.earlier_studies import read_prior_trials
 from raysearch.tracking.tracker import Tracker
-from tests.end_to_end.test_search import job
 from tests.support import synthetic_study
 
 
@@ -43,20 +42,20 @@ BAD = [
 
 
 @pytest.mark.parametrize(("source", "message"), BAD)
-def test_what_is_no_study_is_refused_before_anything_is_written(source, message, tmp_path, monkeypatch):
+def test_what_is_no_study_is_refused_before_anything_is_written(run_module, source, message, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "none-finished").mkdir()
     (tmp_path / "none-finished" / "trials.jsonl").write_text("")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     before = sorted(tmp_path.rglob("*"))
-    done = job("--warm-start", source, "--out", "new", cwd=tmp_path)
+    done = run_module("raysearch.pareto", "--warm-start", source, "--out", "new", cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_resumed_study_takes_no_new_start(prior, tmp_path):
-    done = job("--resume", prior.folder, "--warm-start", prior.folder, cwd=tmp_path)
+def test_a_resumed_study_takes_no_new_start(run_module, prior, tmp_path):
+    done = run_module("raysearch.pareto", "--resume", prior.folder, "--warm-start", prior.folder, cwd=tmp_path)
     assert done.returncode == 2
-    assert "--warm-start: a study starts only once; leave it out with --resume" in done.stderr
+    assert "--warm-start: holds for a new study only; leave it out with --resume" in done.stderr
