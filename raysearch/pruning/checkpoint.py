@@ -148,8 +148,8 @@ class _SizeTarget:
         if self.exact:
             return exact_shape(counts_of(config), self.exact)
         if self.ratio is not None:
-            options = self.depth_share, self.multiple, self.attention_share
-            return shape_for_ratio(counts_of(config), self.mode, self.ratio, *options)
+            split = self.depth_share, self.multiple, self.attention_share
+            return shape_for_ratio(counts_of(config), self.mode, self.ratio, *split)
         assert self.budget is not None
         options = self.depth_share, self.multiple, dtype.itemsize, self.quantization, self.attention_share
         return shape_for_budget(counts_of(config), self.mode, self.budget, *options)
