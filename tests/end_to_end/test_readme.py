@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 # What the newcomer's search takes minutes for, the test does with a few trials.
-FEWER = {"./scripts/search --out runs/first": " --trials 4"}
+FEWER = {"./scripts/search --out runs/first": " --trials 2"}
 
 
 def lines_of(language):
@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.timeout(1800)
 def test_the_local_commands_run_one_after_another(folder):
     # A cluster's command needs one; MLflow's server, which never ends, is opened in test_mlflow_ui.
     elsewhere = ("ray job", "./scripts/mlflow_ui")
@@ -42,7 +43,7 @@ def test_the_local_commands_run_one_after_another(folder):
             env={**os.environ, "CI": "true"},
             capture_output=True,
             text=True,
-            timeout=540,
+            timeout=900,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         assert done.stdout.strip(), command

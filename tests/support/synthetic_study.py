@@ -35,7 +35,9 @@ class RandomSuggester:
 
 def space(**changes):
     loaded = SearchSpace.load(POCKET)
-    return loaded.model_copy(update={"name": "synthetic", **changes})
+    # The formula knows no split between heads and FFN: one dimension less that explains nothing.
+    dimensions = {field: cases for field, cases in loaded.recipe.items() if field != "attention_share"}
+    return loaded.model_copy(update={"name": "synthetic", "recipe": dimensions, **changes})
 
 
 def retention_after(recipe: Recipe, samples_seen: int) -> float:
