@@ -29,4 +29,4 @@ def test_there_are_two_walks():
 
 def test_every_name_of_the_package_exists():
     for name in set(re.findall(r"`(raysearch\.[\w.]+)`", TEXT)):
-        pkgutil.resolve_name(name)
+        assert pkgutil.resolve_name(name) is not None

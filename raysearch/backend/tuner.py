@@ -65,9 +65,10 @@ def resume_search(plan: StudyPlan, study: Study, prior_trials: Sequence[PriorTri
     search = JournaledSearch(searcher, bracket, study.folder)
     if not search.resume(study.records):
         searcher.learn_from((trial.recipe, trial.retention) for trial in prior_trials)
-        searcher.enqueue(trial.recipe for trial in prior_trials if trial.on_front)
-        num_openers = searcher.enqueue_openers() if settings.sampler != "grid" else 0
-        bracket.num_spared = num_openers or max(2, (plan.space.slots.num or 0) // 2)
+        num_first = searcher.enqueue(trial.recipe for trial in prior_trials if trial.on_front)
+        if settings.sampler != "grid":
+            num_first += searcher.enqueue_openers()
+        bracket.num_spared = num_first or max(2, (plan.space.slots.num or 0) // 2)
     return search
 
 

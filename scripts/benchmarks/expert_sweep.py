@@ -48,7 +48,7 @@ SWEEPS: dict[str, tuple[tuple[float, ...], dict[str, Any]]] = {
         {**SHAPE, "depth_share": 0.5, "attention_share": 0.0, "data_fraction": 0.25},
     ),
 }
-"""Size ratios and recipe of each sweep; what they rest on is in docs/measurements/search.md."""
+"""Size ratios and recipe of each sweep; what they rest on is in docs/measurements/log.md, 2026-11-29."""
 
 
 def recipe_at(plan: StudyPlan, size_ratio: float, fields: dict[str, Any]) -> Recipe:

@@ -1,7 +1,7 @@
 """Recipes to start a search with, where its space names none (`start`).
 
-What they rest on is in docs/measurements/search.md: heads are kept, layers go only where much is removed, projector and
-decoder are trained together, and the learning rate rises as the model shrinks.
+What they rest on is in docs/measurements/log.md, 2026-11-29: heads are kept, layers go only where much is removed,
+projector and decoder are trained together, and the learning rate rises as the model shrinks.
 """
 
 from typing import Any
