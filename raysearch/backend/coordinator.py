@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from raysearch.backend.cluster import ON_HEAD
 from raysearch.backend.messages import Command, Reply
 from raysearch.logging import logger
+from raysearch.search.judged_shapes import JudgedShape
 from raysearch.study.multi_objective import dominates
 
 SECONDS_TO_ANSWER = 1.0
@@ -34,12 +35,12 @@ class Coordinator:
         self._num_heartbeats: dict[str, int] = defaultdict(int)
         self._owners: dict[str, Any] = {}
         self._groups: dict[str, PlacementGroup] = {}
-        self._names: list[str] | None = None
         self._measuring: dict[str, str] = {}
         self._parts: dict[str, bytes] = {}
         self._refusal: bytes | None = None
         self._dense_scores: dict[str, float] | None = None
         self._layer_importance: dict[str, list[float]] = {}
+        self._shapes: list[JudgedShape] | None = None
         self._front: list[tuple[float, float]] = []
         self.log_lines: list[tuple[int, str]] = []
         """Level and message of what workers have logged, each once."""
@@ -128,11 +129,10 @@ class Coordinator:
             None once all are there, or the study is refused.
         """
         async with self._changed:
-            self._names = list(names)
-            await self._changed.wait_for(lambda: self._is_prepared() or self._free_parts())
-            if self._is_prepared():
+            await self._changed.wait_for(lambda: self._is_prepared(names) or self._free_parts(names))
+            if self._is_prepared(names):
                 return None
-            name = self._free_parts()[0]
+            name = self._free_parts(names)[0]
             self._measuring[name] = slot
             return name
 
@@ -149,23 +149,29 @@ class Coordinator:
             self._refusal = error
             self._changed.notify_all()
 
-    async def prepared(self) -> tuple[bytes | None, dict[str, bytes]]:
-        """Why the study is refused, if it is, and its parts, all of them if it isn't; waits for either."""
+    async def prepared(self, names: Sequence[str]) -> tuple[bytes | None, dict[str, bytes]]:
+        """Why the study is refused, if it is, and these parts, all of them if it isn't; waits for either."""
         async with self._changed:
-            await self._changed.wait_for(self._is_prepared)
-            return self._refusal, self._parts
+            await self._changed.wait_for(lambda: self._is_prepared(names))
+            return self._refusal, {name: self._parts[name] for name in names if name in self._parts}
 
-    def _free_parts(self) -> list[str]:
-        names = self._names or []
+    def _free_parts(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if name not in self._parts and name not in self._measuring]
 
-    def _is_prepared(self) -> bool:
-        known = self._names is not None and self._parts.keys() >= set(self._names)
-        return known or self._refusal is not None
+    def _is_prepared(self, names: Sequence[str]) -> bool:
+        return self._parts.keys() >= set(names) or self._refusal is not None
 
     async def post_dense(self, scores: dict[str, float], layer_importance: dict[str, list[float]]) -> None:
         """What the driver wants to know of the dense model; every slot posts the same."""
         self._dense_scores, self._layer_importance = scores, layer_importance
+
+    async def post_shapes(self, shapes: list[JudgedShape]) -> None:
+        """The shapes that were judged before any was trained; every slot posts the same."""
+        self._shapes = shapes
+
+    async def shapes(self) -> list[JudgedShape] | None:
+        """The judged shapes, of this process or an earlier one; None while there are none."""
+        return self._shapes
 
     async def dense_scores(self) -> dict[str, float] | None:
         """Mean score per benchmark of the dense model on the search split, once it has been measured."""

@@ -1,11 +1,13 @@
 """How the workers of a slot are started, and what runs in them; tests hand in one of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Slots
 from raysearch.config.space import SearchSpace
@@ -58,6 +60,21 @@ class TrialRuntime:
         from raysearch.trials.context import TrialContext
 
         return TrialContext(space, teacher_folder=teacher_folder, measure_once_per_study=measure_once_per_study)
+
+    @contextmanager
+    def shape_study(self, context: Any) -> Iterator[Mapping[str, Callable[[], Any]]]:
+        """The functions by name that together judge shapes before any is trained; they work inside."""
+        from raysearch.search.samplers.sized_space import SizedSpace
+        from raysearch.search.shape_study import study_parts
+
+        space = context.space
+        if not space.search.shapes:
+            yield {}
+            return
+        budgets = [Budget.parse(text) for text in space.budgets]
+        sized = SizedSpace(space, context.size_of, context.dense_size, budgets)
+        with context.judging_shapes() as judge:
+            yield study_parts(sized, judge, context.pruned_identity, space.search.shapes, space.search.seed)
 
     def open_trial(self, recipe: Recipe, context: Any) -> Any:
         """A `Trial` of a recipe."""

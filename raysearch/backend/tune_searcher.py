@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -14,6 +14,7 @@ from raysearch.backend.messages import Failed, RungScored
 from raysearch.backend.trainable import REPLY
 from raysearch.search.journal import RungArgs
 from raysearch.search.journaled_search import JournaledSearch
+from raysearch.search.judged_shapes import JudgedShape
 
 
 class TuneSearcher(RaySearcher):
@@ -22,11 +23,17 @@ class TuneSearcher(RaySearcher):
     Args:
         search: decides.
         num_slots: how many trials may run at a time, now.
+        judged_shapes: the shapes that were judged, once they are.
     """
 
-    def __init__(self, search: JournaledSearch, num_slots: Callable[[], int] = lambda: sys.maxsize) -> None:
+    def __init__(
+        self,
+        search: JournaledSearch,
+        num_slots: Callable[[], int] = lambda: sys.maxsize,
+        judged_shapes: Callable[[], Sequence[JudgedShape] | None] = lambda: None,
+    ) -> None:
         super().__init__()
-        self._search, self._num_slots = search, num_slots
+        self._search, self._num_slots, self._judged_shapes = search, num_slots, judged_shapes
         self._live: set[str] = set()
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
@@ -38,6 +45,8 @@ class TuneSearcher(RaySearcher):
         """The next trial's configuration, Ray's word for the end, or None while all slots are taken."""
         if len(self._live) >= self._num_slots():
             return None
+        if not self._search.searcher.shapes and (shapes := self._judged_shapes()):
+            self._search.learn_shapes(shapes)
         recipe = self._search.suggest(trial_id)
         if recipe is None:
             return self.FINISHED

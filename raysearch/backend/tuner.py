@@ -10,6 +10,7 @@ import itertools
 import signal
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -96,6 +97,8 @@ def run_trials(
     """
     search.begin()
     coordinator = start_coordinator()
+    if search.searcher.shapes:
+        coordinator.call(Coordinator.post_shapes, search.searcher.shapes)
     recorder = Recorder(plan, study, search, coordinator, callbacks)
     threading.Thread(target=relay_log, args=(coordinator,), daemon=True).start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
@@ -151,7 +154,9 @@ def _tuner(
         # A trial only passes commands on: it sits on the head node and takes no CPU from the slots.
         tune.with_resources(trainable, tune.PlacementGroupFactory([ON_HEAD])),
         tune_config=tune.TuneConfig(
-            search_alg=TuneSearcher(search, SlotCapacity(plan.space.slots).num_slots),
+            search_alg=TuneSearcher(
+                search, SlotCapacity(plan.space.slots).num_slots, partial(coordinator.call, Coordinator.shapes)
+            ),
             scheduler=TuneScheduler(search),
             num_samples=max(0, plan.space.search.trials - len(study.records)),
             reuse_actors=True,

@@ -1,6 +1,7 @@
 """Worker loop of a slot: load the model and data once, then handle commands; only rank 0 replies."""
 
 import gc
+import itertools
 import logging
 import pickle
 import threading
@@ -103,6 +104,14 @@ class Worker:
             return
         layers = {name: units.per_layer().tolist() for name, units in found.importances.items()}
         self._coordinator.call(Coordinator.post_dense, found.search.means(), layers)
+        if self._coordinator.call(Coordinator.shapes) is None:
+            self._study_shapes(once)
+
+    def _study_shapes(self, once: Callable[[Mapping[str, Callable[[], Any]]], dict[str, Any]]) -> None:
+        """Judge shapes together with the other slots, and post all of them."""
+        with self._runtime.shape_study(self._context) as parts:
+            found = once(parts)
+        self._coordinator.call(Coordinator.post_shapes, list(itertools.chain.from_iterable(found.values())))
 
     def _refuse(self, error: InputError) -> None:
         """Tell all slots, whichever worker has found it."""
@@ -212,7 +221,7 @@ def measure_once_per_study(
     if rank == 0:
         while (name := coordinator.call(Coordinator.next_part, slot, list(measures))) is not None:
             coordinator.call(Coordinator.publish, name, pickle.dumps(measures[name]()))
-    refusal, parts = coordinator.call(Coordinator.prepared)
+    refusal, parts = coordinator.call(Coordinator.prepared, list(measures))
     if refusal:
         raise pickle.loads(refusal)
     return {name: pickle.loads(parts[name]) for name in measures}

@@ -46,6 +46,8 @@ class SearchSettings(Strict):
     """Share of each benchmark's questions that score a trial at a rung below its end: the same for all, at least 20."""
     reduction_factor: float = Field(3, gt=1)
     """One in this many trials is promoted from a rung."""
+    shapes: int = Field(200, ge=0)
+    """Shapes that are judged without training before the first proposals; 0 for none."""
     keep_scores: bool = False
     """Keep every finished trial's scores per held-out question, as DIR/scores/KEY.npz."""
 

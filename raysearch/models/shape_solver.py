@@ -21,6 +21,14 @@ def shape_for(counts: ParamCounts, recipe: Recipe) -> Shape:
     )
 
 
+def size_for(counts: ParamCounts, recipe: Recipe) -> Size | None:
+    """The exact size of a recipe's model; None if the family has no such shape."""
+    try:
+        return counts.size(shape_for(counts, recipe), quantization=recipe.quantization)
+    except InputError:
+        return None
+
+
 def shape_for_ratio(
     counts: ParamCounts,
     mode: Mode,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
 from raysearch.search.early_stopping.asha import AshaBracket
+from raysearch.search.judged_shapes import JudgedShape
 
 if TYPE_CHECKING:
     from raysearch.search.searcher import Searcher
@@ -46,6 +47,17 @@ class RungArgs(ReportArgs):
     retention_se: float
 
 
+class ShapesArgs(BaseModel):
+    """Shapes were judged before any was trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shapes: list[JudgedShape]
+
+
+Args = TrialArgs | ShapesArgs
+
+
 def _rename(searcher: "Searcher", bracket: AshaBracket, args: Any) -> None:
     searcher.rename(args.trial, args.name)
     bracket.rename(args.trial, args.name)
@@ -59,7 +71,7 @@ def _end(searcher: "Searcher", bracket: AshaBracket, args: Any) -> None:
     bracket.finish(args.trial, args.size, args.retention, args.retention_se, args.samples_seen)
 
 
-EVENTS: dict[str, tuple[type[TrialArgs], Callable[[Any, AshaBracket, Any], Any]]] = {
+EVENTS: dict[str, tuple[type[TrialArgs] | type[ShapesArgs], Callable[[Any, AshaBracket, Any], Any]]] = {
     "suggested": (TrialArgs, lambda searcher, bracket, args: searcher.suggest(args.trial)),
     "renamed": (RenameArgs, _rename),  # an interrupted trial goes on under another name
     "added": (TrialArgs, lambda searcher, bracket, args: bracket.revive(args.trial)),
@@ -69,6 +81,7 @@ EVENTS: dict[str, tuple[type[TrialArgs], Callable[[Any, AshaBracket, Any], Any]]
     "lost": (TrialArgs, lambda searcher, bracket, args: bracket.fail(args.trial)),  # its process failed
     "finished": (TrialArgs, lambda searcher, bracket, args: searcher.finish(args.trial)),
     "stopped": (TrialArgs, lambda searcher, bracket, args: searcher.stop(args.trial)),
+    "shapes_judged": (ShapesArgs, lambda searcher, bracket, args: searcher.learn_shapes(args.shapes)),
     "failed": (TrialArgs, lambda searcher, bracket, args: searcher.fail(args.trial)),
 }
 """By event: its fields, and what it does to the searcher and the bracket."""
@@ -76,7 +89,7 @@ ENDS = ("finished", "stopped", "failed")
 _WAY_OUT = "delete it and search-state.json beside it, to go on from trials.jsonl alone"
 
 
-def append_event(path: Path, number: int, event: str, args: TrialArgs) -> None:
+def append_event(path: Path, number: int, event: str, args: Args) -> None:
     """Write one event behind the others.
 
     Raises:
@@ -85,12 +98,12 @@ def append_event(path: Path, number: int, event: str, args: TrialArgs) -> None:
     append_json(path, {"number": number, "event": event, **args.model_dump()}, flush=False)
 
 
-def apply_event(searcher: "Searcher | None", bracket: AshaBracket, event: str, args: TrialArgs) -> Any:
+def apply_event(searcher: "Searcher | None", bracket: AshaBracket, event: str, args: Args) -> Any:
     """What the searcher or the bracket answers to an event of `EVENTS`; those of a bracket alone need no searcher."""
     return EVENTS[event][1](searcher, bracket, args)
 
 
-def read_events(path: Path) -> Iterator[tuple[int, str, TrialArgs]]:
+def read_events(path: Path) -> Iterator[tuple[int, str, Any]]:
     """Number, event and fields of each row of a journal; none if there is no file.
 
     Raises:

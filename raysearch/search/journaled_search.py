@@ -13,19 +13,22 @@ from raysearch.search.early_stopping.asha import AshaBracket, Decision
 from raysearch.search.early_stopping.decision_log import DecisionLog
 from raysearch.search.journal import (
     ENDS,
+    Args,
     RenameArgs,
     ReportArgs,
     RungArgs,
+    ShapesArgs,
     TrialArgs,
     append_event,
     apply_event,
     read_events,
 )
+from raysearch.search.judged_shapes import JudgedShape
 from raysearch.search.searcher import Searcher
 from raysearch.study.records import TrialRecord
 
 STATE, JOURNAL, DECISIONS = "search-state.json", "search-events.jsonl", "decisions.jsonl"
-SCHEMA = 3  # of `search-state.json`
+SCHEMA = 4  # of `search-state.json`
 MIN_EVENTS = 50  # between two snapshots, of all events so far a tenth if that is more
 
 
@@ -57,6 +60,10 @@ class JournaledSearch:
             self._do("renamed", RenameArgs(trial=self._interrupted.pop(0), name=trial))
             return self.searcher.proposals[trial].recipe
         return self._do("suggested", TrialArgs(trial=trial))
+
+    def learn_shapes(self, shapes: Sequence[JudgedShape]) -> None:
+        """Shapes have been judged; proposals follow them from now on."""
+        self._do("shapes_judged", ShapesArgs(shapes=list(shapes)))
 
     def add(self, trial: str) -> None:
         """A trial starts, or is tried again after its process failed."""
@@ -177,7 +184,7 @@ class JournaledSearch:
                     self._replayed.append((self.bracket.num_decisions, answer))
             self._num_events = max(number, self._num_events)
 
-    def _do(self, event: str, args: TrialArgs) -> Any:
+    def _do(self, event: str, args: Args) -> Any:
         """Write an event to the journal, then apply it."""
         self._num_events += 1
         if self._folder is not None:

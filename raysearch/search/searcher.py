@@ -16,6 +16,7 @@ from raysearch.config.dimensions import RecipeSuggester
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
+from raysearch.search.judged_shapes import JudgedShape, best_near
 from raysearch.search.samplers.base import Sampler
 from raysearch.search.samplers.ehvi import EHVISampler
 from raysearch.search.samplers.grid import GridSampler
@@ -26,7 +27,7 @@ from raysearch.search.samplers.suggesters import suggest
 from raysearch.search.trial_history import End, Proposal, TrialHistory
 
 logger = logging.getLogger(__name__)
-SCHEMA = 3  # of `Searcher.state`
+SCHEMA = 4  # of `Searcher.state`
 SAMPLERS: dict[str, type[Sampler]] = {
     "ehvi": EHVISampler,
     "tpe": TPESampler,
@@ -53,6 +54,7 @@ class Searcher:
     Attributes:
         history: the trials so far.
         exhausted: whether nothing new is left.
+        shapes: those judged before any was trained.
 
     Raises:
         InputError: no such sampler.
@@ -78,6 +80,8 @@ class Searcher:
         self._space = SizedSpace(space, size_of, dense, list(budgets))
         self._sampler = sampler(self._space, seed)
         self._queue: list[dict[str, Any]] = []
+        self._openers: list[float] = []  # size ratios that an opening recipe is still to be made for
+        self.shapes: list[JudgedShape] = []
 
     @property
     def budgets(self) -> Sequence[Budget]:
@@ -114,18 +118,26 @@ class Searcher:
     def enqueue_openers(self) -> int:
         """Queue the recipes that the space starts with, or one per budget (without budgets, at sizes spread evenly).
 
+        The shape of one for a budget is the best that is known when its turn comes.
+
         Returns:
             How many were queued; without a list of the space's at most a quarter of `num_trials`.
         """
         if self._space.search_space.start:
             return self.enqueue(Recipe.model_validate(fields) for fields in self._space.search_space.start)
-        found = [self._opener(limit) for limit in self._space.limits or SIZE_RATIOS]
-        most = len(found) if self.num_trials is None else max(1, self.num_trials // 4)
-        return self.enqueue(candidate.recipe for candidate in found[:most] if candidate is not None)
+        sizes = list(self._space.limits or SIZE_RATIOS)
+        most = len(sizes) if self.num_trials is None else max(1, self.num_trials // 4)
+        self._openers = [size for size in sizes[:most] if self._opener(size) is not None]
+        return len(self._openers)
 
     def _opener(self, limit: float) -> Candidate | None:
-        suggester = OpeningSuggester(limit)
-        return self._space.candidate(suggester, lambda params, low, high: self._space.ratio_for(limit, params))
+        shape = best_near(self.shapes, limit)
+        return self._space.candidate(OpeningSuggester(limit, {} if shape is None else shape.params), limit)
+
+    def learn_shapes(self, shapes: Iterable[JudgedShape]) -> None:
+        """Let shapes that were judged without training inform openers and proposals."""
+        self.shapes = [shape for shape in shapes if math.isfinite(shape.divergence)]
+        self._sampler.learn_shapes(self.shapes)
 
     def learn_from(self, earlier: Iterable[tuple[Recipe, float]]) -> int:
         """Let finished trials of earlier studies inform the first proposals; call it before the first of them.
@@ -209,6 +221,8 @@ class Searcher:
         return {
             "schema": SCHEMA,
             "queue": self._queue,
+            "openers": self._openers,
+            "shapes": [shape.model_dump() for shape in self.shapes],
             "smallest": None if math.isinf(self._space.smallest) else self._space.smallest,
             "exhausted": self.exhausted,
             "sampler": self._sampler.state(),
@@ -224,14 +238,19 @@ class Searcher:
         if state["schema"] != SCHEMA:
             raise ValueError(f"state of proposals: schema {state['schema']} where {SCHEMA} is read")
         self._queue = [dict(values) for values in state["queue"]]
+        self._openers = list(state["openers"])
+        self.learn_shapes(JudgedShape(**shape) for shape in state["shapes"])
         self._space.smallest = math.inf if state["smallest"] is None else state["smallest"]
         self.exhausted = state["exhausted"]
         self._sampler.set_state(state["sampler"])
         self.history = TrialHistory.from_state(state["history"])
 
     def _next_in_queue(self) -> Candidate | None:
-        while self._queue:
-            candidate = self._space.candidate(RecipeSuggester(self._queue.pop(0)))
+        while self._queue or self._openers:
+            if self._queue:
+                candidate = self._space.candidate(RecipeSuggester(self._queue.pop(0)))
+            else:
+                candidate = self._opener(self._openers.pop(0))
             if candidate is not None and candidate.identity not in self.history.identities:
                 return candidate
         return None

@@ -12,7 +12,7 @@ from raysearch.errors import InputError
 from raysearch.evaluation.benchmarks import check_benchmarks
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.models.shape import ParamCounts, Shape
-from raysearch.models.shape_solver import shape_for, shape_for_ratio, smallest_shape
+from raysearch.models.shape_solver import shape_for_ratio, size_for, smallest_shape
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,7 @@ class StudyPlan:
 
     def size_of(self, recipe: Recipe) -> Size | None:
         """The exact size of a recipe's model; None if the family has no such shape."""
-        try:
-            return self.counts.size(shape_for(self.counts, recipe), quantization=recipe.quantization)
-        except InputError:
-            return None
+        return size_for(self.counts, recipe)
 
     def smallest(self) -> Size:
         """The size of the smallest model that the space can reach."""

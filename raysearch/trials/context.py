@@ -2,8 +2,11 @@
 
 import functools
 import itertools
+import logging
+import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +15,10 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 
 from raysearch import models
+from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.data.encoding import Encoded, Encoder
+from raysearch.data.encoding import Batch, Encoded, Encoder
 from raysearch.data.loading import fraction_order, in_order, load_samples
 from raysearch.data.samples import BadRow, BadRows, Sample
 from raysearch.errors import InputError
@@ -23,15 +27,20 @@ from raysearch.evaluation.evaluator import evaluate
 from raysearch.evaluation.retention import Results, at_chance, retention
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
-from raysearch.models.shape_solver import shape_for
+from raysearch.models.shape_solver import shape_for, size_for
 from raysearch.models.vision_cache import VisionCache
 from raysearch.pruning import prune
 from raysearch.pruning.importance import Importance, importance
 from raysearch.pruning.prune import Scores, kept_layers
+from raysearch.pruning.shape_divergence import ShapeDivergence
 from raysearch.recovery.deepspeed_engine import current_device, on_device
 from raysearch.recovery.hidden_states import DistillationPoints
 from raysearch.recovery.teacher import Teacher
 from raysearch.recovery.teacher_cache import GB, CachedTeacher
+
+logger = logging.getLogger(__name__)
+NUM_SHAPE_SAMPLES = 16
+"""Calibration samples that a shape is judged on."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,34 @@ class TrialContext:
         scores = self._scores(recipe, self.baselines.importances if importances is None else importances)
         return prune(self.model, shape_for(counts_of(self.model.config), recipe), scores)
 
+    def size_of(self, recipe: Recipe) -> Size | None:
+        """The exact size of a recipe's model; None if the family has no such shape."""
+        return size_for(counts_of(self.model.config), recipe)
+
+    def pruned_identity(self, recipe: Recipe) -> Hashable:
+        """The same for recipes that make the same pruned model."""
+        return shape_for(counts_of(self.model.config), recipe), recipe.criteria
+
+    @contextmanager
+    def judging_shapes(self) -> Iterator[Callable[[Recipe], float]]:
+        """Inside, a function tells how far a recipe's pruned model, without recovery, is from the dense one (KL per
+        answer token; infinite where there is no such model)."""
+        divergence: ShapeDivergence | None = None
+
+        def judge(recipe: Recipe) -> float:
+            nonlocal divergence
+            try:
+                if divergence is None:
+                    divergence = ShapeDivergence(self.model, self._calibration_batches(NUM_SHAPE_SAMPLES))
+                shape = shape_for(counts_of(self.model.config), recipe)
+                return divergence(shape, self._scores(recipe, self.baselines.importances))
+            except InputError as error:
+                logger.info("%s: no judgement of its shape (%s)", recipe.describe(), error)
+                return math.inf
+
+        with on_device(self.model, current_device()):
+            yield judge
+
     def kept_layers(self, recipe: Recipe) -> list[int]:
         """The dense decoder's layers that `prune` leaves."""
         scores = self._scores(recipe, self.baselines.importances)
@@ -159,12 +196,17 @@ class TrialContext:
 
     def importance(self, criterion: str, num_samples: int) -> Importance:
         """Importance of the dense model's units, on the first `num_samples` samples that have an image."""
+        with on_device(self.model, current_device()):
+            batches = self._calibration_batches(num_samples)
+            return importance(self.model, batches, criterion, seed=self.space.search.seed)
+
+    def _calibration_batches(self, num_samples: int) -> Iterator[Batch]:
+        """The first `num_samples` samples that have an image, on the model's device."""
         usable = calibration_rows(self.samples, self.encoder, self.bad_rows)
         chosen, size = list(itertools.islice(usable, num_samples)), self.space.calibration.batch_size
-        starts = range(0, len(chosen), size)
-        batches = (self.encoder.collate(chosen[start : start + size]) for start in starts)
-        with on_device(self.model, current_device()):
-            return importance(self.model, batches, criterion, seed=self.space.search.seed)
+        for start in range(0, len(chosen), size):
+            batch = self.encoder.collate(chosen[start : start + size])
+            yield {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
     def _make_teacher(self, folder: Path | None) -> Teacher:
         settings = self.space.recovery

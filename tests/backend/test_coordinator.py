@@ -37,14 +37,14 @@ async def measured(coordinator, slot, *names):
 async def test_one_slot_measures_all(coordinator):
     await measured(coordinator, "a", *NAMES)
     assert await coordinator.next_part("a", NAMES) is None
-    assert await coordinator.prepared() == (None, {"long": b"long", "middle": b"middle", "short": b"short"})
+    assert await coordinator.prepared(NAMES) == (None, {"long": b"long", "middle": b"middle", "short": b"short"})
 
 
 @runs
 async def test_two_slots_measure_each_part_once(coordinator):
     assert await coordinator.next_part("a", NAMES) == "long"
     await measured(coordinator, "b", "middle", "short")
-    others = [await waits(coordinator.next_part("b", NAMES)), await waits(coordinator.prepared())]
+    others = [await waits(coordinator.next_part("b", NAMES)), await waits(coordinator.prepared(NAMES))]
     await coordinator.publish("long", b"long")
     assert await coordinator.next_part("a", NAMES) is None
     assert await others[0] is None
@@ -62,7 +62,7 @@ async def test_a_part_whose_slot_dies_is_measured_by_one_that_waits(coordinator)
     await coordinator.forget("a")
     assert await waiting == "long"
     await coordinator.publish("long", b"again")
-    assert (await coordinator.prepared())[1]["long"] == b"again"
+    assert (await coordinator.prepared(NAMES))[1]["long"] == b"again"
 
 
 @runs
@@ -70,18 +70,18 @@ async def test_what_a_slot_has_measured_outlives_it(coordinator):
     await measured(coordinator, "a", "long")
     await coordinator.forget("a")
     await measured(coordinator, "b", "middle", "short")
-    assert (await coordinator.prepared())[1]["long"] == b"long"
+    assert (await coordinator.prepared(NAMES))[1]["long"] == b"long"
 
 
 @runs
 async def test_a_refusal_reaches_all_who_wait(coordinator):
-    before = await waits(coordinator.prepared())  # nobody has said yet what the parts are
+    before = await waits(coordinator.prepared(NAMES))  # nobody measures yet
     assert await coordinator.next_part("a", NAMES) == "long"
     await measured(coordinator, "b", "middle", "short")
     waiting = await waits(coordinator.next_part("b", NAMES))
     await coordinator.refuse(b"no")
     assert await waiting is None
-    assert (await before)[0] == (await coordinator.prepared())[0] == b"no"
+    assert (await before)[0] == (await coordinator.prepared(NAMES))[0] == b"no"
     assert await coordinator.next_part("late", NAMES) is None
 
 

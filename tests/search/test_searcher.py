@@ -69,7 +69,7 @@ def optuna_trials(searcher):
 
 
 def test_a_state_of_another_version_is_refused():
-    with pytest.raises(ValueError, match="schema 2 where 3 is read"):
+    with pytest.raises(ValueError, match="schema 2 where 4 is read"):
         make().set_state({**make().state(), "schema": 2})
 
 

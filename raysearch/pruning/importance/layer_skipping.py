@@ -1,6 +1,6 @@
 """Loss of a decoder with layers left out, without running the rest of the model again."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,13 @@ class LayerSkippingLoss:
                 totals[i] += self._nll(batch, self._through(batch, hidden, droppable[position + 1 :]))
                 hidden = self._through(batch, hidden, [i])
         return {i: total / self.num_answer_tokens for i, total in totals.items()}
+
+    def log_probs(self, layers: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """By batch, log-probabilities before each answer token, (tokens, vocabulary) fp32, and the token, (tokens,)."""
+        assert self.to_logits is not None
+        for batch in self.batches:
+            logits, targets = self._raw_logits(batch, self._run(batch, layers))
+            yield self.to_logits(logits).log_softmax(-1), targets
 
     def _record(self, batch: Batch) -> _RecordedBatch:
         calls: list[tuple[tuple, dict[str, Any]]] = []

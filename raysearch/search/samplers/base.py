@@ -1,9 +1,10 @@
 """The interface of a sampler: who decides which recipe to try next."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from raysearch.search.judged_shapes import JudgedShape
 from raysearch.search.samplers.sized_space import Candidate, SizedSpace
 from raysearch.search.trial_history import Proposal, TrialHistory
 
@@ -32,6 +33,9 @@ class Sampler(ABC):
 
     def add_prior(self, candidate: Candidate, retention: float) -> None:  # noqa: B027
         """Learn from a finished trial of an earlier study, by its final retention; comes before the first proposal."""
+
+    def learn_shapes(self, shapes: Sequence[JudgedShape]) -> None:  # noqa: B027
+        """Learn from shapes that were judged without training, of many sizes."""
 
     def adopt(self, proposal: Proposal) -> None:  # noqa: B027
         """A trial has begun that did not come from `candidates`: it was queued, or runs since an earlier process."""

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from raysearch.search.judged_shapes import NEAR, JudgedShape
 from raysearch.search.samplers.base import Sampler
 from raysearch.search.samplers.encoding import Encoding
 from raysearch.search.samplers.gaussian_process import RetentionModel, expected_hypervolume_improvement
 from raysearch.search.samplers.sized_space import Candidate, SizedSpace, golden_ratio_sequence
 from raysearch.search.samplers.suggesters import RandomSuggester
+from raysearch.search.shape_study import ShapeModel
 from raysearch.search.trial_history import TrialHistory
 from raysearch.study.multi_objective import nondomination_ranks
 
@@ -22,6 +24,8 @@ EXPLORE_EVERY = 8  # one proposal in this many is chosen for its size alone
 NUM_RANDOM = 48  # candidates drawn over the whole space, for RENEWED_EVERY proposals
 RENEWED_EVERY = 12
 NUM_CHILDREN = 24  # candidates near good recipes, drawn for each proposal
+SHARE_NEAR_SHAPES = 0.75  # of the random ones, drawn near shapes that were judged, where there are such
+MIN_SHAPES = 8  # judged, from which the divergence of others is predicted
 NUM_OTHERS = 200  # random ones, where all these have been tried
 MAX_POINTS = 200  # values that the model holds, unless the front has more than half of them
 NUM_FIT_POINTS = 100  # the latest values, from which length scales are found
@@ -50,10 +54,12 @@ class EHVISampler(Sampler):
 
     def __init__(self, space: SizedSpace, seed: int = 0) -> None:
         super().__init__(space, seed)
-        self._encoding = Encoding(space.search_space.search_params())
+        self._dimensions = space.search_space.search_params()
+        self._encoding = Encoding(self._dimensions)
+        self._shape_model: ShapeModel | None = None
         self._pool = CandidatePool(space, seed)
         self._ranker = EHVIRanker(self._encoding.groups)
-        self._prior: list[Observation] = []
+        self._prior: list[tuple[dict[str, Any], float, float]] = []  # params, size ratio, retention
 
     def candidates(self, history: TrialHistory) -> Iterator[Candidate]:
         """By expected improvement; the first ones, and one in EXPLORE_EVERY, by size alone."""
@@ -66,10 +72,10 @@ class EHVISampler(Sampler):
         if len(measured) < 2 or len(measured) + len(self._prior) < NUM_STARTUP or explores:
             ordered = self._by_size(drawn, number)
         else:
-            points = np.stack([self._encoding.point(c.params, c.size_ratio) for c in drawn])
+            points = self._points([(c.params, c.size_ratio) for c in drawn])
             sizes = np.array([c.size_ratio for c in drawn])
             gain = self._ranker.improvements(
-                points, sizes, list(observations.values()), self.space.limits, number, self._prior
+                points, sizes, list(observations.values()), self.space.limits, number, self._prior_observations()
             )
             ordered = [drawn[at] for at in np.argsort(-gain, kind="stable")]
         yield from ordered
@@ -77,17 +83,40 @@ class EHVISampler(Sampler):
 
     def add_prior(self, candidate: Candidate, retention: float) -> None:
         """Inform the model, with less certainty than a trial of this search."""
-        point = self._encoding.point(candidate.params, candidate.size_ratio)
-        self._prior.append(Observation(point, candidate.size_ratio, retention, PRIOR_RETENTION_DEVIATION))
+        self._prior.append((candidate.params, candidate.size_ratio, retention))
+
+    def learn_shapes(self, shapes: Sequence[JudgedShape]) -> None:
+        """Draw candidates near shapes that diverge little, and predict retention from the divergence, too."""
+        self._shape_model = ShapeModel(self._dimensions, shapes) if len(shapes) >= MIN_SHAPES else None
+        self._pool.set_shapes(shapes)
+        groups = self._encoding.groups
+        if self._shape_model:
+            groups = np.append(groups, groups.max() + 1)
+        self._ranker = EHVIRanker(groups)
+
+    def _points(self, recipes: Sequence[tuple[Mapping[str, Any], float]]) -> np.ndarray:
+        """(n, columns) of recipes by params and size ratio; the last column is the divergence, where it is known."""
+        points = np.stack([self._encoding.point(*one) for one in recipes])
+        if self._shape_model is None:
+            return points
+        return np.column_stack([points, self._shape_model.scaled(*zip(*recipes, strict=True))])
+
+    def _prior_observations(self) -> list[Observation]:
+        if not self._prior:
+            return []
+        points = self._points([(params, size) for params, size, _ in self._prior])
+        return [
+            Observation(point, size, retention, PRIOR_RETENTION_DEVIATION)
+            for point, (_, size, retention) in zip(points, self._prior, strict=True)
+        ]
 
     def state(self) -> dict[str, Any]:
         """The priors, and the model's length scales."""
-        prior = [[o.point.tolist(), o.size_ratio, o.retention, o.deviation] for o in self._prior]
-        return {"prior": prior, "ranker": self._ranker.state()}
+        return {"prior": [list(one) for one in self._prior], "ranker": self._ranker.state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state`."""
-        self._prior = [Observation(np.array(point), *known) for point, *known in state["prior"]]
+        self._prior = [tuple(one) for one in state["prior"]]
         self._ranker.set_state(state["ranker"])
 
     def _observations(self, history: TrialHistory) -> dict[str, Observation]:
@@ -96,12 +125,14 @@ class EHVISampler(Sampler):
         num_newest = max(MAX_POINTS - len(front), MAX_POINTS // 2)
         newest = itertools.islice(reversed(history.proposals.items()), num_newest)
         chosen = dict(newest) | history.running | front
-        known = {}
-        for name, proposal in sorted(chosen.items(), key=lambda item: item[1].number):
-            if proposal.end != "failed":
-                retention, deviation = history.final(name) or (None, 0.0)
-                point = self._encoding.point(proposal.params, proposal.size_ratio)
-                known[name] = Observation(point, proposal.size_ratio, retention, deviation)
+        ordered = sorted(chosen.items(), key=lambda item: item[1].number)
+        used = [(name, proposal) for name, proposal in ordered if proposal.end != "failed"]
+        if not used:
+            return {}
+        points, known = self._points([(p.params, p.size_ratio) for _, p in used]), {}
+        for point, (name, proposal) in zip(points, used, strict=True):
+            retention, deviation = history.final(name) or (None, 0.0)
+            known[name] = Observation(point, proposal.size_ratio, retention, deviation)
         return known
 
     def _by_size(self, candidates: Sequence[Candidate], number: int) -> list[Candidate]:
@@ -128,7 +159,12 @@ class CandidatePool:
 
     def __init__(self, space: SizedSpace, seed: int) -> None:
         self._space, self._seed = space, seed
+        self._shapes: list[JudgedShape] = []
         self._drawn_for, self._random = (-1, space.limits), list[Candidate]()
+
+    def set_shapes(self, shapes: Sequence[JudgedShape]) -> None:
+        """Draw every other random candidate near a shape that diverges little for its size."""
+        self._shapes, self._drawn_for = list(shapes), (-1, self._space.limits)
 
     def of_proposal(self, number: int, parents: Sequence[Mapping[str, Any]]) -> list[Candidate]:
         """Random recipes, most of them candidates of the proposals before, and new children of `parents`."""
@@ -146,20 +182,27 @@ class CandidatePool:
     def _draw(self, draw: np.random.Generator, num: int, parents: Sequence[Mapping[str, Any]] = ()) -> list[Candidate]:
         found: list[Candidate] = []
         for attempt in range(4 * num):
-            parent = parents[int(draw.integers(len(parents)))] if parents else None
-            solve = None
+            limit = None
             if self._space.limits and attempt % 2:
                 limit = self._space.limits[int(draw.integers(len(self._space.limits)))]
-                solve = functools.partial(self._solve, limit)
-            candidate = self._space.candidate(RandomSuggester(draw, parent), solve)
+            parent = parents[int(draw.integers(len(parents)))] if parents else None
+            if parent is None and self._shapes and draw.random() < SHARE_NEAR_SHAPES:
+                parent, limit = self._near_shape(draw, limit)
+            candidate = self._space.candidate(RandomSuggester(draw, parent), limit)
             if candidate is not None:
                 found.append(candidate)
             if len(found) == num:
                 break
         return found
 
-    def _solve(self, limit: float, params: Mapping[str, Any], low: float, high: float) -> float:
-        return self._space.ratio_for(limit, params)
+    def _near_shape(self, draw: np.random.Generator, limit: float | None) -> tuple[Mapping[str, Any], float]:
+        """A shape of those least divergent for their size, and the size ratio to bring it to."""
+        if limit is None:
+            limit = self._shapes[int(draw.integers(len(self._shapes)))].size_ratio
+        near = sorted((s for s in self._shapes if abs(s.size_ratio - limit) < NEAR), key=lambda s: s.divergence)
+        if not near:
+            near = sorted(self._shapes, key=lambda s: abs(s.size_ratio - limit))
+        return near[min(int(draw.geometric(0.5)) - 1, len(near) - 1)].params, limit
 
 
 class EHVIRanker:

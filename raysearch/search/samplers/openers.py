@@ -4,6 +4,7 @@ What they rest on is in docs/measurements/log.md, 2026-11-29: heads are kept, la
 projector and decoder are trained together, and the learning rate rises as the model shrinks.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from raysearch.config.dimensions import RecipeSuggester, field_of
@@ -34,13 +35,14 @@ class OpeningSuggester(RecipeSuggester):
 
     Args:
         size_ratio: share of the dense model's bytes.
-        ratio: share of the decoder's parameters to remove for it.
+        shape: values of the shape's parameters, by the names that the space asks for, where a good one is known.
     """
 
-    def __init__(self, size_ratio: float, ratio: float = 0.0) -> None:
+    def __init__(self, size_ratio: float, shape: Mapping[str, Any] | None = None) -> None:
         modes = ["both", "widthwise", "layerwise"] if size_ratio < LAYERS_BELOW else ["widthwise", "both", "layerwise"]
-        values: dict[str, Any] = {**_COMMON, "mode": modes, "ratio": ratio}
-        super().__init__({**values, "layer_criterion": _LAYER_CRITERIA, "width_criterion": _WIDTH_CRITERIA})
+        values: dict[str, Any] = {**_COMMON, "mode": modes, "ratio": 0.0}
+        values |= {"layer_criterion": _LAYER_CRITERIA, "width_criterion": _WIDTH_CRITERIA}
+        super().__init__(values | dict(shape or {}))
         self._size_ratio = size_ratio
 
     def number(self, name: str, low: float, high: float, log: bool, step: float | None) -> float:

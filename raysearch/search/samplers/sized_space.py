@@ -1,5 +1,6 @@
 """A search space with the exact sizes of its recipes, and the ratios that meet a size."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from raysearch.config.dimensions import RecipeSuggester, Suggester, choose
 from raysearch.config.quantization import Quantization
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.search.samplers.suggesters import Solve, suggest
+from raysearch.search.samplers.suggesters import is_ratio, suggest
 
 BISECTIONS = 14
+MOST_AIMS = 6  # at a size, until the model is within it
 _ANY_CRITERION = {"layerwise": "deepest", "widthwise": "magnitude", "both": "deepest+magnitude"}
 
 
@@ -67,15 +69,29 @@ class SizedSpace:
         self.budgets, self.limits = budgets, [budget.size_ratio(self._dense) for budget in budgets]
         self._solved: dict[tuple[str, Quantization, float], float] = {}
 
-    def candidate(self, suggester: Suggester, solve: Solve | None = None) -> Candidate | None:
-        """What a suggester chooses, but for the ratio if there is a `solve`; None if its values exclude each other, or
-        the recipe fits no budget."""
-        try:
-            recipe, params = suggest(self.search_space, suggester, solve)
-        except ValidationError:
-            return None
-        size_ratio = self.size_ratio(recipe)
+    def candidate(self, suggester: Suggester, limit: float | None = None) -> Candidate | None:
+        """What a suggester chooses; None if its values exclude each other, or the recipe fits no budget.
+
+        Args:
+            limit: size ratio that the model shall just meet, by the ratio, as far as its bounds and steps allow.
+        """
+        aim = limit
+        for _ in range(MOST_AIMS):
+            solve = None if aim is None else functools.partial(self._solve, aim)
+            try:
+                recipe, params = suggest(self.search_space, suggester, solve)
+            except ValidationError:
+                return None
+            size_ratio = self.size_ratio(recipe)
+            if aim is None or limit is None or size_ratio is None or size_ratio <= limit:
+                break
+            # How the removal is split, which is chosen after the ratio, has rounded to other whole units.
+            aim -= 1.5 * (size_ratio - limit) + 1e-4
+            suggester = RecipeSuggester({name: value for name, value in params.items() if not is_ratio(name)})
         return None if size_ratio is None else Candidate(recipe, params, size_ratio)
+
+    def _solve(self, limit: float, params: Mapping[str, Any], low: float, high: float) -> float:
+        return self.ratio_for(limit, params)
 
     def size_ratio(self, recipe: Recipe) -> float | None:
         """A recipe's size, or None if it has no shape or fits no budget."""

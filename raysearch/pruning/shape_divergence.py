@@ -1,0 +1,107 @@
+"""How far a pruned model's predictions are from the dense model's, without building it: removed units are masked.
+
+A head whose output is 0 and a channel whose activation is 0 contribute nothing, so the masked dense decoder computes
+what the smaller one would. One judgement takes a forward pass of the calibration samples through the kept layers.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from raysearch.models import decoder_layout, family_for
+from raysearch.models.layout import Units
+from raysearch.models.pruned_config import shape_of
+from raysearch.models.shape import Shape
+from raysearch.pruning.importance.calibration import Batch
+from raysearch.pruning.importance.layer_skipping import LayerSkippingLoss
+from raysearch.pruning.importance.result import Importance
+from raysearch.pruning.prune import Scores, kept_layers
+from raysearch.pruning.select_units import units_to_keep
+
+
+class ShapeDivergence:
+    """Divergences of pruned models from one dense model, on the answer tokens of calibration batches.
+
+    Vision tower, projector and the dense model's predictions are computed once. Memory: one hidden state per batch, and
+    a row of the vocabulary per answer token.
+
+    Attributes:
+        num_answer_tokens: that the mean is over.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: PreTrainedModel, batches: Iterable[Batch]) -> None:
+        """Run the dense model on the batches.
+
+        Args:
+            batches: from the collator, on the model's device, with `labels` (-100 except at answer tokens).
+
+        Raises:
+            InputError: the logits are not the head applied to the final norm.
+        """
+        self._model, self._layout = model, decoder_layout(model)
+        self._layers = list(family_for(model).decoder(model).layers)
+        self._skipping = LayerSkippingLoss(model, batches)
+        every = range(len(self._layers))
+        self._dense = [dense for dense, _ in self._skipping.log_probs(every)]
+        self.num_answer_tokens = self._skipping.num_answer_tokens
+
+    @torch.inference_mode()
+    def __call__(self, shape: Shape, importance: Scores) -> float:
+        """Mean KL(dense || pruned) per answer token, in nats; infinite where a prediction is not finite.
+
+        Args:
+            shape: of the pruned decoder.
+            importance: what decides which layers and units stay, as for `prune`.
+
+        Raises:
+            InputError: as `prune`.
+        """
+        return self.measure(shape, importance)[0]
+
+    @torch.inference_mode()
+    def measure(self, shape: Shape, importance: Scores) -> tuple[float, float]:
+        """KL(dense || pruned) and the negative log-likelihood of the answers, both per answer token, in nats."""
+        layers = kept_layers(self._model.config, shape, importance)
+        units: dict[int, Units] = {}
+        if shape.widths != shape_of(self._model.config).widths:
+            units = {i: units_to_keep(importance["width"], self._layout, shape, i) for i in layers}
+        divergence = loss = 0.0
+        with self._masked(units, importance.get("width")):
+            for dense, (pruned, targets) in zip(self._dense, self._skipping.log_probs(layers), strict=True):
+                divergence += float((dense.exp() * (dense - pruned)).sum(dtype=torch.float64))
+                loss -= float(pruned.gather(1, targets[:, None]).sum(dtype=torch.float64))
+        num = self.num_answer_tokens
+        return (divergence / num, loss / num) if np.isfinite(divergence) else (float("inf"), float("inf"))
+
+    @contextmanager
+    def _masked(self, units: Mapping[int, Units], importance: Importance | None) -> Iterator[None]:
+        """Inside, what the removed units hand to the output layers is 0, or its mean where a bias compensates."""
+        with ExitStack() as hooks:
+            for i, kept in units.items():
+                for name, size, indices, means in (
+                    (self._layout.attention_out, self._layout.head_dim, kept.heads, importance.attention_means),  # type: ignore[union-attr]
+                    (self._layout.ffn_out, 1, kept.ffn_channels, importance.ffn_means),  # type: ignore[union-attr]
+                ):
+                    module = self._layers[i].get_submodule(name)
+                    mask = torch.zeros(module.in_features // size)
+                    mask[torch.as_tensor(indices)] = 1
+                    mask = mask.repeat_interleave(size).to(module.weight)
+                    filled = None
+                    if means is not None and module.bias is not None:
+                        filled = (1 - mask) * torch.as_tensor(means[i]).to(mask)
+                    hooks.enter_context(module.register_forward_pre_hook(_masking(mask, filled)))
+            yield
+
+
+def _masking(mask: torch.Tensor, filled: torch.Tensor | None) -> Any:
+    def hook(module: nn.Module, args: tuple) -> tuple:
+        inputs = args[0] * mask
+        return (inputs if filled is None else inputs + filled, *args[1:])
+
+    return hook
