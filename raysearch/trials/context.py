@@ -3,7 +3,7 @@
 import functools
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from raysearch.data.loading import fraction_order, in_order, load_samples
 from raysearch.data.samples import BadRow, BadRows, Sample
 from raysearch.errors import InputError
 from raysearch.evaluation.benchmarks import Benchmark, load_benchmarks
-from raysearch.evaluation.evaluator import evaluate
+from raysearch.evaluation.evaluator import Answers, answer, score_answers
+from raysearch.evaluation.questions import early_rows
 from raysearch.evaluation.retention import Results, at_chance, retention
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
@@ -41,13 +42,11 @@ class DenseBaselines:
     Attributes:
         search: scores on the questions that trials are compared on.
         early: scores on the part of them for rungs below a trial's end.
-        heldout: scores on the questions that the search never sees.
         importances: of the removable units, by criterion.
     """
 
     search: Results
     early: Results
-    heldout: Results
     importances: Mapping[str, Importance]
 
 
@@ -66,6 +65,8 @@ class TrialContext:
     Attributes:
         bad_rows: the samples that turned out to be unusable, over all trials.
         questions, early_questions, heldout: benchmarks of the search, of rungs below a trial's end, and held out.
+        first_of_study: returns a part of what is known of the dense model by its name, and calls the function that
+            measures it unless another context of the study has done so.
     """
 
     def __init__(
@@ -102,8 +103,10 @@ class TrialContext:
         self.questions = load_benchmarks(space.benchmarks, "search")
         share = space.search.early_questions if space.search.early_stopping else 1.0
         self.early_questions = self.questions if share == 1 else [b.early(share) for b in self.questions]
+        self._early_rows = {b.name: early_rows(b.questions, share) for b in self.questions}
         self.heldout = load_benchmarks(space.benchmarks, "heldout")
         self._measure_once_per_study = measure_once_per_study
+        self.first_of_study: Callable[[str, Callable[[], Any]], Any] = lambda name, measure: measure()
         if baselines:
             self.baselines = baselines
 
@@ -115,28 +118,52 @@ class TrialContext:
             InputError: the dense model is at chance on a benchmark, or scores nothing on the early questions; or the
                 teacher's states don't fit on the disk.
         """
-        measures: dict[str, Callable[[], Any]] = {
-            "heldout": partial(self.evaluate, self.model, self.heldout),
-            "search": partial(self.evaluate, self.model, self.questions),
-        }
+        measures: dict[str, Callable[[], Any]] = {"search": partial(self.evaluate_search, self.model)}
         num_samples, criteria = self.space.calibration.num_samples, self.space.criteria()
         for name in criteria:
             measures[f"importance by {name}"] = partial(self.importance, name, num_samples)
-        if self.early_questions is not self.questions:
-            measures["early"] = partial(self.evaluate, self.model, self.early_questions)
+        if self.space.search.keep_scores:  # else only what is handed over is compared with them
+            measures["heldout"] = partial(self.evaluate, self.model, self.heldout)
         found = self._measure_once_per_study(measures)
-        search, heldout, early = found["search"], found["heldout"], found.get("early", found["search"])
-        _check_above_chance(search, heldout)
-        if "early" in found:
+        search, early = found["search"]
+        if "heldout" in found:
+            self.heldout_baseline = found["heldout"]
+        self._check_above_chance(search)
+        if self.early_questions is not self.questions:
             check_early_questions(early, self.space)
         if self.space.uses_teacher():
             self.teacher.prepare(1, current_device())
-        return DenseBaselines(search, early, heldout, {name: found[f"importance by {name}"] for name in criteria})
+        return DenseBaselines(search, early, {name: found[f"importance by {name}"] for name in criteria})
+
+    @functools.cached_property
+    def heldout_baseline(self) -> Results:
+        """Scores of the dense model on the questions that the search never sees; measured when first needed."""
+        return self.first_of_study("heldout", partial(self.evaluate, self.model, self.heldout))
+
+    def _check_above_chance(self, search: Results) -> None:
+        """Raise an error for a benchmark at chance on both splits; on one alone, the split may just be small."""
+        doubtful = at_chance(search)
+        for name in sorted(set(doubtful) & set(at_chance(self.heldout_baseline) if doubtful else ())):
+            raise InputError(
+                f"benchmarks: {name}: the dense model scores {search.means()[name]:.1%} where guessing gets "
+                f"{search.chance[name]:.1%}, so retention means nothing there; mend its prompt, answers or metric, ask "
+                "more questions, or leave it out"
+            )
 
     def evaluate(self, model: PreTrainedModel, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of `model` on `benchmarks`."""
+        benchmarks = list(benchmarks)
+        return score_answers(self._answers(model, benchmarks), benchmarks)
+
+    def evaluate_search(self, model: PreTrainedModel) -> tuple[Results, Results]:
+        """Scores of `model` on the search's questions, and on the early ones among them, each answered once."""
+        answers = self._answers(model, self.questions)
+        early = {name: given[self._early_rows[name]] for name, given in answers.items()}
+        return score_answers(answers, self.questions), score_answers(early, self.early_questions)
+
+    def _answers(self, model: PreTrainedModel, benchmarks: Sequence[Benchmark]) -> Answers:
         with on_device(model, current_device()), self.vision.serving(model):
-            return evaluate(model, self.family, self.encoder, benchmarks)
+            return answer(model, self.family, self.encoder, benchmarks)
 
     def prune(self, recipe: Recipe, importances: Mapping[str, Importance] | None = None) -> PreTrainedModel:
         """A new model without what the recipe removes; the dense one stays as it is.
@@ -187,16 +214,6 @@ def calibration_rows(samples: Iterable[Sample], encoder: Encoder, bad_rows: BadR
                 yield encoder.encode(sample)
             except BadRow as error:
                 bad_rows.add(f"row {sample.id}", str(error))
-
-
-def _check_above_chance(search: Results, heldout: Results) -> None:
-    """Raise an error for a benchmark at chance on both splits; on one alone, the split may just be small."""
-    for name in set(at_chance(search)) & set(at_chance(heldout)):
-        raise InputError(
-            f"benchmarks: {name}: the dense model scores {search.means()[name]:.1%} where guessing gets "
-            f"{search.chance[name]:.1%}, so retention means nothing there; mend its prompt, answers or metric, ask "
-            "more questions, or leave it out"
-        )
 
 
 def check_early_questions(early: Results, space: SearchSpace) -> None:

@@ -1,0 +1,187 @@
+"""Which of a trial's states is handed over: on the embedded LVLM, with recovery that harms or goes too far."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raysearch.config.recipe import Recipe
+from raysearch.config.space import SearchSpace
+from raysearch.recovery.deepspeed_engine import start_distributed
+from raysearch.study.folder import Study
+from raysearch.study.front import Baseline, FrontPoint
+from raysearch.study.records import TrialRecord
+from raysearch.trials.context import TrialContext
+from raysearch.trials.rebuild_checkpoint import rebuild_checkpoint
+from raysearch.trials.trial import Trial
+
+PRUNED = {"mode": "layerwise", "ratio": 0.1, "criterion": "deepest"}
+HARMFUL = Recipe(**PRUNED, trained="projector+decoder", lr=0.3, data_fraction=0.5)
+CONTENT = {
+    "name": "states",
+    "model": "pocket",
+    "num_samples": 32,
+    "benchmarks": ["digits", "easy-vqa"],
+    "recipe": {**PRUNED, "trained": ["projector+decoder", "projector+lora"], "lr": [0.3, 0.001]},
+    "search": {"early_questions": 0.2},
+    "recovery": {"max_length": 256, "zero_stage": 1, "precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="module")
+def context():
+    start_distributed()
+    return TrialContext(SearchSpace.model_validate(CONTENT))
+
+
+@pytest.fixture(scope="module")
+def unrecovered(context, tmp_path_factory):
+    """Score, held-out score and folder of the model that is only pruned."""
+    folder = tmp_path_factory.mktemp("pruned") / "model"
+    trial = Trial(Recipe(**PRUNED, trained="nothing"), context)
+    (score,) = trial.scores([8])
+    heldout = trial.finish(folder)
+    trial.close()
+    return score, heldout, folder
+
+
+def weights_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same_weights(one, other):
+    ours, theirs = weights_of(one), weights_of(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"trained": "projector+lora", "lora_rank": 2, "lr": 10.0}, {"quantization": "int8"}]
+)
+def test_where_recovery_harms_the_model_before_it_is_handed_over(context, unrecovered, tmp_path, changes):
+    plain, plain_heldout, folder = unrecovered
+    recipe = Recipe(**{**HARMFUL.as_dict(), **changes})
+    if recipe.quantization != "none":
+        rounded = Trial(Recipe(**PRUNED, trained="nothing", quantization="int8"), context)
+        (plain,) = rounded.scores([])
+        plain_heldout = rounded.finish(folder := tmp_path / "rounded")
+    trial = Trial(recipe, context)
+    first, rung, last = trial.scores([8])
+    assert [score.samples_seen for score in (first, rung, last)] == [0, 8, 16]
+    assert first.retention > 0.5 > rung.retention
+    assert (first.losses, first.best_at, rung.best_at) == ({}, None, None)
+    assert last.best_at == 0
+    assert (last.retention, last.retention_se, last.scores) == (plain.retention, plain.retention_se, plain.scores)
+    assert last.losses["sft"] > 0
+    assert trial.samples_seen == trial.end == 16
+    assert trial.finish(tmp_path / "made") == plain_heldout
+    trial.close()
+    assert same_weights(tmp_path / "made", folder)
+    written = json.loads((tmp_path / "made" / "scores.json").read_text())
+    assert written["search"]["best_at"] == 0
+
+
+def test_scores_before_recovery_are_on_the_early_questions_and_those_at_the_end_on_all(context, unrecovered):
+    trial = Trial(HARMFUL, context)
+    first, last = trial.scores([])
+    trial.close()
+    num_early = sum(len(benchmark.questions) for benchmark in context.early_questions)
+    assert (first.num_questions, last.num_questions) == (num_early, 400)
+    assert num_early == sum(map(len, context.baselines.early.scores.values())) < 100
+    alone = context.evaluate(context.model, context.early_questions)
+    for name, values in alone.scores.items():
+        assert context.baselines.early.scores[name].tolist() == values.tolist()
+        assert context.baselines.early.images[name].tolist() == alone.images[name].tolist()
+
+
+class Spoilt(Trial):
+    """Its recovery is good up to a rung, and then the decoder's last norm is multiplied."""
+
+    def _train_until(self, samples_seen):
+        losses = super()._train_until(samples_seen)
+        if samples_seen == self.end:
+            with torch.no_grad():
+                for layer in self.context.family.decoder(self.model).layers:
+                    for param in layer.mlp.parameters():
+                        param.mul_(-1)
+        return losses
+
+
+GOOD = Recipe(**{**HARMFUL.as_dict(), "lr": 5e-4, "data_fraction": 1.0})
+
+
+@pytest.mark.parametrize("changes", [{}, {"trained": "projector+lora", "lora_rank": 4, "lr": 1e-3}])
+def test_a_rung_that_is_better_than_the_end_is_handed_over(context, tmp_path, changes):
+    recipe = Recipe(**{**GOOD.as_dict(), **changes})
+    trial = Spoilt(recipe, context)
+    steps = trial.scores([8, 24], tmp_path / "states")
+    scores = [next(steps), next(steps)]
+    with trial._weights() as model:
+        at_8 = context.evaluate(model, context.heldout).means()
+    scores += steps
+    first, eight, _, last = scores
+    if eight.retention <= first.retention:
+        pytest.skip("the rung is no better than the pruned model here")
+    best = max(scores[:3], key=lambda score: score.retention).samples_seen
+    assert last.best_at == best
+    assert last.retention > 0.6
+    heldout = trial.finish(tmp_path / "made")
+    if best == 8:
+        assert heldout.scores == pytest.approx(at_8, abs=0.01)  # other shapes of weights may round otherwise
+    trial.close()
+    # Without a folder for its states there is only the pruned model.
+    without = Spoilt(recipe, context)
+    *_, last = without.scores([8, 24])
+    without.close()
+    assert last.best_at == 0
+
+
+def test_what_is_rebuilt_is_what_was_handed_over(context, unrecovered, tmp_path):
+    plain, plain_heldout, folder = unrecovered
+    study = Study(tmp_path / "study", context.space)
+    study.create()
+    trial = Trial(HARMFUL, context)
+    scores = list(trial.scores([8]))
+    trial.close()
+    sizes = {"num_params": trial.size.num_params, "size_bytes": trial.size.size_bytes}
+    ended = {"trial": "t", "key": HARMFUL.key, "recipe": HARMFUL, "end": "finished", "seconds": 1.0}
+    record = TrialRecord(**ended, **sizes, rungs=scores)
+    dense = context.dense_size
+    baseline = Baseline(num_params=dense.num_params, size_bytes=dense.size_bytes, scores={})
+    study.offer(record, baseline, None, None)
+    study.record(record)
+    (point,) = study.front.points
+    assert (point.best_at, point.samples_seen, point.retention) == (0, 16, plain.retention)
+    rebuilt = rebuild_checkpoint(study.folder, point)
+    assert (rebuilt.best_at, rebuilt.retention, rebuilt.heldout) == (0, plain.retention, plain_heldout)
+    assert same_weights(study.folder / rebuilt.checkpoint, folder)
+
+
+def test_a_study_that_never_measured_the_unrecovered_model_is_rebuilt_as_it_was(context, tmp_path):
+    study = Study(tmp_path / "study", context.space)
+    study.create()
+    trial = Trial(HARMFUL, context)
+    trial.keeps_best = False
+    scores = list(trial.scores([8]))
+    trial.close()
+    assert [score.samples_seen for score in scores] == [8, 16]
+    ended = {"trial": "t", "key": HARMFUL.key, "recipe": HARMFUL, "end": "finished", "seconds": 1.0}
+    study.record(TrialRecord(**ended, num_params=1, size_bytes=1, rungs=scores))
+    point = FrontPoint(
+        key=HARMFUL.key, recipe=HARMFUL, num_params=1, size_bytes=1, size_ratio=0.5, retention=0.1,
+        retention_ci=(0, 1), scores={}, samples_seen=16,
+    )  # fmt: skip
+    rebuilt = rebuild_checkpoint(study.folder, point)
+    assert (rebuilt.best_at, rebuilt.retention) == (None, scores[-1].retention)
+
+
+def test_without_early_stopping_only_the_end_is_measured(context):
+    settings = context.space.search.model_copy(update={"early_stopping": False})
+    space = context.space
+    context.space = space.model_copy(update={"search": settings})
+    try:
+        trial = Trial(HARMFUL, context)
+        assert [(score.samples_seen, score.best_at) for score in trial.scores([])] == [(16, None)]
+        trial.close()
+    finally:
+        context.space = space
