@@ -149,12 +149,12 @@ class Trial:
 
     def _state_at(self, samples_seen: int, keep_in: Path | None) -> PreTrainedModel | None:
         """The model as it was after so many samples; None if its weights weren't kept."""
-        if samples_seen and keep_in is None:
+        if samples_seen == 0:
+            return self.context.prune(self.recipe)
+        if keep_in is None:
             return None
         model = self.context.prune(self.recipe)
-        if samples_seen and not rung_checkpoint.load_best(model, samples_seen, keep_in):
-            return None
-        return model
+        return model if rung_checkpoint.load_best(model, samples_seen, keep_in) else None
 
     def _better_of(self, final: Score, model: PreTrainedModel, samples_seen: int) -> Score:
         """The better of the final state and `model`, of `samples_seen`, on all of the search's questions."""
