@@ -23,6 +23,7 @@ from raysearch.evaluation.evaluator import Answers, answer, score_answers
 from raysearch.evaluation.questions import early_rows
 from raysearch.evaluation.retention import Results, at_chance, retention
 from raysearch.models.param_count import counts_of
+from raysearch.models.precision import in_fast_precision
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape_solver import shape_for
 from raysearch.models.vision_cache import VisionCache
@@ -162,7 +163,7 @@ class TrialContext:
         return score_answers(answers, self.questions), score_answers(early, self.early_questions)
 
     def _answers(self, model: PreTrainedModel, benchmarks: Sequence[Benchmark]) -> Answers:
-        with on_device(model, current_device()), self.vision.serving(model):
+        with on_device(model, current_device()), in_fast_precision(model), self.vision.serving(model):
             return answer(model, self.family, self.encoder, benchmarks)
 
     def prune(self, recipe: Recipe, importances: Mapping[str, Importance] | None = None) -> PreTrainedModel:
@@ -190,7 +191,7 @@ class TrialContext:
         chosen, size = list(itertools.islice(usable, num_samples)), self.space.calibration.batch_size
         starts = range(0, len(chosen), size)
         batches = (self.encoder.collate(chosen[start : start + size]) for start in starts)
-        with on_device(self.model, current_device()):
+        with on_device(self.model, current_device()), in_fast_precision(self.model):
             return importance(self.model, batches, criterion, seed=self.space.search.seed)
 
     def _make_teacher(self, folder: Path | None) -> Teacher:
