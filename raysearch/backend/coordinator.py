@@ -143,6 +143,10 @@ class Coordinator:
             self._measuring.pop(name, None)
             self._changed.notify_all()
 
+    async def part(self, name: str) -> bytes | None:
+        """A part that has been published; None until then."""
+        return self._parts.get(name)
+
     async def refuse(self, error: bytes) -> None:
         """Let no trial of this study be run, by a pickled `InputError`."""
         async with self._changed:

@@ -12,7 +12,7 @@ class _Message(BaseModel):
 
 
 class RunRecipe(_Message):
-    """Prune by a recipe, recover to the first rung and score there."""
+    """Prune by a recipe; the reply is the first of its scores."""
 
     recipe: Recipe
 
@@ -42,7 +42,8 @@ Command = TrialCommand | EndSlot
 
 
 class RungScored(_Message):
-    """The running trial at a rung; at its last one also its checkpoint, if the front doesn't dominate it."""
+    """The running trial before recovery or at a rung; at its last one also its checkpoint, if the front doesn't
+    dominate it."""
 
     score: Score
     num_params: int

@@ -92,6 +92,7 @@ class Worker:
                 raise problem
             once = partial(measure_once_per_study, self._coordinator, self._slot, self._rank)
             self._context = self._runtime.open_context(space, self._folder / TEACHER, once)
+            self._context.first_of_study = partial(first_of_study, self._coordinator)
         except InputError as error:
             self._refuse(error)
             if self._rank:  # the others of this slot may have found nothing amiss
@@ -190,10 +191,10 @@ class Worker:
         from raysearch.evaluation.retention import save_results
         from raysearch.recovery.deepspeed_engine import collective_io
 
-        results = self._trial.heldout_results()
+        results, dense = self._trial.heldout_results(), self._context.heldout_baseline
         with collective_io():
             if self._rank == 0:
-                save_results(folder / "dense.npz", self._context.baselines.heldout)
+                save_results(folder / "dense.npz", dense)
                 save_results(folder / f"{self._trial.recipe.key}.npz", results)
         return ScoresWritten()
 
@@ -225,6 +226,18 @@ def measure_once_per_study(
     if refusal:
         raise pickle.loads(refusal)
     return {name: pickle.loads(parts[name]) for name in measures}
+
+
+def first_of_study(coordinator: CoordinatorClient, name: str, measure: Callable[[], Any]) -> Any:
+    """A part that is measured late: what another worker has published, else measured and published here.
+
+    Workers that come to it at the same time measure the same.
+    """
+    found = coordinator.call(Coordinator.part, name)
+    if found is None:
+        found = pickle.dumps(measure())
+        coordinator.call(Coordinator.publish, name, found)
+    return pickle.loads(found)
 
 
 class _ToDriver(logging.Handler):

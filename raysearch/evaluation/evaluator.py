@@ -6,7 +6,7 @@ forward pass over the right answers replaces generation, and questions about one
 `shared_prefix`). All other metrics score generated answers.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -29,10 +29,23 @@ GENERATION_BATCH = 16
 """Prompts per batch of generation; each needs a KV cache of its length."""
 
 
+Answers = Mapping[str, np.ndarray]
+"""Per benchmark, (num_questions,): 1.0 or 0.0 for right and wrong where the metric is teacher-forced, else the text of
+each response."""
+
+
 def evaluate(
     model: PreTrainedModel, family: Family, encoder: Encoder, benchmarks: Iterable[Benchmark], batch_size: int = 64
 ) -> Results:
-    """Score a model's greedy answer to every question, by its benchmark's metric.
+    """Score a model's greedy answer to every question, by its benchmark's metric; arguments as of `answer`."""
+    benchmarks = list(benchmarks)
+    return score_answers(answer(model, family, encoder, benchmarks, batch_size), benchmarks)
+
+
+def answer(
+    model: PreTrainedModel, family: Family, encoder: Encoder, benchmarks: Sequence[Benchmark], batch_size: int = 64
+) -> Answers:
+    """A model's greedy answers to every question.
 
     Args:
         model: in training or evaluation mode, which is restored afterwards.
@@ -41,20 +54,35 @@ def evaluate(
     Raises:
         InputError: a question can't be encoded, since an image is unreadable or the answer too long.
     """
-    benchmarks = list(benchmarks)
     teacher_forced = [benchmark for benchmark in benchmarks if benchmark.scorer.teacher_forced]
     with _in_eval_mode(model):
-        scores = _teacher_forced_scores(model, family, encoder, teacher_forced, batch_size)
+        answers = _teacher_forced_scores(model, family, encoder, teacher_forced, batch_size)
         for benchmark in benchmarks:
             if not benchmark.scorer.teacher_forced:
                 limit = benchmark.max_new_tokens
                 responses = generate_answers(model, encoder, benchmark.questions, limit, name=benchmark.name)
-                scores[benchmark.name] = benchmark.scorer.values(responses, benchmark.questions)
+                answers[benchmark.name] = np.array(responses, dtype=object)
+    return answers
+
+
+def score_answers(answers: Answers, benchmarks: Iterable[Benchmark]) -> Results:
+    """Scores of the answers to the questions of `benchmarks`.
+
+    Args:
+        answers: of `answer`, or a part of them.
+        benchmarks: with the questions that were answered, in the same order.
+    """
+    benchmarks = list(benchmarks)
     return Results(
-        scores={benchmark.name: scores[benchmark.name] for benchmark in benchmarks},
+        scores={b.name: _scores(b, answers[b.name]) for b in benchmarks},
         images={b.name: np.array([question.image_id for question in b.questions]) for b in benchmarks},
-        chance={benchmark.name: benchmark.chance for benchmark in benchmarks},
+        chance={b.name: b.chance for b in benchmarks},
     )
+
+
+def _scores(benchmark: Benchmark, answers: np.ndarray) -> np.ndarray:
+    scorer = benchmark.scorer
+    return answers if scorer.teacher_forced else scorer.values(answers.tolist(), benchmark.questions)
 
 
 @torch.inference_mode()

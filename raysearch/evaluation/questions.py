@@ -102,8 +102,8 @@ def split_by_image(groups: Sequence[str], split: str, num_search: int | None, nu
     return _rows_of(search if split == "search" else _first(images[len(search) :], num_heldout))
 
 
-def early_subset(questions: Sequence[Question], share: float) -> tuple[Question, ...]:
-    """A share of a benchmark's questions, at least `MIN_EARLY_QUESTIONS` or all of them, in their order.
+def early_rows(questions: Sequence[Question], share: float) -> list[int]:
+    """Indices of a share of a benchmark's questions, at least `MIN_EARLY_QUESTIONS` or all of them, in their order.
 
     It consists of whole images, for metrics that join the questions of an image. A smaller share is a subset of a
     larger one.
@@ -111,7 +111,12 @@ def early_subset(questions: Sequence[Question], share: float) -> tuple[Question,
     images = _shuffled([question.image_id for question in questions])
     totals = np.cumsum([len(rows) for rows in images])
     wanted = max(MIN_EARLY_QUESTIONS, round(share * len(questions)))
-    return tuple(questions[row] for row in _rows_of(images[: int(np.searchsorted(totals, wanted)) + 1]))
+    return _rows_of(images[: int(np.searchsorted(totals, wanted)) + 1])
+
+
+def early_subset(questions: Sequence[Question], share: float) -> tuple[Question, ...]:
+    """The questions of `early_rows`."""
+    return tuple(questions[row] for row in early_rows(questions, share))
 
 
 def limit_by_image(groups: Sequence[str], limit: int | None) -> list[int]:

@@ -63,7 +63,7 @@ def front_card(front: Front, point: FrontPoint, multimodal: bool, note: str = ""
     rows = {
         "parameters": f"{point.num_params:,} of {dense.num_params:,}",
         "bytes": f"{point.size_bytes:,} of {dense.size_bytes:,} ({point.size_ratio:.1%})",
-        "recovery": f"{point.samples_seen:,} samples seen" if point.samples_seen else "none",
+        "recovery": _recovery_text(point),
         "retention on the search's questions [95%]": retention_text(point),
     }
     if point.heldout:
@@ -80,6 +80,15 @@ def front_card(front: Front, point: FrontPoint, multimodal: bool, note: str = ""
     title = f"{Path(front.model).name} at {point.size_ratio:.0%} of its size"
     card = {"base_model": front.model, "title": title, "note": f"{origin} {note}".strip()}
     return model_card(multimodal, point.recipe, sections, card | rows)
+
+
+def _recovery_text(point: FrontPoint) -> str:
+    seen = f"{point.samples_seen:,} samples seen"
+    if point.best_at == 0:
+        return f"left out: the model before it scored higher than after {seen}"
+    if point.best_at:
+        return f"{point.best_at:,} of {seen}: the model scored higher there than at the end"
+    return seen if point.samples_seen else "none"
 
 
 def speed_rows(speed: Speed | None, dense: Speed | None) -> dict[str, str]:

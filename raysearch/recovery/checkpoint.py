@@ -40,9 +40,9 @@ def save(folder: Path, rank: int, saved: RecoveryState, position: Mapping[str, A
         state |= {f"{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     state |= {f"average.{index}": value for index, value in enumerate(saved.average)}
     own = {key: value.detach().contiguous().cpu().clone() for key, value in state.items()}
-    _write(folder / OWN.format(rank=rank), own)
+    write_checked(folder / OWN.format(rank=rank), own)
     if rank == 0:
-        _write(folder / WEIGHTS, saved.weights)
+        write_checked(folder / WEIGHTS, saved.weights)
         write_json(folder / POSITION, dict(position))
 
 
@@ -58,8 +58,8 @@ def restore(folder: Path, rank: int, into: RecoveryState, identity: Mapping[str,
     """
     try:
         position = json.loads((folder / POSITION).read_text())
-        state = _read(folder / OWN.format(rank=rank))
-        weights = _read(folder / WEIGHTS)
+        state = read_checked(folder / OWN.format(rank=rank))
+        weights = read_checked(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: no checkpoint of a recovery ({error}); start the trial again") from None
     for key, value in identity.items():
@@ -80,12 +80,22 @@ def restore(folder: Path, rank: int, into: RecoveryState, identity: Mapping[str,
     return position
 
 
-def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_checked(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Replace `path` by contiguous tensors on the CPU, with a checksum.
+
+    Raises:
+        OSError: it could not be written.
+    """
     write_tensors(path, tensors, {"checksum": _checksum(tensors)})
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Read what `_write` wrote; ValueError if some of its bytes have changed since."""
+def read_checked(path: Path) -> dict[str, torch.Tensor]:
+    """Read what `write_checked` wrote.
+
+    Raises:
+        ValueError: some of its bytes have changed since.
+        OSError, SafetensorError: it is missing or cut short.
+    """
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
         header = file.metadata()

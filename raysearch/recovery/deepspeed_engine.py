@@ -14,6 +14,7 @@ from torch import nn
 
 from raysearch.config.settings import RecoverySettings
 from raysearch.files import StorageProblem, is_storage_problem
+from raysearch.models.precision import multiplies_bf16_fast
 
 ADAM_BETAS = (0.9, 0.95)
 logger = logging.getLogger(__name__)
@@ -138,11 +139,8 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
 def compute_dtype(precision: Literal["auto", "bf16", "fp32"]) -> torch.dtype:
     """Precision of the forward and backward pass; auto is bf16 where the hardware multiplies it fast, else fp32."""
     if precision == "auto":
-        if torch.cuda.is_available():
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        precision = "bf16" if fast else "fp32"
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = "bf16" if multiplies_bf16_fast(device) else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 

@@ -154,6 +154,15 @@ class RecoveryTrainer:
             with trainable_params.merged(self.model), self._attention_as_stored():
                 yield self.model
 
+    def changed_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that training changes, by name in the pruned model, as `weights_for_evaluation` has them: whole,
+        on the CPU. Every worker must call it."""
+        names = {name for name in self.trained_params if "lora_" not in name}
+        names |= {f"{layer}.weight" for layer in trainable_params.adapted_layers(self.model)}
+        with self.weights_for_evaluation() as model:
+            found = {name.replace(".base_layer.", "."): param for name, param in model.named_parameters()}
+            return {name: found[name].detach().cpu().contiguous().clone() for name in sorted(names)}
+
     def finished_model(self) -> PreTrainedModel:
         """The trained model, merged, without the engine, in the precision that it came in. It ends training."""
         if self._average is not None:

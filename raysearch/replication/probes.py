@@ -67,7 +67,7 @@ def measure(space: SearchSpace, folder: Path, recipes: Sequence[Recipe]) -> None
     from raysearch.trials.context import DenseBaselines, TrialContext
 
     dense = load_results(folder / SCORES / "dense.npz")
-    context = TrialContext(space, DenseBaselines(dense, dense, dense, {}))
+    context = TrialContext(space, DenseBaselines(dense, dense, {}))
     without_images = [replace(b, questions=tuple(q.without_images() for q in b.questions)) for b in context.heldout]
     _save_once(folder, "search-dense", partial(context.evaluate, context.model, context.questions))
     _save_once(folder, "text-dense", partial(context.evaluate, context.model, without_images))

@@ -174,7 +174,8 @@ def _heldout(front: Front) -> list[Finding]:
 
 def _first_rung(records: Sequence[TrialRecord]) -> list[Finding]:
     """How well retention at the first rung predicts the final one."""
-    pairs = [(r.rungs[0].retention, r.rungs[-1].retention) for r in finished(records) if len(r.rungs) > 1]
+    rungs = [[score.retention for score in r.rungs if score.samples_seen] for r in finished(records)]
+    pairs = [(found[0], found[-1]) for found in rungs if len(found) > 1]
     if len(pairs) < 5:
         return []
     first, last = np.array(pairs).T

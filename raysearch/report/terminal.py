@@ -131,9 +131,16 @@ def budget_lines(front: Front) -> list[str]:
         point = points[key]
         lines.append(
             f"{budget}: {key} retains {retention_text(point)} at {size_text(point.size_bytes)} "
-            f"({point.size_ratio:.1%} of the dense model): {point.recipe.describe()}"
+            f"({point.size_ratio:.1%} of the dense model): {point.recipe.describe()}{state_text(point.best_at)}"
         )
     return lines
+
+
+def state_text(best_at: int | None) -> str:
+    """Which state of a trial was handed over, to be added to its recipe; empty for the final one."""
+    if best_at is None:
+        return ""
+    return f", as it was after {best_at:,} samples" if best_at else ", as it was before recovery, which harmed it"
 
 
 def print_result(front: Front, folder: Path) -> None:

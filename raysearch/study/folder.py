@@ -124,6 +124,7 @@ class Study:
             retention_ci=Estimate(last.retention, last.retention_se).interval,
             scores=last.scores,
             samples_seen=last.samples_seen,
+            best_at=last.best_at,
             checkpoint=checkpoint,
             mlflow_run_id=mlflow_run_id,
             heldout=heldout,

@@ -61,6 +61,8 @@ class FrontPoint(Measured):
     size_bytes: int
     size_ratio: float
     samples_seen: int
+    best_at: int | None = None
+    """Samples seen by the state that was handed over, where that isn't the final one (`Score.best_at`)."""
     checkpoint: str | None = None
     """Folder of the stock Hugging Face checkpoint, relative to the study's."""
     mlflow_run_id: str | None = None

@@ -26,6 +26,9 @@ class Score(BaseModel):
     """Mean score per benchmark, 0 to 1."""
     losses: dict[str, float] = {}
     """Mean of each loss term since the previous rung, unweighted."""
+    best_at: int | None = Field(None, ge=0)
+    """At a trial's end: samples seen by the earlier state that scored higher than the final one and is handed over, 0
+    for the model before recovery; the other fields are then of that state. None for the final state."""
 
 
 class TrialRecord(BaseModel):

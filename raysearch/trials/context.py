@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +23,11 @@ from raysearch.data.loading import fraction_order, in_order, load_samples
 from raysearch.data.samples import BadRow, BadRows, Sample
 from raysearch.errors import InputError
 from raysearch.evaluation.benchmarks import Benchmark, load_benchmarks
-from raysearch.evaluation.evaluator import evaluate
+from raysearch.evaluation.evaluator import Answers, answer, score_answers
+from raysearch.evaluation.questions import early_rows
 from raysearch.evaluation.retention import Results, at_chance, retention
 from raysearch.models.param_count import counts_of
+from raysearch.models.precision import in_fast_precision
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape_solver import shape_for, size_for
 from raysearch.models.vision_cache import VisionCache
@@ -50,13 +52,11 @@ class DenseBaselines:
     Attributes:
         search: scores on the questions that trials are compared on.
         early: scores on the part of them for rungs below a trial's end.
-        heldout: scores on the questions that the search never sees.
         importances: of the removable units, by criterion.
     """
 
     search: Results
     early: Results
-    heldout: Results
     importances: Mapping[str, Importance]
 
 
@@ -75,6 +75,8 @@ class TrialContext:
     Attributes:
         bad_rows: the samples that turned out to be unusable, over all trials.
         questions, early_questions, heldout: benchmarks of the search, of rungs below a trial's end, and held out.
+        first_of_study: returns a part of what is known of the dense model by its name, and calls the function that
+            measures it unless another context of the study has done so.
     """
 
     def __init__(
@@ -111,8 +113,10 @@ class TrialContext:
         self.questions = load_benchmarks(space.benchmarks, "search")
         share = space.search.early_questions if space.search.early_stopping else 1.0
         self.early_questions = self.questions if share == 1 else [b.early(share) for b in self.questions]
+        self._early_rows = {b.name: early_rows(b.questions, share) for b in self.questions}
         self.heldout = load_benchmarks(space.benchmarks, "heldout")
         self._measure_once_per_study = measure_once_per_study
+        self.first_of_study: Callable[[str, Callable[[], Any]], Any] = lambda name, measure: measure()
         if baselines:
             self.baselines = baselines
 
@@ -124,28 +128,52 @@ class TrialContext:
             InputError: the dense model is at chance on a benchmark, or scores nothing on the early questions; or the
                 teacher's states don't fit on the disk.
         """
-        measures: dict[str, Callable[[], Any]] = {
-            "heldout": partial(self.evaluate, self.model, self.heldout),
-            "search": partial(self.evaluate, self.model, self.questions),
-        }
+        measures: dict[str, Callable[[], Any]] = {"search": partial(self.evaluate_search, self.model)}
         num_samples, criteria = self.space.calibration.num_samples, self.space.criteria()
         for name in criteria:
             measures[f"importance by {name}"] = partial(self.importance, name, num_samples)
-        if self.early_questions is not self.questions:
-            measures["early"] = partial(self.evaluate, self.model, self.early_questions)
+        if self.space.search.keep_scores:  # else only what is handed over is compared with them
+            measures["heldout"] = partial(self.evaluate, self.model, self.heldout)
         found = self._measure_once_per_study(measures)
-        search, heldout, early = found["search"], found["heldout"], found.get("early", found["search"])
-        _check_above_chance(search, heldout)
-        if "early" in found:
+        search, early = found["search"]
+        if "heldout" in found:
+            self.heldout_baseline = found["heldout"]
+        self._check_above_chance(search)
+        if self.early_questions is not self.questions:
             check_early_questions(early, self.space)
         if self.space.uses_teacher():
             self.teacher.prepare(1, current_device())
-        return DenseBaselines(search, early, heldout, {name: found[f"importance by {name}"] for name in criteria})
+        return DenseBaselines(search, early, {name: found[f"importance by {name}"] for name in criteria})
+
+    @functools.cached_property
+    def heldout_baseline(self) -> Results:
+        """Scores of the dense model on the questions that the search never sees; measured when first needed."""
+        return self.first_of_study("heldout", partial(self.evaluate, self.model, self.heldout))
+
+    def _check_above_chance(self, search: Results) -> None:
+        """Raise an error for a benchmark at chance on both splits; on one alone, the split may just be small."""
+        doubtful = at_chance(search)
+        for name in sorted(set(doubtful) & set(at_chance(self.heldout_baseline) if doubtful else ())):
+            raise InputError(
+                f"benchmarks: {name}: the dense model scores {search.means()[name]:.1%} where guessing gets "
+                f"{search.chance[name]:.1%}, so retention means nothing there; mend its prompt, answers or metric, ask "
+                "more questions, or leave it out"
+            )
 
     def evaluate(self, model: PreTrainedModel, benchmarks: Iterable[Benchmark]) -> Results:
         """Scores of `model` on `benchmarks`."""
-        with on_device(model, current_device()), self.vision.serving(model):
-            return evaluate(model, self.family, self.encoder, benchmarks)
+        benchmarks = list(benchmarks)
+        return score_answers(self._answers(model, benchmarks), benchmarks)
+
+    def evaluate_search(self, model: PreTrainedModel) -> tuple[Results, Results]:
+        """Scores of `model` on the search's questions, and on the early ones among them, each answered once."""
+        answers = self._answers(model, self.questions)
+        early = {name: given[self._early_rows[name]] for name, given in answers.items()}
+        return score_answers(answers, self.questions), score_answers(early, self.early_questions)
+
+    def _answers(self, model: PreTrainedModel, benchmarks: Sequence[Benchmark]) -> Answers:
+        with on_device(model, current_device()), in_fast_precision(model), self.vision.serving(model):
+            return answer(model, self.family, self.encoder, benchmarks)
 
     def prune(self, recipe: Recipe, importances: Mapping[str, Importance] | None = None) -> PreTrainedModel:
         """A new model without what the recipe removes; the dense one stays as it is.
@@ -181,7 +209,7 @@ class TrialContext:
                 logger.info("%s: no judgement of its shape (%s)", recipe.describe(), error)
                 return math.inf
 
-        with on_device(self.model, current_device()):
+        with on_device(self.model, current_device()), in_fast_precision(self.model):
             yield judge
 
     def kept_layers(self, recipe: Recipe) -> list[int]:
@@ -196,7 +224,7 @@ class TrialContext:
 
     def importance(self, criterion: str, num_samples: int) -> Importance:
         """Importance of the dense model's units, on the first `num_samples` samples that have an image."""
-        with on_device(self.model, current_device()):
+        with on_device(self.model, current_device()), in_fast_precision(self.model):
             batches = self._calibration_batches(num_samples)
             return importance(self.model, batches, criterion, seed=self.space.search.seed)
 
@@ -229,16 +257,6 @@ def calibration_rows(samples: Iterable[Sample], encoder: Encoder, bad_rows: BadR
                 yield encoder.encode(sample)
             except BadRow as error:
                 bad_rows.add(f"row {sample.id}", str(error))
-
-
-def _check_above_chance(search: Results, heldout: Results) -> None:
-    """Raise an error for a benchmark at chance on both splits; on one alone, the split may just be small."""
-    for name in set(at_chance(search)) & set(at_chance(heldout)):
-        raise InputError(
-            f"benchmarks: {name}: the dense model scores {search.means()[name]:.1%} where guessing gets "
-            f"{search.chance[name]:.1%}, so retention means nothing there; mend its prompt, answers or metric, ask "
-            "more questions, or leave it out"
-        )
 
 
 def check_early_questions(early: Results, space: SearchSpace) -> None:

@@ -72,6 +72,7 @@ def finetune(study: Path, point: FrontPoint, epochs: float = 1.0) -> Finetuned:
     unpruned = longer.model_copy(update={"mode": "layerwise", "criterion": "deepest", "depth_share": None})
     context = TrialContext(read_space(study).fixed_to(unpruned))
     form, dense = context.space.retention, context.baselines  # before another model is on the device
+    dense_heldout = context.heldout_baseline
     model, _ = models.load(checkpoint)
     before, before_heldout = (context.evaluate(model, split) for split in (context.questions, context.heldout))
     trial = Trial(longer, context, model, _kept_layers(checkpoint))
@@ -79,15 +80,16 @@ def finetune(study: Path, point: FrontPoint, epochs: float = 1.0) -> Finetuned:
         (score,) = trial.scores([])
         assert trial.latest_results is not None, trial.recipe
         gain = difference(trial.latest_results, before, dense.search, form)
-        before_quality = quality_of(before_heldout, dense.heldout, form)
+        before_quality = quality_of(before_heldout, dense_heldout, form)
         quality = quality_of(trial.latest_results, dense.search, form)
         folder = f"{point.checkpoint}-polished"
         after = trial.finish(study / folder)
     finally:
         trial.close()
     if gain.value > 0:
+        before_it = point.samples_seen if point.best_at is None else point.best_at
         point = with_checkpoint(point, folder, quality, after)
-        point = point.model_copy(update={"samples_seen": point.samples_seen + score.samples_seen})
+        point = point.model_copy(update={"samples_seen": before_it + score.samples_seen})
     return Finetuned(point, gain, before_quality, after, score.samples_seen)
 
 

@@ -1,5 +1,6 @@
 """Rebuild a front point's checkpoint from its recipe."""
 
+import tempfile
 from pathlib import Path
 
 from raysearch.errors import InputError
@@ -24,9 +25,10 @@ def rebuild_checkpoint(study: Path, point: FrontPoint) -> FrontPoint:
     context = TrialContext(read_space(study).fixed_to(point.recipe), teacher_folder=study / TEACHER)
     rungs = [score.samples_seen for record in read_trials(study) if record.key == point.key for score in record.rungs]
     trial = Trial(point.recipe, context)
+    trial.keeps_best &= 0 in rungs  # as the search has chosen
     try:
-        for _ in trial.scores(rungs):
-            pass
+        with tempfile.TemporaryDirectory(prefix="raysearch-rebuild-") as states:
+            *_, last = trial.scores(rungs, Path(states) if trial.keeps_best else None)
         assert trial.latest_results is not None, point.key
         quality = quality_of(trial.latest_results, context.baselines.search, context.space.retention)
         folder = f"{CHECKPOINTS}/{point.key}-retrained"
@@ -37,4 +39,4 @@ def rebuild_checkpoint(study: Path, point: FrontPoint) -> FrontPoint:
         ) from None
     finally:
         trial.close()
-    return with_checkpoint(point, folder, quality, heldout)
+    return with_checkpoint(point, folder, quality, heldout, last.best_at)

@@ -196,6 +196,7 @@ def _train(config: dict[str, Any]) -> None:
     prepared = pickle.loads((shared / PREPARED).read_bytes())
     context = TrialContext(SearchSpace.model_validate(config["space"]), prepared, shared / "teacher")
     trial = Trial(Recipe(**config["recipe"]), context)
+    trial.keeps_best = False
     for score in trial.scores([round(level) for level in config["levels"]]):
         size_ratio = trial.size.size_bytes / context.dense_size.size_bytes
         metrics = {"size_ratio": size_ratio, "retention": score.retention, "samples_seen": score.samples_seen}

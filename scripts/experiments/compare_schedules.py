@@ -64,6 +64,7 @@ def run(space: SearchSpace, wanted: list[Recipe], folder: Path) -> None:
         settings = space.recovery.model_copy(update={"schedule": schedule, "weight_average": average})
         context.space = space.model_copy(update={"recovery": settings})
         trial = Trial(recipe, context)
+        trial.keeps_best = False
         try:
             retentions = [score.retention for score in trial.scores(rungs)]
         except FloatingPointError as error:

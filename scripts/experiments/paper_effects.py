@@ -83,13 +83,14 @@ def measure(wanted: list[Recipe], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, wanted_recipe in enumerate(missing, 1):
         trial = Trial(wanted_recipe, context)
+        trial.keeps_best = False
         *_, score = trial.scores([])
         results = trial.evaluate(context.heldout)
         trial.close()
         np.savez(folder / f"{wanted_recipe.key}.npz", **results.scores)
-        kept = retention(results, context.baselines.heldout)
+        kept = retention(results, context.heldout_baseline)
         print(f"{number}/{len(missing)} {wanted_recipe.describe()}: {kept.value:.3f} (search {score.retention:.3f})")
-    np.savez(folder / "dense.npz", **context.baselines.heldout.scores)
+    np.savez(folder / "dense.npz", **context.heldout_baseline.scores)
 
 
 class Effects:

@@ -74,7 +74,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     context = TrialContext(SearchSpace.load(EMBEDDED_SPACE))
     plain = [measure(context, recipe) for recipe in recipes("none")]
-    dense = context.baselines.heldout
+    dense = context.heldout_baseline
     print("\n".join(("| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|")))
     for quantization in ("int8", "int4"):
         for recipe in recipes(quantization, most=0.4):

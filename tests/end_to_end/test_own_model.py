@@ -31,10 +31,10 @@ def context(brought):
 
 
 def test_the_dense_model_knows_its_own_answers(context):
-    for results in (context.baselines.search, context.baselines.heldout):
+    for results in (context.baselines.search, context.heldout_baseline):
         assert results.means() == {"own": 1.0}
         assert results.chance["own"] < 0.5
-    assert not set(context.baselines.search.images["own"]) & set(context.baselines.heldout.images["own"])
+    assert not set(context.baselines.search.images["own"]) & set(context.heldout_baseline.images["own"])
 
 
 def test_its_batches_are_answered_as_one_by_one(context):

@@ -190,7 +190,7 @@ def test_the_score_of_a_trial_is_that_of_its_checkpoint(context, trained, tmp_pa
     again = context.evaluate(loaded, context.heldout).scores["digits"]
     if trained == "nothing":
         assert again.tolist() == scored.tolist()
-        assert again.tolist() != context.baselines.heldout.scores["digits"].tolist()
+        assert again.tolist() != context.heldout_baseline.scores["digits"].tolist()
     else:
         assert again.mean() == pytest.approx(scored.mean(), abs=0.03)
 

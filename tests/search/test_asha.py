@@ -202,6 +202,16 @@ def test_contradictory_rungs_are_refused(max_t, grace):
         AshaBracket(10, 1, 1)
 
 
+def test_a_value_before_recovery_is_no_verdict_and_stands_at_no_rung():
+    rungs = AshaBracket(90, 10, 3)
+    for number in range(12):
+        decision = rungs.decide(str(number), 0.5, 0.9 - number / 20, 0.0, 0)
+        assert (decision.go_on, decision.reason, decision.rung) == (True, "between rungs", None)
+    assert rungs.num_decisions == 0
+    assert all(rung.num_trials == 0 for rung in rungs.rungs)
+    assert rungs.decide("11", 0.5, 0.1, 0.0, 10).num_trials == 1
+
+
 def test_a_state_of_another_version_is_refused():
     with pytest.raises(ValueError, match="schema 1 where 3 is read"):
         AshaBracket.from_state({**AshaBracket(90, 10).state(), "schema": 1})

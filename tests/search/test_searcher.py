@@ -9,7 +9,9 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.search.samplers.base import Sampler
+from raysearch.search.samplers.sized_space import Candidate
 from raysearch.search.searcher import Searcher
+from raysearch.search.trial_history import TrialHistory
 
 SPACE = SearchSpace.model_validate(
     {
@@ -290,3 +292,22 @@ def test_the_model_believes_its_own_trials_over_earlier_ones():
         late += run(searcher, map(str, range(7, 41)), stop_every=100)[-16:]
     assert sum(recipe.trained == "nothing" for recipe in early) >= 18 / 3  # by chance, a third
     assert sum(recipe.trained == "nothing" for recipe in late) <= 48 / 4
+
+
+def test_a_value_before_recovery_is_extrapolated_by_the_gains_from_there():
+    history = TrialHistory()
+    for number, (before, rung, end) in enumerate([(0.5, 0.6, 0.8), (0.4, 0.3, 0.5), (0.6, 0.5, 0.6)]):
+        history.add(f"t{number}", _candidate(0.1 + number / 10))
+        for seen, value in ((0, before), (37, rung), (1000, end)):
+            history.report(f"t{number}", seen, value)
+        history.end(f"t{number}", "finished")
+    history.add("new", _candidate(0.5))
+    history.report("new", 0, 0.7)
+    assert history.final("new")[0] == pytest.approx(0.8)  # gains from 0: .3, .1, 0
+    history.report("new", 37, 0.72)
+    assert history.final("new")[0] == pytest.approx(0.92)  # gains from 37: .2, .2, .1
+
+
+def _candidate(ratio):
+    recipe = Recipe(mode="widthwise", ratio=ratio, criterion="taylor")
+    return Candidate(recipe, {}, 1 - ratio)

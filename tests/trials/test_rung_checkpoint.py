@@ -37,8 +37,11 @@ class TinyContext(SimpleNamespace):
         kept = float(sum(param.detach().double().abs().mean() for param in model.parameters()))
         return Results({"weights": np.array([kept % 1, 0.5])}, {"weights": np.array(["a", "b"])}, {"weights": 0.0})
 
+    def evaluate_search(self, model):
+        return self.evaluate(model, self.questions), self.evaluate(model, self.early_questions)
 
-def context(**settings):
+
+def context(keeps_best=False, **settings):
     made = TinyContext(
         model=tiny_model(),
         family=tiny_family(),
@@ -52,6 +55,7 @@ def context(**settings):
         space=SimpleNamespace(
             recovery=RecoverySettings(batch_size=8, precision="fp32", zero_stage=1, **settings),
             retention="ratio_of_averages",
+            search=SimpleNamespace(early_stopping=keeps_best),
         ),
     )
     dense = made.evaluate(made.model, ())
@@ -164,6 +168,40 @@ def test_another_recipes_state_is_not_taken(tmp_path):
     assert scores(made, tmp_path, chosen=other) == scores(made, None, chosen=other)
 
 
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4])
+def test_a_trial_that_keeps_its_best_state_ends_as_if_uninterrupted(tmp_path, stop_after):
+    """The score of the random model is its weights' size modulo 1: any state may be the best."""
+    ends = []
+    for seed in (0, 1, 2):
+        chosen, made = CHOSEN.model_copy(update={"seed": seed, "lr": 10.0**-seed}), context(keeps_best=True)
+        unbroken = scores(made, tmp_path / f"{seed}", chosen=chosen)
+        assert [score.samples_seen for score in unbroken] == [0, 8, 24, 40]
+        states = scores(made, None, 3, chosen=chosen)
+        best = max(states, key=lambda score: score.retention)
+        last = unbroken[-1]
+        assert last.best_at in (None, best.samples_seen)
+        if last.best_at is not None:
+            assert last.retention == pytest.approx(best.retention, abs=1e-9)
+        kept = {path.name for path in (tmp_path / f"{seed}").iterdir()}
+        assert kept == {"40"} | ({f"{best.samples_seen}-best"} if best.samples_seen else set())
+        broken = tmp_path / f"{seed}-broken"
+        assert scores(made, broken, stop_after, chosen=chosen) == unbroken[:stop_after]
+        assert scores(made, broken, chosen=chosen) == unbroken
+        ends.append(last.best_at)
+    assert len(set(ends)) > 1, "every trial ended alike"
+
+
+def test_a_damaged_best_state_falls_out(tmp_path):
+    made = context(keeps_best=True)
+    found = scores(made, tmp_path, 3)
+    (best,) = tmp_path.glob("*-best/weights.safetensors")
+    content = bytearray(best.read_bytes())
+    content[len(content) // 2] ^= 0x41
+    best.write_bytes(content)
+    assert found[0].best_at is None
+    assert scores(made, tmp_path)[-1].best_at in (None, 0)
+
+
 class AskedByName(TinyContext):
     """Its model gets half of the early questions right, and three of four at the end; the dense one gets more."""
 
@@ -172,6 +210,9 @@ class AskedByName(TinyContext):
 
     def evaluate(self, model, benchmarks):
         return self.results(self.RIGHT[benchmarks])
+
+    def evaluate_search(self, model):
+        return self.evaluate(model, self.questions), self.evaluate(model, self.early_questions)
 
     def results(self, right):
         return Results({"b": np.array(right, float)}, {"b": np.arange(len(right)).astype(str)}, {"b": 0.0})

@@ -1,0 +1,31 @@
+"""Precision of forward passes where the hardware multiplies bf16 slowly."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def multiplies_bf16_fast(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 in hardware. A CPU that doesn't takes three times as long as in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@contextmanager
+def in_fast_precision(model: nn.Module) -> Iterator[None]:
+    """Inside, a bf16 model on a CPU that multiplies bf16 slowly has the same weights in fp32; afterwards its own."""
+    tensors = [*model.parameters(), *model.buffers()]
+    stored = [(tensor, tensor.data) for tensor in tensors if tensor.dtype == torch.bfloat16]
+    if not stored or stored[0][1].device.type != "cpu" or multiplies_bf16_fast(torch.device("cpu")):
+        yield
+        return
+    for tensor, data in stored:
+        tensor.data = data.float()
+    try:
+        yield
+    finally:
+        for tensor, data in stored:
+            tensor.data = data
