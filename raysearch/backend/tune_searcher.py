@@ -14,6 +14,7 @@ from raysearch.backend.messages import Failed, RungScored
 from raysearch.backend.trainable import REPLY
 from raysearch.search.journal import RungArgs
 from raysearch.search.journaled_search import JournaledSearch
+from raysearch.search.pace import Deadline
 
 
 class TuneSearcher(RaySearcher):
@@ -22,11 +23,17 @@ class TuneSearcher(RaySearcher):
     Args:
         search: decides.
         num_slots: how many trials may run at a time, now.
+        deadline: of this start, if there is one.
     """
 
-    def __init__(self, search: JournaledSearch, num_slots: Callable[[], int] = lambda: sys.maxsize) -> None:
+    def __init__(
+        self,
+        search: JournaledSearch,
+        num_slots: Callable[[], int] = lambda: sys.maxsize,
+        deadline: Deadline | None = None,
+    ) -> None:
         super().__init__()
-        self._search, self._num_slots = search, num_slots
+        self._search, self._num_slots, self._deadline = search, num_slots, deadline
         self._live: set[str] = set()
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
@@ -35,12 +42,17 @@ class TuneSearcher(RaySearcher):
 
     @fatal_errors()
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's configuration, Ray's word for the end, or None while all slots are taken."""
-        if len(self._live) >= self._num_slots():
+        """The next trial's configuration, Ray's word for the end, or None while all slots are taken, or all samples by
+        running trials that may still be stopped."""
+        if len(self._live) >= self._num_slots() or (self._live and self._search.must_wait()):
             return None
-        recipe = self._search.suggest(trial_id)
-        if recipe is None:
+        longest = self._deadline.longest_trial() if self._deadline else math.inf
+        if longest is None:
+            self._search.end_time()
             return self.FINISHED
+        recipe = self._search.suggest(trial_id, longest)
+        if recipe is None:
+            return None if self._live and self._search.must_wait() else self.FINISHED
         self._live.add(trial_id)
         return {"recipe": recipe.as_dict()}
 

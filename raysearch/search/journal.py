@@ -6,7 +6,7 @@ A row is looked up in the table `EVENTS` and checked field by field; nothing is 
 import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,6 +24,20 @@ class TrialArgs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trial: str
+
+
+class WithinArgs(TrialArgs):
+    """A trial that may see so many samples at most, since there is no time for more."""
+
+    longest: float
+
+
+class LimitArgs(BaseModel):
+    """A limit that nothing but the clock tells of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: Literal["time"]
 
 
 class RenameArgs(TrialArgs):
@@ -59,8 +73,14 @@ def _end(searcher: "Searcher", bracket: AshaBracket, args: Any) -> None:
     bracket.finish(args.trial, args.size, args.retention, args.retention_se, args.samples_seen)
 
 
-EVENTS: dict[str, tuple[type[TrialArgs], Callable[[Any, AshaBracket, Any], Any]]] = {
+def _reach_limit(searcher: "Searcher", bracket: AshaBracket, args: Any) -> None:
+    searcher.ended_by = args.limit
+
+
+EVENTS: dict[str, tuple[type[BaseModel], Callable[[Any, AshaBracket, Any], Any]]] = {
     "suggested": (TrialArgs, lambda searcher, bracket, args: searcher.suggest(args.trial)),
+    "suggested_within": (WithinArgs, lambda searcher, bracket, args: searcher.suggest(args.trial, args.longest)),
+    "limit_reached": (LimitArgs, _reach_limit),
     "renamed": (RenameArgs, _rename),  # an interrupted trial goes on under another name
     "added": (TrialArgs, lambda searcher, bracket, args: bracket.revive(args.trial)),
     "rung_reached": (RungArgs, _judge),
@@ -76,7 +96,7 @@ ENDS = ("finished", "stopped", "failed")
 _WAY_OUT = "delete it and search-state.json beside it, to go on from trials.jsonl alone"
 
 
-def append_event(path: Path, number: int, event: str, args: TrialArgs) -> None:
+def append_event(path: Path, number: int, event: str, args: BaseModel) -> None:
     """Write one event behind the others.
 
     Raises:
@@ -85,12 +105,12 @@ def append_event(path: Path, number: int, event: str, args: TrialArgs) -> None:
     append_json(path, {"number": number, "event": event, **args.model_dump()}, flush=False)
 
 
-def apply_event(searcher: "Searcher | None", bracket: AshaBracket, event: str, args: TrialArgs) -> Any:
+def apply_event(searcher: "Searcher | None", bracket: AshaBracket, event: str, args: BaseModel) -> Any:
     """What the searcher or the bracket answers to an event of `EVENTS`; those of a bracket alone need no searcher."""
     return EVENTS[event][1](searcher, bracket, args)
 
 
-def read_events(path: Path) -> Iterator[tuple[int, str, TrialArgs]]:
+def read_events(path: Path) -> Iterator[tuple[int, str, Any]]:
     """Number, event and fields of each row of a journal; none if there is no file.
 
     Raises:

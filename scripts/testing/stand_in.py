@@ -140,7 +140,9 @@ def drive(
         levels = [round(level) for level in search.bracket.levels]
         running: list[tuple[float, int, RunningTrial]] = []  # a heap by the time of the next reply
         order, clock = itertools.count(), 0.0
-        num_started, wanted = 0, plan.space.search.trials - len(study.records)
+        num_started, wanted = 0, math.inf
+        if plan.space.search.num_trials is not None:
+            wanted = plan.space.search.num_trials - len(study.records)
         while True:
             while num_started < wanted and (config := tune.suggest(f"{name}{num_started}")):
                 recipe = Recipe(**config["recipe"])

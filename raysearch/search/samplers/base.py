@@ -17,7 +17,12 @@ class Sampler(ABC):
     Args:
         space: recipes and their exact sizes.
         seed: of all that is random.
+
+    Attributes:
+        proposes_once: whether a candidate that was refused never comes again.
     """
+
+    proposes_once = False
 
     def __init__(self, space: SizedSpace, seed: int = 0) -> None:
         self.space, self.seed = space, seed
