@@ -186,7 +186,7 @@ def pretend_search(monkeypatch, tmp_path, fail_at, exhausted=False):
 
     told = []
 
-    def run(plan, study, search, callbacks, runtime):
+    def run(plan, study, search, callbacks, runtime, deadline):
         search.searcher.exhausted = exhausted
         study.front = Front.build("x", "pocket", synthetic_study.BASELINE, [])
         return study.front
@@ -205,6 +205,7 @@ def pretend_search(monkeypatch, tmp_path, fail_at, exhausted=False):
     def join(slots):
         if fail_at == "cluster":
             raise InputError("slots: too few")
+        return 1
 
     from raysearch.backend import cluster, tuner
 
