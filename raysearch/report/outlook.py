@@ -76,4 +76,4 @@ class Outlook:
 
 
 def _points(gain: Gain) -> str:
-    return f"{gain.points:.1f} [{gain.low:.1f}, {gain.high:.1f}] points"
+    return f"{gain.points:.1f} points (80%: up to {gain.high:.1f})"
