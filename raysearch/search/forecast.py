@@ -57,7 +57,7 @@ class Forecast:
     Attributes:
         front: to the hypervolume, times 100.
         at_budgets: to the retention of each budget's answer.
-        unanswered: budgets without a finished trial so far, of which nothing can be said.
+        unanswered: budgets within which there are trials, but no finished one, so that nothing can be said of them.
     """
 
     num_runs: float
@@ -92,7 +92,9 @@ def forecast(history: TrialHistory, full_run: float, limits: Mapping[str, float]
     front, *at_budgets = (Gain(gain, high_of(gain)) for gain in gains.tolist())
     by_budget = dict(zip(limits, at_budgets, strict=True))
     found = {budget: gain for budget, gain in by_budget.items() if not math.isnan(gain.points)}
-    return Forecast(NUM_RUNS, front, found, tuple(budget for budget in by_budget if budget not in found))
+    smallest = min(trial.size_ratio for _, trial in history)
+    unanswered = tuple(budget for budget, limit in limits.items() if budget not in found and smallest <= limit)
+    return Forecast(NUM_RUNS, front, found, unanswered)
 
 
 def high_of(points: float) -> float:

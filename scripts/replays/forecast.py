@@ -4,9 +4,9 @@
     python scripts/replays/forecast.py                                   # two tables and the recorded trials: an hour
     python scripts/replays/forecast.py --tables --seeds 0 1              # the recorded trials alone: two minutes
 
-Each replay is a whole search with budgets named, 50 full runs long or until its table is used up. After 5, 10, 20 and 40
-full runs the forecast is compared with the gain of the next ten. A full run counts as in `search.runs`: by its samples.
-A replay already in --out is not run again.
+Each replay is a whole search with budgets named, 50 full runs long or until its table is used up. After 5, 10, 20 and
+40 full runs the forecast is compared with the gain of the next ten. A full run counts as in `search.runs`: by its
+samples. A replay already in --out is not run again.
 """
 
 import argparse
