@@ -151,7 +151,7 @@ def _buys(plan: StudyPlan, work: Work, drawn: Sequence[Sequence[Recipe]], pace: 
         how = f"by {pace.basis}" if pace else "by counted operations, an estimate on the low side"
         text += f", {slots}, {how}"
     if settings.until_gain is not None:
-        text += "; less if the forecast falls below the limit sooner"
+        text += "; the forecast ends it sooner or, without another limit, later"
     return [text]
 
 
