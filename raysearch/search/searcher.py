@@ -222,12 +222,16 @@ class Searcher:
         return proposal.recipe
 
     def _next_of_sampler(self, longest: float) -> tuple[Candidate | None, bool]:
-        """The sampler's first new candidate that is short enough, and whether one before it was too long."""
+        """The sampler's first new candidate that is short enough, and whether one before it was too long.
+
+        A trial without recovery doesn't take the place of one that is too long: such trials would never reach a limit.
+        """
         is_too_long = False
         for candidate in self._sampler.candidates(self.history):
             if candidate.identity in self.history.identities:
                 continue
-            if self._samples_of(candidate.recipe) <= longest:
+            length = self._samples_of(candidate.recipe)
+            if length <= longest and (length or not is_too_long):
                 return candidate, is_too_long
             is_too_long = True
             if self._sampler.proposes_once:
