@@ -29,8 +29,11 @@ QUIET = {
 }
 
 
-def join_cluster(slots: Slots) -> None:
+def join_cluster(slots: Slots) -> int:
     """Join the cluster that RAY_ADDRESS or the job names, else start one on this machine.
+
+    Returns:
+        How many trials it has room for at a time.
 
     Raises:
         InputError: the cluster can't be joined, or has not even room for one trial.
@@ -39,11 +42,13 @@ def join_cluster(slots: Slots) -> None:
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         _start()
-    if num_slots(slots) < 1:
+    num = num_slots(slots)
+    if num < 1:
         raise InputError(
             f"slots: a trial asks for {slots.workers} workers of {_text(_asked(slots))} each, the cluster has "
             f"{_nodes_text()}; lower slots.workers, add nodes, or set slots.autoscaling if the cluster adds them"
         )
+    return num
 
 
 def _start() -> None:

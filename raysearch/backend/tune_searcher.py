@@ -15,6 +15,7 @@ from raysearch.backend.trainable import REPLY
 from raysearch.search.journal import RungArgs
 from raysearch.search.journaled_search import JournaledSearch
 from raysearch.search.judged_shapes import JudgedShape
+from raysearch.search.pace import Deadline
 
 
 class TuneSearcher(RaySearcher):
@@ -24,6 +25,7 @@ class TuneSearcher(RaySearcher):
         search: decides.
         num_slots: how many trials may run at a time, now.
         judged_shapes: the shapes that were judged, once they are.
+        deadline: of this start, if there is one.
     """
 
     def __init__(
@@ -31,9 +33,11 @@ class TuneSearcher(RaySearcher):
         search: JournaledSearch,
         num_slots: Callable[[], int] = lambda: sys.maxsize,
         judged_shapes: Callable[[], Sequence[JudgedShape] | None] = lambda: None,
+        deadline: Deadline | None = None,
     ) -> None:
         super().__init__()
         self._search, self._num_slots, self._judged_shapes = search, num_slots, judged_shapes
+        self._deadline = deadline
         self._live: set[str] = set()
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
@@ -42,14 +46,19 @@ class TuneSearcher(RaySearcher):
 
     @fatal_errors()
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's configuration, Ray's word for the end, or None while all slots are taken."""
-        if len(self._live) >= self._num_slots():
+        """The next trial's configuration, Ray's word for the end, or None while all slots are taken, or all samples by
+        running trials that may still be stopped."""
+        if len(self._live) >= self._num_slots() or (self._live and self._search.must_wait()):
             return None
         if not self._search.searcher.shapes and (shapes := self._judged_shapes()):
             self._search.learn_shapes(shapes)
-        recipe = self._search.suggest(trial_id)
-        if recipe is None:
+        longest = self._deadline.longest_trial() if self._deadline else math.inf
+        if longest is None:
+            self._search.end_time()
             return self.FINISHED
+        recipe = self._search.suggest(trial_id, longest)
+        if recipe is None:
+            return None if self._live and self._search.must_wait() else self.FINISHED
         self._live.add(trial_id)
         return {"recipe": recipe.as_dict()}
 

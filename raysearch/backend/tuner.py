@@ -29,6 +29,8 @@ from raysearch.errors import InputError, Refused
 from raysearch.logging import logger
 from raysearch.search.early_stopping.asha import AshaBracket
 from raysearch.search.journaled_search import JournaledSearch
+from raysearch.search.limits import Limits
+from raysearch.search.pace import Deadline
 from raysearch.search.searcher import Searcher
 from raysearch.study.folder import Study
 from raysearch.study.front import Front
@@ -59,9 +61,12 @@ def resume_search(plan: StudyPlan, study: Study, prior_trials: Sequence[PriorTri
         size_of=plan.size_of,
         dense=plan.dense,
         budgets=budgets,
-        num_trials=settings.trials,
+        num_trials=settings.num_trials,
         sampler=settings.sampler,
         seed=settings.seed,
+        samples_of=lambda recipe: recipe.samples_to_see(plan.num_samples),
+        full_run=plan.max_samples,
+        limits=Limits(settings.runs and settings.runs * plan.max_samples, settings.until_gain),
     )
     search = JournaledSearch(searcher, bracket, study.folder)
     if not search.resume(study.records):
@@ -79,6 +84,7 @@ def run_trials(
     search: JournaledSearch,
     callbacks: Sequence[Callback] = (),
     runtime: TrialRuntime | None = None,
+    deadline: Deadline | None = None,
 ) -> Front:
     """Run the trials that a study still lacks, and return its front.
 
@@ -90,6 +96,7 @@ def run_trials(
     Args:
         search: of `resume_search`.
         runtime: what runs in the workers; left out, real trials.
+        deadline: of this start.
 
     Raises:
         InputError: no trial could be started, or all have failed; or the study's folder or the coordinator was lost.
@@ -103,7 +110,7 @@ def run_trials(
     threading.Thread(target=relay_log, args=(coordinator,), daemon=True).start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     try:
-        _tuner(plan, study, search, recorder, coordinator, runtime or TrialRuntime()).fit()
+        _tuner(plan, study, search, recorder, coordinator, runtime or TrialRuntime(), deadline).fit()
         front = recorder.conclude()
     except BaseException as error:
         if isinstance(error, FatalSearchError):
@@ -141,7 +148,9 @@ def _tuner(
     recorder: Recorder,
     coordinator: CoordinatorClient,
     runtime: TrialRuntime,
+    deadline: Deadline | None,
 ) -> tune.Tuner:
+    num_trials = search.searcher.num_trials
     trainable = tune.with_parameters(
         RecipeTrial,
         coordinator=coordinator,
@@ -155,10 +164,13 @@ def _tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([ON_HEAD])),
         tune_config=tune.TuneConfig(
             search_alg=TuneSearcher(
-                search, SlotCapacity(plan.space.slots).num_slots, partial(coordinator.call, Coordinator.shapes)
+                search,
+                SlotCapacity(plan.space.slots).num_slots,
+                partial(coordinator.call, Coordinator.shapes),
+                deadline,
             ),
             scheduler=TuneScheduler(search),
-            num_samples=max(0, plan.space.search.trials - len(study.records)),
+            num_samples=-1 if num_trials is None else max(0, num_trials - len(study.records)),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

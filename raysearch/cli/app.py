@@ -314,7 +314,7 @@ def replicate(
     loaded, folder = search.study_of(space, resume, out)
     if resume and not loaded.search.keep_scores:
         raise InputError(f"--resume {resume}: holds a search; resume it with raysearch search --resume {resume}")
-    plan = plan_study(search.with_options(as_grid(loaded), None, None, None, slots))
+    plan = plan_study(search.with_options(as_grid(loaded), None, {}, None, slots))
     if dry_run:
         print("\n".join(plan.describe()))
         return

@@ -1,118 +1,194 @@
 """Estimate of the work, memory, disk and hours of a search before it starts, with the basis of each number."""
 
-import operator
+import math
 import random
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
 from raysearch.config.budget import size_text
+from raysearch.config.duration import parse_duration
 from raysearch.config.recipe import LOSS_FIELDS, Recipe
-from raysearch.config.settings import Scalar
+from raysearch.config.settings import DEFAULT_TRIALS, Scalar
 from raysearch.errors import InputError
 from raysearch.models.shape_solver import shape_for
 from raysearch.recovery.memory_planner import GIB, MemoryRequirements, layer_width, plan_memory
 from raysearch.search.early_stopping.asha import AshaBracket
-from raysearch.study.folder import read_trials
+from raysearch.search.pace import Pace, Work, pace_of
+from raysearch.study.folder import TRIALS, read_trials
 from raysearch.study.plan import StudyPlan
-from raysearch.study.records import TrialRecord, seconds_text
+from raysearch.study.records import seconds_text
 
 NUM_REPLAYS = 5
 """Simulated random searches whose work is averaged."""
+MAX_DRAWN, MAX_TRIALS_PER_RUN = 300, 30
+"""Trials that are simulated at most: in all, and for a full run's samples."""
 SCATTER = 0.1
 """Standard deviation of a simulated retention about the size ratio; decides how many simulated trials are stopped."""
 OPERATIONS_PER_SECOND = {"GPU": 1e14, "core": 2e10}
 """Assumed: a data-centre GPU in bf16 at a third of its peak, one CPU core in fp32."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """Work of trials, summed.
-
-    Attributes:
-        samples: recovery samples trained on.
-        evaluations: one per rung that a trial reaches; one on a share of the questions counts as that share.
-        operations: floating-point operations of the training alone, if every row had the greatest length.
-    """
-
-    samples: float = 0
-    evaluations: float = 0
-    operations: float = 0
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(*map(operator.add, astuple(self), astuple(other)))
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Speed of an earlier study's trials."""
-
-    seconds_per_evaluation: float
-    seconds_per_sample: float
-    basis: str
-
-    def seconds(self, work: Work) -> float:
-        """Seconds of the work, one trial at a time."""
-        return self.seconds_per_evaluation * work.evaluations + self.seconds_per_sample * work.samples
-
-
 def measured_pace(folder: Path) -> Pace:
-    """The pace of an earlier study's trials, pruning and evaluation included.
-
-    Fits a line to seconds per evaluation over samples per evaluation by the median of all slopes (Theil-Sen), which the
-    first trial of a slot, the one that loads the model, doesn't bias.
+    """The pace of an earlier study's trials (`pace_of`).
 
     Raises:
         InputError: the folder is no study, or has too few trials of different length.
     """
     records = [record for record in read_trials(folder) if record.rungs and record.end != "failed"]
-    evaluations = _num_evaluations(records)
-    samples = np.array([record.rungs[-1].samples_seen for record in records]) / evaluations
-    seconds = np.array([record.seconds for record in records]) / evaluations
-    first, second = np.triu_indices(len(records), 1)
-    apart = samples[first] != samples[second]
-    if apart.sum() < 3:
+    pace = pace_of(records, f"the {len(records)} trials of {folder}")
+    if pace is None:
         raise InputError(f"--like {folder}: has too few trials of different length; name another study")
-    rises = (seconds[second] - seconds[first])[apart] / (samples[second] - samples[first])[apart]
-    slope = max(0.0, float(np.median(rises)))
-    level = max(0.0, float(np.median(seconds - slope * samples)))
-    return Pace(level, slope, f"the {len(records)} trials of {folder}")
+    return pace
 
 
-def _num_evaluations(records: Sequence[TrialRecord]) -> np.ndarray:
-    """(trials,): evaluations of each trial's rungs; one on a share of the questions counts as that share."""
-    asked = [[score.num_questions or 1 for score in record.rungs] for record in records]
-    return np.array([sum(nums) for nums in asked]) / max((max(nums) for nums in asked), default=1)
+def pace_of_study(folder: Path) -> Pace | None:
+    """The pace of the study's own trials; None if it has too few of different length.
+
+    Raises:
+        InputError: its trials can't be read.
+    """
+    return pace_of(read_trials(folder), f"the trials of {folder}") if (folder / TRIALS).exists() else None
 
 
-def estimate_lines(plan: StudyPlan, like: Path | None = None) -> list[str]:
-    """The estimate as text: a line each for work, memory, disk and time.
+def check_limits(plan: StudyPlan, pace: Pace | None = None) -> None:
+    """See that the limits of a search leave room for one full run.
+
+    Args:
+        pace: of the study's own trials; left out, operations are counted (`seconds_of_full_run`).
+
+    Raises:
+        InputError: they don't, or count what there is not.
+    """
+    settings, slots = plan.space.search, plan.space.slots
+    if settings.runs is not None and set(plan.space.values_of("trained")) == {"nothing"}:
+        raise InputError(f"search.runs {settings.runs:g}: no recipe of the space trains; limit search.trials instead")
+    if settings.gpu_hours is not None and not slots.gpus_per_worker:
+        raise InputError(
+            f"search.gpu_hours {settings.gpu_hours:g}: the slots have no GPU (slots.gpus_per_worker is 0); set "
+            "search.time (--time) instead"
+        )
+    seconds = settings.seconds((slots.num or 1) * slots.workers * slots.gpus_per_worker)
+    needed = seconds_of_full_run(plan, pace)
+    if seconds is not None and seconds < needed:
+        name = "time" if settings.time is not None and parse_duration(settings.time) == seconds else "gpu_hours"
+        basis = f"measured in {pace.basis}" if pace else "counted for the smallest model of the space"
+        raise InputError(
+            f"search.{name} {getattr(settings, name)}: one full run, {plan.max_samples:,} samples, is estimated at "
+            f"{seconds_text(needed)} ({basis}); give more time, or lower num_samples"
+        )
+
+
+def seconds_of_full_run(plan: StudyPlan, pace: Pace | None = None) -> float:
+    """Time of the longest trial on its slot: by the pace of other trials, or else the training of the smallest model
+    without a teacher, counted as `OPERATIONS_PER_SECOND` has it."""
+    if pace is not None:
+        return pace.seconds(Work(plan.max_samples, 1))
+    if set(plan.space.values_of("trained")) == {"nothing"}:
+        return 0.0
+    operations = 6.0 * plan.smallest().num_params * plan.space.recovery.max_length * plan.max_samples
+    return operations / _operations_per_second(plan)
+
+
+def _operations_per_second(plan: StudyPlan) -> float:
+    """Of a slot."""
+    slots = plan.space.slots
+    unit = "GPU" if slots.gpus_per_worker else "core"
+    return OPERATIONS_PER_SECOND[unit] * slots.workers * (slots.gpus_per_worker or slots.cpus_per_worker)
+
+
+def estimate_lines(plan: StudyPlan, like: Path | None = None, pace: Pace | None = None) -> list[str]:
+    """The estimate as text: a line each for work, memory, disk and time, and one for what its limits buy if they are
+    not simply a number of trials.
 
     Args:
         like: a study of the same model and data on the same machines, whose trials give the pace.
+        pace: or the pace itself.
 
     Raises:
         InputError: no recipe of the space fits a budget, no trial fits into memory, or `like` gives no pace.
     """
-    pace = measured_pace(like) if like else None
-    drawn = [draw_recipes(plan, seed) for seed in range(NUM_REPLAYS)]
+    pace = measured_pace(like) if like else pace
+    settings = plan.space.search
+    drawn, stopped_works = [], []
+    for seed in range(NUM_REPLAYS):
+        recipes = draw_recipes(plan, seed, _most_trials(plan, pace))
+        works = _within_limits(plan, trial_works(plan, recipes, settings.early_stopping), pace)
+        drawn.append(recipes[: len(works)])
+        stopped_works.append(sum(works, Work()))
     whole = _mean([total_work(plan, recipes, stopping=False) for recipes in drawn])
-    stopped = _mean([total_work(plan, recipes, stopping=True) for recipes in drawn])
-    if not plan.space.search.early_stopping:
-        stopped = whole
+    stopped = _mean(stopped_works)
+    most = f", at the very most {settings.num_trials * plan.max_samples:,} samples" if settings.num_trials else ""
     return [
+        *_buys(plan, stopped, drawn, pace),
         f"work       about {_about(stopped.samples)} samples and {_about(stopped.evaluations)} evaluations; "
-        f"{_about(whole.samples)} and {_about(whole.evaluations)} without early stopping; for recipes drawn at random, "
-        f"at the very most {plan.space.search.trials * plan.max_samples:,} samples",
+        f"{_about(whole.samples)} and {_about(whole.evaluations)} without early stopping; for recipes drawn at random"
+        f"{most}",
         f"memory     {_memory(plan, [recipe for recipes in drawn for recipe in recipes])}",
         f"disk       {_disk(plan, drawn)}",
         f"time       {_time(plan, stopped, whole, pace)}",
     ]
+
+
+def _buys(plan: StudyPlan, work: Work, drawn: Sequence[Sequence[Recipe]], pace: Pace | None) -> list[str]:
+    """What the limits buy, unless they are a number of trials alone."""
+    settings = plan.space.search
+    others = [settings.runs, settings.time, settings.gpu_hours, settings.until_gain]
+    if others == [None] * len(others):
+        return []
+    num_trials = sum(map(len, drawn)) / len(drawn)
+    text = (
+        f"buys       about {_about(work.samples / plan.max_samples)} full runs: {_about(work.samples)} samples in "
+        f"{_about(num_trials)} trials"
+    )
+    if settings.time is not None or settings.gpu_hours is not None:
+        slots = f"{plan.space.slots.num or 1} at a time"
+        how = f"by {pace.basis}" if pace else "by counted operations, an estimate on the low side"
+        text += f", {slots}, {how}"
+    if settings.until_gain is not None:
+        text += "; the forecast ends it sooner or, without another limit, later"
+    return [text]
+
+
+def _most_trials(plan: StudyPlan, pace: Pace | None) -> int:
+    """How many recipes to draw, at least as many as the limits allow but for `MAX_DRAWN`."""
+    settings = plan.space.search
+    if settings.num_trials is not None:
+        return settings.num_trials
+    seconds, runs = _slot_seconds(plan), settings.runs or math.inf
+    if seconds is not None:
+        runs = min(runs, seconds / max(1e-9, seconds_of_full_run(plan, pace)))
+    if math.isinf(runs):
+        return DEFAULT_TRIALS
+    return min(MAX_DRAWN, math.ceil(runs * MAX_TRIALS_PER_RUN))
+
+
+def _slot_seconds(plan: StudyPlan) -> float | None:
+    """The time limit, summed over the slots that are named, one at least."""
+    slots = plan.space.slots
+    num = slots.num or 1
+    seconds = plan.space.search.seconds(num * slots.workers * slots.gpus_per_worker)
+    return None if seconds is None else seconds * num
+
+
+def _within_limits(plan: StudyPlan, works: Sequence[Work], pace: Pace | None) -> list[Work]:
+    """The first of these trials, one at least, as far as samples and time go."""
+    runs, seconds = plan.space.search.runs, _slot_seconds(plan)
+    samples = math.inf if runs is None else runs * plan.max_samples
+    taken: list[Work] = []
+    total, passed = 0.0, 0.0
+    for work in works:
+        passed += pace.seconds(work) if pace else work.operations / _operations_per_second(plan)
+        if taken and (total >= samples or (seconds is not None and passed > seconds)):
+            break
+        taken.append(work)
+        total += work.samples
+    return taken
 
 
 class _RandomSuggester:
@@ -129,14 +205,15 @@ class _RandomSuggester:
         return low * (high / low) ** drawn if log else low + (high - low) * drawn
 
 
-def draw_recipes(plan: StudyPlan, seed: int) -> list[Recipe]:
-    """As many random recipes as there will be trials, each within one of the budgets.
+def draw_recipes(plan: StudyPlan, seed: int, num: int | None = None) -> list[Recipe]:
+    """So many random recipes, by default as many as there will be trials, each within one of the budgets.
 
     Raises:
         InputError: hardly any recipe of the space is.
     """
     suggester, recipes = _RandomSuggester(seed), []
-    for _ in range(100 * plan.space.search.trials):
+    num = num or plan.space.search.num_trials or DEFAULT_TRIALS
+    for _ in range(100 * num):
         try:
             recipe = plan.space.suggest(suggester)
         except ValidationError:  # values that exclude each other
@@ -144,17 +221,22 @@ def draw_recipes(plan: StudyPlan, seed: int) -> list[Recipe]:
         size = plan.size_of(recipe)
         if size and (not plan.budgets or any(b.admits(size, plan.dense) for b in plan.budgets)):
             recipes.append(recipe)
-        if len(recipes) == plan.space.search.trials:
+        if len(recipes) == num:
             return recipes
     raise InputError("recipe: hardly any recipe of the space fits a budget; widen recipe.ratio or budgets")
 
 
 def total_work(plan: StudyPlan, recipes: Sequence[Recipe], stopping: bool) -> Work:
-    """Work of these trials, one after another; with `stopping`, ASHA stops them on simulated retentions."""
+    """Work of these trials together; with `stopping`, ASHA stops them on simulated retentions."""
+    return sum(trial_works(plan, recipes, stopping), Work())
+
+
+def trial_works(plan: StudyPlan, recipes: Sequence[Recipe], stopping: bool) -> list[Work]:
+    """Work of each of these trials, one after another; with `stopping`, ASHA stops them on simulated retentions."""
     scatter = random.Random(0)
     budgets = [budget.size_ratio(plan.dense) for budget in plan.budgets]
     bracket = AshaBracket(plan.max_samples, plan.first_rung, plan.space.search.reduction_factor, budgets)
-    total = Work()
+    works = []
     for number, recipe in enumerate(recipes):
         size = plan.size_of(recipe)
         assert size is not None, recipe
@@ -169,8 +251,8 @@ def total_work(plan: StudyPlan, recipes: Sequence[Recipe], stopping: bool) -> Wo
         else:
             evaluations += 1
             bracket.finish(str(number), ratio, retention, 0.0, end)
-        total += Work(seen, evaluations, seen * _operations_per_sample(plan, recipe, size.num_params))
-    return total
+        works.append(Work(seen, evaluations, seen * _operations_per_sample(plan, recipe, size.num_params)))
+    return works
 
 
 def _operations_per_sample(plan: StudyPlan, recipe: Recipe, num_params: int) -> float:
@@ -243,7 +325,7 @@ def _disk(plan: StudyPlan, drawn: Sequence[Sequence[Recipe]]) -> str:
     """Size of the checkpoints on the front; others are deleted."""
     sizes = [plan.size_of(recipe) for recipes in drawn for recipe in recipes]
     largest = max(size.size_bytes for size in sizes if size)
-    trials, quota_gb = plan.space.search.trials, plan.space.recovery.checkpoint_quota_gb
+    trials, quota_gb = max(map(len, drawn)), plan.space.recovery.checkpoint_quota_gb
     return (
         f"one checkpoint per recipe on the front, of at most {size_text(largest)}; "
         f"{size_text(trials * largest)} if all {trials} trials were on it"

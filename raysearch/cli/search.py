@@ -1,21 +1,25 @@
 """`raysearch search`: check a space, run its search on Ray, and print the front."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from raysearch.config.budget import Budget
+from raysearch.config.settings import LIMITS, SearchSettings
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError, Refused
 from raysearch.logging import configure
 
 if TYPE_CHECKING:
     from raysearch.backend.runtime import TrialRuntime
+    from raysearch.search.searcher import Searcher
     from raysearch.study.plan import StudyPlan
     from raysearch.tracking.earlier_studies import PriorTrial
 
@@ -32,6 +36,17 @@ def search(
     space: Annotated[Path | None, typer.Argument(help="Search space; left out, that of the embedded LVLM.")] = None,
     budget: Annotated[list[str] | None, typer.Option(help="Size budget: 60%, 3.2GB, 3B; may be repeated.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials to run, stopped ones included.")] = None,
+    runs: Annotated[
+        float | None, typer.Option(help="Full runs' worth of training; a stopped trial counts by its part.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time for this start: 90s, 20m, 2h, 1h30m, 1d.")
+    ] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="The same as hours of all its GPUs together.")] = None,
+    until_gain: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="End when ten more full runs are expected to add less at every budget."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME-TIME if left out.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler and the data order.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
@@ -44,40 +59,54 @@ def search(
 ) -> None:
     """Search for the Pareto front of model size against retention.
 
+    It ends at the first limit that it reaches: --trials, --runs, --time,
+    --gpu-hours, --until-gain. Those given here take the place of the space's.
+
     Examples:
 
       raysearch search
 
       raysearch search my-space.yaml --budget 3.2GB --budget 60% --out runs/mine
 
+      raysearch search my-space.yaml --time 2h --out runs/mine
+
       raysearch search --resume runs/mine --trials 60
 
     Raises:
         InputError: the space, an option or an earlier study can't be used.
     """
+    began = monotonic()
     study_space, folder = study_of(space, resume, out)
     if resume is not None and seed not in (None, study_space.search.seed):
         raise InputError(f"--seed {seed}: a resumed study keeps its seed, {study_space.search.seed}; leave it out")
     prior_trials = _prior_trials(warm_start or [], resume, folder)
     from raysearch.study.plan import plan_study
 
-    plan = plan_study(with_options(study_space, budget, trials, seed, slots))
-    if dry_run:
-        from raysearch.cli.cost_estimate import estimate_lines
+    limits = {"trials": trials, "runs": runs, "time": time, "gpu_hours": gpu_hours, "until_gain": until_gain}
+    plan = plan_study(with_options(study_space, budget, limits, seed, slots))
+    from raysearch.cli.cost_estimate import check_limits, estimate_lines, pace_of_study
 
-        print("\n".join([*plan.describe(), *estimate_lines(plan)]))
+    pace = pace_of_study(folder) if resume else None
+    check_limits(plan, pace)
+    if dry_run:
+        print("\n".join([*plan.describe(), *estimate_lines(plan, pace=pace)]))
         return
-    run(plan, folder, prior_trials)
+    run(plan, folder, prior_trials, began=began)
 
 
 def run(
-    plan: "StudyPlan", folder: Path, prior_trials: Sequence["PriorTrial"] = (), runtime: "TrialRuntime | None" = None
+    plan: "StudyPlan",
+    folder: Path,
+    prior_trials: Sequence["PriorTrial"] = (),
+    runtime: "TrialRuntime | None" = None,
+    began: float | None = None,
 ) -> None:
     """Run the trials that a study lacks, show their progress, and print the front.
 
     Args:
         prior_trials: finished trials of other studies to start from.
         runtime: runs the trials in the workers; left out, real ones.
+        began: when the time of this start began, by `time.monotonic`; left out, now.
 
     Raises:
         InputError: as `resume_search` and `run_trials`.
@@ -85,30 +114,71 @@ def run(
     from raysearch.backend.cluster import join_cluster
     from raysearch.backend.tuner import resume_search, run_trials
     from raysearch.report.live_view import LiveView
+    from raysearch.report.outlook import Outlook
     from raysearch.report.plots import write_pictures
     from raysearch.report.terminal import print_result
+    from raysearch.search.pace import Deadline
     from raysearch.study.folder import Study, locked
     from raysearch.tracking.tracker import Tracker
 
+    began = monotonic() if began is None else began
+    slots = plan.space.slots
     with _nothing_left_if_refused(folder), locked(folder):
         study = Study(folder, plan.space)
         # A study that can't be resumed, or a cluster too small for a trial, is refused before anything is written.
         search = resume_search(plan, study, prior_trials)
-        join_cluster(plan.space.slots)
+        num_slots = join_cluster(slots)
+        outlook = Outlook(study, search.searcher, num_slots)
+        seconds = plan.space.search.seconds(num_slots * slots.workers * slots.gpus_per_worker)
+        deadline = None
+        if seconds is not None:
+            deadline = Deadline(seconds, study.records, num_evaluations(plan), began)
+            seconds -= monotonic() - began
         study.create()
         with closing(Tracker(study, dense=plan.dense)) as tracker:
             try:
                 # Closed before the tracker, so that an interrupted search says at once how to resume it.
-                with LiveView(plan, study) as view:
-                    front = run_trials(plan, study, search, [tracker, view], runtime)
+                with LiveView(plan, study, outlook.text, seconds) as view:
+                    front = run_trials(plan, study, search, [tracker, view], runtime, deadline)
+                tracker.is_complete = True
+                if outlook.save():
+                    tracker.forecast(outlook.text(), outlook.points())
             finally:
                 if study.front:
                     write_pictures(study.folder, study.front, study.records)
     print_result(front, folder)
-    num_run, num_wanted = len(study.records), plan.space.search.trials
-    if num_run < num_wanted:
-        reason = "the space has no further recipe to try" if search.searcher.exhausted else f"see {folder}/tune"
-        print(f"\nEnded after {num_run} of {num_wanted} trials: {reason}")
+    for line in filter(None, (_end_text(plan, search.searcher, folder), outlook.advice())):
+        print(f"\n{line}")
+
+
+def num_evaluations(plan: "StudyPlan") -> float:
+    """Evaluations of a trial that runs to its end, the early ones by their share of the questions."""
+    from raysearch.search.early_stopping.asha import AshaBracket
+
+    settings = plan.space.search
+    if not settings.early_stopping:
+        return 1.0
+    levels = AshaBracket(plan.max_samples, plan.first_rung, settings.reduction_factor).levels
+    return 1 + settings.early_questions * sum(level < plan.max_samples for level in levels)
+
+
+def _end_text(plan: "StudyPlan", searcher: "Searcher", folder: Path) -> str:
+    """Why the search has ended; nothing to say of one that ran all the trials that were asked for."""
+    settings, num_run = plan.space.search, len(searcher.history)
+    wanted = settings.num_trials
+    if wanted is not None and num_run >= wanted:
+        return ""
+    if searcher.exhausted:
+        reason = "the space has no further recipe to try"
+    elif searcher.ended_by == "time":
+        reason = f"there is no time for another in {settings.limits_text()}; --resume {folder} has as much again"
+    elif searcher.ended_by == "until_gain":
+        reason = f"another 10 full runs are expected to add less than {settings.until_gain:g} points"
+    elif settings.runs is not None and not searcher.running():
+        reason = f"they make {searcher.num_samples / plan.max_samples:.1f} of {settings.runs:g} full runs"
+    else:
+        reason = f"see {folder}/tune"
+    return f"Ended after {num_run}{f' of {wanted}' if wanted is not None else ''} trials: {reason}"
 
 
 @contextmanager
@@ -168,10 +238,26 @@ def _default_folder(name: str) -> Path:
 
 
 def with_options(
-    space: SearchSpace, budget: list[str] | None, trials: int | None, seed: int | None, slots: int | None
+    space: SearchSpace, budget: list[str] | None, limits: Mapping[str, Any], seed: int | None, slots: int | None
 ) -> SearchSpace:
-    """The space with the options of the command line in place of its own."""
-    searching = {name: value for name, value in (("trials", trials), ("seed", seed)) if value is not None}
+    """The space with the options of the command line in place of its own.
+
+    Args:
+        limits: by field of `SearchSettings`; if one is given, they replace all those of the space.
+
+    Raises:
+        InputError: a budget or a limit is wrong.
+    """
+    searching: dict[str, Any] = {} if seed is None else {"seed": seed}
+    given = {name: value for name, value in limits.items() if value is not None}
+    if given:
+        try:
+            checked = SearchSettings.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            option, message = str(first["loc"][0]).replace("_", "-"), first["msg"].removeprefix("Value error, ")
+            raise InputError(f"--{option} {first['input']}: {message}") from None
+        searching |= {name: getattr(checked, name) for name in LIMITS}
     changes: dict[str, Any] = {"search": space.search.model_copy(update=searching)}
     if budget:
         changes["budgets"] = [Budget.parse(text).text for text in budget]

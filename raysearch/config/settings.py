@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from raysearch.config.duration import parse_duration
+
 EMBEDDED_MODELS = ("pocket", "pocket-smollm2")
 """Models that ship with raysearch, by name."""
 EMBEDDED_BENCHMARKS = ("easy-vqa", "digits", "scenes", "lists", "descriptions")
@@ -28,11 +30,31 @@ def _absolute(name: str) -> str:
 PathOrName = Annotated[str, AfterValidator(_absolute)]
 
 
-class SearchSettings(Strict):
-    """Sampler, budget of trials and early stopping."""
+def _duration(text: str) -> str:
+    parse_duration(text)
+    return text.replace(" ", "")
 
-    trials: int = Field(24, ge=1)
-    """Trials to run, early-stopped ones included."""
+
+LIMITS = ("trials", "runs", "time", "gpu_hours", "until_gain")
+"""Fields of `SearchSettings` that say when a search ends; of several, whichever comes first."""
+DEFAULT_TRIALS = 24
+
+
+class SearchSettings(Strict):
+    """Sampler, limits and early stopping. A search ends at the first of its limits that it reaches."""
+
+    trials: int | None = Field(None, ge=1)
+    """Trials to run, early-stopped ones included; left out, 24 if there is no other limit."""
+    runs: float | None = Field(None, gt=0)
+    """Recovery samples to train on, in full runs: trials of the greatest length. A stopped trial counts by its own."""
+    time: Annotated[str, AfterValidator(_duration)] | None = None
+    """Time from a start to its end, loading included: 90s, 20m, 2h, 1h30m, 1d. No trial is begun that can't be expected
+    to end in it; none is interrupted. A resumed study has as much again."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """The same as hours of all GPUs of the slots together."""
+    until_gain: float | None = Field(None, gt=0)
+    """Points: the search ends when another ten full runs are expected to add less at every budget (without budgets, to
+    the hypervolume times 100)."""
     sampler: Literal["ehvi", "tpe", "nsga2", "random", "quasirandom", "grid"] = "ehvi"
     """What proposes recipes: ehvi (expected hypervolume improvement, with known sizes) or a sampler of Optuna's; grid
     takes every recipe of a space without ranges, in order."""
@@ -50,6 +72,29 @@ class SearchSettings(Strict):
     """Shapes that are judged without training before the first proposals; 0 for none."""
     keep_scores: bool = False
     """Keep every finished trial's scores per held-out question, as DIR/scores/KEY.npz."""
+
+    @property
+    def num_trials(self) -> int | None:
+        """The most trials; None if other limits end the search."""
+        has_limit = any(getattr(self, name) is not None for name in LIMITS)
+        return self.trials if has_limit else DEFAULT_TRIALS
+
+    def limits_text(self) -> str:
+        """The limits in words, e.g. `12 full runs or 2h`."""
+        words = {"runs": "{:g} full runs", "time": "{}", "gpu_hours": "{:g} GPU hours"}
+        words["until_gain"] = "a forecast below {:g} points"
+        texts = [] if self.num_trials is None else [f"{self.num_trials} trials"]
+        given = {name: getattr(self, name) for name in words}
+        texts += [words[name].format(value) for name, value in given.items() if value is not None]
+        return " or ".join(texts)
+
+    def seconds(self, num_gpus: float) -> float | None:
+        """The time of a start whose slots have so many GPUs together, above 0 where there are `gpu_hours`; None for no
+        such limit."""
+        limits = [parse_duration(self.time)] if self.time is not None else []
+        if self.gpu_hours is not None:
+            limits.append(3600 * self.gpu_hours / num_gpus)
+        return min(limits, default=None)
 
 
 class RecoverySettings(Strict):

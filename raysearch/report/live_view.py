@@ -4,7 +4,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -34,10 +34,18 @@ class LiveView:
 
     Prints one line per ended trial and per change of the front when stdout is no terminal or CI is set. After Ctrl-C
     it prints the front so far and the command to resume.
+
+    Args:
+        outlook: what further trials are expected to add, in a line; asked for whenever a trial has ended.
+        seconds: time from now on to the end of the search, if the time ends it.
     """
 
-    def __init__(self, plan: StudyPlan, study: Study) -> None:
+    def __init__(
+        self, plan: StudyPlan, study: Study, outlook: Callable[[], str] = lambda: "", seconds: float | None = None
+    ) -> None:
         self._plan, self._study = plan, study
+        self._outlook, self._outlook_text, self._seconds = outlook, "", seconds
+        self._num_samples_before = _num_samples(study.records)
         self._running: dict[str, _Running] = {}
         self._num_ended = 0
         self._started = time.monotonic()
@@ -45,8 +53,9 @@ class LiveView:
 
     def __enter__(self) -> "LiveView":
         space = self._plan.space
-        left = space.search.trials - len(self._study.records)
-        print(f"{space.name}: {left} trials on {space.model}, into {self._study.folder}", flush=True)
+        num_trials = space.search.num_trials
+        left = f"{num_trials - len(self._study.records)} trials" if num_trials else space.search.limits_text()
+        print(f"{space.name}: {left} on {space.model}, into {self._study.folder}", flush=True)
         if is_interactive():
             from rich.live import Live
 
@@ -75,8 +84,9 @@ class LiveView:
         """Remove a trial that ended; `study.records` holds it already."""
         self._running.pop(record.trial, None)
         self._num_ended += 1
+        self._outlook_text = self._outlook()
         if self._live is None:
-            number = f"{len(self._study.records):>3}/{self._plan.space.search.trials}"
+            number = f"{len(self._study.records):>3}{self._of_trials()}"
             print(f"{number}  {self._clock():>6}  {ended_line(record, self._plan.dense)}", flush=True)
 
     def front_changed(self, front: Front) -> None:
@@ -88,11 +98,25 @@ class LiveView:
             print("; ".join([f"  front of {len(front.points)}, {area}", *answers]), flush=True)
 
     def seconds_left(self) -> float | None:
-        """Seconds to the last trial at the pace so far; None before MIN_TRIALS_TO_FORECAST have ended."""
-        if self._num_ended < MIN_TRIALS_TO_FORECAST:
-            return None
-        left = self._plan.space.search.trials - len(self._study.records)
-        return (time.monotonic() - self._started) / self._num_ended * left
+        """Seconds to the end of the search: what is left of its time, or to the last trial or sample at this pace.
+
+        None while nothing tells: the pace does so once MIN_TRIALS_TO_FORECAST have ended.
+        """
+        settings, records = self._plan.space.search, self._study.records
+        passed = time.monotonic() - self._started
+        left = [] if self._seconds is None else [max(0.0, self._seconds - passed)]
+        if self._num_ended >= MIN_TRIALS_TO_FORECAST:
+            if settings.num_trials is not None:
+                left.append(passed / self._num_ended * (settings.num_trials - len(records)))
+            num_samples = _num_samples(records)
+            if settings.runs is not None and num_samples > self._num_samples_before:
+                missing = max(0.0, settings.runs * self._plan.max_samples - num_samples)
+                left.append(passed / (num_samples - self._num_samples_before) * missing)
+        return min(left, default=None)
+
+    def _of_trials(self) -> str:
+        num_trials = self._plan.space.search.num_trials
+        return "" if num_trials is None else f"/{num_trials}"
 
     def _print_interrupted(self) -> None:
         front, num_ended = self._study.front, len(self._study.records)
@@ -120,15 +144,19 @@ class LiveView:
         ]
         if front:
             parts += [Text(line, no_wrap=True, overflow="ellipsis") for line in budget_lines(front)]
+        if self._outlook_text:
+            parts.append(Text(self._outlook_text, no_wrap=True, overflow="ellipsis"))
         return Group(*parts)
 
     def _counts(self) -> str:
-        ends = [record.end for record in list(self._study.records)]
+        records, runs = list(self._study.records), self._plan.space.search.runs
+        ends = [record.end for record in records]
         left = self.seconds_left()
         front = self._study.front
         return "   ".join(
             [
-                f"{len(ends)}/{self._plan.space.search.trials} ended",
+                f"{len(ends)}{self._of_trials()} ended",
+                *([] if runs is None else [f"{_num_samples(records) / self._plan.max_samples:.1f}/{runs:g} full runs"]),
                 *(f"{ends.count(end)} {end}" for end in ("finished", "stopped", "failed")),
                 f"hypervolume {front.hypervolume:.3f}" if front else "no front yet",
                 f"{self._clock()} so far" + (f", {seconds_text(left)} left" if left is not None else ""),
@@ -146,6 +174,10 @@ class LiveView:
                 f"{latest.retention:.1%}" if latest else "-",
             )
         return table
+
+
+def _num_samples(records: Sequence[TrialRecord]) -> int:
+    return sum(record.rungs[-1].samples_seen for record in records if record.rungs)
 
 
 def is_interactive() -> bool:

@@ -6,7 +6,7 @@ A row is looked up in the table `EVENTS` and checked field by field; nothing is 
 import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,6 +25,20 @@ class TrialArgs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trial: str
+
+
+class WithinArgs(TrialArgs):
+    """A trial that may see so many samples at most, since there is no time for more."""
+
+    longest: float
+
+
+class LimitArgs(BaseModel):
+    """A limit that nothing but the clock tells of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: Literal["time"]
 
 
 class RenameArgs(TrialArgs):
@@ -55,9 +69,6 @@ class ShapesArgs(BaseModel):
     shapes: list[JudgedShape]
 
 
-Args = TrialArgs | ShapesArgs
-
-
 def _rename(searcher: "Searcher", bracket: AshaBracket, args: Any) -> None:
     searcher.rename(args.trial, args.name)
     bracket.rename(args.trial, args.name)
@@ -71,8 +82,14 @@ def _end(searcher: "Searcher", bracket: AshaBracket, args: Any) -> None:
     bracket.finish(args.trial, args.size, args.retention, args.retention_se, args.samples_seen)
 
 
-EVENTS: dict[str, tuple[type[TrialArgs] | type[ShapesArgs], Callable[[Any, AshaBracket, Any], Any]]] = {
+def _reach_limit(searcher: "Searcher", bracket: AshaBracket, args: Any) -> None:
+    searcher.ended_by = args.limit
+
+
+EVENTS: dict[str, tuple[type[BaseModel], Callable[[Any, AshaBracket, Any], Any]]] = {
     "suggested": (TrialArgs, lambda searcher, bracket, args: searcher.suggest(args.trial)),
+    "suggested_within": (WithinArgs, lambda searcher, bracket, args: searcher.suggest(args.trial, args.longest)),
+    "limit_reached": (LimitArgs, _reach_limit),
     "renamed": (RenameArgs, _rename),  # an interrupted trial goes on under another name
     "added": (TrialArgs, lambda searcher, bracket, args: bracket.revive(args.trial)),
     "rung_reached": (RungArgs, _judge),
@@ -89,7 +106,7 @@ ENDS = ("finished", "stopped", "failed")
 _WAY_OUT = "delete it and search-state.json beside it, to go on from trials.jsonl alone"
 
 
-def append_event(path: Path, number: int, event: str, args: Args) -> None:
+def append_event(path: Path, number: int, event: str, args: BaseModel) -> None:
     """Write one event behind the others.
 
     Raises:
@@ -98,7 +115,7 @@ def append_event(path: Path, number: int, event: str, args: Args) -> None:
     append_json(path, {"number": number, "event": event, **args.model_dump()}, flush=False)
 
 
-def apply_event(searcher: "Searcher | None", bracket: AshaBracket, event: str, args: Args) -> Any:
+def apply_event(searcher: "Searcher | None", bracket: AshaBracket, event: str, args: BaseModel) -> Any:
     """What the searcher or the bracket answers to an event of `EVENTS`; those of a bracket alone need no searcher."""
     return EVENTS[event][1](searcher, bracket, args)
 

@@ -1,9 +1,13 @@
 """A searcher and an ASHA bracket that survive the death of their process at any instant."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
@@ -13,17 +17,19 @@ from raysearch.search.early_stopping.asha import AshaBracket, Decision
 from raysearch.search.early_stopping.decision_log import DecisionLog
 from raysearch.search.journal import (
     ENDS,
-    Args,
+    LimitArgs,
     RenameArgs,
     ReportArgs,
     RungArgs,
     ShapesArgs,
     TrialArgs,
+    WithinArgs,
     append_event,
     apply_event,
     read_events,
 )
 from raysearch.search.judged_shapes import JudgedShape
+from raysearch.search.limits import Limits
 from raysearch.search.searcher import Searcher
 from raysearch.study.records import TrialRecord
 
@@ -54,12 +60,31 @@ class JournaledSearch:
         self._num_logged = 0  # decisions in the log that `begin` keeps
         self._replayed: list[tuple[int, Decision]] = []
 
-    def suggest(self, trial: str) -> Recipe | None:
-        """The recipe of the next trial, that of an interrupted one first; None when there is none left."""
+    def suggest(self, trial: str, longest: float = math.inf) -> Recipe | None:
+        """The recipe of the next trial, that of an interrupted one first; None when there is none left.
+
+        Args:
+            longest: samples that a new trial may see at most; finite only where the clock ends the search.
+        """
         if self._interrupted:
             self._do("renamed", RenameArgs(trial=self._interrupted.pop(0), name=trial))
             return self.searcher.proposals[trial].recipe
-        return self._do("suggested", TrialArgs(trial=trial))
+        if math.isinf(longest):
+            return self._do("suggested", TrialArgs(trial=trial))
+        is_nearest = longest < self.searcher.longest_trial()
+        recipe = self._do("suggested_within", WithinArgs(trial=trial, longest=longest))
+        if recipe is None and is_nearest and not self.searcher.exhausted:
+            self.end_time()
+        return recipe
+
+    def must_wait(self) -> bool:
+        """Whether a further trial may start once a running one has been stopped, but not now."""
+        return not self._interrupted and self.searcher.must_wait()
+
+    def end_time(self) -> None:
+        """There is no time for a further trial; the study's next start has time again."""
+        if not self.searcher.ended_by:
+            self._do("limit_reached", LimitArgs(limit="time"))
 
     def learn_shapes(self, shapes: Sequence[JudgedShape]) -> None:
         """Shapes have been judged; proposals follow them from now on."""
@@ -96,8 +121,8 @@ class JournaledSearch:
         A trial that was running goes on under the name of one of the next suggestions. So does one whose end was in
         the journal, but not in `records`, when the process died. A record that no event tells of is adopted.
 
-        Nothing is written before `begin`. Earlier events are replayed under the budgets and the number of trials of
-        then; those of now hold afterwards.
+        Nothing is written before `begin`. Earlier events are replayed under the budgets and the limits of then;
+        those of now hold afterwards.
 
         Args:
             records: the trials that have ended, as `trials.jsonl` has them.
@@ -113,6 +138,7 @@ class JournaledSearch:
         is_there = path.exists()
         searcher = self.searcher
         budgets, num_trials, size_ratios = searcher.budgets, searcher.num_trials, self.bracket.budgets
+        limits = searcher.limits
         if is_there:
             try:
                 self._set_state(json.loads(path.read_text(encoding="utf-8")))
@@ -125,10 +151,10 @@ class JournaledSearch:
             self._adopt(record)
         if not is_there:
             self._num_logged = self.bracket.num_decisions
-        searcher.set_targets(budgets, num_trials)
+        searcher.set_targets(budgets, num_trials, limits)
         self.bracket.set_budgets(size_ratios)
         self._interrupted = searcher.running()
-        searcher.exhausted = False  # a study may be extended
+        searcher.go_on()
         return is_there
 
     def begin(self) -> None:
@@ -155,6 +181,7 @@ class JournaledSearch:
             "num_events": self._num_events,
             "budgets": [budget.text for budget in self.searcher.budgets],
             "num_trials": self.searcher.num_trials,
+            "limits": asdict(self.searcher.limits),
             "searcher": self.searcher.state(),
             "bracket": self.bracket.state(),
         }
@@ -163,7 +190,8 @@ class JournaledSearch:
         if state.get("schema") != SCHEMA:
             raise ValueError(f"schema {state.get('schema')} where {SCHEMA} is read")
         self._num_events = self._num_saved = state["num_events"]
-        self.searcher.set_targets([Budget.parse(text) for text in state["budgets"]], state["num_trials"])
+        budgets, limits = [Budget.parse(text) for text in state["budgets"]], Limits(**state.get("limits", {}))
+        self.searcher.set_targets(budgets, state["num_trials"], limits)
         self.searcher.set_state(state["searcher"])
         self.bracket = AshaBracket.from_state(state["bracket"])
         self._num_logged = self.bracket.num_decisions
@@ -184,7 +212,7 @@ class JournaledSearch:
                     self._replayed.append((self.bracket.num_decisions, answer))
             self._num_events = max(number, self._num_events)
 
-    def _do(self, event: str, args: Args) -> Any:
+    def _do(self, event: str, args: BaseModel) -> Any:
         """Write an event to the journal, then apply it."""
         self._num_events += 1
         if self._folder is not None:

@@ -16,7 +16,9 @@ from raysearch.config.dimensions import RecipeSuggester
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
+from raysearch.search.forecast import Forecast, forecast
 from raysearch.search.judged_shapes import JudgedShape, best_near
+from raysearch.search.limits import Limits
 from raysearch.search.samplers.base import Sampler
 from raysearch.search.samplers.ehvi import EHVISampler
 from raysearch.search.samplers.grid import GridSampler
@@ -28,6 +30,8 @@ from raysearch.search.trial_history import End, Proposal, TrialHistory
 
 logger = logging.getLogger(__name__)
 SCHEMA = 4  # of `Searcher.state`
+LONGEST_SHARE = 0.5  # of the samples of all trials so far, that the next one may see
+MIN_RUNS = 5  # full runs before a small expected gain may end a search
 SAMPLERS: dict[str, type[Sampler]] = {
     "ehvi": EHVISampler,
     "tpe": TPESampler,
@@ -50,11 +54,15 @@ class Searcher:
         num_trials: how many recipes to suggest in all; None for no end.
         sampler: a name in `SAMPLERS`, or a function that makes a sampler of a space and a seed.
         seed: of the sampler.
+        samples_of: samples that a recipe's trial sees if it runs to its end.
+        full_run: samples that the longest trial sees.
+        limits: what else ends the search.
 
     Attributes:
         history: the trials so far.
         exhausted: whether nothing new is left.
         shapes: those judged before any was trained.
+        ended_by: the field of `SearchSettings` that has ended the search for good; "" while none has.
 
     Raises:
         InputError: no such sampler.
@@ -69,14 +77,21 @@ class Searcher:
         num_trials: int | None = None,
         sampler: str | Callable[[SizedSpace, int], Sampler] = "ehvi",
         seed: int = 0,
+        samples_of: Callable[[Recipe], float] = lambda recipe: 0.0,
+        full_run: float = 1.0,
+        limits: Limits | None = None,
     ) -> None:
         if isinstance(sampler, str):
             if sampler not in SAMPLERS:
                 raise InputError(f"search.sampler {sampler!r}: no such sampler; choose one of {', '.join(SAMPLERS)}")
             sampler = SAMPLERS[sampler]
-        self.num_trials = num_trials
+        self.num_trials, self.limits = num_trials, limits or Limits()
+        self.full_run = full_run
         self.history = TrialHistory()
-        self.exhausted = False
+        self.exhausted, self.ended_by = False, ""
+        self._samples_of = samples_of
+        self._num_first = 0  # trials from the queue, which come before all others
+        self._none_fits_at: float | None = None  # samples of all trials when no recipe was short enough
         self._space = SizedSpace(space, size_of, dense, list(budgets))
         self._sampler = sampler(self._space, seed)
         self._queue: list[dict[str, Any]] = []
@@ -88,10 +103,41 @@ class Searcher:
         """Sizes that answers are wanted for."""
         return self._space.budgets
 
-    def set_targets(self, budgets: Iterable[Budget], num_trials: int | None) -> None:
-        """Replace the budgets and the number of recipes to suggest in all."""
+    def set_targets(self, budgets: Iterable[Budget], num_trials: int | None, limits: Limits | None = None) -> None:
+        """Replace the budgets, the number of recipes to suggest in all, and what else ends the search."""
         self._space.set_budgets(list(budgets))
-        self.num_trials = num_trials
+        self.num_trials, self.limits = num_trials, limits or Limits()
+
+    def go_on(self) -> None:
+        """Whatever has ended the search holds no longer: a study may be extended."""
+        self.exhausted, self.ended_by, self._none_fits_at = False, "", None
+
+    @property
+    def num_samples(self) -> float:
+        """Recovery samples of all trials: those seen by the ended ones, and the whole lengths of the running ones."""
+        return sum(
+            self._samples_of(proposal.recipe) if proposal.end is None else proposal.samples_seen
+            for _, proposal in self.history
+        )
+
+    def forecast(self) -> Forecast | None:
+        """What further trials are expected to add; None while there are too few to tell."""
+        limits = dict(zip((budget.text for budget in self.budgets), self._space.limits, strict=True))
+        return forecast(self.history, self.full_run, limits)
+
+    def longest_trial(self) -> float:
+        """Samples that the next trial may see; below 0 if there may be no further one now."""
+        if self.ended_by or (self.num_trials is not None and len(self.history) >= self.num_trials):
+            return -1.0
+        return self.limits.longest_trial(self.num_samples) if self.limits.num_samples else math.inf
+
+    def must_wait(self) -> bool:
+        """Whether a recipe may be suggested once a running trial has been stopped, but none before."""
+        if not self.limits.num_samples or not self.history.running or self.exhausted or self.ended_by:
+            return False
+        if self.num_trials is not None and len(self.history) >= self.num_trials:
+            return False
+        return self.longest_trial() < 0 or self.num_samples == self._none_fits_at
 
     @property
     def proposals(self) -> dict[str, Proposal]:
@@ -158,24 +204,72 @@ class Searcher:
                 num += 1
         return num
 
-    def suggest(self, trial: str) -> Recipe | None:
-        """The recipe of the next trial; None when there are `num_trials` or nothing new is left.
+    def suggest(self, trial: str, longest: float = math.inf) -> Recipe | None:
+        """The recipe of the next trial; None when a limit is reached or nothing new is left.
+
+        Args:
+            longest: samples that its trial may see at most.
 
         Raises:
             InputError: the space has no recipe that fits the budgets.
         """
-        if self.exhausted or (self.num_trials is not None and len(self.history) >= self.num_trials):
+        limit = self.longest_trial()
+        if self.exhausted or limit < 0:
             return None
-        queued = self._next_in_queue()
-        proposed = () if queued else self._sampler.candidates(self.history)
-        candidate = queued or next((c for c in proposed if c.identity not in self.history.identities), None)
+        if self._gains_too_little():
+            self.ended_by = "until_gain"
+            return None
+        longest = min(longest, limit)
+        queued = self._next_in_queue(longest)
+        candidate, is_too_long = (queued, False) if queued else self._next_of_sampler(longest)
         if candidate is None:
-            self._give_up()
+            if is_too_long or self._queue or self._openers:
+                self._none_fits_at = self.num_samples
+            else:
+                self._give_up()
             return None
         proposal = self.history.add(trial, candidate)
         if queued:
+            self._num_first += proposal.number == self._num_first
             self._sampler.adopt(proposal)
         return proposal.recipe
+
+    def _next_of_sampler(self, longest: float) -> tuple[Candidate | None, bool]:
+        """The sampler's first new candidate that is short enough, and whether one before it was too long.
+
+        A trial without recovery doesn't take the place of one that is too long: such trials would never reach a limit.
+        Where the sampler leaves the choice, no trial is longer than half of all before it, if there is a shorter one:
+        long training is for what short training has shown to be good.
+        """
+        is_too_long, shortest = False, None
+        most = self._sampler.shares_length and LONGEST_SHARE * self.num_samples
+        for candidate in self._sampler.candidates(self.history):
+            if candidate.identity in self.history.identities:
+                continue
+            length = self._samples_of(candidate.recipe)
+            if length <= longest and (length or not is_too_long):
+                if most is False or length <= most:
+                    return candidate, is_too_long
+                if shortest is None or length < self._samples_of(shortest.recipe):
+                    shortest = candidate
+                continue
+            is_too_long = True
+            if self._sampler.proposes_once:
+                self._queue.append(candidate.recipe.as_dict())
+        return shortest, is_too_long
+
+    def _gains_too_little(self) -> bool:
+        """Whether another ten full runs aren't worth it; not before the queued recipes and five full runs are through.
+
+        That a trial runs changes nothing: only ended ones are looked at.
+        """
+        least = self.limits.gain_points
+        first_run = any(proposal.number < self._num_first for proposal in self.history.running.values())
+        if least is None or self._queue or self._openers or first_run:
+            return False
+        seen = sum(p.samples_seen for _, p in self.history if p.end is not None)
+        expected = self.forecast() if seen >= MIN_RUNS * self.full_run else None
+        return expected is not None and expected.most_points < least
 
     def adopt(self, trial: str, recipe: Recipe) -> bool:
         """Add a trial that runs, or has run, as if it had been suggested; False if the space has no place for it."""
@@ -225,6 +319,9 @@ class Searcher:
             "shapes": [shape.model_dump() for shape in self.shapes],
             "smallest": None if math.isinf(self._space.smallest) else self._space.smallest,
             "exhausted": self.exhausted,
+            "ended_by": self.ended_by,
+            "num_first": self._num_first,
+            "none_fits_at": self._none_fits_at,
             "sampler": self._sampler.state(),
             "history": self.history.state(),
         }
@@ -241,19 +338,27 @@ class Searcher:
         self._openers = list(state["openers"])
         self.learn_shapes(JudgedShape(**shape) for shape in state["shapes"])
         self._space.smallest = math.inf if state["smallest"] is None else state["smallest"]
-        self.exhausted = state["exhausted"]
+        self.exhausted, self.ended_by = state["exhausted"], state.get("ended_by", "")
+        self._num_first, self._none_fits_at = state.get("num_first", 0), state.get("none_fits_at")
         self._sampler.set_state(state["sampler"])
         self.history = TrialHistory.from_state(state["history"])
 
-    def _next_in_queue(self) -> Candidate | None:
-        while self._queue or self._openers:
-            if self._queue:
-                candidate = self._space.candidate(RecipeSuggester(self._queue.pop(0)))
-            else:
-                candidate = self._opener(self._openers.pop(0))
-            if candidate is not None and candidate.identity not in self.history.identities:
+    def _next_in_queue(self, longest: float) -> Candidate | None:
+        """The first that is short enough, openers last; longer ones stay, for a study that is extended."""
+        self._queue = [values for values in self._queue if self._is_new(self._space.candidate(RecipeSuggester(values)))]
+        self._openers = [size for size in self._openers if self._is_new(self._opener(size))]
+        waiting: list[tuple[list[Any], Candidate | None]] = [
+            *((self._queue, self._space.candidate(RecipeSuggester(values))) for values in self._queue),
+            *((self._openers, self._opener(size)) for size in self._openers),
+        ]
+        for at, (kept_in, candidate) in enumerate(waiting):
+            if candidate is not None and self._samples_of(candidate.recipe) <= longest:
+                del kept_in[at if kept_in is self._queue else at - len(self._queue)]
                 return candidate
         return None
+
+    def _is_new(self, candidate: Candidate | None) -> bool:
+        return candidate is not None and candidate.identity not in self.history.identities
 
     def _give_up(self) -> None:
         if len(self.history):

@@ -30,6 +30,11 @@ class Proposal(Candidate):
     curve: list[tuple[float, float]] = field(default_factory=list)
     end: End | None = None
 
+    @property
+    def samples_seen(self) -> float:
+        """Samples seen at its last result; 0 before the first."""
+        return self.curve[-1][0] if self.curve else 0.0
+
 
 class TrialHistory:
     """The trials of a search, by name, in the order of their proposals.

@@ -60,7 +60,7 @@ class StudyPlan:
             f"model      {space.model}: {self.dense.num_params:,} parameters, {self.dense.size_bytes:,} bytes",
             f"budgets    {', '.join(budgets) or 'none: the whole range of sizes'}",
             f"data       {space.data}: {self.num_samples:,} samples; the longest trial sees {self.max_samples:,}",
-            f"trials     {settings.trials} by {settings.sampler}, seed {settings.seed}, "
+            f"limits     {settings.limits_text()}; by {settings.sampler}, seed {settings.seed}, "
             + ("stopped early where behind" if settings.early_stopping else "all run to their end"),
         ]
 

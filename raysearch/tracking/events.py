@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -27,7 +28,7 @@ def parent_event(study: Study) -> Event:
     params["benchmarks"] = ", ".join(one if isinstance(one, str) else one["name"] for one in space["benchmarks"])
     tags = {"raysearch.study": study.space.name, "raysearch.folder": str(study.folder), **environment()}
     tags["raysearch.budgets"] = ", ".join(study.space.budgets)
-    tags |= {f"search.{name}": value for name, value in space["search"].items()}
+    tags |= {f"search.{name}": value for name, value in space["search"].items() if value is not None}
     documents = {"space.json": space}
     return event_of(None, name=study.folder.name, params=params, tags=tags, status="RUNNING", documents=documents)
 
@@ -88,6 +89,12 @@ def front_event(front: Front, num_ended: int) -> Event:
         if key is not None:
             metrics[f"retention_at.{_name(budget.replace('%', 'pct'))}"] = points[key].retention
     return event_of(None, metrics=metrics, step=num_ended, files=["front.json"])
+
+
+def forecast_event(text: str, points: Mapping[str, float], num_ended: int) -> Event:
+    """What another ten full runs are expected to add, in words and by budget."""
+    metrics = {f"expected_gain.{_name(name.replace('%', 'pct'))}": value for name, value in points.items()}
+    return event_of(None, tags={"forecast": text}, metrics=metrics, step=num_ended)
 
 
 def speed_event(key: str, speed: Speed) -> Event:

@@ -6,6 +6,7 @@ recipe has its fields as parameters and every rung as metrics (step = samples se
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from raysearch.config.budget import Size
@@ -35,7 +36,10 @@ class Tracker:
 
     Attributes:
         sender: the queue and thread that send.
+        is_complete: whether the search has come to its end.
     """
+
+    is_complete = False
 
     def __init__(self, study: Study, uri: str | None = None, dense: Size | None = None) -> None:
         """Send the parent run, and the ended trials that MLflow has not received; existing runs are continued.
@@ -85,6 +89,10 @@ class Tracker:
         self.sender.put(*(events.event_of(key, tags={"front": "yes" if key in keys else "no"}) for key in changed))
         self.sender.put(events.front_event(front, len(self._study.records)))
 
+    def forecast(self, text: str, metrics: Mapping[str, float]) -> None:
+        """Send what further trials are expected to add, as a tag in words and as metrics in points."""
+        self.sender.put(events.forecast_event(text, metrics, len(self._study.records)))
+
     def run_id(self, trial: str) -> str | None:
         """MLflow's id of a trial's run; None before the server has given one."""
         return self.sender.ids.get(self._keys.get(trial, ""))
@@ -97,7 +105,9 @@ class Tracker:
         """Send the artifacts and end all open runs; each of two waits is at most `seconds` long."""
         for key in sorted(self._started):
             self.sender.put(events.event_of(key, tags={"end": "interrupted"}, status="KILLED"))
-        status = "FINISHED" if len(self._study.records) >= self._study.space.search.trials else "KILLED"
+        wanted = self._study.space.search.num_trials
+        is_complete = self.is_complete or (wanted is not None and len(self._study.records) >= wanted)
+        status = "FINISHED" if is_complete else "KILLED"
         if self.sender.flush(seconds):
             fill_run_ids(self._study.folder, self.sender.ids)
         self.sender.put(events.event_of(None, files=list(ARTIFACTS), status=status))

@@ -18,6 +18,7 @@ from raysearch.config.budget import Budget, Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.models.param_count_cache import counts_of_model
+from raysearch.search.pace import Deadline
 from raysearch.study.folder import CHECKPOINTS, Study, locked
 from raysearch.study.front import Baseline, Measured
 from raysearch.study.plan import StudyPlan
@@ -38,9 +39,13 @@ class MadePlan(StudyPlan):
 
 
 def plan(
-    num_trials: int, sampler: str = "tpe", budgets: tuple[str, ...] = ("60%",), num_checkpoints: int | None = None
+    num_trials: int | None,
+    sampler: str = "tpe",
+    budgets: tuple[str, ...] = ("60%",),
+    num_checkpoints: int | None = None,
+    **limits: Any,
 ) -> MadePlan:
-    """`num_checkpoints`, of a byte each, are what the quota has room for."""
+    """`num_checkpoints`, of a byte each, are what the quota has room for; `limits` are other ones of the search."""
     space = SearchSpace.model_validate(
         {
             "name": "stand-in",
@@ -55,7 +60,7 @@ def plan(
                 "lr": {"low": 1e-5, "high": 1e-2, "log": True},
                 "data_fraction": [0.05, 0.2, 1.0],
             },
-            "search": {"trials": num_trials, "sampler": sampler, "first_rung": 1 / 27, "seed": 1},
+            "search": {"trials": num_trials, "sampler": sampler, "first_rung": 1 / 27, "seed": 1, **limits},
             "recovery": {"checkpoint_quota_gb": num_checkpoints and num_checkpoints / 10**9},
         }
     )
@@ -120,6 +125,7 @@ def drive(
     log: Path | None = None,
     seconds: Callable[[Recipe], float] = lambda recipe: 1.0,
     callbacks: Callable[[Study], Sequence[Callback]] = lambda study: (),
+    deadline: Deadline | None = None,
 ) -> Study:
     """Begin a study, or go on with it, and run it to its end.
 
@@ -128,6 +134,7 @@ def drive(
         log: takes the key of every recipe whose training would begin anew, since it has no rung checkpoint.
         seconds: how long a rung of a recipe would take; replies come in the order of that clock.
         callbacks: follow the study.
+        deadline: of this start.
     """
     with locked(folder):
         study = Study(folder, plan.space)
@@ -136,11 +143,13 @@ def drive(
         search.begin()
         baseline = Baseline(num_params=DENSE.num_params, size_bytes=DENSE.size_bytes, scores={"digits": 1.0})
         recorder = Recorder(plan, study, search, LocalCoordinator(), callbacks(study), baseline)
-        tune = _Tune(TuneSearcher(search, lambda: num_slots), TuneScheduler(search), recorder, folder)
+        tune = _Tune(TuneSearcher(search, lambda: num_slots, deadline), TuneScheduler(search), recorder, folder)
         levels = [round(level) for level in search.bracket.levels]
         running: list[tuple[float, int, RunningTrial]] = []  # a heap by the time of the next reply
         order, clock = itertools.count(), 0.0
-        num_started, wanted = 0, plan.space.search.trials - len(study.records)
+        num_started, wanted = 0, math.inf
+        if plan.space.search.num_trials is not None:
+            wanted = plan.space.search.num_trials - len(study.records)
         while True:
             while num_started < wanted and (config := tune.suggest(f"{name}{num_started}")):
                 recipe = Recipe(**config["recipe"])

@@ -11,7 +11,9 @@ from PIL import Image
 
 from raysearch import pocket
 from raysearch.cli.app import app
+from raysearch.cli.search import with_options
 from raysearch.config.budget import Budget
+from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.study.front import Front
 from tests.support import synthetic_study
@@ -103,6 +105,21 @@ def test_a_dry_run_of_own_model_and_data_is_as_light(tmp_path):
         (["prune", "pocket", "--ratio", "nan", "--to", "NOWHERE"], "ratio nan: outside [0, 1)"),
         (["prune", "pocket", "--ratio", "-0.1", "--to", "NOWHERE"], "ratio -0.1: outside [0, 1)"),
         (["prune", "pocket", "--mode", "sideways", "--to", "NOWHERE"], "sideways"),
+        (["search", "--runs", "0", "--out", "NOWHERE"], "--runs 0.0: Input should be greater than 0"),
+        (["search", "--runs", "-1", "--out", "NOWHERE"], "--runs -1.0"),
+        (["search", "--runs", "nan", "--out", "NOWHERE"], "--runs nan"),
+        (["search", "--runs", "many", "--out", "NOWHERE"], "--runs"),
+        (["search", "--time", "0s", "--out", "NOWHERE"], "--time 0s: '0s' is no time to search in"),
+        (["search", "--time", "90", "--out", "NOWHERE"], "--time 90: '90' is no duration; write 90s, 20m, 2h"),
+        (["search", "--time", "2 weeks", "--out", "NOWHERE"], "is no duration"),
+        (
+            ["search", "--time", "5s", "--out", "NOWHERE"],
+            "search.time 5s: one full run, 1,000 samples, is estimated at",
+        ),
+        (["search", "--gpu-hours", "10", "--out", "NOWHERE"], "search.gpu_hours 10: the slots have no GPU"),
+        (["search", "--gpu-hours", "0", "--out", "NOWHERE"], "--gpu-hours 0.0"),
+        (["search", "--until-gain", "0", "--out", "NOWHERE"], "--until-gain 0.0"),
+        (["search", "--trials", "0", "--out", "NOWHERE"], "--trials"),
         (["search", "NOWHERE"], "no such file"),
         (["report", "NOWHERE"], "no study"),
         (["sync", "NOWHERE"], "no study"),
@@ -119,6 +136,28 @@ def test_a_mistake_is_one_plain_line_and_status_2(args, said, study, tmp_path, c
     assert said in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--runs", "3"], "buys       about 3"),
+        (["--time", "20m"], "1 at a time, by counted operations"),
+        (["--until-gain", "0.5"], "the forecast ends it sooner"),
+        (["--runs", "3", "--trials", "2"], "in 2 trials"),
+    ],
+)
+def test_a_dry_run_says_what_a_limit_buys(args, said, capsys):
+    status, out, _ = call(capsys, "search", "--dry-run", *args)
+    assert (status, said in out) == (0, True), out
+
+
+def test_limits_of_the_command_line_replace_those_of_the_space():
+    space = SearchSpace.load(SPACE)
+    assert space.search.trials == 40
+    changed = with_options(space, None, {"runs": 12, "trials": None}, None, None).search
+    assert (changed.trials, changed.runs, changed.num_trials) == (None, 12, None)
+    assert with_options(space, None, {"runs": None}, 7, None).search.num_trials == 40
 
 
 def test_ctrl_c_is_130(monkeypatch, study, capsys):
@@ -186,7 +225,7 @@ def pretend_search(monkeypatch, tmp_path, fail_at, exhausted=False):
 
     told = []
 
-    def run(plan, study, search, callbacks, runtime):
+    def run(plan, study, search, callbacks, runtime, deadline):
         search.searcher.exhausted = exhausted
         study.front = Front.build("x", "pocket", synthetic_study.BASELINE, [])
         return study.front
@@ -205,6 +244,7 @@ def pretend_search(monkeypatch, tmp_path, fail_at, exhausted=False):
     def join(slots):
         if fail_at == "cluster":
             raise InputError("slots: too few")
+        return 1
 
     from raysearch.backend import cluster, tuner
 

@@ -18,7 +18,14 @@ class Sampler(ABC):
     Args:
         space: recipes and their exact sizes.
         seed: of all that is random.
+
+    Attributes:
+        proposes_once: whether a candidate that was refused never comes again.
+        shares_length: whether a shorter candidate may take the place of one before it.
     """
+
+    proposes_once = False
+    shares_length = False
 
     def __init__(self, space: SizedSpace, seed: int = 0) -> None:
         self.space, self.seed = space, seed

@@ -52,6 +52,8 @@ class Observation:
 class EHVISampler(Sampler):
     """Expected hypervolume improvement over random recipes and children of good ones."""
 
+    shares_length = True
+
     def __init__(self, space: SizedSpace, seed: int = 0) -> None:
         super().__init__(space, seed)
         self._dimensions = space.search_space.search_params()

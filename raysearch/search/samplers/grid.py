@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from raysearch.config.dimensions import RecipeSuggester
 from raysearch.config.recipe import Recipe
-from raysearch.config.settings import Scalar
+from raysearch.config.settings import LIMITS, Scalar
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.search.samplers.base import Sampler
@@ -18,6 +18,8 @@ from raysearch.search.trial_history import TrialHistory
 
 class GridSampler(Sampler):
     """Every recipe of a space without ranges, in the order of `grid`."""
+
+    proposes_once = True
 
     _num_tried = 0
 
@@ -87,7 +89,8 @@ def as_grid(space: SearchSpace) -> SearchSpace:
     Raises:
         InputError: a dimension is a range.
     """
-    changes = {"sampler": "grid", "early_stopping": False, "keep_scores": True, "trials": len(grid(space))}
+    changes = dict.fromkeys(LIMITS) | {"sampler": "grid", "early_stopping": False, "keep_scores": True}
+    changes["trials"] = len(grid(space))
     return space.model_copy(update={"search": space.search.model_copy(update=changes), "budgets": []})
 
 
