@@ -241,7 +241,7 @@ def trial_works(plan: StudyPlan, recipes: Sequence[Recipe], stopping: bool) -> l
         size = plan.size_of(recipe)
         assert size is not None, recipe
         ratio, end = size.size_bytes / plan.dense.size_bytes, recipe.samples_to_see(plan.num_samples)
-        before = plan.space.search.early_questions if end and plan.space.search.early_stopping else 0.0
+        before = plan.space.search.early_questions if stopping and end else 0.0
         retention, seen, evaluations = ratio + scatter.gauss(0, SCATTER), end, before
         for level in [level for level in bracket.levels if stopping and level < end]:
             evaluations += plan.space.search.early_questions

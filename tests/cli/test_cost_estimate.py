@@ -76,7 +76,7 @@ def test_work_without_stopping_is_what_the_recipes_ask_for():
     recipes = draw_recipes(plan, seed=0)
     work = total_work(plan, recipes, stopping=False)
     assert len(recipes) == 12
-    assert work.samples == sum(200 if recipe.data_fraction == 0.2 else 1000 for recipe in recipes)
+    assert work.samples == sum(round(1000 * (recipe.data_fraction or 0)) for recipe in recipes)
     assert work.evaluations == 12
     stopped = total_work(plan, recipes, stopping=True)
     assert 12 * 37 < stopped.samples < work.samples

@@ -10,7 +10,7 @@ import pytest
 from raysearch.config.budget import Size
 from raysearch.report.html_page import report_html, write_report
 from raysearch.report.live_view import SYMBOLS, LiveView, ended_line, is_interactive, sketch
-from raysearch.report.terminal import print_result
+from raysearch.report.terminal import print_result, state_text
 from raysearch.study.front import Front
 from tests.support import synthetic_study
 
@@ -221,3 +221,9 @@ def test_sketch_of_two_points():
 def test_an_ended_line_without_a_score(study):
     failed = next(record for record in study.records if record.end == "failed")
     assert "the loss is not finite" in ended_line(failed, synthetic_study.BASELINE.size)
+
+
+def test_which_state_was_handed_over_is_said():
+    assert state_text(None) == ""
+    assert state_text(0) == ", as it was before recovery, which harmed it"
+    assert state_text(1200) == ", as it was after 1,200 samples"
