@@ -176,3 +176,17 @@ def test_importing_the_package_loads_neither_torch_nor_ray():
     code = "import sys, raysearch; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
+
+
+def test_a_search_is_limited_by_runs_and_time_and_goes_on(job, small_space, tmp_path):
+    def samples():
+        return sum(row["rungs"][-1]["samples_seen"] for row in trials_of(tmp_path / "study"))
+
+    done = job(small_space, "--runs", 2, "--time", "30m", "--out", "study", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert abs(samples() - 2 * 60) <= 60 / 2
+    assert f"Ended after {len(trials_of(tmp_path / 'study'))} trials: they make " in done.stdout
+    more = job("--resume", "study", "--runs", 4, cwd=tmp_path)
+    assert more.returncode == 0, more.stdout[-3000:] + more.stderr[-6000:]
+    assert abs(samples() - 4 * 60) <= 60 / 2
+    assert "of 4 full runs" in more.stdout
