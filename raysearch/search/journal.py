@@ -3,6 +3,7 @@
 A row is looked up in the table `EVENTS` and checked field by field; nothing is executed by a name that it holds.
 """
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,13 @@ class ShapesArgs(BaseModel):
     shapes: list[JudgedShape]
 
 
+def _suggest(searcher: "Searcher", bracket: AshaBracket, args: Any) -> Any:
+    recipe = searcher.suggest(args.trial, getattr(args, "longest", math.inf))
+    if recipe is not None and searcher.trains_a_leader_longer(args.trial):
+        bracket.spare(args.trial, "trains a recipe of the front for longer")
+    return recipe
+
+
 def _rename(searcher: "Searcher", bracket: AshaBracket, args: Any) -> None:
     searcher.rename(args.trial, args.name)
     bracket.rename(args.trial, args.name)
@@ -87,8 +95,8 @@ def _reach_limit(searcher: "Searcher", bracket: AshaBracket, args: Any) -> None:
 
 
 EVENTS: dict[str, tuple[type[BaseModel], Callable[[Any, AshaBracket, Any], Any]]] = {
-    "suggested": (TrialArgs, lambda searcher, bracket, args: searcher.suggest(args.trial)),
-    "suggested_within": (WithinArgs, lambda searcher, bracket, args: searcher.suggest(args.trial, args.longest)),
+    "suggested": (TrialArgs, _suggest),
+    "suggested_within": (WithinArgs, _suggest),
     "limit_reached": (LimitArgs, _reach_limit),
     "renamed": (RenameArgs, _rename),  # an interrupted trial goes on under another name
     "added": (TrialArgs, lambda searcher, bracket, args: bracket.revive(args.trial)),

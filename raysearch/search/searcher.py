@@ -30,7 +30,6 @@ from raysearch.search.trial_history import End, Proposal, TrialHistory
 
 logger = logging.getLogger(__name__)
 SCHEMA = 4  # of `Searcher.state`
-LONGEST_SHARE = 0.5  # of the samples of all trials so far, that the next one may see
 MIN_RUNS = 5  # full runs before a small expected gain may end a search
 SAMPLERS: dict[str, type[Sampler]] = {
     "ehvi": EHVISampler,
@@ -92,7 +91,7 @@ class Searcher:
         self._samples_of = samples_of
         self._num_first = 0  # trials from the queue, which come before all others
         self._none_fits_at: float | None = None  # samples of all trials when no recipe was short enough
-        self._space = SizedSpace(space, size_of, dense, list(budgets))
+        self._space = SizedSpace(space, size_of, dense, list(budgets), samples_of)
         self._sampler = sampler(self._space, seed)
         self._queue: list[dict[str, Any]] = []
         self._openers: list[float] = []  # size ratios that an opening recipe is still to be made for
@@ -238,17 +237,17 @@ class Searcher:
         """The sampler's first new candidate that is short enough, and whether one before it was too long.
 
         A trial without recovery doesn't take the place of one that is too long: such trials would never reach a limit.
-        Where the sampler leaves the choice, no trial is longer than half of all before it, if there is a shorter one:
+        Where the sampler leaves the choice, no trial is longer than all before it together, if there is a shorter one:
         long training is for what short training has shown to be good.
         """
         is_too_long, shortest = False, None
-        most = self._sampler.shares_length and LONGEST_SHARE * self.num_samples
+        most = self.num_samples if self._sampler.shares_length else math.inf
         for candidate in self._sampler.candidates(self.history):
             if candidate.identity in self.history.identities:
                 continue
             length = self._samples_of(candidate.recipe)
             if length <= longest and (length or not is_too_long):
-                if most is False or length <= most:
+                if length <= most:
                     return candidate, is_too_long
                 if shortest is None or length < self._samples_of(shortest.recipe):
                     shortest = candidate
@@ -270,6 +269,12 @@ class Searcher:
         seen = sum(p.samples_seen for _, p in self.history if p.end is not None)
         expected = self.forecast() if seen >= MIN_RUNS * self.full_run else None
         return expected is not None and expected.most_points < least
+
+    def trains_a_leader_longer(self, trial: str) -> bool:
+        """Whether a trial's recipe is that of a finished one on the front, but for more data or epochs."""
+        recipe = self.history.proposals[trial].recipe
+        leaders = (self.history.proposals[name].recipe for name in self.history.front)
+        return any(leader.trains_less_than(recipe) for leader in leaders)
 
     def adopt(self, trial: str, recipe: Recipe) -> bool:
         """Add a trial that runs, or has run, as if it had been suggested; False if the space has no place for it."""

@@ -143,7 +143,9 @@ def drive(
         search.begin()
         baseline = Baseline(num_params=DENSE.num_params, size_bytes=DENSE.size_bytes, scores={"digits": 1.0})
         recorder = Recorder(plan, study, search, LocalCoordinator(), callbacks(study), baseline)
-        tune = _Tune(TuneSearcher(search, lambda: num_slots, deadline), TuneScheduler(search), recorder, folder)
+        tune = _Tune(
+            TuneSearcher(search, lambda: num_slots, deadline=deadline), TuneScheduler(search), recorder, folder
+        )
         levels = [round(level) for level in search.bracket.levels]
         running: list[tuple[float, int, RunningTrial]] = []  # a heap by the time of the next reply
         order, clock = itertools.count(), 0.0

@@ -13,7 +13,7 @@ from typing import Any
 from raysearch.errors import InputError
 from raysearch.search.early_stopping.rung import Rung
 
-SCHEMA = 3  # of `AshaBracket.state`
+SCHEMA = 4  # of `AshaBracket.state`
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class AshaBracket:
         rule: the parts of the rule in use.
 
     Attributes:
-        num_spared: so many trials, those that begin first, are never stopped.
+        num_spared: so many trials, those that begin first, are never stopped; see also `spare`.
 
     Raises:
         InputError: `grace_period` or `reduction_factor` is out of range.
@@ -94,7 +94,7 @@ class AshaBracket:
         self._live: dict[str, _Progress] = {}
         self._best_finals = dict.fromkeys(self.budgets, -math.inf)  # of finished trials, by budget
         self.num_decisions = self.num_spared = 0
-        self._spared: list[str] = []
+        self._spared: dict[str, str] = {}  # the reasons, by trial
 
     def _levels(self) -> list[float]:
         """No rung nearer to the end than half a step, on the log scale of rungs: it would save little."""
@@ -158,9 +158,13 @@ class AshaBracket:
 
     def revive(self, trial: str) -> None:
         """A trial begins, or resumes from its last checkpoint after `fail`."""
-        if len(self._spared) < self.num_spared and trial not in self._spared:
-            self._spared.append(trial)
+        if len(self._spared) < self.num_spared:
+            self.spare(trial, f"one of the first {self.num_spared} trials")
         self._set_failed(trial, False)
+
+    def spare(self, trial: str, reason: str) -> None:
+        """Never stop a trial; decisions name the reason."""
+        self._spared.setdefault(trial, reason)
 
     def fail_all_but(self, trials: Container[str]) -> None:
         """Fail the trials that a restored experiment does not have."""
@@ -170,7 +174,7 @@ class AshaBracket:
 
     def rename(self, trial: str, name: str) -> None:
         """Give a trial another name."""
-        self._spared = [name if key == trial else key for key in self._spared]
+        self._spared = {name if key == trial else key: reason for key, reason in self._spared.items()}
         if trial in self._live:
             self._live = {name if key == trial else key: value for key, value in self._live.items()}
             for rung in self.rungs:
@@ -213,7 +217,7 @@ class AshaBracket:
             if led:
                 go_on, reason = True, f"leads budget {led[0]:g}, and no finished trial is as good"
         if not go_on and trial in self._spared:
-            go_on, reason = True, f"one of the first {self.num_spared} trials"
+            go_on, reason = True, self._spared[trial]
         result = (size, retention, retention_se, samples_seen)
         return Decision(trial, go_on, reason, *result, rung.level, num, better, own, place)
 
@@ -263,7 +267,7 @@ class AshaBracket:
         for rung, saved in zip(bracket.rungs, state["rungs"], strict=True):
             rung.restore(saved)
         bracket.num_decisions, bracket.num_spared = state["num_decisions"], state["num_spared"]
-        bracket._spared = list(state["spared"])
+        bracket._spared = dict(state["spared"])
         return bracket
 
 

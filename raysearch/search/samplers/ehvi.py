@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from raysearch.config.dimensions import RecipeSuggester
+from raysearch.config.recipe import Recipe
 from raysearch.search.judged_shapes import NEAR, JudgedShape
 from raysearch.search.samplers.base import Sampler
 from raysearch.search.samplers.encoding import Encoding
@@ -26,6 +28,8 @@ RENEWED_EVERY = 12
 NUM_CHILDREN = 24  # candidates near good recipes, drawn for each proposal
 SHARE_NEAR_SHAPES = 0.75  # of the random ones, drawn near shapes that were judged, where there are such
 MIN_SHAPES = 8  # judged, from which the divergence of others is predicted
+LENGTHENS_EVERY = 3  # one proposal in this many trains longer what leads
+REGAINED = 1 / 3  # of what is missing to the dense model, that longer training is hoped to bring
 NUM_OTHERS = 200  # random ones, where all these have been tried
 MAX_POINTS = 200  # values that the model holds, unless the front has more than half of them
 NUM_FIT_POINTS = 100  # the latest values, from which length scales are found
@@ -67,6 +71,8 @@ class EHVISampler(Sampler):
         """By expected improvement; the first ones, and one in EXPLORE_EVERY, by size alone."""
         number, observations = len(history), self._observations(history)
         measured = {name: o for name, o in observations.items() if o.retention is not None}
+        if number % LENGTHENS_EVERY == LENGTHENS_EVERY - 1:
+            yield from self._longer(history)
         drawn = self._pool.of_proposal(number, _parents(history, measured))
         if not drawn:
             return
@@ -82,6 +88,21 @@ class EHVISampler(Sampler):
             ordered = [drawn[at] for at in np.argsort(-gain, kind="stable")]
         yield from ordered
         yield from self._pool.others(number)
+
+    def _longer(self, history: TrialHistory) -> Iterator[Candidate]:
+        """Longer training of what leads, the most gain per sample first if it regains `REGAINED` of what is missing."""
+        front = [(p.size_ratio, p.curve[-1][1]) for p in (history.proposals[name] for name in history.front)]
+        found = []
+        for name in history.front:
+            proposal = history.proposals[name]
+            retention = proposal.curve[-1][1]
+            for candidate in self._pool.longer(proposal.recipe):
+                hoped = np.array([retention + REGAINED * max(0.0, 1 - retention)])
+                gain = expected_hypervolume_improvement(
+                    np.array([candidate.size_ratio]), hoped, np.array([1e-9]), front, self.space.limits
+                )
+                found.append((float(gain[0]) / max(self.space.samples_of(candidate.recipe), 1.0), candidate))
+        yield from (candidate for gain, candidate in sorted(found, key=lambda pair: -pair[0]) if gain > 0)
 
     def add_prior(self, candidate: Candidate, retention: float) -> None:
         """Inform the model, with less certainty than a trial of this search."""
@@ -176,6 +197,17 @@ class CandidatePool:
             self._random = self._draw(np.random.default_rng((self._seed, 1, block)), NUM_RANDOM)
         children = self._draw(np.random.default_rng((self._seed, 0, number)), NUM_CHILDREN, parents)
         return [*self._random, *children]
+
+    def longer(self, recipe: Recipe) -> Iterator[Candidate]:
+        """A recipe with the next larger share of the data, and with the next larger number of epochs."""
+        for field in ("data_fraction", "epochs"):
+            now = getattr(recipe, field)
+            larger = [value for value in map(float, self._space.search_space.values_of(field)) if now and value > now]
+            if larger:
+                values = {**recipe.as_dict(), field: min(larger)}
+                candidate = self._space.candidate(RecipeSuggester(values))
+                if candidate is not None and recipe.trains_less_than(candidate.recipe):
+                    yield candidate
 
     def others(self, number: int) -> Iterator[Candidate]:
         """More random recipes, where all candidates of the proposal have been tried."""
