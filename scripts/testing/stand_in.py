@@ -143,7 +143,8 @@ def drive(
         search.begin()
         baseline = Baseline(num_params=DENSE.num_params, size_bytes=DENSE.size_bytes, scores={"digits": 1.0})
         recorder = Recorder(plan, study, search, LocalCoordinator(), callbacks(study), baseline)
-        tune = _Tune(
+        searcher = TuneSearcher(search, lambda: num_slots, deadline=deadline)
+        tune = _Tune(searcher, TuneScheduler(search), recorder, folder)
             TuneSearcher(search, lambda: num_slots, deadline=deadline), TuneScheduler(search), recorder, folder
         )
         levels = [round(level) for level in search.bracket.levels]
