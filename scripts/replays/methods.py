@@ -19,6 +19,7 @@ from raysearch.search.early_stopping.rung import Rung
 from raysearch.search.samplers.optuna_samplers import SAMPLER_ATTEMPTS, OptunaSuggester, TPESampler
 from raysearch.search.samplers.suggesters import RandomSuggester
 from raysearch.search.searcher import Searcher
+from raysearch.study.multi_objective import exclusive_hypervolume
 from scripts.replays.simulator import Result
 from scripts.replays.tables import RecordedTable, Table
 
@@ -300,12 +301,24 @@ class RandomTies(Rung):
         return zlib.crc32(members[newcomer].tobytes()) % len(members) + 1
 
 
+class RangeScaled(Rung):
+    """A rung where areas begin just below its lowest retention, not at 0."""
+
+    def place(self, members: np.ndarray, newcomer: int) -> int:
+        points = np.stack([np.log(members[:, 0]), -members[:, 1]], 1)
+        low, high = np.minimum(self._low, points[newcomer]), np.maximum(self._high, points[newcomer])
+        points = (points - low) / np.where(high > low, high - low, 1.0)
+        areas = exclusive_hypervolume(points, np.array([1.1, 1.1]))
+        return int(np.sum(areas >= areas[newcomer]))
+
+
 class Ours(NoStopping):
     """raysearch's searcher and rungs, both as the search uses them; `parts` switches some off or over.
 
     Args:
-        parts: `sampler`; `stopping`; `budgets`, to name those that the regret is measured at; `random_ties`;
-            `truncated`, to tell the sampler a stopped trial's last value as its final one; and the fields of `Rule`.
+        parts: `sampler`; `stopping`; `num_spared`, of `AshaBracket`; `budgets`, to name those that the regret is measured
+            at; `rung`, a class in the place of `Rung`; `truncated`, to tell the sampler a stopped trial's last value as
+            its final one; and the fields of `Rule`.
     """
 
     hands_over = "finished"
@@ -314,18 +327,18 @@ class Ours(NoStopping):
         super().__init__(*args)
         parts = dict(parts)
         self.rungs, self._rows = None, dict[str, int]()
-        num_spared = int(parts.pop("num_spared", 2))
+        num_spared = int(parts.pop("num_spared", 0))
         self.truncated, self.stops = parts.pop("truncated", False), parts.pop("stopping", True)
         sampler = parts.pop("sampler", "ehvi")
-        random_ties = parts.pop("random_ties", False)
+        rung = parts.pop("rung", Rung)
         budgets = self.table.budgets if parts.pop("budgets", False) else ()
         if self.stops:
             order = np.argsort(self.table.shares)
             at_budgets = np.interp(budgets, self.table.shares[order], self.table.sizes[order])
             self.rungs = AshaBracket(self.max_t, self.grace, 3, at_budgets, Rule(**parts))
             self.rungs.num_spared = num_spared
-            if random_ties:
-                self.rungs.rungs = [RandomTies(level, at_budgets, 1 / 3) for level in self.rungs.levels]
+            if rung is not Rung:
+                self.rungs.rungs = [rung(level, at_budgets, 1 / 3) for level in self.rungs.levels]
         self.searcher = Searcher(
             TableSpace(self.table, self.row_of),
             self._size_of,
@@ -387,7 +400,8 @@ METHODS: dict[str, Callable[..., NoStopping]] = {
     "ours, random": ours(sampler="random"),
     "ours without stopping": ours(stopping=False),
     "ours, truncated values told": ours(truncated=True),
-    "ours, random ties": ours(random_ties=True),
+    "ours, random ties": ours(rung=RandomTies),
+    "ours, areas from the lowest retention": ours(rung=RangeScaled),
     "ours, short trials not counted": ours(count_finished=False),
     "ours, tpe, not steered": ours(sampler=functools.partial(TPESampler, steer=False)),
     "ours, budgets named": ours(budgets=True),
