@@ -316,9 +316,9 @@ class Ours(NoStopping):
     """raysearch's searcher and rungs, both as the search uses them; `parts` switches some off or over.
 
     Args:
-        parts: `sampler`; `stopping`; `num_spared`, of `AshaBracket`; `budgets`, to name those that the regret is measured
-            at; `rung`, a class in the place of `Rung`; `truncated`, to tell the sampler a stopped trial's last value as
-            its final one; and the fields of `Rule`.
+        parts: `sampler`; `stopping`; `num_spared`, of `AshaBracket`; `budgets`, to name those that the regret is
+            measured at; `rung`, a class in the place of `Rung`; `truncated`, to tell the sampler a stopped trial's last
+            value as its final one; and the fields of `Rule`.
     """
 
     hands_over = "finished"
