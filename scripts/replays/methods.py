@@ -326,7 +326,7 @@ class Ours(NoStopping):
     def __init__(self, parts: dict, *args: Any) -> None:
         super().__init__(*args)
         parts = dict(parts)
-        self.rungs, self._rows = None, dict[str, int]()
+        self.rungs = None
         num_spared = int(parts.pop("num_spared", 0))
         self.truncated, self.stops = parts.pop("truncated", False), parts.pop("stopping", True)
         sampler = parts.pop("sampler", "ehvi")
@@ -359,15 +359,11 @@ class Ours(NoStopping):
             return None
         if self.rungs is not None:
             self.rungs.revive(trial)
-        self._rows[trial] = row.number
         return row.number
 
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
         self.searcher.report(trial, seen, retention)
-        return (
-            self.rungs is None
-            or self.rungs.decide(trial, size, retention, se, seen, self.table.kind(self._rows[trial])).go_on
-        )
+        return self.rungs is None or self.rungs.decide(trial, size, retention, se, seen).go_on
 
     def on_end(self, trial: str, result: Result, finished: bool) -> None:
         if not finished:

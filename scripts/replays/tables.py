@@ -74,10 +74,6 @@ class Table:
         """How its trials learn: by `curves`, measured from `first_rung` on."""
         raise NotImplementedError
 
-    def kind(self, row: int) -> str:
-        """The kind of training of a row: how it recovers depends on it."""
-        raise NotImplementedError
-
     def count(self, recipe: Recipe) -> float:
         """The share that a recipe has, be it in the table or not."""
         raise NotImplementedError
@@ -113,9 +109,6 @@ class GridTable(Table):
     def world(self, curves: str, seed: int, first_rung: float) -> "CurveWorld":
         made = RateWorld if curves in RATES else PowerWorld
         return made(self, curves, seed, first_rung)
-
-    def kind(self, row: int) -> str:
-        return str(self.kinds[row])
 
     @cached_property
     def kinds(self) -> np.ndarray:
@@ -181,9 +174,6 @@ class RecordedTable(Table):
         weight = 0.0 if without_ratio else RATIO_WEIGHT
         weights = np.array([weight if name == "ratio" else 1.0 for name in names])
         return np.abs(self._points - self._point(recipe)) @ weights
-
-    def kind(self, row: int) -> str:
-        return {"projector+lora": "lora", "projector": "projector"}.get(self.recipes[row].trained, "decoder")
 
     def world(self, curves: str, seed: int, first_rung: float) -> "RecordedWorld":
         levels = {seen for curve in self.curves for seen, _, _ in curve[:-1]}

@@ -10,12 +10,10 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from raysearch.errors import InputError
 from raysearch.search.early_stopping.rung import Rung
 
-SCHEMA = 3  # of `AshaBracket.state`
+SCHEMA = 4  # of `AshaBracket.state`
 
 
 @dataclass(frozen=True)
@@ -25,15 +23,10 @@ class Rule:
     Attributes:
         keep_budget_leaders: never stop the best trial within a budget while it is better than every finished one.
         count_finished: trials that ended below a rung count there with their final value.
-        num_finished_first: until so many trials have finished, one that no other at the rung dominates by more than
-            its standard error goes on.
-        gains_by_kind: compare the values expected at the end, by the median gain of finished trials of the same kind.
     """
 
     keep_budget_leaders: bool = True
     count_finished: bool = True
-    num_finished_first: int = 0
-    gains_by_kind: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,24 +95,6 @@ class AshaBracket:
         self._best_finals = dict.fromkeys(self.budgets, -math.inf)  # of finished trials, by budget
         self.num_decisions = self.num_spared = 0
         self._spared: list[str] = []
-        self._num_finished = 0
-        self._gains: dict[float, dict[str, list[float]]] = {}
-
-    def _gain(self, rung: Rung, kind: str) -> float:
-        gains = self._gains.get(rung.level, {})
-        if len(gains.get(kind, ())) >= 3:
-            return float(np.median(gains[kind]))
-        return float(np.median([g for some in gains.values() for g in some])) if gains else 0.0
-
-    def _at_the_end(self, rung: Rung) -> Rung:
-        made = Rung(rung.level, self.budgets, 1 / self.reduction_factor)
-        for trial, (size, value) in rung.values.items():
-            progress = self._live[trial]
-            at_end = progress.final is not None and self.rungs.index(rung) > progress.rung
-            made.values[trial] = (size, value + (0.0 if at_end else self._gain(rung, progress.kind)))
-        made.failed = rung.failed
-        made._rebuild()
-        return made
 
     def _levels(self) -> list[float]:
         """No rung nearer to the end than half a step, on the log scale of rungs: it would save little."""
@@ -136,9 +111,7 @@ class AshaBracket:
         """Samples seen at each rung, rising; a trial is best evaluated exactly there."""
         return [rung.level for rung in self.rungs]
 
-    def decide(
-        self, trial: str, size: float, retention: float, retention_se: float, samples_seen: float, kind: str = ""
-    ) -> Decision:
+    def decide(self, trial: str, size: float, retention: float, retention_se: float, samples_seen: float) -> Decision:
         """Judge a trial's newest result; a rung that the trial has passed before changes nothing.
 
         Raises:
@@ -150,16 +123,14 @@ class AshaBracket:
         if not math.isfinite(retention):
             self.fail(trial)
             return Decision(trial, False, "failed: retention is no number", *result)
-        progress = self._live.setdefault(trial, _Progress(size, kind=kind))
+        progress = self._live.setdefault(trial, _Progress(size))
         reached = bisect.bisect_right(self.levels, samples_seen * (1 + 1e-9)) - 1
         if reached <= progress.rung:
             behind = progress.stopped and reached == progress.rung  # else it is being replayed
             return Decision(trial, not behind, "between rungs", *result)
         self.num_decisions += 1
         rung = self.rungs[reached]
-        judged = self._at_the_end(rung) if self.rule.gains_by_kind else rung
-        here = retention + (self._gain(rung, kind) if self.rule.gains_by_kind else 0.0)
-        decision = self.judge(trial, judged, size, here, retention_se, samples_seen)
+        decision = self.judge(trial, rung, *result)
         rung.add(trial, size, retention)
         progress.rung, progress.stopped = reached, not decision.go_on
         return decision
@@ -176,11 +147,6 @@ class AshaBracket:
             self.fail(trial)
             return
         progress.final = retention
-        for rung in self.rungs[: progress.rung + 1]:
-            if trial in rung.values:
-                gains = self._gains.setdefault(rung.level, {}).setdefault(progress.kind, [])
-                gains.append(retention - rung.values[trial][1])
-        self._num_finished += 1
         self._note_final(size, retention)
         if self.rule.count_finished:
             for rung in self.rungs[progress.rung + 1 :]:
@@ -246,11 +212,6 @@ class AshaBracket:
             led = [b for b in rung.budgets_led(size, retention) if retention > self._best_finals[b]]
             if led:
                 go_on, reason = True, f"leads budget {led[0]:g}, and no finished trial is as good"
-        if not go_on and self._num_finished < self.rule.num_finished_first:
-            least = retention + retention_se
-            others = (value for name, value in rung.values.items() if name not in rung.failed and name != trial)
-            if not any(s <= size and r > least for s, r in others):
-                go_on, reason = True, "not dominated by more than noise, and few trials have finished"
         if not go_on and trial in self._spared:
             go_on, reason = True, f"one of the first {self.num_spared} trials"
         result = (size, retention, retention_se, samples_seen)
@@ -312,7 +273,6 @@ class _Progress:
     rung: int = -1
     stopped: bool = False
     final: float | None = None
-    kind: str = ""
     """Retention at its own end; None if it has not come there."""
 
 
