@@ -220,7 +220,7 @@ def test_contradictory_rungs_are_refused(max_t, grace):
 
 
 def test_a_state_of_another_version_is_refused():
-    with pytest.raises(ValueError, match="schema 1 where 3 is read"):
+    with pytest.raises(ValueError, match="schema 1 where 4 is read"):
         AshaBracket.from_state({**AshaBracket(90, 10).state(), "schema": 1})
 
 
