@@ -74,7 +74,7 @@ def resume_search(plan: StudyPlan, study: Study, prior_trials: Sequence[PriorTri
         num_first = searcher.enqueue(trial.recipe for trial in prior_trials if trial.on_front)
         if settings.sampler != "grid":
             num_first += searcher.enqueue_openers()
-        bracket.num_spared = num_first or max(2, (plan.space.slots.num or 0) // 2)
+        bracket.num_spared = num_first
     return search
 
 

@@ -91,18 +91,22 @@ class Worker:
             if problem:
                 raise problem
             once = partial(measure_once_per_study, self._coordinator, self._slot, self._rank)
+            started = time.monotonic()
             self._context = self._runtime.open_context(space, self._folder / TEACHER, once)
+            logger.info("%s: model and data loaded in %.0f s", self._slot, time.monotonic() - started)
             self._context.first_of_study = partial(first_of_study, self._coordinator)
         except InputError as error:
             self._refuse(error)
             if self._rank:  # the others of this slot may have found nothing amiss
                 raise
             return
+        started = time.monotonic()
         try:
             found = self._context.baselines
         except InputError as error:
             self._refuse(error)
             return
+        logger.info("%s: dense model measured in %.0f s", self._slot, time.monotonic() - started)
         layers = {name: units.per_layer().tolist() for name, units in found.importances.items()}
         self._coordinator.call(Coordinator.post_dense, found.search.means(), layers)
         if self._coordinator.call(Coordinator.shapes) is None:
@@ -110,8 +114,11 @@ class Worker:
 
     def _study_shapes(self, once: Callable[[Mapping[str, Callable[[], Any]]], dict[str, Any]]) -> None:
         """Judge shapes together with the other slots, and post all of them."""
+        started = time.monotonic()
         with self._runtime.shape_study(self._context) as parts:
             found = once(parts)
+        num = sum(map(len, found.values()))
+        logger.info("%s: %d shapes judged in %.0f s", self._slot, num, time.monotonic() - started)
         self._coordinator.call(Coordinator.post_shapes, list(itertools.chain.from_iterable(found.values())))
 
     def _refuse(self, error: InputError) -> None:

@@ -20,7 +20,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
 from raysearch.study.plan import plan_study
-from scripts.replays.record_table import SPACE, recipes
+from scripts.replays.record_table import first_space, recipes
 
 RUNG_SHARES = (1 / 27, 1 / 9, 1 / 3)
 ARMS = tuple(itertools.product(("wsd", "cosine"), (False, True)))
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=600, help="samples that every trial sees")
     parser.add_argument("--folder", type=Path, default=Path("runs/schedules"))
     options = parser.parse_args()
-    content = SearchSpace.load(SPACE).model_dump(mode="json") | {"num_samples": options.samples}
+    content = first_space().model_dump(mode="json") | {"num_samples": options.samples}
     content["recipe"] |= {"data_fraction": [1.0], "epochs": [1.0]}
     space = SearchSpace.model_validate(content)
     wanted = [recipe for recipe in recipes(plan_study(space), 2 * options.recipes) if recipe.trained != "nothing"]

@@ -19,6 +19,7 @@ from raysearch.search.early_stopping.rung import Rung
 from raysearch.search.samplers.optuna_samplers import SAMPLER_ATTEMPTS, OptunaSuggester, TPESampler
 from raysearch.search.samplers.suggesters import RandomSuggester
 from raysearch.search.searcher import Searcher
+from raysearch.study.multi_objective import exclusive_hypervolume
 from scripts.replays.simulator import Result
 from scripts.replays.tables import RecordedTable, Table
 
@@ -184,6 +185,14 @@ def syne_tune_domain(asked: Dimension) -> object:
     return (loguniform if asked.log else uniform)(asked.low, asked.high)
 
 
+OPTUNA_SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+    "nsga2": optuna.samplers.NSGAIISampler,
+    "tpe": optuna.samplers.TPESampler,
+    # It models the parameters that every trial has had, and draws the conditional ones at random.
+    "gp": functools.partial(optuna.samplers.GPSampler, warn_independent_sampling=False),
+}
+
+
 class Optuna(NoStopping):
     """Optuna by ask and tell, both objectives, no stopping.
 
@@ -194,7 +203,7 @@ class Optuna(NoStopping):
     def __init__(self, sampler: str, *args: Any) -> None:
         super().__init__(*args)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        made = {"nsga2": optuna.samplers.NSGAIISampler, "tpe": optuna.samplers.TPESampler}[sampler](seed=self.seed)
+        made = OPTUNA_SAMPLERS[sampler](seed=self.seed)
         self.study = optuna.create_study(directions=["minimize", "maximize"], sampler=made)
         self._asked: dict[str, optuna.Trial] = {}
 
@@ -213,6 +222,48 @@ class Optuna(NoStopping):
     def on_end(self, trial: str, result: Result, finished: bool) -> None:
         if trial in self._asked:
             self.study.tell(self._asked[trial], [result.size, result.retention])
+
+
+class ExpertSweep(NoStopping):
+    """No search: one sensible recipe at nine sizes, on recorded trials alone.
+
+    The recipe is EXPERT: layers and widths go together, decoder and projector are trained on all data by cross-entropy
+    and both distillations. The nine sizes lie evenly between the table's smallest and largest, and come in the order
+    0, 8, 4, 2, 6, 1, 3, 5, 7, so that those that came are spread over the range at any time. At each the row runs that
+    is nearest to the recipe in all other fields, of the rows that have not been run and whose size is at most half a
+    step away; without any, the one nearest in size. After the ninth nothing more runs.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        assert isinstance(self.table, RecordedTable), "an expert's sweep is on recorded trials"
+        self._targets = np.linspace(self.table.sizes.min(), self.table.sizes.max(), 9)[[0, 8, 4, 2, 6, 1, 3, 5, 7]]
+        self._half_step = abs(self._targets[1] - self._targets[0]) / 16
+        self._distances = self.table.distances(EXPERT, without_ratio=True)
+
+    def propose(self, trial: str) -> int | None:
+        if int(trial) >= len(self._targets):
+            return None
+        away = np.abs(self.table.sizes - self._targets[int(trial)])
+        away[list(self.taken)] = np.inf
+        near = np.flatnonzero(away <= self._half_step)
+        return int(near[np.argmin(self._distances[near])]) if len(near) else int(np.argmin(away))
+
+
+EXPERT = Recipe(
+    mode="both",
+    ratio=0.5,
+    depth_share=0.75,
+    attention_share=0.0,
+    criterion="greedy_loss+taylor",
+    trained="projector+decoder",
+    sft=1.0,
+    logits_kd=0.5,
+    hidden_kd=0.5,
+    temperature=2.0,
+    lr=5e-4,
+)
+"""What a user would run without this tool; the search of 2026-11-29 was behind it (docs/measurements/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -250,12 +301,24 @@ class RandomTies(Rung):
         return zlib.crc32(members[newcomer].tobytes()) % len(members) + 1
 
 
+class RangeScaled(Rung):
+    """A rung where areas begin just below its lowest retention, not at 0."""
+
+    def place(self, members: np.ndarray, newcomer: int) -> int:
+        points = np.stack([np.log(members[:, 0]), -members[:, 1]], 1)
+        low, high = np.minimum(self._low, points[newcomer]), np.maximum(self._high, points[newcomer])
+        points = (points - low) / np.where(high > low, high - low, 1.0)
+        areas = exclusive_hypervolume(points, np.array([1.1, 1.1]))
+        return int(np.sum(areas >= areas[newcomer]))
+
+
 class Ours(NoStopping):
     """raysearch's searcher and rungs, both as the search uses them; `parts` switches some off or over.
 
     Args:
-        parts: `sampler`; `stopping`; `budgets`, to name those that the regret is measured at; `random_ties`;
-            `truncated`, to tell the sampler a stopped trial's last value as its final one; and the fields of `Rule`.
+        parts: `sampler`; `stopping`; `num_spared`, of `AshaBracket`; `budgets`, to name those that the regret is
+            measured at; `rung`, a class in the place of `Rung`; `truncated`, to tell the sampler a stopped trial's last
+            value as its final one; and the fields of `Rule`.
     """
 
     hands_over = "finished"
@@ -264,16 +327,18 @@ class Ours(NoStopping):
         super().__init__(*args)
         parts = dict(parts)
         self.rungs = None
+        num_spared = int(parts.pop("num_spared", 0))
         self.truncated, self.stops = parts.pop("truncated", False), parts.pop("stopping", True)
         sampler = parts.pop("sampler", "ehvi")
-        random_ties = parts.pop("random_ties", False)
+        rung = parts.pop("rung", Rung)
         budgets = self.table.budgets if parts.pop("budgets", False) else ()
         if self.stops:
             order = np.argsort(self.table.shares)
             at_budgets = np.interp(budgets, self.table.shares[order], self.table.sizes[order])
             self.rungs = AshaBracket(self.max_t, self.grace, 3, at_budgets, Rule(**parts))
-            if random_ties:
-                self.rungs.rungs = [RandomTies(level, at_budgets, 1 / 3) for level in self.rungs.levels]
+            self.rungs.num_spared = num_spared
+            if rung is not Rung:
+                self.rungs.rungs = [rung(level, at_budgets, 1 / 3) for level in self.rungs.levels]
         self.searcher = Searcher(
             TableSpace(self.table, self.row_of),
             self._size_of,
@@ -290,7 +355,11 @@ class Ours(NoStopping):
 
     def propose(self, trial: str) -> int | None:
         row = self.searcher.suggest(trial)
-        return None if row is None else row.number
+        if row is None:
+            return None
+        if self.rungs is not None:
+            self.rungs.revive(trial)
+        return row.number
 
     def on_result(self, trial: str, size: float, retention: float, se: float, seen: float) -> bool:
         self.searcher.report(trial, seen, retention)
@@ -310,6 +379,8 @@ def ours(**parts: object) -> Callable[..., NoStopping]:
     return lambda *args: Ours(parts, *args)
 
 
+RECORDED_ONLY = ("expert-sweep",)
+"""Methods that need recipes, which the other tables don't have."""
 METHODS: dict[str, Callable[..., NoStopping]] = {
     "random": NoStopping,
     "ray-asha": RayASHA,
@@ -317,13 +388,16 @@ METHODS: dict[str, Callable[..., NoStopping]] = {
     "synetune-moasha": SyneTuneMOASHA,
     "optuna-nsga2": lambda *args: Optuna("nsga2", *args),
     "optuna-tpe": lambda *args: Optuna("tpe", *args),
+    "optuna-gp": lambda *args: Optuna("gp", *args),
+    "expert-sweep": ExpertSweep,
     "ours": ours(),
     "ours, tpe": ours(sampler="tpe"),
     "ours, nsga2": ours(sampler="nsga2"),
     "ours, random": ours(sampler="random"),
     "ours without stopping": ours(stopping=False),
     "ours, truncated values told": ours(truncated=True),
-    "ours, random ties": ours(random_ties=True),
+    "ours, random ties": ours(rung=RandomTies),
+    "ours, areas from the lowest retention": ours(rung=RangeScaled),
     "ours, short trials not counted": ours(count_finished=False),
     "ours, tpe, not steered": ours(sampler=functools.partial(TPESampler, steer=False)),
     "ours, budgets named": ours(budgets=True),

@@ -4,11 +4,14 @@
     python scripts/replays/record_table.py --worker 0/2 &                    # the same on two cores,
     python scripts/replays/record_table.py --worker 1/2                      # with this
     python scripts/replays/record_table.py --trials 4 --to /tmp/table.parquet    # a minute, to see what it does
+    nohup python scripts/replays/record_table.py --heads > runs/table-heads.log &    # 200 more; resumable, one core
 
 Recipes are points of a scrambled Sobol' sequence over search_spaces/pocket-table.yaml, so the first n of them cover the
-joint space evenly for every n. Every tenth is run a second time under another seed. What has ended is kept in
-runs/table, one line per trial; the Parquet file is made from those lines. docs/measurements/table.md
-describes its columns.
+joint space evenly for every n. Every tenth is run a second time under another seed. They cut heads by the same share as
+FFN channels. With --heads the recipes are points of another sequence, over raysearch/pocket/space.yaml, where the share
+of heads varies and layers alone are left out; no second seeds. What has ended is kept in runs/table, or
+runs/table-heads, one line per trial. The Parquet file is made from those lines; the rows that it has of other recipes
+stay. docs/measurements/table.md describes its columns.
 """
 
 import argparse
@@ -16,13 +19,14 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import ValidationError
 from scipy.stats.qmc import Sobol
 
-from raysearch.config.recipe import LOSS_FIELDS, Recipe
+import raysearch.pocket
+from raysearch.config.recipe import LOSS_FIELDS, Mode, Recipe
 from raysearch.config.settings import Scalar
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
@@ -30,8 +34,10 @@ from raysearch.search.early_stopping.asha import AshaBracket
 from raysearch.study.plan import StudyPlan, plan_study
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "pocket-table.yaml"
+HEADS_SPACE = Path(raysearch.pocket.__file__).with_name("space.yaml")
 REPEAT_EVERY = 10
 MAX_DIMENSIONS = 32
+MODES = get_args(Mode)
 RECIPE_FIELDS = tuple(Recipe.model_fields)
 
 
@@ -55,8 +61,16 @@ class SobolAsk:
         return float(self._point[self._columns.setdefault(name, len(self._columns))])
 
 
-def recipes(planned: StudyPlan, num_trials: int) -> list[Recipe]:
-    """The first `num_trials` different recipes, each tenth of them twice.
+def first_space() -> SearchSpace:
+    """SPACE as it was when the table was begun, without a share of heads: a field more would move all points."""
+    space = SearchSpace.load(SPACE)
+    return space.model_copy(update={"recipe": {k: v for k, v in space.recipe.items() if k != "attention_share"}})
+
+
+def recipes(
+    planned: StudyPlan, num_trials: int, repeat_every: int = REPEAT_EVERY, modes: Sequence[str] = MODES
+) -> list[Recipe]:
+    """The first `num_trials` different recipes of some modes, each tenth of them twice.
 
     Two recipes that differ in nothing but a ratio that gives the same shape are one recipe.
     """
@@ -69,6 +83,8 @@ def recipes(planned: StudyPlan, num_trials: int) -> list[Recipe]:
             recipe = planned.space.suggest(SobolAsk(point, columns))
         except ValidationError:  # all three loss weights 0
             continue
+        if recipe.mode not in modes:
+            continue
         size = planned.size_of(recipe)
         what = (size, recipe.key_without_ratio)
         if size is None or what in made:
@@ -77,8 +93,8 @@ def recipes(planned: StudyPlan, num_trials: int) -> list[Recipe]:
         found.append(recipe)
         if len(found) == num_trials:
             break
-    again = [recipe.model_copy(update={"seed": 1}) for recipe in found[::REPEAT_EVERY]]
-    return found + again
+    repeated = found[::repeat_every] if repeat_every else []
+    return found + [recipe.model_copy(update={"seed": 1}) for recipe in repeated]
 
 
 def _points(sobol: Sobol) -> Iterator[np.ndarray]:
@@ -138,11 +154,19 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_table(lines: Sequence[dict[str, Any]], order: Sequence[Recipe], path: Path) -> int:
-    """Replace the Parquet file by the trials that have ended, in the order of the sequence; how many there are."""
+    """Put the trials that have ended into the Parquet file; how many there are.
+
+    They come in the order of the sequence, behind the rows that the file has of other recipes.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     by_key = {line["key"]: line for line in lines}
+    keys = {recipe.key for recipe in order}
+    kept = [row for row in pq.read_table(path).to_pylist() if row["key"] not in keys] if path.exists() else []
+    for row in kept:  # of an earlier version, maybe, which had fewer fields
+        made = Recipe(**{field: row[field] for field in RECIPE_FIELDS if row.get(field) is not None})
+        row |= {field: made.as_dict().get(field) for field in RECIPE_FIELDS if field not in row}
     rows = []
     for recipe in order:
         line = by_key.get(recipe.key)
@@ -162,7 +186,9 @@ def write_table(lines: Sequence[dict[str, Any]], order: Sequence[Recipe], path: 
         rows.append(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
-    pq.write_table(pa.Table.from_pylist(rows), unfinished, compression="zstd")
+    names = dict.fromkeys(name for row in [*rows, *kept] for name in row)
+    columns = {name: [row.get(name) for row in [*kept, *rows]] for name in names}
+    pq.write_table(pa.table(columns), unfinished, compression="zstd")
     os.replace(unfinished, path)
     return len(rows)
 
@@ -170,16 +196,22 @@ def write_table(lines: Sequence[dict[str, Any]], order: Sequence[Recipe], path: 
 def main() -> None:
     """Record what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=300, help="recipes; a tenth of them is run twice")
-    parser.add_argument("--folder", type=Path, default=Path("runs/table"))
+    parser.add_argument("--trials", type=int, help="recipes: 300, of which a tenth is run twice; with --heads 200")
+    parser.add_argument("--heads", action="store_true", help="more recipes, whose share of heads varies")
+    parser.add_argument("--folder", type=Path, help="runs/table, or runs/table-heads")
     parser.add_argument("--to", type=Path, default=Path("docs/data/pocket-trials.parquet"))
     parser.add_argument("--worker", default="0/1", help="i/n: run every n-th recipe from the i-th on")
     options = parser.parse_args()
-    planned = plan_study(SearchSpace.load(SPACE))
+    if options.heads:
+        planned = plan_study(SearchSpace.load(HEADS_SPACE))
+        wanted = recipes(planned, options.trials or 200, repeat_every=0, modes=("widthwise", "both"))
+    else:
+        planned = plan_study(first_space())
+        wanted = recipes(planned, options.trials or 300)
+    folder = options.folder or Path("runs/table-heads" if options.heads else "runs/table")
     worker, num_workers = map(int, options.worker.split("/"))
-    wanted = recipes(planned, options.trials)
-    record(planned, wanted[worker::num_workers], options.folder, f"worker-{worker}-of-{num_workers}")
-    num_rows = write_table(read_lines(options.folder), wanted, options.to)
+    record(planned, wanted[worker::num_workers], folder, f"worker-{worker}-of-{num_workers}")
+    num_rows = write_table(read_lines(folder), wanted, options.to)
     print(f"{options.to}: {num_rows} of {len(wanted)} trials")
 
 

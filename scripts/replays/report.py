@@ -21,6 +21,7 @@ SHOWN = {
     "random": ("#8a8a8a", "s"),
     "optuna-nsga2": ("#009E73", "D"),
     "optuna-tpe": ("#56B4E9", "^"),
+    "optuna-gp": ("#F0E442", "p"),
     "synetune-moasha": ("#CC79A7", "v"),
     "ray-asha": ("#E69F00", "<"),
     "ray-optuna-asha": ("#D55E00", ">"),
@@ -32,6 +33,8 @@ NAMES = {
     "synetune-moasha": "Syne Tune's MOASHA",
     "optuna-nsga2": "Optuna's NSGA-II",
     "optuna-tpe": "Optuna's TPE",
+    "optuna-gp": "Optuna's GPSampler",
+    "expert-sweep": "an expert's sweep",
 }
 OTHERS = [method for method in SHOWN if method != "ours"]
 REGRET_AT = (5, 20, 50)

@@ -23,7 +23,7 @@ import numpy as np
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
 from raysearch.study.multi_objective import hypervolume
-from scripts.replays.methods import METHODS
+from scripts.replays.methods import METHODS, RECORDED_ONLY
 from scripts.replays.report import by_problem, read_lines, tables
 from scripts.replays.simulator import simulate
 from scripts.replays.tables import CURVES, HPO_TABLES, EndsOnly, Table, load_hpo_table, load_recorded_table
@@ -69,7 +69,8 @@ class Replay:
 def wanted(options: argparse.Namespace, names: Sequence[str]) -> list[Replay]:
     """All replays, seed by seed, so that a benchmark that is cut short has a little of everything."""
     curves = ["recorded"] if options.table else options.curves
-    order = itertools.product(options.seeds, curves, options.first_rung, names, options.methods)
+    methods = [name for name in options.methods if options.table or name not in RECORDED_ONLY]
+    order = itertools.product(options.seeds, curves, options.first_rung, names, methods)
     return [Replay(kind, rung, method, name, seed) for seed, kind, rung, name, method in order]
 
 

@@ -1,6 +1,7 @@
 """Tables of trials whose answers are all known, and how their trials learn: what run.py replays."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,11 +23,14 @@ from raysearch.study.multi_objective import hypervolume
 
 FULL = 27.0  # samples seen by a full run on a made-up curve
 NOISE = 0.01  # standard error of a retention measured on a made-up curve
-CURVES = {  # rate of recovery of the smallest and of the largest model, and its spread between recipes
+RATES = {  # rate of recovery of the smallest and of the largest model, and its spread between recipes
     "alike": (3.0, 8.0, 0.5),
     "crossing": (1.0, 10.0, 2.0),
     "late": (-2.0, 10.0, 1.0),  # small models hardly move before the end
 }
+KINDS = ((0.02, 0.1), (0.15, 0.5), (0.4, 1.0))  # what is missing after a ninth of a full run, and the exponent
+TOO_FAST = 0.15  # what the rows of a learning rate that is too high lose between a ninth and the end, under `harmful`
+CURVES = (*RATES, "kinds", "harmful")
 KEEPING = 10.0  # samples of the embedded LVLM that could be trained on while a trial's state is written
 RATIO_WEIGHT = 10.0  # of the ratio's range in distances; the other ranges count 1, words 1.4
 
@@ -103,7 +107,27 @@ class GridTable(Table):
         return self.index[tuple(levels)]
 
     def world(self, curves: str, seed: int, first_rung: float) -> "CurveWorld":
-        return CurveWorld(self, curves, seed, first_rung)
+        made = RateWorld if curves in RATES else PowerWorld
+        return made(self, curves, seed, first_rung)
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """(n,) number of each row's kind of training: the value of the first dimension that has more than two."""
+        return self._values(0) % len(KINDS)
+
+    @cached_property
+    def rates(self) -> np.ndarray:
+        """(n,) the value of `init_lr`, or of the second dimension with more than two, between 0 and 1."""
+        values = self._values(1)
+        return values / values.max()
+
+    def _values(self, place: int) -> np.ndarray:
+        names = [name for name, values in self.choices if len(values) > 2]
+        at = [name for name, _ in self.choices].index("init_lr" if place and "init_lr" in names else names[place])
+        found = np.empty(len(self.sizes), int)
+        for key, row in self.index.items():
+            found[row] = key[at]
+        return found
 
 
 @dataclass(frozen=True)
@@ -141,11 +165,15 @@ class RecordedTable(Table):
         Raises:
             pydantic.ValidationError: the answers exclude each other.
         """
-        names = [self._encoding.names[group] for group in self._encoding.groups]
-        weights = np.array([RATIO_WEIGHT if name == "ratio" else 1.0 for name in names])
-        here = self._point(self.space.suggest(ask))
-        order = np.argsort(np.abs(self._points - here) @ weights, kind="stable").tolist()
+        order = np.argsort(self.distances(self.space.suggest(ask)), kind="stable").tolist()
         return next((row for row in order if row not in taken), order[0])
+
+    def distances(self, recipe: Recipe, without_ratio: bool = False) -> np.ndarray:
+        """(n,) of the rows from a recipe, or from what the space has nearest to it."""
+        names = [self._encoding.names[group] for group in self._encoding.groups]
+        weight = 0.0 if without_ratio else RATIO_WEIGHT
+        weights = np.array([weight if name == "ratio" else 1.0 for name in names])
+        return np.abs(self._points - self._point(recipe)) @ weights
 
     def world(self, curves: str, seed: int, first_rung: float) -> "RecordedWorld":
         levels = {seen for curve in self.curves for seen, _, _ in curve[:-1]}
@@ -214,29 +242,30 @@ HPO_TABLES = (
 )
 
 
-class CurveWorld:
-    """A table with learning curves: r(x) = final (1 - exp(-k x)) / (1 - exp(-k)), where x is the share of a full run
-    and small models have a small rate k, below 0 for a late start."""
+class CurveWorld(ABC):
+    """A table with learning curves: retention is the final one times a function of the share of a full run."""
 
     def __init__(self, table: GridTable, curves: str, seed: int, first_rung: float) -> None:
         self.table, self.first_rung, self.cost_of_full_run = table, first_rung, FULL
-        slow, fast, spread = CURVES[curves]
         draw = np.random.default_rng((seed, 1))
-        self._rates = slow + (fast - slow) * table.shares + spread * draw.normal(size=len(table.sizes))
-        self._rates = np.where(np.abs(self._rates) < 1e-3, 1e-3, self._rates)
+        self._draw_curves(curves, draw)
         self._repeat = draw.integers(table.finals.shape[1], size=len(table.sizes))
         self._noise = np.random.default_rng((seed, 2))
         self._checkpoints = [first_rung * 3**power for power in range(10) if first_rung * 3**power < FULL] + [FULL]
+
+    @abstractmethod
+    def _draw_curves(self, curves: str, draw: np.random.Generator) -> None:
+        """Draw each row's curve."""
+
+    @abstractmethod
+    def progress(self, row: int, seen: float) -> float:
+        """Retention there as a share of the final one."""
 
     def checkpoints(self, row: int) -> list[float]:
         return self._checkpoints
 
     def cost_of_result(self, row: int, seen: float) -> float:
         return 0.0
-
-    def progress(self, row: int, seen: float) -> float:
-        rate = self._rates[row]
-        return math.expm1(-rate * seen / FULL) / math.expm1(-rate)
 
     def measure(self, trial: str, row: int, seen: float) -> tuple[float, float, float]:
         final = self.table.finals[row, self._repeat[row]]
@@ -245,6 +274,40 @@ class CurveWorld:
 
     def truth(self, row: int, seen: float) -> float:
         return float(self.table.finals[row].mean()) * self.progress(row, seen)
+
+
+class RateWorld(CurveWorld):
+    """r(x) = final (1 - exp(-k x)) / (1 - exp(-k)), where x is the share of a full run and small models have a small
+    rate k, below 0 for a late start."""
+
+    def _draw_curves(self, curves: str, draw: np.random.Generator) -> None:
+        slow, fast, spread = RATES[curves]
+        rates = slow + (fast - slow) * self.table.shares + spread * draw.normal(size=len(self.table.sizes))
+        self._rates = np.where(np.abs(rates) < 1e-3, 1e-3, rates)
+
+    def progress(self, row: int, seen: float) -> float:
+        rate = self._rates[row]
+        return math.expm1(-rate * seen / FULL) / math.expm1(-rate)
+
+
+class PowerWorld(CurveWorld):
+    """r(x) = final (1 - m (x^-p - 1) / (9^p - 1)) for the share x of a full run: m is missing after a ninth of it.
+
+    m and p come with the kind of training (`GridTable.kinds`), and m spreads by a factor of 1.5. Under `harmful` the
+    rows of the top third of learning rates (`GridTable.rates`) lose up to TOO_FAST after that ninth.
+    """
+
+    def _draw_curves(self, curves: str, draw: np.random.Generator) -> None:
+        missing, self._powers = np.array(KINDS)[self.table.kinds].T
+        missing = missing * np.exp(math.log(1.5) * draw.normal(size=len(missing)))
+        if curves == "harmful":
+            missing = np.where(self.table.rates > 0.66, -TOO_FAST * self.table.rates, missing)
+        self._missing = np.minimum(missing, 0.9)
+
+    def progress(self, row: int, seen: float) -> float:
+        power = self._powers[row]
+        missing = self._missing[row] * ((seen / FULL) ** -power - 1) / (9**power - 1)
+        return max(0.0, 1 - missing)
 
 
 class RecordedWorld:
@@ -303,7 +366,7 @@ def load_recorded_table(path: Path, space: SearchSpace, early_share: float = 1.0
         path: one row per trial: a column per field of a recipe, null where it does not apply, `end`, `size_ratio` and
             `seconds`, and the lists `samples_seen`, `retention` and `retention_se`, one entry per rung. Fields that
             are newer than the table are left out.
-        space: what the recipes were drawn from.
+        space: what the recipes were drawn from; fields that the file has no column for are not proposed.
         early_share: of the embedded LVLM's questions, asked below a trial's end.
 
     Raises:
@@ -329,6 +392,8 @@ def load_recorded_table(path: Path, space: SearchSpace, early_share: float = 1.0
     curves = [list(zip(row["samples_seen"], row["retention"], row["retention_se"], strict=True)) for row in first]
     full = max(row["samples_seen"][-1] for row in first)
     cost = _cost_of_result([row for rows in repeats for row in rows])
+    missing = set(space.recipe) - set(trials[0])
+    space = space.model_copy(update={"recipe": {k: v for k, v in space.recipe.items() if k not in missing}})
     facts = (path.stem, sizes, sizes, finals, full, cost, (0.45, 0.6, 0.75, 0.9))
     early = None
     if early_share < 1:

@@ -145,8 +145,6 @@ def drive(
         recorder = Recorder(plan, study, search, LocalCoordinator(), callbacks(study), baseline)
         searcher = TuneSearcher(search, lambda: num_slots, deadline=deadline)
         tune = _Tune(searcher, TuneScheduler(search), recorder, folder)
-            TuneSearcher(search, lambda: num_slots, deadline=deadline), TuneScheduler(search), recorder, folder
-        )
         levels = [round(level) for level in search.bracket.levels]
         running: list[tuple[float, int, RunningTrial]] = []  # a heap by the time of the next reply
         order, clock = itertools.count(), 0.0

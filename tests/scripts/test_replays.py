@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from raysearch.config.dimensions import RecipeSuggester
@@ -11,11 +12,12 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.files import read_json_lines
+from raysearch.study.plan import plan_study
 from scripts.replays import run
-from scripts.replays.methods import ConfigAsk
-from scripts.replays.record_table import write_table
+from scripts.replays.methods import ConfigAsk, ExpertSweep
+from scripts.replays.record_table import HEADS_SPACE, first_space, recipes, write_table
 from scripts.replays.run import Replay
-from scripts.replays.tables import Early, RecordedWorld, load_recorded_table
+from scripts.replays.tables import FULL, Early, GridTable, PowerWorld, RecordedWorld, load_recorded_table
 
 ROOT = Path(__file__).parents[2]
 SPACE = SearchSpace.load(ROOT / "search_spaces" / "pocket-table.yaml")
@@ -124,12 +126,67 @@ def test_early_verdicts_rest_on_the_values_of_a_share_and_cost_that_share(table)
     assert costs == pytest.approx([0.25 * 200 + 10, 210])
 
 
-@pytest.mark.parametrize("method", ["random", "ray-asha", "ray-optuna-asha", "optuna-nsga2", "ours"])
+@pytest.mark.parametrize("method", ["random", "ray-asha", "ray-optuna-asha", "optuna-nsga2", "optuna-gp", "ours"])
 def test_methods_that_stop_nothing_find_the_whole_front_of_a_small_table(table, method):
     areas, regrets = Replay("recorded", 27, method, "few", 0).run(table, [0.5, 50])
     assert areas[0] <= areas[1] <= 1 + 1e-9
-    assert areas[1] == pytest.approx(1.0) if method in ("random", "optuna-nsga2") else areas[1] > 0.6
+    assert areas[1] == pytest.approx(1.0) if method in ("random", "optuna-nsga2", "optuna-gp") else areas[1] > 0.6
     assert np.isfinite(regrets).all()
+
+
+def test_an_expert_sweeps_sizes_from_both_ends_with_the_nearest_recipes(table):
+    sweep = ExpertSweep(table, 0, table.full, 37)
+    rows = [sweep.suggest(str(number)) for number in range(10)]
+    assert rows.pop() is None
+    ratios = [table.recipes[row].ratio for row in rows]
+    assert ratios[:2] == [0.7, 0.1]
+    first = table.recipes[rows[0]]
+    assert (first.trained, first.data_fraction) == ("projector", 1.0)  # none trains both; others have less data
+    assert len(set(rows)) == 9
+
+
+def test_rows_of_other_recipes_stay_and_get_fields_that_are_newer(tmp_path):
+    path = tmp_path / "grown.parquet"
+    wide = {"mode": "widthwise", "criterion": "taylor", "ratio": 0.3}
+    old, new = Recipe(**wide), Recipe(**wide, attention_share=0.0)
+    assert write_table([line(old, 0.5)], [old], path) == 1
+    before = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(before.drop_columns(["attention_share"]), path)
+    earlier = load_recorded_table(path, SPACE)
+    assert "attention_share" not in earlier.search_params()
+    assert write_table([line(new, 0.7)], [new], path) == 1
+    grown = load_recorded_table(path, SPACE)
+    assert [made.attention_share for made in grown.recipes] == [1.0, 0.0]
+    assert "attention_share" in grown.search_params()
+    assert write_table([line(new, 0.8)], [new], path) == 1  # in the place of its earlier row
+    assert [float(final) for final in load_recorded_table(path, SPACE).finals[:, 0]] == [0.5, 0.8]
+
+
+def test_more_recipes_have_a_share_of_heads_and_the_first_keep_their_sequence():
+    more = recipes(plan_study(SearchSpace.load(HEADS_SPACE)), 12, repeat_every=0, modes=("widthwise", "both"))
+    assert {made.mode for made in more} == {"widthwise", "both"}
+    assert {made.attention_share for made in more} == {0.0, 0.5, 1.0}
+    first = recipes(plan_study(first_space()), 11)
+    recorded = pyarrow.parquet.read_table(ROOT / "docs" / "data" / "pocket-trials.parquet", columns=["key", "seed"])
+    assert [made.key for made in first[:11]] == recorded["key"].to_pylist()[:11]
+    assert [made.seed for made in first] == [0] * 11 + [1, 1]
+
+
+def test_power_curves_by_kind_of_training_and_harmful_ones():
+    """Nine rows: three kinds by three learning rates."""
+    choices = [("trained", ["a", "b", "c"]), ("init_lr", [0.1, 0.2, 0.3])]
+    index = {(kind, rate): 3 * kind + rate for kind in range(3) for rate in range(3)}
+    facts = (np.arange(1.0, 10), np.linspace(0, 1, 9), np.ones((9, 1)), FULL, 0.0, (0.5,))
+    grid = GridTable("nine", *facts, choices, index)
+    world = grid.world("kinds", 0, FULL / 9)
+    assert isinstance(world, PowerWorld)
+    early = np.array([world.progress(row, FULL / 9) for row in range(9)])
+    assert [world.progress(row, FULL) for row in range(9)] == pytest.approx([1.0] * 9)
+    missing = (1 - early).reshape(3, 3).mean(1)
+    assert 0 < missing[0] < 0.05 < missing[1] < 0.3 < missing[2]
+    harmful = grid.world("harmful", 0, FULL / 9)
+    assert [harmful.progress(row, FULL / 9) for row in (2, 5, 8)] == pytest.approx([1.15] * 3)
+    assert harmful.progress(0, FULL / 9) == world.progress(0, FULL / 9)
 
 
 def test_what_is_no_table_is_refused(tmp_path):

@@ -87,7 +87,14 @@ def test_ties_in_a_rank_go_by_exclusive_hypervolume():
     assert crowded.rank > 2
     alone = rung_of(front).decide("new", 0.6, 0.85, 0, 10)
     assert alone.go_on
-    assert alone.rank == 2  # behind the smallest one
+    assert alone.rank == 2  # behind the second smallest
+
+
+def test_a_small_model_counts_for_all_that_it_retains():
+    rungs = rung_of([(0.5, 0.8), (0.9, 0.9)])  # one of three goes on
+    small = rungs.decide("new", 0.3, 0.7, 0, 10)  # log(5/3) * 0.7 = 0.36; log(9/5) * 0.1 and 0.11 * 0.1 are less
+    assert (small.go_on, small.rank) == (True, 1)
+    assert not rungs.decide("next", 0.29, 0.05, 0, 10).go_on  # log(30/29) * 0.05
 
 
 def test_earlier_arrivals_may_be_permuted():
@@ -106,9 +113,19 @@ def test_axes_may_be_rescaled():
         plain = rung_of(points).decide("new", size, retention, 0.01, 10)
         other = AshaBracket(90, 10, 3)
         for number, (s, r) in enumerate(points):
-            other.decide(f"earlier{number}", s * 7e9, r * 40 - 3, 0.4, 10)
-        scaled = other.decide("new", size * 7e9, retention * 40 - 3, 0.4, 10)
+            other.decide(f"earlier{number}", s * 7e9, r * 40, 0.4, 10)
+        scaled = other.decide("new", size * 7e9, retention * 40, 0.4, 10)
         assert (plain.go_on, plain.rank, plain.num_better) == (scaled.go_on, scaled.rank, scaled.num_better)
+
+
+def test_qualities_below_0_may_be_moved():
+    points = random_points(5, 60)
+    for size, quality in random_points(6, 40):
+        found = []
+        for offset in (-3, -300):
+            rungs = rung_of([(s, r + offset) for s, r in points])
+            found.append(rungs.decide("new", size, quality + offset, 0.01, 10))
+        assert (found[0].go_on, found[0].rank) == (found[1].go_on, found[1].rank)
 
 
 @pytest.mark.parametrize("rule", [Rule(), Rule(keep_budget_leaders=False)])
@@ -213,7 +230,7 @@ def test_a_value_before_recovery_is_no_verdict_and_stands_at_no_rung():
 
 
 def test_a_state_of_another_version_is_refused():
-    with pytest.raises(ValueError, match="schema 1 where 3 is read"):
+    with pytest.raises(ValueError, match="schema 1 where 4 is read"):
         AshaBracket.from_state({**AshaBracket(90, 10).state(), "schema": 1})
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from raysearch.search.early_stopping.nondomination import NonDominatedRanks
 from raysearch.study.multi_objective import exclusive_hypervolume
 
-REFERENCE = np.array([1.1, 1.1])  # just beyond the unit square, so that the ends of a rank count
+BEYOND = 0.1  # of the range, between the worst point and where areas end, so that the largest model's counts
 
 
 class Rung:
@@ -68,8 +68,9 @@ class Rung:
     def place(self, members: np.ndarray, newcomer: int) -> int:
         """A newcomer's place among the members of its rank by exclusive hypervolume, 1 being best.
 
-        Both axes, log size and retention, are scaled to [0, 1] over the rung. Equals that came earlier are before the
-        newcomer.
+        Areas are over log size, and over retention from 0 on: as in the hypervolume of a search, a small model counts
+        for all that it retains. Where a value is below 0, they begin just below the rung's lowest one. Equals that came
+        earlier are before the newcomer.
 
         Args:
             members: (n, 2) sizes and retentions of the rank, both rising.
@@ -77,8 +78,10 @@ class Rung:
         """
         points = np.stack([np.log(members[:, 0]), -members[:, 1]], 1)
         low, high = np.minimum(self._low, points[newcomer]), np.maximum(self._high, points[newcomer])
-        points = (points - low) / np.where(high > low, high - low, 1.0)
-        areas = exclusive_hypervolume(points, REFERENCE)
+        reference = high + BEYOND * np.where(high > low, high - low, 1.0)
+        if high[1] <= 0:
+            reference[1] = 0.0
+        areas = exclusive_hypervolume(points, reference)
         return int(np.sum(areas >= areas[newcomer]))
 
     def state(self) -> dict[str, Any]:
