@@ -57,10 +57,10 @@ def pace_of_study(folder: Path) -> Pace | None:
 
 
 def check_limits(plan: StudyPlan, pace: Pace | None = None) -> None:
-    """See that the limits of a search leave room for one full run.
+    """See that the limits of a search leave room for one trial.
 
     Args:
-        pace: of the study's own trials; left out, operations are counted (`seconds_of_full_run`).
+        pace: of the study's own trials; left out, operations are counted (`seconds_of_trial`).
 
     Raises:
         InputError: they don't, or count what there is not.
@@ -74,24 +74,31 @@ def check_limits(plan: StudyPlan, pace: Pace | None = None) -> None:
             "search.time (--time) instead"
         )
     seconds = settings.seconds((slots.num or 1) * slots.workers * slots.gpus_per_worker)
-    needed = seconds_of_full_run(plan, pace)
+    shortest = shortest_recovery(plan)
+    needed = seconds_of_trial(plan, shortest, pace)
     if seconds is not None and seconds < needed:
         name = "time" if settings.time is not None and parse_duration(settings.time) == seconds else "gpu_hours"
         basis = f"measured in {pace.basis}" if pace else "counted for the smallest model of the space"
         raise InputError(
-            f"search.{name} {getattr(settings, name)}: one full run, {plan.max_samples:,} samples, is estimated at "
+            f"search.{name} {getattr(settings, name)}: the shortest trial, {shortest:,} samples, is estimated at "
             f"{seconds_text(needed)} ({basis}); give more time, or lower num_samples"
         )
 
 
-def seconds_of_full_run(plan: StudyPlan, pace: Pace | None = None) -> float:
-    """Time of the longest trial on its slot: by the pace of other trials, or else the training of the smallest model
-    without a teacher, counted as `OPERATIONS_PER_SECOND` has it."""
-    if pace is not None:
-        return pace.seconds(Work(plan.max_samples, 1))
+def shortest_recovery(plan: StudyPlan) -> int:
+    """Samples that the shortest trial with recovery sees; 0 where the space has none."""
     if set(plan.space.values_of("trained")) == {"nothing"}:
-        return 0.0
-    operations = 6.0 * plan.smallest().num_params * plan.space.recovery.max_length * plan.max_samples
+        return 0
+    fraction, epochs = (min(map(float, plan.space.values_of(field) or [1.0])) for field in ("data_fraction", "epochs"))
+    return max(1, round(fraction * plan.num_samples * epochs))
+
+
+def seconds_of_trial(plan: StudyPlan, num_samples: int, pace: Pace | None = None) -> float:
+    """Time of a trial on its slot: by the pace of other trials, or else the training of the smallest model without a
+    teacher, counted as `OPERATIONS_PER_SECOND` has it."""
+    if pace is not None:
+        return pace.seconds(Work(num_samples, 1))
+    operations = 6.0 * plan.smallest().num_params * plan.space.recovery.max_length * num_samples
     return operations / _operations_per_second(plan)
 
 
@@ -162,7 +169,7 @@ def _most_trials(plan: StudyPlan, pace: Pace | None) -> int:
         return settings.num_trials
     seconds, runs = _slot_seconds(plan), settings.runs or math.inf
     if seconds is not None:
-        runs = min(runs, seconds / max(1e-9, seconds_of_full_run(plan, pace)))
+        runs = min(runs, seconds / max(1e-9, seconds_of_trial(plan, plan.max_samples, pace)))
     if math.isinf(runs):
         return DEFAULT_TRIALS
     return min(MAX_DRAWN, math.ceil(runs * MAX_TRIALS_PER_RUN))

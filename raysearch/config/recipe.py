@@ -157,8 +157,8 @@ class Recipe(BaseModel):
         """Whether both are equal but for data and epochs, of which this one has less."""
         if self.data_fraction is None or self.epochs is None or other.data_fraction is None or other.epochs is None:
             return False
-        equal = self.model_copy(update={"data_fraction": other.data_fraction, "epochs": other.epochs}) == other
-        return equal and self.data_fraction * self.epochs < other.data_fraction * other.epochs
+        mine, others = ({**one.as_dict(), "data_fraction": 1.0, "epochs": 1.0} for one in (self, other))
+        return mine == others and self.data_fraction * self.epochs < other.data_fraction * other.epochs
 
     def samples_to_see(self, num_samples: int) -> int:
         """Samples that recovery sees, of a data set of `num_samples`, over all epochs; 0 without recovery."""

@@ -113,8 +113,8 @@ def test_a_dry_run_of_own_model_and_data_is_as_light(tmp_path):
         (["search", "--time", "90", "--out", "NOWHERE"], "--time 90: '90' is no duration; write 90s, 20m, 2h"),
         (["search", "--time", "2 weeks", "--out", "NOWHERE"], "is no duration"),
         (
-            ["search", "--time", "5s", "--out", "NOWHERE"],
-            "search.time 5s: one full run, 1,000 samples, is estimated at",
+            ["search", "--time", "1s", "--out", "NOWHERE"],
+            "search.time 1s: the shortest trial, 50 samples, is estimated at",
         ),
         (["search", "--gpu-hours", "10", "--out", "NOWHERE"], "search.gpu_hours 10: the slots have no GPU"),
         (["search", "--gpu-hours", "0", "--out", "NOWHERE"], "--gpu-hours 0.0"),

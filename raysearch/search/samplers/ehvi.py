@@ -91,10 +91,10 @@ class EHVISampler(Sampler):
 
     def _longer(self, history: TrialHistory) -> Iterator[Candidate]:
         """Longer training of what leads, the most gain per sample first if it regains `REGAINED` of what is missing."""
-        front = [(p.size_ratio, p.curve[-1][1]) for p in (history.proposals[name] for name in history.front)]
+        leaders = sorted((history.proposals[name] for name in history.front), key=lambda proposal: proposal.number)
+        front = [(proposal.size_ratio, proposal.curve[-1][1]) for proposal in leaders]
         found = []
-        for name in history.front:
-            proposal = history.proposals[name]
+        for proposal in leaders:
             retention = proposal.curve[-1][1]
             for candidate in self._pool.longer(proposal.recipe):
                 hoped = np.array([retention + REGAINED * max(0.0, 1 - retention)])
