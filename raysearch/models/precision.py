@@ -14,6 +14,12 @@ def multiplies_bf16_fast(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def fast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """fp32 instead of bf16 where a CPU multiplies bf16 slowly; any other as it is."""
+    slow = dtype == torch.bfloat16 and device.type == "cpu" and not multiplies_bf16_fast(device)
+    return torch.float32 if slow else dtype
+
+
 @contextmanager
 def in_fast_precision(model: nn.Module) -> Iterator[None]:
     """Inside, a bf16 model on a CPU that multiplies bf16 slowly has the same weights in fp32; afterwards its own."""

@@ -12,19 +12,23 @@ import torch
 from transformers import PreTrainedModel
 
 from raysearch.models import Family
+from raysearch.models.precision import fast_dtype
 from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
 from raysearch.recovery.losses import LanguageHead
 
 
 def language_head(model: PreTrainedModel, family: Family, device: torch.device | None = None) -> LanguageHead:
-    """From last normalised states (n, hidden) to the whole model's logits, (n, vocabulary); on another device, a copy.
+    """From last normalised states (n, hidden) to the whole model's logits, (n, vocabulary); on another device, or where
+    that one is faster in another precision, a copy.
 
     That is the head's module and, where the model has it, the cap (Gemma 2) or scale (Granite, Cohere) of its logits.
     As decoders inside an LVLM these models do neither, whatever their configuration says.
     """
     module, config = family.lm_head(model), model.config
-    if device not in (None, model.device):
-        module = copy.deepcopy(module).to(device)
+    if device is not None:
+        dtype = fast_dtype(model.dtype, device)
+        if (device, dtype) != (model.device, model.dtype):
+            module = copy.deepcopy(module).to(device, dtype)
     cap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
 
@@ -69,10 +73,13 @@ class Teacher:
         """
         inputs = {key: value.to(self.model.device) for key, value in batch.items()}
         with torch.no_grad():
-            return self.points.states(self.model, self._family, inputs).to(batch["labels"].device)
+            states = self.points.states(self.model, self._family, inputs)
+        device = batch["labels"].device
+        return states.to(device, fast_dtype(self.model.dtype, device))
 
     def head_on(self, device: torch.device) -> LanguageHead:
-        """The dense model's head on `device`, (n, hidden) to (n, vocabulary); copied there once if need be."""
+        """The dense model's head on `device`, (n, hidden) to (n, vocabulary); copied there once if need be, in fp32 where
+        bf16 is slow."""
         if device not in self._heads:
             self._heads[device] = language_head(self.model, self._family, device)
         return self._heads[device]

@@ -29,6 +29,7 @@ from raysearch.data.samples import BadRow, Picture, Sample
 from raysearch.errors import InputError
 from raysearch.files import write_tensors
 from raysearch.models import Family
+from raysearch.models.precision import fast_dtype, in_fast_precision
 from raysearch.recovery.deepspeed_engine import on_device
 from raysearch.recovery.hidden_states import LAST_OF_ANSWERS, DistillationPoints
 from raysearch.recovery.schedule import group_by_tokens
@@ -81,17 +82,17 @@ class CachedTeacher(Teacher):
         if not missing:
             return
         random.SystemRandom().shuffle(missing)
-        with on_device(self.model, device):
+        with on_device(self.model, device), in_fast_precision(self.model):
             for index in missing:
                 if not self._open(index):
                     self._write(index)
 
     def targets(self, batch: Mapping[str, torch.Tensor], sample_indices: Sequence[int]) -> torch.Tensor:
-        """As `Teacher.targets`, in the dense model's precision; the samples must have been prepared."""
+        """As `Teacher.targets`, in the precision of `head_on`; the samples must have been prepared."""
         found = [self._shards[i // SHARD_SAMPLES][i % SHARD_SAMPLES] for i in sample_indices if i >= 0]
         states = torch.cat([self._no_states(), *found])
         assert len(states) == int(self.points.positions(batch).sum()), (len(states), sample_indices)
-        return states.to(batch["labels"].device, self.model.dtype)
+        return states.to(batch["labels"].device, fast_dtype(self.model.dtype, batch["labels"].device))
 
     def _no_states(self) -> torch.Tensor:
         return torch.empty(0, len(self.points.layers) + 1, self.hidden, dtype=torch.bfloat16)

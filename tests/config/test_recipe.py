@@ -74,3 +74,16 @@ def test_applies_follows_the_fields_before():
     assert applies("ratio", {})
     assert not applies("temperature", {"logits_kd": 0.0})
     assert applies("temperature", {"logits_kd": 0.5})
+
+
+def test_a_recipe_that_trains_less_than_another():
+    short = Recipe(mode="layerwise", ratio=0.3, criterion="deepest", lr=0.000123456789123, data_fraction=0.2)
+    longer = Recipe(**{**short.as_dict(), "data_fraction": 1.0})
+    longest = Recipe(**{**longer.as_dict(), "epochs": 4})
+    assert short.trains_less_than(longer)
+    assert longer.trains_less_than(longest)
+    assert short.trains_less_than(longest)
+    assert not longer.trains_less_than(short)
+    assert not short.trains_less_than(short)
+    assert not short.trains_less_than(Recipe(**{**longer.as_dict(), "lr": 0.001}))
+    assert not short.trains_less_than(Recipe(mode="layerwise", ratio=0.3, criterion="deepest", trained="nothing"))

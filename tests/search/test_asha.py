@@ -268,3 +268,16 @@ def test_the_first_trials_are_never_stopped_and_count_at_the_rungs():
     resumed = AshaBracket.from_state(json.loads(json.dumps(bracket.state())))
     assert resumed.decide("again", 0.6, 0.1, 0, 3).go_on
     assert resumed.rungs[0].num_trials == 3
+
+
+def test_a_spared_trial_is_never_stopped_and_its_reason_survives():
+    bracket = AshaBracket(27, 1)
+    for number in range(9):
+        bracket.decide(f"good {number}", 0.5, 0.9, 0, 1)
+    bracket.spare("long", "trains a recipe of the front for longer")
+    again = AshaBracket.from_state(json.loads(json.dumps(bracket.state())))
+    for one in (bracket, again):
+        one.rename("long", "renamed")
+        decision = one.decide("renamed", 0.9, 0.1, 0, 1)
+        assert (decision.go_on, decision.reason) == (True, "trains a recipe of the front for longer")
+        assert not one.decide("other", 0.9, 0.1, 0, 1).go_on

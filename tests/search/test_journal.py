@@ -7,7 +7,17 @@ import pytest
 
 from raysearch.errors import InputError
 from raysearch.search.early_stopping.asha import AshaBracket
-from raysearch.search.journal import ENDS, EVENTS, RungArgs, TrialArgs, append_event, apply_event, read_events
+from raysearch.search.journal import (
+    ENDS,
+    EVENTS,
+    RungArgs,
+    ShapesArgs,
+    TrialArgs,
+    append_event,
+    apply_event,
+    read_events,
+)
+from raysearch.search.judged_shapes import JudgedShape
 
 
 def rows(path, *lines):
@@ -25,13 +35,14 @@ def test_events_come_back_as_they_were_written(tmp_path):
         (1, "suggested", TrialArgs(trial="a")),
         (2, "rung_reached", rung),
         (3, "end_reached", rung.model_copy(update={"retention": math.inf})),
+        (4, "shapes_judged", ShapesArgs(shapes=[JudgedShape(params={"ratio": 0.5}, size_ratio=0.6, divergence=0.1)])),
     ]
     for event in events:
         append_event(path, *event)
     assert list(read_events(path)) == events
-    append_event(path, 4, "rung_reached", rung.model_copy(update={"retention": math.nan}))
+    append_event(path, 5, "rung_reached", rung.model_copy(update={"retention": math.nan}))
     *_, (number, _, last) = read_events(path)
-    assert (number, math.isnan(last.retention)) == (4, True)
+    assert (number, math.isnan(last.retention)) == (5, True)
     assert list(read_events(tmp_path / "none.jsonl")) == []
 
 
@@ -44,6 +55,7 @@ def test_events_come_back_as_they_were_written(tmp_path):
         ({"number": 2, "event": "suggested"}, "line 2: suggested.trial: Field required"),
         ({"number": 2, "event": "suggested", "trial": "a", "x": 1}, "line 2: suggested.x: Extra inputs"),
         ({"number": "two", "event": "suggested", "trial": "a"}, "line 2: no event of this version"),
+        ({"number": 2, "event": "shapes_judged", "shapes": [{"x": 1}]}, "line 2: shapes_judged.shapes.0.params: Field"),
         ({"event": "suggested", "trial": "a"}, "line 2: no event of this version"),
         ([2, "recipes", "suggest", "a"], "line 2: no event of this version"),
         ('{"number": 2, "eve', "line 2: "),

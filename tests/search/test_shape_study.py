@@ -179,3 +179,47 @@ def test_proposals_follow_judged_shapes_and_a_saved_search_goes_on_alike():
     assert [again.suggest(f"next {i}") for i in range(4)] == following
     near = [identity(p.recipe)[0].num_layers for p in search.history.proposals.values()]
     assert sum(abs(num - 5) <= 1 for num in near) > len(near) / 2
+
+
+def lengthening(**more):
+    recipe = {"data_fraction": [0.05, 0.2, 1.0], "epochs": [1, 4]}
+    space = SPACE.model_dump(mode="json")
+    space["recipe"] = {**space["recipe"], **recipe}
+    return Searcher(
+        SearchSpace.model_validate(space),
+        lambda recipe: size_for(COUNTS, recipe),
+        DENSE,
+        samples_of=lambda recipe: recipe.samples_to_see(1000),
+        full_run=4000,
+        **more,
+    )
+
+
+def finish(search, trial, retention):
+    recipe = search.history.proposals[trial].recipe
+    search.report(trial, recipe.samples_to_see(1000), retention)
+    search.finish(trial)
+
+
+def test_no_trial_is_longer_than_all_before_it_and_leaders_are_trained_longer():
+    search, seen, longer = lengthening(), 0, []
+    for number in range(30):
+        recipe = search.suggest(str(number))
+        length = recipe.samples_to_see(1000)
+        assert length <= max(seen, 50), number
+        if search.trains_a_leader_longer(str(number)):
+            longer.append(number)
+        finish(search, str(number), 0.5 + 0.4 * recipe.ratio * recipe.data_fraction)
+        seen += length
+    assert set(longer) >= {2, 5} & set(range(len(longer)))
+    assert len(longer) >= 5
+    lengths = [p.recipe.samples_to_see(1000) for p in search.history.proposals.values()]
+    assert max(lengths[15:]) > max(lengths[:3])
+
+
+def test_what_has_nothing_left_to_regain_is_not_trained_longer():
+    search = lengthening()
+    for number in range(6):
+        search.suggest(str(number))
+        finish(search, str(number), 1.0)
+        assert not search.trains_a_leader_longer(str(number))
