@@ -78,8 +78,8 @@ class Teacher:
         return states.to(device, fast_dtype(self.model.dtype, device))
 
     def head_on(self, device: torch.device) -> LanguageHead:
-        """The dense model's head on `device`, (n, hidden) to (n, vocabulary); copied there once if need be, in fp32 where
-        bf16 is slow."""
+        """The dense model's head on `device`, (n, hidden) to (n, vocabulary), copied there once if need be; in fp32
+        where bf16 is slow."""
         if device not in self._heads:
             self._heads[device] = language_head(self.model, self._family, device)
         return self._heads[device]
