@@ -113,7 +113,11 @@ class Deadline:
         return for_training / pace.seconds_per_sample if pace.seconds_per_sample else math.inf
 
     def _one_length(self) -> Pace | None:
-        """All seconds as those of samples, where trials are too much alike; the quickest, since others have loaded."""
+        """Seconds of training and evaluation as those of samples, where trials are too much alike; the quickest. As a
+        whole a slot's first trial takes far longer, since it loads the model."""
         scored = [record for record in self._records if record.rungs and record.rungs[-1].samples_seen]
-        rates = [record.seconds / record.rungs[-1].samples_seen for record in scored]
+        rates = [
+            (record.seconds_training + record.seconds_evaluating or record.seconds) / record.rungs[-1].samples_seen
+            for record in scored
+        ]
         return Pace(0.0, min(rates), "") if rates else None

@@ -1,12 +1,15 @@
 """What a search adds to what an expert does without one: a sensible recipe swept over sizes, on the embedded LVLM.
 
-    python scripts/benchmarks/expert_sweep.py --seeds 3            # three studies a seed: half an hour, two idle cores
-    python scripts/benchmarks/expert_sweep.py --sides sweep-ffn    # one of the sweeps alone: two minutes
+    python scripts/benchmarks/expert_sweep.py --seeds 3              # 9 minutes of search and three sweeps a seed
+    python scripts/benchmarks/expert_sweep.py --sides sweep-ffn      # one of the sweeps alone
+    python scripts/benchmarks/expert_sweep.py --without shapes       # the search without one of its parts
 
-The sides: `search` is the embedded space as it stands; `sweep-equal` is one recipe at nine sizes that narrows heads and
-FFN by the same share, on all data; `sweep-ffn` keeps all heads, at seven sizes, on a quarter of the data. All run
-through the same trials, questions and slots. Prints hypervolume, the mean held-out retention of the budgets' answers,
-samples trained, and minutes; per side and seed, and a paired difference with its 95% interval for several seeds.
+The sides: `search` is the embedded space as it stands, for `--minutes`; `sweep-equal` is one recipe at nine sizes that
+narrows heads and FFN by the same share, on all data; `sweep-ffn` keeps all heads, at seven sizes, on a quarter of the
+data; `sweep-ffn-long` is the same on all data, with the search's three smallest sizes as well. All run through the same
+trials, questions and slots. Prints the hypervolume after 3 minutes and at the end, the mean held-out retention of the
+budgets' answers, samples trained and minutes per side and seed; the search's hypervolume when it had trained as many
+samples as each sweep; and paired differences with their 95% intervals.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +29,12 @@ from scipy.stats import t as student
 from raysearch.cli.search import EMBEDDED_SPACE
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.study.folder import read_trials
+from raysearch.files import append_json
+from raysearch.study.folder import TRIALS, read_trials
 from raysearch.study.front import Front
+from raysearch.study.multi_objective import hypervolume
 from raysearch.study.plan import StudyPlan, plan_study
+from raysearch.study.records import TrialRecord
 
 LOSSES = {
     "sft": 1.0,
@@ -46,6 +53,10 @@ SWEEPS: dict[str, tuple[tuple[float, ...], dict[str, Any]]] = {
     "sweep-ffn": (
         (0.36, 0.40, 0.44, 0.48, 0.54, 0.60, 0.75),
         {**SHAPE, "depth_share": 0.5, "attention_share": 0.0, "data_fraction": 0.25},
+    ),
+    "sweep-ffn-long": (
+        (0.22, 0.27, 0.31, 0.36, 0.40, 0.44, 0.48, 0.54, 0.60, 0.75),
+        {**SHAPE, "depth_share": 0.5, "attention_share": 0.0, "data_fraction": 1.0},
     ),
 }
 """Size ratios and recipe of each sweep; what they rest on is in docs/measurements/log.md, 2026-11-29."""
@@ -67,60 +78,104 @@ def sweep_space(name: str, content: dict[str, Any], plan: StudyPlan) -> dict[str
     sizes, fields = SWEEPS[name]
     recipes = [recipe_at(plan, size, {**fields, **LOSSES}).as_dict() for size in sizes]
     every = {key: sorted({recipe[key] for recipe in recipes}, key=str) for key in recipes[0] if key != "criterion"}
-    search = {**content["search"], "trials": len(recipes), "early_stopping": False}
+    search = {**content["search"], "trials": len(recipes), "early_stopping": False, "shapes": 0}
     criteria = str(recipes[0]["criterion"]).split("+")
     return {**content, "recipe": {**every, "criterion": criteria}, "start": recipes, "search": search}
 
 
-def run(side: str, content: dict[str, Any], plan: StudyPlan, seed: int) -> dict[str, float]:
-    """One study in processes of its own, and what came of it."""
+def run(side: str, content: dict[str, Any], plan: StudyPlan, seed: int, minutes: float) -> dict[str, Any]:
+    """One study in processes of its own, and what came of it.
+
+    Returns:
+        Figures, and under `curve` (seconds, samples trained, hypervolume) after each trial, as the file grew.
+    """
     space = content if side == "search" else sweep_space(side, content, plan)
     with tempfile.TemporaryDirectory() as name:
         path, out, started = Path(name) / "space.yaml", Path(name) / "study", time.monotonic()
         path.write_text(yaml.safe_dump(json.loads(json.dumps(space))))
         command = [sys.executable, "-m", "raysearch.pareto", str(path), "--out", str(out), "--seed", str(seed)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        minutes = (time.monotonic() - started) / 60
+        if side == "search":
+            command += ["--time", f"{minutes:g}m"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        curve: list[tuple[float, float, float]] = []
+        while process.poll() is None:
+            time.sleep(0.5)
+            records = read_trials(out) if (out / TRIALS).exists() else []
+            if len(records) > len(curve):
+                curve += [(time.monotonic() - started, *reached(records, plan))] * (len(records) - len(curve))
+        assert process.returncode == 0, command
         front, records = Front.load(out), read_trials(out)
+        took = (time.monotonic() - started) / 60
     answers = [next(point for point in front.points if point.key == key) for key in front.budgets.values() if key]
     heldout = [point.heldout.retention for point in answers if point.heldout]
-    samples = sum(record.rungs[-1].samples_seen for record in records if record.rungs)
+    samples, hypervolume = reached(records, plan)
     return {
-        "hypervolume": front.hypervolume,
+        "at 3 min": max((area for seconds, _, area in curve if seconds <= 180), default=0.0),
+        "hypervolume": hypervolume,
         "held out": float(np.mean(heldout)),
         "samples": samples,
-        "minutes": minutes,
+        "minutes": took,
         "trials": len(records),
+        "curve": curve,
     }
 
 
+def reached(records: Sequence[TrialRecord], plan: StudyPlan) -> tuple[float, float]:
+    """Samples trained by these trials, and the hypervolume of the finished ones."""
+    done = [record for record in records if record.end == "finished"]
+    sizes = [record.size_bytes / plan.dense.size_bytes for record in done]
+    area = hypervolume(sizes, [record.rungs[-1].retention for record in done]) if done else 0.0
+    return sum(record.rungs[-1].samples_seen for record in records if record.rungs), area
+
+
 def main() -> None:
-    """Run all sides under every seed, and print a table."""
+    """Run all sides under every seed, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=9, help="of the search")
     parser.add_argument("--sides", default=f"search,{','.join(SWEEPS)}")
-    parser.add_argument("--trials", type=int, help="of the search; left out, as the space says")
+    parser.add_argument("--without", choices=["shapes"], help="a part of the search to leave out")
+    parser.add_argument("--out", type=Path, help="a file that takes every row as a line of JSON")
     options = parser.parse_args()
     space = SearchSpace.load(EMBEDDED_SPACE)
     content, plan = space.model_dump(mode="json"), plan_study(space)
-    if options.trials:
-        content["search"]["trials"] = options.trials
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides.split(",")}
-    print("| side | seed | hypervolume | held out at the budgets | samples trained | trials | minutes |")
-    print("|---|---|---|---|---|---|---|")
-    for seed in range(options.seeds):
+    if options.without == "shapes":
+        content["search"]["shapes"] = 0
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in options.sides.split(",")}
+    print(
+        "| side | seed | hypervolume after 3 minutes | at the end | held out at the budgets | samples | trials | min |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         for side, rows in found.items():
-            row = run(side, content, plan, seed)
+            row = run(side, content, plan, seed, options.minutes)
             rows.append(row)
-            cells = f"{row['hypervolume']:.3f} | {row['held out']:.1%} | {row['samples']:,.0f} | {row['trials']:.0f}"
-            print(f"| {side} | {seed} | {cells} | {row['minutes']:.1f} |", flush=True)
-    if "search" in found and options.seeds > 1:
-        for side in found.keys() - {"search"}:
-            gaps = np.array(
-                [a["hypervolume"] - b["hypervolume"] for a, b in zip(found["search"], found[side], strict=True)]
-            )
-            half = student.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / len(gaps) ** 0.5
-            print(f"\nsearch less {side}: hypervolume {gaps.mean():+.3f} +- {half:.3f}")
+            cells = f"{row['at 3 min']:.3f} | {row['hypervolume']:.3f} | {row['held out']:.1%} | {row['samples']:,.0f}"
+            print(f"| {side} | {seed} | {cells} | {row['trials']} | {row['minutes']:.1f} |", flush=True)
+            if options.out:
+                append_json(options.out, {"side": side, "seed": seed, **row})
+    if "search" in found and len(found) > 1:
+        compare(found)
+
+
+def compare(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Print the search against each sweep: at its end, and when it had trained as many samples."""
+    print("\n| against | at the end | with as many samples |\n|---|---|---|")
+    for side in (side for side in found if side != "search"):
+        at_end, alike = [], []
+        for ours, theirs in zip(found["search"], found[side], strict=True):
+            at_end.append(ours["hypervolume"] - theirs["hypervolume"])
+            before = [area for _, samples, area in ours["curve"] if samples <= theirs["samples"]]
+            alike.append(max(before, default=0.0) - theirs["hypervolume"])
+        print(f"| {side} | {_gap(at_end)} | {_gap(alike)} |")
+
+
+def _gap(gaps: list[float]) -> str:
+    if len(gaps) == 1:
+        return f"{gaps[0]:+.3f}"
+    half = student.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1) / len(gaps) ** 0.5
+    return f"{np.mean(gaps):+.3f} +- {half:.3f} ({', '.join(f'{gap:+.3f}' for gap in gaps)})"
 
 
 if __name__ == "__main__":
