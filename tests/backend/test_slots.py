@@ -205,7 +205,7 @@ def test_workers_log_from_the_drivers_level_on(open_slot, coordinator):
     slot = open_slot(ThreadRuntime())
     slot.ask(RunRecipe(recipe=RECIPE))
     slot.close()
-    assert coordinator.coordinator.log_lines == [
+    assert coordinator.coordinator.log_lines[:2] == [
         (logging.WARNING, "left out 3 of 40 rows"),
         (logging.INFO, "two passes a step"),
     ]
