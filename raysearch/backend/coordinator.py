@@ -42,6 +42,7 @@ class Coordinator:
         self._layer_importance: dict[str, list[float]] = {}
         self._shapes: list[JudgedShape] | None = None
         self._front: list[tuple[float, float]] = []
+        self._unscored: list[str] | None = None
         self.log_lines: list[tuple[int, str]] = []
         """Level and message of what workers have logged, each once."""
 
@@ -143,9 +144,16 @@ class Coordinator:
             self._measuring.pop(name, None)
             self._changed.notify_all()
 
-    async def part(self, name: str) -> bytes | None:
-        """A part that has been published; None until then."""
-        return self._parts.get(name)
+    async def is_free(self, name: str) -> bool:
+        """Whether a part has been neither measured nor begun."""
+        return bool(self._free_parts([name]))
+
+    async def give_up_part(self, slot: str, name: str) -> None:
+        """The slot couldn't measure the part; another one may."""
+        async with self._changed:
+            if self._measuring.get(name) == slot:
+                del self._measuring[name]
+            self._changed.notify_all()
 
     async def refuse(self, error: bytes) -> None:
         """Let no trial of this study be run, by a pickled `InputError`."""
@@ -202,6 +210,18 @@ class Coordinator:
     async def is_dominated(self, size_ratio: float, retention: float) -> bool:
         """Whether a model on the front is no larger and better, or smaller and as good."""
         return any(dominates((size, -kept), (size_ratio, -retention)) for size, kept in self._front)
+
+    async def post_unscored(self, keys: list[str]) -> None:
+        """The search is over: the points of its front that have no score on held-out questions."""
+        async with self._changed:
+            self._unscored = keys
+            self._changed.notify_all()
+
+    async def next_unscored(self) -> str | None:
+        """A point to be scored on held-out questions; waits for the end of the search. None once all are given out."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._unscored is not None)
+            return self._unscored.pop(0) if self._unscored else None
 
 
 class CoordinatorClient:

@@ -28,7 +28,13 @@ class SaveScores(_Message):
 
 
 class FinishTrial(_Message):
-    """Write the trained model as a checkpoint, and score it on held-out questions."""
+    """Write the trained model as a checkpoint."""
+
+    folder: str
+
+
+class ScoreHeldout(_Message):
+    """Score a checkpoint on held-out questions."""
 
     folder: str
 
@@ -37,7 +43,7 @@ class EndSlot(_Message):
     """End the workers."""
 
 
-TrialCommand = RunRecipe | NextRung | SaveScores | FinishTrial
+TrialCommand = RunRecipe | NextRung | SaveScores | FinishTrial | ScoreHeldout
 Command = TrialCommand | EndSlot
 
 
@@ -55,19 +61,26 @@ class RungScored(_Message):
     checkpoint: str | None = None
     """Folder of the checkpoint, inside the study's."""
     heldout: Measured | None = None
+    """Left out where the checkpoint is scored after the search (`ScoreHeldout`)."""
 
 
 class CheckpointWritten(_Message):
     """Reply to `FinishTrial`."""
 
     checkpoint: str
-    heldout: Measured
+    heldout: Measured | None = None
     seconds_training: float = 0.0
     seconds_evaluating: float = 0.0
 
 
 class ScoresWritten(_Message):
     """Reply to `SaveScores`."""
+
+
+class HeldoutScored(_Message):
+    """Reply to `ScoreHeldout`."""
+
+    heldout: Measured
 
 
 class Failed(_Message):
@@ -82,4 +95,21 @@ class Failed(_Message):
     """Why no trial of this study can be run, if that is so."""
 
 
-Reply = RungScored | CheckpointWritten | ScoresWritten | Failed
+Reply = RungScored | CheckpointWritten | ScoresWritten | HeldoutScored | Failed
+
+
+class PointScored(_Message):
+    """A point of the front after its checkpoint was scored on held-out questions."""
+
+    key: str
+    heldout: Measured | None = None
+    reason: str = ""
+    """Why it has no score, if it has none."""
+
+
+class AllScored(_Message):
+    """No point of the front is left to be scored on held-out questions."""
+
+
+TrialReply = RungScored | Failed | PointScored | AllScored
+"""What a Tune trial's result holds."""

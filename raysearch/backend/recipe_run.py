@@ -1,11 +1,24 @@
-"""One recipe on a slot, rung by rung, with the retries that failures deserve."""
+"""One recipe on a slot, rung by rung, with the retries that failures deserve; and held-out scores after the search."""
 
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raysearch.backend.coordinator import Coordinator, CoordinatorClient
-from raysearch.backend.messages import Command, Failed, FinishTrial, NextRung, Reply, RungScored, RunRecipe, SaveScores
+from raysearch.backend.messages import (
+    AllScored,
+    Command,
+    Failed,
+    FinishTrial,
+    HeldoutScored,
+    NextRung,
+    PointScored,
+    Reply,
+    RungScored,
+    RunRecipe,
+    SaveScores,
+    ScoreHeldout,
+)
 from raysearch.backend.slot import Slot, SlotDied
 from raysearch.config.recipe import Recipe
 from raysearch.study.folder import CHECKPOINTS
@@ -41,6 +54,9 @@ class RecipeRun:
     def start(self, recipe: Recipe) -> None:
         """Go on with another recipe."""
         self._recipe = recipe
+        self._forget_failures()
+
+    def _forget_failures(self) -> None:
         self._num_scores = 0
         self._num_asked = 0  # scores of this recipe that the slot has been asked for
         self._num_failures = 0
@@ -53,16 +69,38 @@ class RecipeRun:
         A slot that dies is replaced, and the recipe goes on from its last rung: twice at most, nodes that were lost
         apart. So is a recipe that fails for a reason that may pass. While the storage is full or away, it waits.
         """
+        reply = self._until_for_good(self._next_score)
+        self._num_scores += 1
+        assert isinstance(reply, RungScored | Failed), reply
+        return reply
+
+    def next_point(self) -> PointScored | AllScored:
+        """Score the checkpoint of a front point that has no score on held-out questions; waits for the search's end.
+
+        Failures are met as those of a recipe are.
+        """
+        key = self._coordinator.call(Coordinator.next_unscored)
+        if key is None:
+            return AllScored()
+        self._forget_failures()
+        command = ScoreHeldout(folder=str(self._folder / CHECKPOINTS / key))
+        reply = self._until_for_good(lambda: self._counted(self._ask(command)))
+        if isinstance(reply, Failed):
+            return PointScored(key=key, reason=reply.reason)
+        assert isinstance(reply, HeldoutScored), reply
+        return PointScored(key=key, heldout=reply.heldout)
+
+    def _until_for_good(self, attempt: Callable[[], Reply]) -> Reply:
+        """A reply, or a failure that another attempt would not mend."""
         while True:
             try:
-                reply = self._next_score()
+                reply = attempt()
             except SlotDied as death:
                 self._slot, self._num_asked = None, 0
                 if not death.by_storage:
                     self._deaths.append(death)
                 reply = Failed(reason=str(death), may_pass=True, by_storage=death.by_storage)
             if not isinstance(reply, Failed) or self._is_for_good(reply):
-                self._num_scores += 1
                 return reply
 
     def close(self) -> None:
@@ -93,7 +131,7 @@ class RecipeRun:
                 return True
             time.sleep(1)
 
-    def _next_score(self) -> RungScored | Failed:
+    def _next_score(self) -> Reply:
         """The next score from the slot; a new one first repeats those before it, from the recipe's checkpoint."""
         reply: Reply | None = None
         while self._num_asked <= self._num_scores and not isinstance(reply, Failed):
@@ -102,13 +140,16 @@ class RecipeRun:
         assert isinstance(reply, RungScored | Failed), reply
         if isinstance(reply, RungScored) and reply.is_last:
             reply = self._finish(reply)
+        return self._counted(reply)
+
+    def _counted(self, reply: Reply) -> Reply:
         if isinstance(reply, Failed):
             self._num_failures += not reply.by_storage
             self._num_asked = 0
         return reply
 
     def _finish(self, last: RungScored) -> RungScored | Failed:
-        """Write the checkpoint of a model that the front doesn't dominate, and score it on held-out questions."""
+        """Write the checkpoint of a model that the front doesn't dominate."""
         if self._keep_scores:
             self._ask(SaveScores(folder=str(self._folder / "scores")))
         if self._coordinator.call(Coordinator.is_dominated, last.size_ratio, last.score.retention):

@@ -7,12 +7,13 @@ from ray import tune
 
 from raysearch.backend.coordinator import Coordinator, CoordinatorClient
 from raysearch.backend.faults import LostFileError, fatal_errors
-from raysearch.backend.messages import Failed, RungScored
-from raysearch.backend.trainable import REPLY
+from raysearch.backend.messages import Failed, PointScored, RungScored
+from raysearch.backend.trainable import HELDOUT, REPLY
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
+from raysearch.logging import logger
 from raysearch.search.journaled_search import JournaledSearch
-from raysearch.study.folder import Study
+from raysearch.study.folder import CHECKPOINTS, Study
 from raysearch.study.front import Baseline, Front
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import Score, TrialRecord
@@ -62,7 +63,9 @@ class Recorder(tune.Callback):
 
     @fatal_errors()
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note the recipe; a trial that is tried again is noted again."""
+        """Note the recipe, if it has one; a trial that is tried again is noted again."""
+        if HELDOUT in trial.config:
+            return
         recipe = Recipe(**trial.config["recipe"])
         size = self._plan.size_of(recipe)
         assert size is not None, recipe
@@ -74,8 +77,10 @@ class Recorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Note a rung."""
+        """Note a rung, or a score on held-out questions."""
         reply = result[REPLY]
+        if isinstance(reply, PointScored):
+            self._note_heldout(reply)
         if isinstance(reply, RungScored) and self._study.rung(trial.trial_id, reply.score):
             for callback in self._callbacks:
                 callback.rung(trial.trial_id, reply.score)
@@ -87,6 +92,8 @@ class Recorder(tune.Callback):
         Raises:
             LostFileError: the trial gave up waiting for the storage.
         """
+        if HELDOUT in trial.config:
+            return
         reply = trial.last_result[REPLY]
         if isinstance(reply, Failed):
             if reply.by_storage:
@@ -107,7 +114,15 @@ class Recorder(tune.Callback):
         """Tune gave the trial up; without the coordinator it would give up all others, too."""
         self._coordinator.call(Coordinator.dense_scores)
         message = str(trial.get_error() or "the trial's process ended").strip().splitlines()[-1]
+        if HELDOUT in trial.config:
+            logger.warning("%s: a slot has stopped asking held-out questions: %s", self._study.folder, message)
+            return
         self._end(trial, "failed", (trial.last_result or {}).get(REPLY), message)
+
+    def unscored(self) -> list[str]:
+        """The keys of the front's points that are to be scored on held-out questions; none where all is refused."""
+        front = self._study.front
+        return [point.key for point in front.unscored()] if front and not self.refusal else []
 
     def conclude(self) -> Front | None:
         """Write the front as it stands; None if not even the dense model was measured."""
@@ -126,6 +141,16 @@ class Recorder(tune.Callback):
         for callback in self._callbacks:
             callback.trial_ended(record)
         self._search.save_if_due()
+
+    def _note_heldout(self, reply: PointScored) -> None:
+        if reply.heldout is None:
+            where = f"{self._study.folder}/{CHECKPOINTS}/{reply.key}"
+            logger.warning("%s: not scored on held-out questions: %s", where, reply.reason)
+            return
+        self._study.add_heldout(reply.key, reply.heldout)
+        assert self._study.front is not None
+        for callback in self._callbacks:
+            callback.front_changed(self._study.front)
 
     def _offer(self, record: TrialRecord, reply: RungScored) -> None:
         self._baseline = self._baseline or self._measured_baseline()

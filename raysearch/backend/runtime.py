@@ -11,6 +11,7 @@ from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Slots
 from raysearch.config.space import SearchSpace
+from raysearch.study.front import Measured
 
 WorkerLoop = Callable[[dict[str, Any], int, int], None]
 """Runs in each worker, given its configuration, its rank and the number of workers of the slot."""
@@ -81,6 +82,16 @@ class TrialRuntime:
         from raysearch.trials.trial import Trial
 
         return Trial(recipe, context)
+
+    def score_heldout(self, folder: Path, context: Any) -> Measured:
+        """Score a checkpoint on held-out questions.
+
+        Raises:
+            InputError: there is none.
+        """
+        from raysearch.trials.heldout import score_heldout
+
+        return score_heldout(folder, context)
 
     def this_worker(self) -> tuple[Any, str, Any]:
         """The actor of this worker, the id of its node, and the placement group of its slot."""

@@ -1,4 +1,5 @@
-"""A Tune trial: one recipe, one result per rung. Its slot outlives it (`reuse_actors=True`)."""
+"""A Tune trial: one recipe, one result per rung; or, after the search, held-out scores, one result per point of the
+front. Its slot outlives it (`reuse_actors=True`)."""
 
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from ray import tune
 
 from raysearch.backend.cluster import is_node_lost
 from raysearch.backend.coordinator import CoordinatorClient
-from raysearch.backend.messages import Failed
+from raysearch.backend.messages import AllScored, Failed, RungScored
 from raysearch.backend.recipe_run import RecipeRun
 from raysearch.backend.runtime import TrialRuntime
 from raysearch.backend.slot import Slot
@@ -17,7 +18,9 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 
 REPLY = "reply"
-"""Key of a Tune result that holds the trial's `RungScored` or `Failed`."""
+"""Key of a Tune result that holds the trial's `TrialReply`."""
+HELDOUT = "heldout"
+"""Key in the configuration of a trial that has no recipe: it scores points of the front on held-out questions."""
 
 
 class RecipeTrial(tune.Trainable):
@@ -41,13 +44,16 @@ class RecipeTrial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Go on with another trial's recipe, on the same slot."""
-        self._run.start(Recipe(**new_config["recipe"]))
+        self._scores_heldout = HELDOUT in new_config
+        if not self._scores_heldout:
+            self._run.start(Recipe(**new_config["recipe"]))
         return True
 
     def step(self) -> dict[str, Any]:
-        """The recipe's next rung."""
-        reply = self._run.next_rung()
-        return {REPLY: reply, "done": isinstance(reply, Failed) or reply.is_last}
+        """The recipe's next rung, or the next point of the front."""
+        reply = self._run.next_point() if self._scores_heldout else self._run.next_rung()
+        is_last = isinstance(reply, RungScored) and reply.is_last
+        return {REPLY: reply, "done": is_last or isinstance(reply, Failed | AllScored)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the slot keeps the recipe's state at its rungs."""

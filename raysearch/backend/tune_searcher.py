@@ -11,7 +11,7 @@ from ray.tune.search import Searcher as RaySearcher
 
 from raysearch.backend.faults import fatal_errors
 from raysearch.backend.messages import Failed, RungScored
-from raysearch.backend.trainable import REPLY
+from raysearch.backend.trainable import HELDOUT, REPLY
 from raysearch.search.journal import RungArgs
 from raysearch.search.journaled_search import JournaledSearch
 from raysearch.search.judged_shapes import JudgedShape
@@ -19,13 +19,15 @@ from raysearch.search.pace import Deadline
 
 
 class TuneSearcher(RaySearcher):
-    """Suggests configurations `{"recipe": {...}}`.
+    """Suggests configurations `{"recipe": {...}}`, and `{"heldout": True}` to slots that get no further recipe.
 
     Args:
         search: decides.
         num_slots: how many trials may run at a time, now.
         judged_shapes: the shapes that were judged, once they are.
         deadline: of this start, if there is one.
+        unscored: the keys of the front's points that are to be scored on held-out questions, by what is known now.
+        post_unscored: takes the final ones, which the trials without a recipe wait for.
     """
 
     def __init__(
@@ -34,11 +36,17 @@ class TuneSearcher(RaySearcher):
         num_slots: Callable[[], int] = lambda: sys.maxsize,
         judged_shapes: Callable[[], Sequence[JudgedShape] | None] = lambda: None,
         deadline: Deadline | None = None,
+        unscored: Callable[[], list[str]] = list,
+        post_unscored: Callable[[list[str]], None] = lambda keys: None,
     ) -> None:
         super().__init__()
+        self._unscored, self._post_unscored = unscored, post_unscored
         self._search, self._num_slots, self._judged_shapes = search, num_slots, judged_shapes
         self._deadline = deadline
         self._live: set[str] = set()
+        self._num_slots_used = 0
+        self._num_without_recipe = 0
+        self._is_over, self._is_posted = False, False
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         """Nothing to take over: the space and the objectives were given at construction."""
@@ -48,6 +56,8 @@ class TuneSearcher(RaySearcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's configuration, Ray's word for the end, or None while all slots are taken, or all samples by
         running trials that may still be stopped."""
+        if self._is_over or self._search.has_all_trials():
+            return self._heldout()
         if len(self._live) >= self._num_slots() or (self._live and self._search.must_wait()):
             return None
         if not self._search.searcher.shapes and (shapes := self._judged_shapes()):
@@ -55,12 +65,27 @@ class TuneSearcher(RaySearcher):
         longest = self._deadline.longest_trial() if self._deadline else math.inf
         if longest is None:
             self._search.end_time()
-            return self.FINISHED
+            return self._heldout()
         recipe = self._search.suggest(trial_id, longest)
         if recipe is None:
-            return None if self._live and self._search.must_wait() else self.FINISHED
+            return None if self._live and self._search.must_wait() else self._heldout()
         self._live.add(trial_id)
+        self._num_slots_used = max(self._num_slots_used, len(self._live))
         return {"recipe": recipe.as_dict()}
+
+    def _heldout(self) -> dict[str, Any] | str | None:
+        """There is no further recipe: every slot that has become free waits for the last trial, its model loaded, and
+        then takes its part of the points without a held-out score."""
+        self._is_over = True
+        keys = self._unscored()
+        if not self._live and not self._is_posted:
+            self._post_unscored(keys)
+            self._is_posted = True
+        most = min(self._num_slots_used or len(keys), self._num_slots())
+        if self._num_without_recipe + len(self._live) < most and (self._live or self._num_without_recipe < len(keys)):
+            self._num_without_recipe += 1
+            return {HELDOUT: True}
+        return None if self._live else self.FINISHED
 
     @fatal_errors()
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
@@ -101,7 +126,8 @@ class TuneScheduler(FIFOScheduler):
     @fatal_errors()
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """A new trial, or one that is tried again after its process failed."""
-        self._search.add(trial.trial_id)
+        if HELDOUT not in trial.config:
+            self._search.add(trial.trial_id)
 
     @fatal_errors()
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
@@ -125,7 +151,8 @@ class TuneScheduler(FIFOScheduler):
     @fatal_errors()
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A failed trial holds back no other; Ray adds it again if it is to be retried."""
-        self._search.lose(trial.trial_id)
+        if HELDOUT not in trial.config:
+            self._search.lose(trial.trial_id)
 
 
 def _args(trial: Trial, reply: RungScored) -> RungArgs:

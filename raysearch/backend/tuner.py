@@ -150,7 +150,6 @@ def _tuner(
     runtime: TrialRuntime,
     deadline: Deadline | None,
 ) -> tune.Tuner:
-    num_trials = search.searcher.num_trials
     trainable = tune.with_parameters(
         RecipeTrial,
         coordinator=coordinator,
@@ -168,9 +167,11 @@ def _tuner(
                 SlotCapacity(plan.space.slots).num_slots,
                 partial(coordinator.call, Coordinator.shapes),
                 deadline,
+                recorder.unscored,
+                lambda keys: coordinator.call(Coordinator.post_unscored, keys),
             ),
             scheduler=TuneScheduler(search),
-            num_samples=-1 if num_trials is None else max(0, num_trials - len(study.records)),
+            num_samples=-1,  # the search ends by itself
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

@@ -17,11 +17,13 @@ from raysearch.backend.messages import (
     EndSlot,
     Failed,
     FinishTrial,
+    HeldoutScored,
     NextRung,
     Reply,
     RungScored,
     RunRecipe,
     SaveScores,
+    ScoreHeldout,
     ScoresWritten,
     TrialCommand,
 )
@@ -94,7 +96,7 @@ class Worker:
             started = time.monotonic()
             self._context = self._runtime.open_context(space, self._folder / TEACHER, once)
             logger.info("%s: model and data loaded in %.0f s", self._slot, time.monotonic() - started)
-            self._context.first_of_study = partial(first_of_study, self._coordinator)
+            self._context.first_of_study = partial(first_of_study, self._coordinator, self._slot, self._rank)
         except InputError as error:
             self._refuse(error)
             if self._rank:  # the others of this slot may have found nothing amiss
@@ -154,6 +156,8 @@ class Worker:
                     return self._save_scores(Path(command.folder))
                 case FinishTrial():
                     return self._finish(Path(command.folder))
+                case ScoreHeldout():
+                    return self._score_heldout(Path(command.folder))
                 case _:
                     assert_never(command)
         except BadData as error:  # all other trials would meet it too
@@ -191,8 +195,18 @@ class Worker:
         )
 
     def _finish(self, folder: Path) -> CheckpointWritten:
-        heldout = self._trial.finish(folder)
-        return CheckpointWritten(checkpoint=f"{CHECKPOINTS}/{folder.name}", heldout=heldout, **self._trial.seconds)
+        """Held-out scores are here where they are known already, or the checkpoint can't give them later."""
+        trial = self._trial
+        heldout = None if trial.scores_heldout_later else trial.heldout_quality()
+        trial.export(folder, heldout)
+        return CheckpointWritten(checkpoint=f"{CHECKPOINTS}/{folder.name}", heldout=heldout, **trial.seconds)
+
+    def _score_heldout(self, folder: Path) -> HeldoutScored:
+        """While another slot measures the dense model, which all scores are relative to, this one goes on."""
+        self._end_trial()
+        if self._coordinator.call(Coordinator.is_free, "heldout"):
+            assert self._context.heldout_baseline is not None
+        return HeldoutScored(heldout=self._runtime.score_heldout(folder, self._context))
 
     def _save_scores(self, folder: Path) -> ScoresWritten:
         from raysearch.evaluation.retention import save_results
@@ -235,16 +249,14 @@ def measure_once_per_study(
     return {name: pickle.loads(parts[name]) for name in measures}
 
 
-def first_of_study(coordinator: CoordinatorClient, name: str, measure: Callable[[], Any]) -> Any:
-    """A part that is measured late: what another worker has published, else measured and published here.
-
-    Workers that come to it at the same time measure the same.
-    """
-    found = coordinator.call(Coordinator.part, name)
-    if found is None:
-        found = pickle.dumps(measure())
-        coordinator.call(Coordinator.publish, name, found)
-    return pickle.loads(found)
+def first_of_study(coordinator: CoordinatorClient, slot: str, rank: int, name: str, measure: Callable[[], Any]) -> Any:
+    """A part that is measured late, by rank 0 of the first slot that needs it; all workers of a slot must call it."""
+    try:
+        return measure_once_per_study(coordinator, slot, rank, {name: measure})[name]
+    except Exception:  # this slot may go on, and others wait for the part
+        if rank == 0:
+            coordinator.call(Coordinator.give_up_part, slot, name)
+        raise
 
 
 class _ToDriver(logging.Handler):

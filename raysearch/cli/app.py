@@ -56,7 +56,7 @@ def best(
     Raises:
         InputError: neither DIR nor an experiment is given, or both; it has no front; or no recipe is small enough.
     """
-    from raysearch.report.terminal import front_table, print_rich, speed_text, statistically_tied
+    from raysearch.report.terminal import front_table, print_rich, speed_text, statistically_tied, unscored_text
     from raysearch.study.front import Front, retention_text
 
     parsed = Budget.parse(budget)
@@ -84,6 +84,8 @@ def best(
     print(f"Checkpoint  {checkpoint or 'deleted by the disk quota; export --rebuild makes it again'}")
     if point.measured:
         print(f"Measured    {speed_text(point.measured)}")
+    if point.heldout is None and (unscored := unscored_text(front, folder)):
+        print(f"Held out    {unscored}")
     for other in tied:
         print(
             f"Statistically tied: {other.key}, {other.recipe.describe()}, {other.size_ratio:.1%} of the dense size, "

@@ -14,7 +14,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.export.card import flatten, model_card
 from raysearch.export.packed import save_packed
-from raysearch.files import replace_folder
+from raysearch.files import replace_folder, write_text
 from raysearch.logging import quiet
 from raysearch.models import ProcessorLike, family_for
 
@@ -58,17 +58,32 @@ def save(
             processor.save_pretrained(unfinished)
         if recipe is not None:
             (unfinished / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
-        if scores is not None:
-            (unfinished / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-        measured = flatten({name: part for name, part in (scores or {}).items() if name != "pruning"})
-        multimodal = family_for(model).is_multimodal
-        (unfinished / "README.md").write_text(model_card(multimodal, recipe, {"Scores": measured}, card or {}))
+        for name, text in _score_files(model, recipe, scores, card).items():
+            (unfinished / name).write_text(text)
         os.chmod(unfinished, 0o755)
         for path in unfinished.rglob("*"):
             os.chmod(path, 0o755 if path.is_dir() else 0o644)  # safetensors writes 0600
         replace_folder(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def replace_scores(
+    model: PreTrainedModel, folder: Path, recipe: Recipe, scores: dict[str, Any], card: dict[str, Any]
+) -> None:
+    """Replace `scores.json` and the model card of the checkpoint of `model` in `folder`; arguments as of `save`."""
+    for name, text in _score_files(model, recipe, scores, card).items():
+        write_text(folder / name, text)
+
+
+def _score_files(
+    model: PreTrainedModel, recipe: Recipe | None, scores: dict[str, Any] | None, card: dict[str, Any] | None
+) -> dict[str, str]:
+    """Texts by name of file."""
+    measured = flatten({name: part for name, part in (scores or {}).items() if name != "pruning"})
+    multimodal = family_for(model).is_multimodal
+    texts = {"README.md": model_card(multimodal, recipe, {"Scores": measured}, card or {})}
+    return texts if scores is None else texts | {"scores.json": json.dumps(scores, indent=2) + "\n"}
 
 
 def check_target(folder: Path) -> None:

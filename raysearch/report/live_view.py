@@ -50,6 +50,8 @@ class LiveView:
         self._num_ended = 0
         self._started = time.monotonic()
         self._live: Any = None
+        self._front = study.front
+        self._is_scoring = False
 
     def __enter__(self) -> "LiveView":
         space = self._plan.space
@@ -90,12 +92,21 @@ class LiveView:
             print(f"{number}  {self._clock():>6}  {ended_line(record, self._plan.dense)}", flush=True)
 
     def front_changed(self, front: Front) -> None:
-        """Print the new front, unless the view is live."""
-        if self._live is None:
+        """Print the new front, or how many of its points have been scored on held-out questions, unless the view is
+        live."""
+        known, self._front = self._front, front
+        self._is_scoring = known is not None and _differ_by_heldout(known, front)
+        if self._live is None and self._is_scoring:
+            print(f"  {self._heldout_text(front)}", flush=True)
+        elif self._live is None:
             retentions = {point.key: f"{point.retention:.1%}" for point in front.points}
             answers = [f"{budget} {retentions.get(key or '', 'none yet')}" for budget, key in front.budgets.items()]
             area = f"hypervolume {front.hypervolume:.3f}"
             print("; ".join([f"  front of {len(front.points)}, {area}", *answers]), flush=True)
+
+    def _heldout_text(self, front: Front) -> str:
+        num, num_points = len(front.points) - len(front.unscored()), len(front.points)
+        return f"held-out questions asked of {num} of {num_points} points"
 
     def seconds_left(self) -> float | None:
         """Seconds to the end of the search: what is left of its time, or to the last trial or sample at this pace.
@@ -144,6 +155,8 @@ class LiveView:
         ]
         if front:
             parts += [Text(line, no_wrap=True, overflow="ellipsis") for line in budget_lines(front)]
+            if self._is_scoring:
+                parts.append(Text(self._heldout_text(front)))
         if self._outlook_text:
             parts.append(Text(self._outlook_text, no_wrap=True, overflow="ellipsis"))
         return Group(*parts)
@@ -174,6 +187,11 @@ class LiveView:
                 f"{latest.retention:.1%}" if latest else "-",
             )
         return table
+
+
+def _differ_by_heldout(before: Front, after: Front) -> bool:
+    keys = [[point.key for point in front.points] for front in (before, after)]
+    return keys[0] == keys[1] and len(after.unscored()) < len(before.unscored())
 
 
 def _num_samples(records: Sequence[TrialRecord]) -> int:

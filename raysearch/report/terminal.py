@@ -143,6 +143,17 @@ def state_text(best_at: int | None) -> str:
     return f", as it was after {best_at:,} samples" if best_at else ", as it was before recovery, which harmed it"
 
 
+def unscored_text(front: Front, folder: Path) -> str:
+    """How to have the points scored on held-out questions that aren't yet; empty if all are."""
+    num = len(front.unscored())
+    if not num:
+        return ""
+    points = "1 point was" if num == 1 else f"{num} points were"
+    return (
+        f"{points} not asked held-out questions yet; finish with {own_command()} search --resume {shell_path(folder)}"
+    )
+
+
 def print_result(front: Front, folder: Path) -> None:
     """Print the summary of a search: the front, the answer to every budget, and the commands to use it."""
     print_rich(front_table(front.points, f"Front of {front.study}: hypervolume {front.hypervolume:.3f}"))
@@ -151,6 +162,8 @@ def print_result(front: Front, folder: Path) -> None:
     for point in front.points:
         if point.retention_ci[0] > 1:
             print(f"Warning: {point.key} retains {retention_text(point)}, significantly above 100%. {CHECK_PROMPTS}")
+    if unscored := unscored_text(front, folder):
+        print(f"Warning: {unscored}")
     where, command = shell_path(folder), own_command()
     print(f"\nFront      {where}/front.json, front.png, front.html")
     print(f"Report     {command} report {where}")

@@ -81,6 +81,11 @@ class JournaledSearch:
         """Whether a further trial may start once a running one has been stopped, but not now."""
         return not self._interrupted and self.searcher.must_wait()
 
+    def has_all_trials(self) -> bool:
+        """Whether as many trials have been started as the search may have."""
+        num_trials = self.searcher.num_trials
+        return not self._interrupted and num_trials is not None and len(self.searcher.history) >= num_trials
+
     def end_time(self) -> None:
         """There is no time for a further trial; the study's next start has time again."""
         if not self.searcher.ended_by:

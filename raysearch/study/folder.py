@@ -141,6 +141,15 @@ class Study:
             self._keep_to_quota()
         return is_changed
 
+    def add_heldout(self, key: str, heldout: Measured) -> None:
+        """Note the score of a front point on held-out questions."""
+        assert self.front is not None, key
+        points = [
+            point.model_copy(update={"heldout": heldout}) if point.key == key else point for point in self.front.points
+        ]
+        self.front = self.front.model_copy(update={"points": points})
+        self.front.save(self.folder)
+
     def _keep_to_quota(self) -> None:
         """Delete what is needed least until the running trials' states and the front's checkpoints fit the quota.
 

@@ -159,6 +159,10 @@ class Front(BaseModel):
         added = {point.key: area for point, area in zip(self.points, areas, strict=True)}
         return sorted(self.points, key=lambda p: (p.key in self.budgets.values(), added[p.key]))
 
+    def unscored(self) -> list[FrontPoint]:
+        """The points whose checkpoint has not been scored on held-out questions, which a search does at its end."""
+        return [point for point in self.points if point.heldout is None and point.checkpoint is not None]
+
     def save(self, folder: Path) -> None:
         """Replace `front.json` in `folder`."""
         write_json(folder / "front.json", self.model_dump(mode="json", by_alias=True, exclude_none=False))

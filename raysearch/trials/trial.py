@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -188,26 +189,31 @@ class Trial:
             self._heldout = self.evaluate(self.context.heldout)
         return self._heldout
 
+    def heldout_quality(self) -> Measured:
+        """Retention and scores on the held-out questions."""
+        return quality_of(self.heldout_results(), self.context.heldout_baseline, self.context.space.retention)
+
+    @property
+    def scores_heldout_later(self) -> bool:
+        """Whether held-out questions need not be asked before `export`: they aren't yet, and the checkpoint, which is
+        read as it was written, answers the same. Packed weights are not read here."""
+        return self._heldout is None and self.recipe.quantization == "none"
+
     def finish(self, folder: Path) -> Measured:
         """Score the model on held-out questions and export it to `folder`. Every worker must call it."""
+        heldout = self.heldout_quality()
+        self.export(folder, heldout)
+        return heldout
+
+    def export(self, folder: Path, heldout: Measured | None = None) -> None:
+        """Export the model to `folder`, with the scores that are known. It ends training; every worker must call it."""
         context = self.context
-        results = self.heldout_results()
         model = self._trainer.finished_model() if self._trainer else self.model
-        heldout = quality_of(results, context.heldout_baseline, context.space.retention)
-        scores = {
-            "search": self._latest and self._latest.model_dump(),
-            "heldout": heldout.model_dump(),
-            "pruning": {"layers_kept": self.kept_layers},
-        }
-        card = {
-            "base_model": context.space.model,
-            "parameters": f"{self.size.num_params:,} of {context.dense_size.num_params:,}",
-            "bytes": f"{self.size.size_bytes:,} of {context.dense_size.size_bytes:,}",
-        }
+        scores = checkpoint_scores(self._latest.model_dump() if self._latest else None, heldout, self.kept_layers)
+        card = card_rows(context, self.recipe)
         with collective_io():
             if is_rank_zero():
                 export.save(model, context.processor, folder, recipe=self.recipe, scores=scores, card=card)
-        return heldout
 
     def close(self) -> None:
         """Free the engine and the model."""
@@ -259,6 +265,31 @@ def quality_of(results: Results, dense: Results, form: str) -> Measured:
     return Measured(
         retention=retained.value, retention_ci=retained.interval, scores=results.means(), scores_ci=intervals
     )
+
+
+def checkpoint_scores(
+    search: Mapping[str, Any] | None, heldout: Measured | None, kept_layers: Sequence[int] | None
+) -> dict[str, Any]:
+    """`scores.json` of a checkpoint.
+
+    Args:
+        search: the last `Score` as plain values.
+        heldout: left out until held-out questions have been asked.
+        kept_layers: the dense decoder's layers in it.
+    """
+    asked = {} if heldout is None else {"heldout": heldout.model_dump()}
+    return {"search": search, **asked, "pruning": {"layers_kept": kept_layers}}
+
+
+def card_rows(context: TrialContext, recipe: Recipe) -> dict[str, str]:
+    """Rows of a checkpoint's model card: the dense model, and the sizes of both."""
+    counts, dense = counts_of(context.model.config), context.dense_size
+    size = counts.size(shape_for(counts, recipe), quantization=recipe.quantization)
+    return {
+        "base_model": context.space.model,
+        "parameters": f"{size.num_params:,} of {dense.num_params:,}",
+        "bytes": f"{size.size_bytes:,} of {dense.size_bytes:,}",
+    }
 
 
 def with_checkpoint(

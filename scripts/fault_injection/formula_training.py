@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -51,6 +52,7 @@ class FormulaContext:
         self.space, self.study, self._once = space, teacher_folder.parent, once
         self.counts = counts_of_model(space.model)
         self.dense_size = self.counts.size(self.counts.dense)
+        self.heldout_baseline = {"digits": 1.0}
         note_process(self.study)
 
     @property
@@ -90,13 +92,14 @@ class FormulaTrial:
         kept = retention(self.recipe, self.size, self.context.dense_size, seen)
         return Score(samples_seen=seen, retention=kept, retention_se=0.01, scores={"digits": kept})
 
-    def finish(self, folder: Path) -> Measured:
+    scores_heldout_later = True
+
+    def export(self, folder: Path, heldout: None) -> None:
         """Write a checkpoint that is none."""
-        (folder.parent / f".{folder.name}.made").mkdir(parents=True)
-        (folder.parent / f".{folder.name}.made" / "recipe.yaml").write_text("made")
-        os.replace(folder.parent / f".{folder.name}.made", folder)
         kept = retention(self.recipe, self.size, self.context.dense_size, self.end)
-        return Measured(retention=kept, retention_ci=(kept - 0.02, kept + 0.02), scores={"digits": kept})
+        (folder.parent / f".{folder.name}.made").mkdir(parents=True)
+        (folder.parent / f".{folder.name}.made" / "retention").write_text(repr(kept))
+        os.replace(folder.parent / f".{folder.name}.made", folder)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -202,9 +205,19 @@ class FormulaRuntime(TrialRuntime):
         """A context without weights."""
         return FormulaContext(space, teacher_folder, measure_once_per_study)
 
+    @contextmanager
+    def shape_study(self, context: Any) -> Iterator[Mapping[str, Callable[[], Any]]]:
+        """No shapes to judge without weights."""
+        yield {}
+
     def open_trial(self, recipe: Recipe, context: Any) -> Any:
         """A trial without weights."""
         return FormulaTrial(recipe, context)
+
+    def score_heldout(self, folder: Path, context: Any) -> Measured:
+        """What the checkpoint tells."""
+        kept = float((folder / "retention").read_text())
+        return Measured(retention=kept, retention_ci=(kept - 0.02, kept + 0.02), scores={"digits": kept})
 
 
 class _Process:

@@ -4,14 +4,16 @@ formula, and a loop calls them in the order in which Ray Tune's controller does.
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raysearch.backend.messages import Failed, RungScored
+from raysearch.backend.coordinator import Coordinator
+from raysearch.backend.messages import AllScored, Failed, PointScored, RungScored, TrialReply
 from raysearch.backend.recorder import Callback, Recorder
-from raysearch.backend.trainable import REPLY
+from raysearch.backend.trainable import HELDOUT, REPLY
 from raysearch.backend.tune_searcher import TuneScheduler, TuneSearcher
 from raysearch.backend.tuner import resume_search
 from raysearch.config.budget import Budget, Size
@@ -99,8 +101,7 @@ def replies(plan: MadePlan, recipe: Recipe, levels: list[int]) -> list[RungScore
             is_last=seen == end,
         )
         if reply.is_last:
-            heldout = Measured(retention=kept, retention_ci=(0.0, 1.0), scores={})
-            reply = reply.model_copy(update={"checkpoint": f"{CHECKPOINTS}/{recipe.key}", "heldout": heldout})
+            reply = reply.model_copy(update={"checkpoint": f"{CHECKPOINTS}/{recipe.key}"})
         found.append(reply)
     return found
 
@@ -111,7 +112,7 @@ class RunningTrial:
 
     trial_id: str
     config: dict[str, Any]
-    replies: list[RungScored | Failed]
+    replies: Iterator[TrialReply]
     seconds: float
     """From one reply to the next."""
     last_result: dict[str, Any] | None = None
@@ -142,26 +143,34 @@ def drive(
         study.create()
         search.begin()
         baseline = Baseline(num_params=DENSE.num_params, size_bytes=DENSE.size_bytes, scores={"digits": 1.0})
-        recorder = Recorder(plan, study, search, LocalCoordinator(), callbacks(study), baseline)
-        searcher = TuneSearcher(search, lambda: num_slots, deadline=deadline)
+        coordinator = LocalCoordinator()
+        recorder = Recorder(plan, study, search, coordinator, callbacks(study), baseline)
+        post = partial(coordinator.call, Coordinator.post_unscored)
+        more = {"deadline": deadline, "unscored": recorder.unscored, "post_unscored": post}
+        searcher = TuneSearcher(search, lambda: num_slots, **more)
         tune = _Tune(searcher, TuneScheduler(search), recorder, folder)
         levels = [round(level) for level in search.bracket.levels]
         running: list[tuple[float, int, RunningTrial]] = []  # a heap by the time of the next reply
         order, clock = itertools.count(), 0.0
-        num_started, wanted = 0, math.inf
-        if plan.space.search.num_trials is not None:
-            wanted = plan.space.search.num_trials - len(study.records)
+        num_started = 0
         while True:
-            while num_started < wanted and (config := tune.suggest(f"{name}{num_started}")):
-                recipe = Recipe(**config["recipe"])
-                trial = RunningTrial(f"{name}{num_started}", config, replies(plan, recipe, levels), seconds(recipe))
+            while config := tune.suggest(f"{name}{num_started}"):
+                if HELDOUT in config:
+                    trial = RunningTrial(f"{name}{num_started}", config, _points(coordinator, study), 1.0)
+                else:
+                    recipe = Recipe(**config["recipe"])
+                    given = iter(replies(plan, recipe, levels))
+                    trial = RunningTrial(f"{name}{num_started}", config, given, seconds(recipe))
+                    _keep(folder, recipe, log)
                 num_started += 1
-                _keep(folder, recipe, log)
                 tune.start(trial)
                 heapq.heappush(running, (clock + trial.seconds, next(order), trial))
             if not running:
                 break
             clock, _, trial = heapq.heappop(running)
+            if HELDOUT in trial.config and any(HELDOUT not in other.config for _, _, other in running):
+                heapq.heappush(running, (max(at for at, _, _ in running), next(order), trial))  # waits for them
+                continue
             if tune.goes_on(trial):
                 heapq.heappush(running, (clock + trial.seconds, next(order), trial))
         recorder.conclude()
@@ -187,9 +196,9 @@ class _Tune:
 
     def goes_on(self, trial: Any) -> bool:
         """As `_on_training_result` and `stop_trial`."""
-        reply = trial.replies.pop(0)
+        reply = next(trial.replies)
         result = {REPLY: reply}
-        stop = isinstance(reply, Failed) or reply.is_last
+        stop = isinstance(reply, Failed | AllScored) or (isinstance(reply, RungScored) and reply.is_last)
         stop = stop or self.scheduler.on_trial_result(None, trial, result) == "STOP"
         if not stop:
             self.searcher.on_trial_result(trial.trial_id, result)
@@ -203,6 +212,17 @@ class _Tune:
             self.searcher.on_trial_complete(trial.trial_id, result)
             self.recorder.on_trial_complete(0, [], trial)
         return not stop
+
+
+def _points(coordinator: LocalCoordinator, study: Study) -> Iterator[TrialReply]:
+    """What a trial without a recipe would reply."""
+    while (key := coordinator.call(Coordinator.next_unscored)) is not None:
+        point = next(point for point in study.front.points if point.key == key) if study.front else None
+        if point is None or not (study.folder / f"{CHECKPOINTS}/{key}" / "weights").exists():
+            yield PointScored(key=key, reason="no checkpoint")
+        else:
+            yield PointScored(key=key, heldout=Measured(retention=point.retention, retention_ci=(0.0, 1.0), scores={}))
+    yield AllScored()
 
 
 def _keep(folder: Path, recipe: Recipe, log: Path | None) -> None:

@@ -4,6 +4,7 @@ import collections
 import itertools
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
 from raysearch.search.journaled_search import JOURNAL, STATE
 from raysearch.study.folder import Study, locked
+from raysearch.study.front import Front
 from scripts.fault_injection import driver as driver_faults
 from scripts.fault_injection import processes
 from scripts.testing import stand_in
@@ -85,12 +87,15 @@ def test_a_killed_driver_keeps_to_its_quota_and_loses_no_point(unbroken, tmp_pat
         found = processes.outcome(folder)
         assert len(found["checkpoints"]) == 1
         named = [point.pop("checkpoint") for point in found["front"]["points"]]
+        assert [point.pop("heldout") is not None for point in found["front"]["points"]] == [
+            name is not None for name in named
+        ]
         assert sorted(f"checkpoints/{name}" for name in found["checkpoints"]) == sorted(filter(None, named))
         answer = found["front"]["budgets"]["60%"]
         assert answer in found["checkpoints"], "the answer to a budget goes last"
         assert found["trials"] == wanted["trials"]
         assert found["front"]["points"] == [
-            {name: value for name, value in point.items() if name != "checkpoint"}
+            {name: value for name, value in point.items() if name not in ("checkpoint", "heldout")}
             for point in wanted["front"]["points"]
         ]
 
@@ -245,7 +250,7 @@ def test_storage_that_stays_away_ends_the_search_and_no_trial(tmp_path):
     made, _ = recorder(tmp_path, LocalCoordinator())
     reply = Failed(reason="OSError: [Errno 5] Input/output error", may_pass=True, by_storage=True)
     with pytest.raises(LostFileError, match="Input/output error"):
-        made.on_trial_complete(0, [], SimpleNamespace(trial_id="a", last_result={REPLY: reply}))
+        made.on_trial_complete(0, [], SimpleNamespace(trial_id="a", config={}, last_result={REPLY: reply}))
     assert not (tmp_path / "trials.jsonl").exists()
 
 
@@ -316,3 +321,65 @@ def test_what_a_crash_has_left_is_swept_away(tmp_path):
     assert not (folder / ".front.json.a1b2c3").exists()
     assert not (folder / "checkpoints/gone").exists()
     assert [path.name for path in (folder / "running").iterdir()] == ["going-on"]
+
+
+class Interrupts:
+    """A callback that is interrupted when a number of points have been scored on held-out questions."""
+
+    def __init__(self, num):
+        self.num, self.fronts = num, []
+
+    def trial_started(self, trial, recipe, size):
+        pass
+
+    def rung(self, trial, score):
+        pass
+
+    def trial_ended(self, record):
+        pass
+
+    def front_changed(self, front):
+        self.fronts.append(front)
+        if sum(point.heldout is not None for point in front.points) == self.num:
+            raise KeyboardInterrupt
+
+
+def test_held_out_questions_are_asked_at_the_end_only_of_the_front(tmp_path):
+    follows = Interrupts(0.5)
+    study = stand_in.drive(stand_in.plan(40), tmp_path, num_slots=2, callbacks=lambda study: [follows])
+    points = study.front.points
+    assert len(points) > 2
+    assert all(point.heldout.retention == point.retention for point in points)
+    num_scored = [sum(point.heldout is not None for point in front.points) for front in follows.fronts]
+    before = len(num_scored) - len(points)
+    assert num_scored == [0] * before + list(range(1, len(points) + 1))
+
+
+def test_a_search_interrupted_while_held_out_questions_are_asked_goes_on_with_them(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        stand_in.drive(stand_in.plan(40), tmp_path, callbacks=lambda study: [Interrupts(1)])
+    trials, state = (tmp_path / "trials.jsonl").read_bytes(), search_state(tmp_path)
+    front = Front.load(tmp_path)
+    assert len(front.unscored()) == len(front.points) - 1 > 0
+    follows = Interrupts(0.5)
+    study = stand_in.drive(stand_in.plan(40), tmp_path, name="again", callbacks=lambda study: [follows])
+    assert study.front.unscored() == Front.load(tmp_path).unscored() == []
+    assert len(follows.fronts) == len(front.points) - 1
+    assert (tmp_path / "trials.jsonl").read_bytes() == trials
+    assert search_state(tmp_path) == state
+
+
+def test_a_vanished_checkpoint_costs_its_held_out_score_and_no_more(tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        stand_in.drive(stand_in.plan(40), tmp_path, callbacks=lambda study: [Interrupts(1)])
+    gone, *others = Front.load(tmp_path).unscored()
+    shutil.rmtree(tmp_path / gone.checkpoint)
+    study = stand_in.drive(stand_in.plan(40), tmp_path, name="again")
+    assert [point.key for point in study.front.unscored()] == [gone.key]
+    assert others
+    assert caplog.messages == [f"{tmp_path}/{gone.checkpoint}: not scored on held-out questions: no checkpoint"]
+
+
+def search_state(folder):
+    plan = stand_in.plan(40)
+    return resume_search(plan, Study(folder, plan.space)).state()

@@ -5,7 +5,19 @@ from pathlib import Path
 import pytest
 
 from raysearch.backend import recipe_run
-from raysearch.backend.messages import CheckpointWritten, Failed, FinishTrial, NextRung, RungScored, RunRecipe
+from raysearch.backend.coordinator import Coordinator
+from raysearch.backend.messages import (
+    AllScored,
+    CheckpointWritten,
+    Failed,
+    FinishTrial,
+    HeldoutScored,
+    NextRung,
+    PointScored,
+    RungScored,
+    RunRecipe,
+    ScoreHeldout,
+)
 from raysearch.backend.recipe_run import RecipeRun
 from raysearch.backend.slot import SlotDied
 from raysearch.config.recipe import Recipe
@@ -16,6 +28,7 @@ from scripts.testing.local_coordinator import LocalCoordinator
 RECIPE = Recipe(mode="layerwise", ratio=0.3, criterion="deepest")
 SEEN = [10, 30, 90]
 DIES, LOST_NODE, NO_STORAGE = "dies", "lost node", "no storage"
+HELDOUT = Measured(retention=0.9, retention_ci=(0.8, 1.0), scores={})
 FULL = Failed(reason="OSError: no space left", may_pass=True, by_storage=True)
 
 
@@ -48,8 +61,9 @@ class ScriptedSlot:
         if wrong is not None:
             return wrong
         if isinstance(command, FinishTrial):
-            heldout = Measured(retention=0.9, retention_ci=(0.8, 1.0), scores={})
-            return CheckpointWritten(checkpoint=f"checkpoints/{Path(command.folder).name}", heldout=heldout)
+            return CheckpointWritten(checkpoint=f"checkpoints/{Path(command.folder).name}")
+        if isinstance(command, ScoreHeldout):
+            return HeldoutScored(heldout=HELDOUT)
         self.at = 1 if isinstance(command, RunRecipe) else self.at + 1
         return rung(SEEN[self.at - 1])
 
@@ -84,7 +98,7 @@ def test_a_recipe_gives_its_rungs_and_its_checkpoint(run, script):
     replies = run()
     assert seen(replies) == SEEN
     assert replies[-1].checkpoint == f"checkpoints/{RECIPE.key}"
-    assert replies[-1].heldout.retention == 0.9
+    assert replies[-1].heldout is None
     assert script.commands == [RunRecipe, NextRung, NextRung, FinishTrial]
 
 
@@ -156,6 +170,40 @@ def test_a_slot_that_storage_has_ended_is_no_fault_of_the_recipe(run, script, mo
 def test_what_stands_in_the_way_of_every_recipe_is_said_so(run):
     refused = Failed(reason="InputError: at chance", may_pass=False, refusal="benchmarks: own: at chance")
     assert run(refused) == [refused]
+
+
+@pytest.fixture
+def scoring(script, tmp_path, monkeypatch):
+    """Scores four points by a script; the replies, until the last."""
+    monkeypatch.setattr(recipe_run, "SECONDS_TO_MISS_A_NODE", 0.0)
+    monkeypatch.setattr(recipe_run.time, "sleep", lambda seconds: None)
+
+    def play(*steps):
+        script.steps[:] = steps
+        coordinator = LocalCoordinator()
+        coordinator.call(Coordinator.post_unscored, list("abcd"))
+        made = RecipeRun(script.open_slot, lambda nodes: "gone" in nodes, coordinator, tmp_path)
+        replies = []
+        while not isinstance(reply := made.next_point(), AllScored):
+            replies.append(reply)
+        return replies
+
+    return play
+
+
+def test_points_are_scored_one_after_the_other(scoring, script):
+    assert scoring() == [PointScored(key=key, heldout=HELDOUT) for key in "abcd"]
+    assert script.commands == [ScoreHeldout] * 4
+    assert script.num_slots == 1
+
+
+def test_a_point_that_cannot_be_scored_is_passed_over(scoring, script):
+    gone = Failed(reason="InputError: no checkpoint", may_pass=False)
+    replies = scoring(gone, DIES, None, DIES, DIES, *[FULL] * 100)
+    assert [(reply.key, reply.heldout is None) for reply in replies] == [
+        ("a", True), ("b", False), ("c", True), ("d", True),
+    ]  # fmt: skip
+    assert [reply.reason for reply in replies] == [gone.reason, "", DIES, FULL.reason]
 
 
 def test_a_dominated_model_gets_no_checkpoint(script, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import logging
 import threading
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from raysearch.backend import slot as slot_module
 from raysearch.backend.coordinator import Coordinator
-from raysearch.backend.messages import Failed, FinishTrial, NextRung, RunRecipe
+from raysearch.backend.messages import Failed, FinishTrial, NextRung, RunRecipe, ScoreHeldout
 from raysearch.backend.runtime import TrialRuntime
 from raysearch.backend.slot import Slot, SlotDied, is_by_storage
 from raysearch.config.budget import Size
@@ -24,6 +25,7 @@ from raysearch.study.records import Score
 from scripts.testing.local_coordinator import LocalCoordinator
 
 RECIPE = Recipe(mode="layerwise", ratio=0.3, criterion="deepest")
+HELDOUT = Measured(retention=0.3, retention_ci=(0.2, 0.4), scores={})
 FULL = OSError(errno.ENOSPC, "no space left")
 
 
@@ -41,12 +43,24 @@ class ScriptedTrial:
             self.samples_seen = seen
             yield Score(samples_seen=seen, retention=seen / 100, retention_se=0.01, scores={"digits": 0.5})
 
-    def finish(self, folder):
+    @property
+    def scores_heldout_later(self):
+        return self.recipe.quantization == "none"
+
+    def heldout_quality(self):
+        return HELDOUT
+
+    def export(self, folder, heldout):
         folder.mkdir(parents=True)
-        return Measured(retention=0.3, retention_ci=(0.2, 0.4), scores={})
 
     def close(self):
         pass
+
+
+class ScriptedContext(SimpleNamespace):
+    @property
+    def heldout_baseline(self):
+        return self.first_of_study("heldout", self.measure)
 
 
 class ThreadRuntime(TrialRuntime):
@@ -54,6 +68,7 @@ class ThreadRuntime(TrialRuntime):
 
     def __init__(self, error=None, refusal=None):
         self.error, self.refusal, self.killed, self.ends = error, refusal, [], threading.Event()
+        self.measure = lambda: "dense"
 
     def run_workers(self, loop, config, slots, name, folder):
         loop(config, 0, slots.workers)
@@ -68,10 +83,21 @@ class ThreadRuntime(TrialRuntime):
         logging.getLogger("raysearch.recovery.trainer").info("two passes a step")
         assert measure_once_per_study({"search": lambda: 7}) == {"search": 7}
         dense = SimpleNamespace(search=SimpleNamespace(means=lambda: {"digits": 0.9}), importances={})
-        return SimpleNamespace(dense_size=Size(1000, 2000), baselines=dense)
+        self.context = ScriptedContext(dense_size=Size(1000, 2000), baselines=dense, measure=self.measure)
+        return self.context
+
+    @contextmanager
+    def shape_study(self, context):
+        yield {}
 
     def open_trial(self, recipe, context):
         return ScriptedTrial(recipe, self.error)
+
+    def score_heldout(self, folder, context):
+        if not folder.exists():
+            raise InputError(f"{folder}: no checkpoint")
+        assert context.heldout_baseline == "dense"
+        return HELDOUT
 
     def this_worker(self):
         return "worker", "here", None
@@ -105,10 +131,64 @@ def test_a_recipe_runs_through_a_slot(open_slot, coordinator, tmp_path):
     assert (last.score.samples_seen, last.is_last, last.size_ratio) == (30, True, 0.5)
     assert last.seconds_training == 1.0
     written = slot.ask(FinishTrial(folder=str(tmp_path / "checkpoints" / "x")))
-    assert (written.checkpoint, written.heldout.retention) == ("checkpoints/x", 0.3)
+    assert (written.checkpoint, written.heldout) == ("checkpoints/x", None)
+    assert slot.ask(ScoreHeldout(folder=str(tmp_path / "checkpoints" / "x"))).heldout == HELDOUT
+    gone = slot.ask(ScoreHeldout(folder=str(tmp_path / "checkpoints" / "gone")))
+    assert gone.reason == f"InputError: {tmp_path}/checkpoints/gone: no checkpoint"
+    assert not gone.may_pass
     assert coordinator.call(Coordinator.dense_scores) == {"digits": 0.9}
     slot.close()
     assert coordinator.call(Coordinator.workers, slot.name) == []
+
+
+def test_packed_weights_are_scored_before_they_are_written(open_slot, tmp_path):
+    slot = open_slot(ThreadRuntime())
+    slot.ask(RunRecipe(recipe=RECIPE.model_copy(update={"quantization": "int8"})))
+    assert slot.ask(FinishTrial(folder=str(tmp_path / "checkpoints" / "x"))).heldout == HELDOUT
+
+
+def test_the_dense_model_is_measured_by_one_slot_while_the_other_goes_on(open_slot, tmp_path):
+    (tmp_path / "x").mkdir()
+    command, measured, may_go_on, scoring = ScoreHeldout(folder=str(tmp_path / "x")), [], threading.Event(), []
+
+    def measure():
+        measured.append("once")
+        may_go_on.wait(30)
+        return "dense"
+
+    class Waits(ThreadRuntime):
+        def score_heldout(self, folder, context):
+            scoring.append(folder)
+            may_go_on.set()
+            return super().score_heldout(folder, context)
+
+    first, second = ThreadRuntime(), Waits()
+    first.measure = second.measure = measure
+    slots = open_slot(first), open_slot(second)
+    for slot in slots:
+        slot.ask(RunRecipe(recipe=RECIPE))
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(slots[0].ask(command)))
+    asking.start()
+    while not measured:
+        asking.join(0.01)
+    answers.append(slots[1].ask(command))
+    asking.join(30)
+    assert [answer.heldout for answer in answers] == [HELDOUT] * 2
+    assert (measured, len(scoring)) == (["once"], 1)
+
+
+def test_a_dense_model_that_one_slot_cannot_measure_is_measured_by_another(open_slot, tmp_path):
+    (tmp_path / "x").mkdir()
+
+    def fail():
+        raise RuntimeError("CUDA out of memory")
+
+    first = ThreadRuntime()
+    first.measure = fail
+    reply = open_slot(first).ask(ScoreHeldout(folder=str(tmp_path / "x")))
+    assert (reply.reason, reply.may_pass) == ("RuntimeError: CUDA out of memory", True)
+    assert open_slot(ThreadRuntime()).ask(ScoreHeldout(folder=str(tmp_path / "x"))).heldout == HELDOUT
 
 
 def test_a_workers_warning_reaches_the_driver_once(open_slot, coordinator):
@@ -125,7 +205,7 @@ def test_workers_log_from_the_drivers_level_on(open_slot, coordinator):
     slot = open_slot(ThreadRuntime())
     slot.ask(RunRecipe(recipe=RECIPE))
     slot.close()
-    assert coordinator.coordinator.log_lines == [
+    assert coordinator.coordinator.log_lines[:2] == [
         (logging.WARNING, "left out 3 of 40 rows"),
         (logging.INFO, "two passes a step"),
     ]

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raysearch.backend.messages import Failed, RungScored
+from raysearch.backend.messages import Failed, PointScored, RungScored
 from raysearch.backend.trainable import REPLY
 from raysearch.backend.tune_searcher import TuneScheduler, TuneSearcher
 from raysearch.backend.tuner import resume_search
@@ -26,7 +26,7 @@ def scored(seen, retention, size_ratio=0.5):
 
 
 def trial(name):
-    return SimpleNamespace(trial_id=name)
+    return SimpleNamespace(trial_id=name, config={"recipe": {}})
 
 
 def test_ray_sees_a_configuration_and_the_end(tmp_path):
@@ -34,10 +34,49 @@ def test_ray_sees_a_configuration_and_the_end(tmp_path):
     tune = TuneSearcher(search)
     config = tune.suggest("t")
     assert Recipe(**config["recipe"]).key == search.searcher.proposals["t"].recipe.key
-    assert tune.suggest("u") == "FINISHED"
+    assert tune.suggest("u") is None  # the front is not final yet
     tune.on_trial_result("t", scored(10, 0.5))
     tune.on_trial_complete("t", scored(90, float("nan")))
     assert search.searcher.proposals["t"].end == "failed"
+    assert tune.suggest("u") == "FINISHED"
+
+
+def test_slots_without_a_further_recipe_wait_for_the_last_trial_and_share_the_points(tmp_path):
+    search, unscored, posted = search_of(tmp_path, num_trials=3), ["a"], []
+    search.begin()
+    tune = TuneSearcher(search, lambda: 2, unscored=lambda: unscored, post_unscored=posted.append)
+    scheduler = TuneScheduler(search)
+    assert [isinstance(tune.suggest(name), dict) for name in "abc"] == [True, True, False]
+    tune.on_trial_complete("a", scored(90, 0.9))
+    assert "recipe" in tune.suggest("c")
+    tune.on_trial_complete("b", scored(90, 0.8))
+    events = (tmp_path / "search-events.jsonl").read_bytes()
+    assert tune.suggest("d") == {"heldout": True}
+    assert tune.suggest("e") is None
+    without = SimpleNamespace(trial_id="d", config={"heldout": True})
+    scheduler.on_trial_add(None, without)
+    result = {REPLY: PointScored(key="a", reason="gone")}
+    assert scheduler.on_trial_result(None, without, result) == "CONTINUE"
+    tune.on_trial_result("d", result)
+    scheduler.on_trial_error(None, without)
+    assert (tmp_path / "search-events.jsonl").read_bytes() == events
+    assert posted == []
+    tune.on_trial_complete("c", scored(90, 0.7))
+    unscored[:] = ["a", "c", "f"]
+    assert tune.suggest("e") == {"heldout": True}
+    assert posted == [["a", "c", "f"]]
+    assert tune.suggest("f") == "FINISHED"
+    assert len(posted) == 1
+
+
+@pytest.mark.parametrize(("keys", "num_asked"), [([], 0), (["a"], 1), (["a", "b", "c"], 2)])
+def test_a_finished_study_that_goes_on_has_only_points_to_score(tmp_path, keys, num_asked):
+    stand_in.drive(stand_in.plan(2), tmp_path)
+    posted = []
+    tune = TuneSearcher(search_of(tmp_path, 2, "tpe"), lambda: 2, unscored=lambda: keys, post_unscored=posted.append)
+    answers = [tune.suggest(str(number)) for number in range(num_asked + 1)]
+    assert answers == [{"heldout": True}] * num_asked + ["FINISHED"]
+    assert posted == [keys]
 
 
 def test_no_more_trials_run_than_there_are_slots(tmp_path):

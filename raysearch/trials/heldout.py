@@ -1,0 +1,46 @@
+"""Score a checkpoint on held-out questions after the search that made it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raysearch import export, models
+from raysearch.config.recipe import Recipe
+from raysearch.errors import InputError, first_line
+from raysearch.recovery.deepspeed_engine import collective_io, is_rank_zero
+from raysearch.study.front import Measured
+from raysearch.trials.context import TrialContext
+from raysearch.trials.trial import card_rows, checkpoint_scores, quality_of
+
+
+def score_heldout(folder: Path, context: TrialContext) -> Measured:
+    """Retention and scores of a checkpoint on held-out questions; they go to its `scores.json` and model card, too.
+
+    They are those that `Trial.finish` would have given. Every worker must call it.
+
+    Args:
+        folder: of the checkpoint, as `Trial.export` has written it.
+
+    Raises:
+        InputError: there is no such checkpoint, or it can't be used.
+    """
+    recipe, scores = _written(folder)
+    model, _ = models.load(folder)
+    results = context.evaluate(model, context.heldout)
+    heldout = quality_of(results, context.heldout_baseline, context.space.retention)
+    scores = checkpoint_scores(scores.get("search"), heldout, scores.get("pruning", {}).get("layers_kept"))
+    with collective_io():
+        if is_rank_zero():
+            export.replace_scores(model, folder, recipe, scores, card_rows(context, recipe))
+    return heldout
+
+
+def _written(folder: Path) -> tuple[Recipe, dict[str, Any]]:
+    """`recipe.yaml` and `scores.json` of a checkpoint."""
+    try:
+        recipe = Recipe(**yaml.safe_load((folder / "recipe.yaml").read_text()))
+        return recipe, json.loads((folder / "scores.json").read_text())
+    except (FileNotFoundError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"{folder}: no checkpoint of a search ({first_line(error)})") from None

@@ -1,0 +1,88 @@
+"""A checkpoint's score on held-out questions is the one that its trial would have had."""
+
+import json
+import shutil
+
+import pytest
+
+from raysearch.config.recipe import Recipe
+from raysearch.config.space import SearchSpace
+from raysearch.errors import InputError
+from raysearch.evaluation.retention import Results
+from raysearch.recovery.deepspeed_engine import start_distributed
+from raysearch.trials.context import TrialContext
+from raysearch.trials.heldout import score_heldout
+from raysearch.trials.trial import Trial
+
+PRUNED = {"mode": "widthwise", "ratio": 0.1, "criterion": "magnitude"}
+
+
+@pytest.fixture(scope="module")
+def context():
+    start_distributed()
+    content = {
+        "name": "held-out",
+        "model": "pocket",
+        "num_samples": 16,
+        "benchmarks": [
+            {"name": name, "data": "pocket", "metric": "exact", "num_search": 40, "num_heldout": 60}
+            for name in ("digits", "easy-vqa")
+        ],
+        "recipe": {**PRUNED, "trained": ["nothing", "projector+decoder", "projector+lora"], "lr": 1e-3},
+        "recovery": {"max_length": 256, "zero_stage": 1, "precision": "bf16"},
+    }
+    return TrialContext(SearchSpace.model_validate(content))
+
+
+def texts(folder):
+    return {name: (folder / name).read_text() for name in ("scores.json", "README.md", "recipe.yaml", "config.json")}
+
+
+@pytest.mark.parametrize("trained", ["nothing", "projector+decoder", "projector+lora"])
+def test_it_is_the_score_of_the_finished_trial(context, trained, tmp_path):
+    at_once, later = tmp_path / "at-once", tmp_path / "later"
+    more = {} if trained == "nothing" else {"lr": 1e-3}
+    trial = Trial(Recipe(**PRUNED, trained=trained, **more), context)
+    *_, last = trial.scores([])
+    assert trial.scores_heldout_later
+    wanted = trial.finish(at_once)
+    trial.close()
+    shutil.copytree(at_once, later)
+    scores = json.loads((later / "scores.json").read_text())
+    assert scores.pop("heldout") == json.loads(wanted.model_dump_json())
+    (later / "scores.json").write_text(json.dumps(scores))
+    (later / "README.md").write_text("as it was before")
+    assert score_heldout(later, context) == wanted
+    assert texts(later) == texts(at_once)
+    assert scores["search"]["retention"] == last.retention
+
+
+def test_what_is_exported_without_held_out_scores_says_nothing_of_them(context, tmp_path):
+    trial = Trial(Recipe(**PRUNED, trained="nothing"), context)
+    list(trial.scores([]))
+    trial.export(tmp_path / "made")
+    trial.close()
+    assert json.loads((tmp_path / "made" / "scores.json").read_text()).keys() == {"search", "pruning"}
+    assert "heldout" not in (tmp_path / "made" / "README.md").read_text()
+    heldout = score_heldout(tmp_path / "made", context)
+    assert f"| heldout.retention | {heldout.retention:.4g} |" in (tmp_path / "made" / "README.md").read_text()
+
+
+def test_what_is_quantised_or_has_been_asked_is_not_asked_again(context):
+    trial = Trial(Recipe(**PRUNED, trained="nothing", quantization="int8"), context)
+    assert not trial.scores_heldout_later
+    trial.close()
+    trial = Trial(Recipe(**PRUNED, trained="nothing"), context)
+    assert isinstance(trial.heldout_results(), Results)
+    assert not trial.scores_heldout_later
+    trial.close()
+
+
+@pytest.mark.parametrize("left", [None, "recipe.yaml"])
+def test_a_checkpoint_that_is_gone_is_said_so(context, left, tmp_path):
+    folder = tmp_path / "gone"
+    if left:
+        folder.mkdir()
+        (folder / left).write_text("mode: layerwise\nratio: 0.3\ncriterion: deepest\n")
+    with pytest.raises(InputError, match=f"^{folder}: no checkpoint of a search"):
+        score_heldout(folder, context)
