@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from raysearch.config.dimensions import Dimension, field_of
+from raysearch.config.dimensions import Dimension, RecipeSuggester, Suggester, field_of
 from raysearch.config.recipe import Recipe
 from raysearch.search.judged_shapes import JudgedShape
 from raysearch.search.samplers.encoding import Encoding
@@ -23,6 +23,8 @@ FIELDS = frozenset(
     ("mode", "quantization", "ratio", "layer_criterion", "width_criterion", "depth_share", "attention_share")
 )
 """The fields that decide a shape, and the kinds of criterion that decide what is removed."""
+FIRST = {"attention_share": 0.0, "depth_share": 0.5}
+"""Of the shapes that are judged first."""
 SIZE_STEP = 0.07
 """Distance of the size ratios that are studied beside the budgets."""
 SHARE_DRAWN = 0.4
@@ -61,7 +63,8 @@ def study_size(
     num_shapes: int,
     seed: int,
 ) -> list[JudgedShape]:
-    """Judge shapes that are just small enough for a size ratio: some at random, then changes of the best so far.
+    """Judge shapes that are just small enough for a size ratio: in each mode one that keeps all heads, some at random,
+    then changes of the best so far.
 
     Args:
         judge: divergence of a recipe's pruned model; not finite where there is none.
@@ -74,11 +77,12 @@ def study_size(
     draw = np.random.default_rng((seed, 5, round(limit * 1e6)))
     judged: dict[Hashable, JudgedShape] = {}
     best: list[JudgedShape] = []
+    first: list[Suggester] = [RecipeSuggester({"mode": mode, **FIRST}) for mode in space.search_space.values_of("mode")]
     for _ in range(ATTEMPTS * num_shapes):
         parent = None
         if len(judged) >= SHARE_DRAWN * num_shapes and best:
             parent = best[int(draw.integers(min(NUM_PARENTS, len(best))))].params
-        candidate = space.candidate(RandomSuggester(draw, parent), limit)
+        candidate = space.candidate(first.pop() if first else RandomSuggester(draw, parent), limit)
         if candidate is None or identity(candidate.recipe) in judged:
             continue
         shape = JudgedShape(

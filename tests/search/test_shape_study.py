@@ -214,11 +214,3 @@ def test_no_trial_is_longer_than_all_before_it_and_leaders_are_trained_longer():
     assert sum(number % 3 == 2 for number in longer) >= 5
     lengths = [p.recipe.samples_to_see(1000) for p in search.history.proposals.values()]
     assert max(lengths[15:]) > max(lengths[:3])
-
-
-def test_what_has_nothing_left_to_regain_is_not_trained_longer():
-    search = lengthening()
-    for number in range(9):
-        search.suggest(str(number))
-        finish(search, str(number), 1.0)
-    assert sum(search.trains_a_leader_longer(str(number)) for number in (2, 5, 8)) <= 1  # as a child, by chance
