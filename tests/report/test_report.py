@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from raysearch.config.budget import Size
 from raysearch.report.html_page import report_html, write_report
 from raysearch.report.live_view import SYMBOLS, LiveView, ended_line, is_interactive, sketch
-from raysearch.report.terminal import print_result, state_text
-from raysearch.study.front import Front
+from raysearch.report.terminal import own_command, print_result, state_text, unscored_text
+from raysearch.study.front import Front, Measured
 from tests.support import synthetic_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -163,6 +164,33 @@ def test_without_a_terminal_the_view_is_one_line_per_trial(study, capsys):
     assert study.records[0].recipe.describe() in lines[1]
     assert "the loss is not finite" in lines[4]
     assert f"hypervolume {study.front.hypervolume:.3f}" in lines[-1]
+
+
+def scored(front, num):
+    """The front with held-out scores of its first `num` points alone."""
+    heldout = Measured(retention=0.9, retention_ci=(0.8, 1.0), scores={})
+    points = [
+        point.model_copy(update={"heldout": heldout if number < num else None, "checkpoint": "checkpoints/x"})
+        for number, point in enumerate(front.points)
+    ]
+    return front.model_copy(update={"points": points})
+
+
+def test_the_view_counts_the_points_that_were_asked_held_out_questions(study, capsys):
+    num = len(study.front.points)
+    with view_of(study) as view:
+        for asked in range(num + 1):
+            view.front_changed(scored(study.front, asked))
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert lines == [f"  held-out questions asked of {asked} of {num} points" for asked in range(1, num + 1)]
+
+
+def test_points_that_were_not_asked_held_out_questions_are_said_so(study):
+    folder, num = Path("/runs/mine"), len(study.front.points)
+    assert unscored_text(scored(study.front, num), folder) == ""
+    text = f"2 points were not asked held-out questions yet; finish with {own_command()} search --resume /runs/mine"
+    assert unscored_text(scored(study.front, num - 2), folder) == text
+    assert unscored_text(scored(study.front, num - 1), folder).startswith("1 point was not asked")
 
 
 def test_the_live_view_holds_what_runs_and_what_was_found(study):
