@@ -82,7 +82,7 @@ def test_a_dry_run_of_own_model_and_data_is_as_light(tmp_path):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({**yaml.safe_load(SPACE.read_text()), **own}))
     status, heavy, done = alone("search", tmp_path / "space.yaml", "--dry-run")
     assert (status, heavy, done.stderr.count("\n")) == (0, [], 1)
-    assert "21 samples; the longest trial sees 21" in done.stdout
+    assert "21 samples; the longest trial sees 84" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_work_without_stopping_is_what_the_recipes_ask_for():
     recipes = draw_recipes(plan, seed=0)
     work = total_work(plan, recipes, stopping=False)
     assert len(recipes) == 12
-    assert work.samples == sum(round(1000 * (recipe.data_fraction or 0)) for recipe in recipes)
+    assert work.samples == sum(round(1000 * (recipe.data_fraction or 0) * (recipe.epochs or 0)) for recipe in recipes)
     assert work.evaluations == 12
     stopped = total_work(plan, recipes, stopping=True)
     assert 12 * 37 < stopped.samples < work.samples
@@ -122,7 +122,7 @@ def test_the_lines_say_what_they_rest_on(tmp_path):
     counted = "\n".join(estimate_lines(plan))
     assert "not measured but counted" in counted
     assert "ZeRO 1" in counted
-    assert f"at the very most {1000 * plan.space.search.trials:,} samples" in counted
+    assert f"at the very most {4000 * plan.space.search.trials:,} samples" in counted
     rows = [(3, 1000, 0), (1, 100, 0), (2, 300, 0), (1, 50, 0)]
     measured = "\n".join(estimate_lines(plan, write_trials(tmp_path / "study", rows)))
     assert "measured: 2 s per evaluation and 0.01 s per sample in the 4 trials of" in measured

@@ -72,7 +72,7 @@ def test_mode_both_joins_a_layer_and_a_width_criterion():
 def test_criteria_and_largest_recovery():
     space = SearchSpace.load(POCKET)
     assert space.criteria() == [*LAYERS, *WIDTHS]
-    assert space.largest_recovery(2000) == 2000
+    assert space.largest_recovery(2000) == 8000  # four passes
     narrow = yaml.safe_load(POCKET.read_text())
     narrow["recipe"] |= {"mode": "layerwise", "data_fraction": {"low": 0.1, "high": 0.5}, "epochs": 2}
     assert SearchSpace.model_validate(narrow).criteria() == list(LAYERS)
