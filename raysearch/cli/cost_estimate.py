@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from raysearch.config.budget import size_text
 from raysearch.config.duration import parse_duration
 from raysearch.config.recipe import LOSS_FIELDS, Recipe
-from raysearch.config.settings import DEFAULT_TRIALS, Scalar
+from raysearch.config.settings import DEFAULT_TRIALS, NUM_SHAPE_SAMPLES, Scalar
 from raysearch.errors import InputError
 from raysearch.models.shape_solver import shape_for
 from raysearch.recovery.memory_planner import GIB, MemoryRequirements, layer_width, plan_memory
@@ -136,10 +136,20 @@ def estimate_lines(plan: StudyPlan, like: Path | None = None, pace: Pace | None 
         f"work       about {_about(stopped.samples)} samples and {_about(stopped.evaluations)} evaluations; "
         f"{_about(whole.samples)} and {_about(whole.evaluations)} without early stopping; for recipes drawn at random"
         f"{most}",
+        *_shapes(plan),
         f"memory     {_memory(plan, [recipe for recipes in drawn for recipe in recipes])}",
         f"disk       {_disk(plan, drawn)}",
         f"time       {_time(plan, stopped, whole, pace)}",
     ]
+
+
+def _shapes(plan: StudyPlan) -> list[str]:
+    """What judging shapes takes, if any are."""
+    num = plan.space.search.shapes
+    if not num:
+        return []
+    rows = f"{num * NUM_SHAPE_SAMPLES:,} rows through the layers that each keeps"
+    return [f"shapes     {num} judged before any is trained: at most {rows}; search.shapes lowers it"]
 
 
 def _buys(plan: StudyPlan, work: Work, drawn: Sequence[Sequence[Recipe]], pace: Pace | None) -> list[str]:

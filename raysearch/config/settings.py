@@ -13,6 +13,8 @@ EMBEDDED_MODELS = ("pocket", "pocket-smollm2")
 """Models that ship with raysearch, by name."""
 EMBEDDED_BENCHMARKS = ("easy-vqa", "digits", "scenes", "lists", "descriptions")
 """Benchmarks that ship with raysearch, by name."""
+NUM_SHAPE_SAMPLES = 16
+"""Calibration samples that a shape is judged on before any is trained (`SearchSettings.shapes`)."""
 Scalar = bool | int | float | str
 
 

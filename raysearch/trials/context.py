@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from raysearch import models
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
+from raysearch.config.settings import NUM_SHAPE_SAMPLES
 from raysearch.config.space import SearchSpace
 from raysearch.data.encoding import Batch, Encoded, Encoder
 from raysearch.data.loading import fraction_order, in_order, load_samples
@@ -41,8 +42,6 @@ from raysearch.recovery.teacher import Teacher
 from raysearch.recovery.teacher_cache import GB, CachedTeacher
 
 logger = logging.getLogger(__name__)
-NUM_SHAPE_SAMPLES = 16
-"""Calibration samples that a shape is judged on."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from raysearch.config.recipe import Recipe
+from raysearch.config.settings import NUM_SHAPE_SAMPLES
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation.retention import retention
 from raysearch.files import append_json, read_json_lines
@@ -62,7 +63,7 @@ def measure(space_path: Path, path: Path, num_shapes: int) -> None:
     torch.set_num_threads(1)
     start_distributed()
     from raysearch.pruning.shape_divergence import ShapeDivergence
-    from raysearch.trials.context import NUM_SHAPE_SAMPLES, TrialContext
+    from raysearch.trials.context import TrialContext
     from raysearch.trials.trial import Trial
 
     space = SearchSpace.load(space_path)
