@@ -154,10 +154,10 @@ def test_a_dry_run_says_what_a_limit_buys(args, said, capsys):
 
 def test_limits_of_the_command_line_replace_those_of_the_space():
     space = SearchSpace.load(SPACE)
-    assert space.search.trials == 40
-    changed = with_options(space, None, {"runs": 12, "trials": None}, None, None).search
-    assert (changed.trials, changed.runs, changed.num_trials) == (None, 12, None)
-    assert with_options(space, None, {"runs": None}, 7, None).search.num_trials == 40
+    assert space.search.runs == 2
+    changed = with_options(space, None, {"runs": None, "trials": 40}, None, None).search
+    assert (changed.trials, changed.runs, changed.num_trials) == (40, None, 40)
+    assert with_options(space, None, {"trials": None}, 7, None).search.runs == 2
 
 
 def test_ctrl_c_is_130(monkeypatch, study, capsys):

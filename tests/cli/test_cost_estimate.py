@@ -33,7 +33,7 @@ def planned(recipe=None, **search):
     """The embedded space with some dimensions fixed."""
     content = POCKET.model_dump(mode="json")
     content["recipe"] |= recipe or {}
-    content["search"] |= search
+    content["search"] |= {"runs": None, "trials": 40} | search
     return plan_study(SearchSpace.model_validate(content))
 
 
