@@ -157,6 +157,8 @@ class Recipe(BaseModel):
         """Whether both are equal but for data and epochs, of which this one has less."""
         if self.data_fraction is None or self.epochs is None or other.data_fraction is None or other.epochs is None:
             return False
+        if self.mode != other.mode or self.trained != other.trained or self.criterion != other.criterion:
+            return False
         mine, others = ({**one.as_dict(), "data_fraction": 1.0, "epochs": 1.0} for one in (self, other))
         return mine == others and self.data_fraction * self.epochs < other.data_fraction * other.epochs
 

@@ -91,7 +91,7 @@ class Searcher:
         self._samples_of = samples_of
         self._num_first = 0  # trials from the queue, which come before all others
         self._none_fits_at: float | None = None  # samples of all trials when no recipe was short enough
-        self._space = SizedSpace(space, size_of, dense, list(budgets), samples_of)
+        self._space = SizedSpace(space, size_of, dense, list(budgets))
         self._sampler = sampler(self._space, seed)
         self._queue: list[dict[str, Any]] = []
         self._openers: list[float] = []  # size ratios that an opening recipe is still to be made for
@@ -114,10 +114,8 @@ class Searcher:
     @property
     def num_samples(self) -> float:
         """Recovery samples of all trials: those seen by the ended ones, and the whole lengths of the running ones."""
-        return sum(
-            self._samples_of(proposal.recipe) if proposal.end is None else proposal.samples_seen
-            for _, proposal in self.history
-        )
+        running = sum(self._samples_of(proposal.recipe) for proposal in self.history.running.values())
+        return self.history.num_samples_ended + running
 
     def forecast(self) -> Forecast | None:
         """What further trials are expected to add; None while there are too few to tell."""
@@ -266,7 +264,7 @@ class Searcher:
         first_run = any(proposal.number < self._num_first for proposal in self.history.running.values())
         if least is None or self._queue or self._openers or first_run:
             return False
-        seen = sum(p.samples_seen for _, p in self.history if p.end is not None)
+        seen = self.history.num_samples_ended
         expected = self.forecast() if seen >= MIN_RUNS * self.full_run else None
         return expected is not None and expected.most_points < least
 

@@ -45,6 +45,7 @@ class TrialHistory:
         front: names of the finished ones that no finished one dominates.
         identities: of all models proposed (`Candidate.identity`).
         num_by_size: how many trials there are of each size ratio.
+        num_samples_ended: recovery samples that the ended ones have seen.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class TrialHistory:
         self.front: list[str] = []
         self.identities: set[tuple[float, str]] = set()
         self.num_by_size = Counter[float]()
+        self.num_samples_ended = 0.0
         # Of finished trials: gains from each number of samples to the end, sorted; and their statistics, as needed.
         self._gains: dict[float, list[float]] = {}
         self._expected: dict[float, tuple[float, float, int]] = {}
@@ -71,6 +73,8 @@ class TrialHistory:
         self.proposals[trial] = made
         if end is None:
             self.running[trial] = made
+        else:
+            self.num_samples_ended += made.samples_seen
         self.identities.add(made.identity)
         self.num_by_size[made.size_ratio] += 1
         return made
@@ -91,6 +95,7 @@ class TrialHistory:
         proposal = self.proposals[trial]
         proposal.end = end if proposal.curve else "failed"
         self.running.pop(trial, None)
+        self.num_samples_ended += proposal.samples_seen
         if proposal.end == "finished":
             self._note_finished(trial)
 

@@ -260,7 +260,7 @@ def pretend_search(monkeypatch, tmp_path, fail_at, exhausted=False):
 )
 def test_a_search_that_ends_early_says_why(exhausted, reason, monkeypatch, tmp_path, capsys):
     told = pretend_search(monkeypatch, tmp_path, None, exhausted)
-    status, out, _ = call(capsys, "search", "--out", tmp_path / "run")
+    status, out, _ = call(capsys, "search", "--trials", "40", "--out", tmp_path / "run")
     assert (status, told) == (0, ["opened", "closed"])
     last = out.splitlines()[-1]
     assert last.startswith("Ended after 0 of 40 trials: ")

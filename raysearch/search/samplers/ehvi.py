@@ -90,19 +90,35 @@ class EHVISampler(Sampler):
         yield from self._pool.others(number)
 
     def _longer(self, history: TrialHistory) -> Iterator[Candidate]:
-        """Longer training of what leads, the most gain per sample first if it regains `REGAINED` of what is missing."""
+        """Recipes of the front with the next larger share of the data or number of epochs; first what would gain most
+        per sample if it regained `REGAINED` of what is missing."""
         leaders = sorted((history.proposals[name] for name in history.front), key=lambda proposal: proposal.number)
-        front = [(proposal.size_ratio, proposal.curve[-1][1]) for proposal in leaders]
-        found = []
-        for proposal in leaders:
-            retention = proposal.curve[-1][1]
-            for candidate in self._pool.longer(proposal.recipe):
-                hoped = np.array([retention + REGAINED * max(0.0, 1 - retention)])
-                gain = expected_hypervolume_improvement(
-                    np.array([candidate.size_ratio]), hoped, np.array([1e-9]), front, self.space.limits
-                )
-                found.append((float(gain[0]) / max(self.space.samples_of(candidate.recipe), 1.0), candidate))
-        yield from (candidate for gain, candidate in sorted(found, key=lambda pair: -pair[0]) if gain > 0)
+        if not leaders:
+            return
+        sizes, retentions = np.array([(proposal.size_ratio, proposal.curve[-1][1]) for proposal in leaders]).T
+        hoped, front = (
+            retentions + REGAINED * np.maximum(0.0, 1 - retentions),
+            list(zip(sizes, retentions, strict=True)),
+        )
+        gains = expected_hypervolume_improvement(sizes, hoped, np.full(len(sizes), 1e-9), front, self.space.limits)
+        longer = []
+        for proposal, gain in zip(leaders, gains.tolist(), strict=True):
+            values = proposal.recipe.as_dict()
+            for field, at_least in self._next_longer(proposal.recipe):
+                changed = {**values, field: at_least}
+                num_passes = float(changed["data_fraction"]) * float(changed["epochs"])  # type: ignore[arg-type]
+                longer.append((gain / num_passes, proposal.recipe, changed))
+        for gain, recipe, changed in sorted(longer, key=lambda entry: -entry[0]):
+            candidate = self.space.candidate(RecipeSuggester(changed)) if gain > 0 else None
+            if candidate is not None and recipe.trains_less_than(candidate.recipe):
+                yield candidate
+
+    def _next_longer(self, recipe: Recipe) -> Iterator[tuple[str, float]]:
+        for field in ("data_fraction", "epochs"):
+            now, values = getattr(recipe, field), self.space.search_space.values_of(field)
+            larger = [float(value) for value in values if now is not None and float(value) > now]
+            if larger:
+                yield field, min(larger)
 
     def add_prior(self, candidate: Candidate, retention: float) -> None:
         """Inform the model, with less certainty than a trial of this search."""
@@ -197,17 +213,6 @@ class CandidatePool:
             self._random = self._draw(np.random.default_rng((self._seed, 1, block)), NUM_RANDOM)
         children = self._draw(np.random.default_rng((self._seed, 0, number)), NUM_CHILDREN, parents)
         return [*self._random, *children]
-
-    def longer(self, recipe: Recipe) -> Iterator[Candidate]:
-        """A recipe with the next larger share of the data, and with the next larger number of epochs."""
-        for field in ("data_fraction", "epochs"):
-            now = getattr(recipe, field)
-            larger = [value for value in map(float, self._space.search_space.values_of(field)) if now and value > now]
-            if larger:
-                values = {**recipe.as_dict(), field: min(larger)}
-                candidate = self._space.candidate(RecipeSuggester(values))
-                if candidate is not None and recipe.trains_less_than(candidate.recipe):
-                    yield candidate
 
     def others(self, number: int) -> Iterator[Candidate]:
         """More random recipes, where all candidates of the proposal have been tried."""

@@ -47,7 +47,6 @@ class SizedSpace:
         size_of: exact size of the whole model that a recipe makes; None if there is no such shape.
         dense: size of the whole dense model.
         budgets: a recipe that is over all of them is never tried.
-        samples_of: samples that a recipe's trial sees if it runs to its end.
 
     Attributes:
         limits: the budgets as size ratios.
@@ -60,10 +59,8 @@ class SizedSpace:
         size_of: Callable[[Recipe], Size | None],
         dense: Size,
         budgets: Sequence[Budget] = (),
-        samples_of: Callable[[Recipe], float] = lambda recipe: 0.0,
     ) -> None:
         self.search_space, self._size_of, self._dense = search_space, size_of, dense
-        self.samples_of = samples_of
         self.smallest = math.inf
         self.set_budgets(budgets)
 
