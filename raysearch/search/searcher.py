@@ -26,10 +26,12 @@ from raysearch.search.samplers.openers import SIZE_RATIOS, OpeningSuggester
 from raysearch.search.samplers.optuna_samplers import NSGA2Sampler, QuasiRandomSampler, RandomSampler, TPESampler
 from raysearch.search.samplers.sized_space import Candidate, SizedSpace
 from raysearch.search.samplers.suggesters import suggest
+from raysearch.search.shape_study import study_sizes
 from raysearch.search.trial_history import End, Proposal, TrialHistory
 
 logger = logging.getLogger(__name__)
 SCHEMA = 4  # of `Searcher.state`
+BETWEEN = 0.03  # distance of openers from each other, as shares of the dense size
 MIN_RUNS = 5  # full runs before a small expected gain may end a search
 SAMPLERS: dict[str, type[Sampler]] = {
     "ehvi": EHVISampler,
@@ -159,9 +161,10 @@ class Searcher:
         return len(self._queue) - num_before
 
     def enqueue_openers(self) -> int:
-        """Queue the recipes that the space starts with, or one per budget (without budgets, at sizes spread evenly).
+        """Queue the recipes that the space starts with, or one per budget (without budgets, at sizes spread evenly) and
+        then at sizes between them.
 
-        The shape of one for a budget is the best that is known when its turn comes.
+        The shape of one for a size is the best that is known when its turn comes.
 
         Returns:
             How many were queued; without a list of the space's at most a quarter of `num_trials`.
@@ -169,6 +172,7 @@ class Searcher:
         if self._space.search_space.start:
             return self.enqueue(Recipe.model_validate(fields) for fields in self._space.search_space.start)
         sizes = list(self._space.limits or SIZE_RATIOS)
+        sizes += [size for size in study_sizes(self._space) if min(abs(size - other) for other in sizes) > BETWEEN]
         most = len(sizes) if self.num_trials is None else max(1, self.num_trials // 4)
         self._openers = [size for size in sizes[:most] if self._opener(size) is not None]
         return len(self._openers)

@@ -7,9 +7,10 @@
 The sides: `search` is the embedded space as it stands, for `--minutes`; `sweep-equal` is one recipe at nine sizes that
 narrows heads and FFN by the same share, on all data; `sweep-ffn` keeps all heads, at seven sizes, on a quarter of the
 data; `sweep-ffn-long` is the same on all data, with the search's three smallest sizes as well. All run through the same
-trials, questions and slots. Prints the hypervolume after 3 minutes and at the end, the mean held-out retention of the
-budgets' answers, samples trained and minutes per side and seed; the search's hypervolume when it had trained as many
-samples as each sweep; and paired differences with their 95% intervals.
+trials, questions and slots. Prints the hypervolume after 3 minutes and at the end, the held-out retention of each
+budget's answer (a sweep has none below its smallest size), samples trained and minutes per side and
+seed; the search's hypervolume when it had trained as many samples as each sweep; and paired differences with their 95%
+intervals.
 """
 
 import argparse
@@ -106,13 +107,14 @@ def run(side: str, content: dict[str, Any], plan: StudyPlan, seed: int, minutes:
         assert process.returncode == 0, command
         front, records = Front.load(out), read_trials(out)
         took = (time.monotonic() - started) / 60
-    answers = [next(point for point in front.points if point.key == key) for key in front.budgets.values() if key]
-    heldout = [point.heldout.retention for point in answers if point.heldout]
-    samples, hypervolume = reached(records, plan)
+    points = {point.key: point for point in front.points}
+    answers = {budget: points[key].heldout for budget, key in front.budgets.items() if key}
+    heldout = {budget: found.retention for budget, found in answers.items() if found}
+    samples, area = reached(records, plan)
     return {
         "at 3 min": max((area for seconds, _, area in curve if seconds <= 180), default=0.0),
-        "hypervolume": hypervolume,
-        "held out": float(np.mean(heldout)),
+        "hypervolume": area,
+        "held out": heldout,
         "samples": samples,
         "minutes": took,
         "trials": len(records),
@@ -151,7 +153,8 @@ def main() -> None:
         for side, rows in found.items():
             row = run(side, content, plan, seed, options.minutes)
             rows.append(row)
-            cells = f"{row['at 3 min']:.3f} | {row['hypervolume']:.3f} | {row['held out']:.1%} | {row['samples']:,.0f}"
+            answers = ", ".join(f"{100 * kept:.1f}" for kept in row["held out"].values())
+            cells = f"{row['at 3 min']:.3f} | {row['hypervolume']:.3f} | {answers} | {row['samples']:,.0f}"
             print(f"| {side} | {seed} | {cells} | {row['trials']} | {row['minutes']:.1f} |", flush=True)
             if options.out:
                 append_json(options.out, {"side": side, "seed": seed, **row})

@@ -28,7 +28,7 @@ RENEWED_EVERY = 12
 NUM_CHILDREN = 24  # candidates near good recipes, drawn for each proposal
 SHARE_NEAR_SHAPES = 0.75  # of the random ones, drawn near shapes that were judged, where there are such
 MIN_SHAPES = 8  # judged, from which the divergence of others is predicted
-LENGTHENS_EVERY = 3  # one proposal in this many trains longer what leads
+LENGTHENS_EVERY = 2  # one proposal in this many trains longer what leads
 REGAINED = 1 / 3  # of what is missing to the dense model, that longer training is hoped to bring
 NUM_OTHERS = 200  # random ones, where all these have been tried
 MAX_POINTS = 200  # values that the model holds, unless the front has more than half of them
@@ -71,12 +71,12 @@ class EHVISampler(Sampler):
         """By expected improvement; the first ones, and one in EXPLORE_EVERY, by size alone."""
         number, observations = len(history), self._observations(history)
         measured = {name: o for name, o in observations.items() if o.retention is not None}
-        if number % LENGTHENS_EVERY == LENGTHENS_EVERY - 1:
+        explores = number % EXPLORE_EVERY == EXPLORE_EVERY - 1
+        if number % LENGTHENS_EVERY == LENGTHENS_EVERY - 1 and not explores:
             yield from self._longer(history)
         drawn = self._pool.of_proposal(number, _parents(history, measured))
         if not drawn:
             return
-        explores = number % EXPLORE_EVERY == EXPLORE_EVERY - 1
         if len(measured) < 2 or len(measured) + len(self._prior) < NUM_STARTUP or explores:
             ordered = self._by_size(drawn, number)
         else:
