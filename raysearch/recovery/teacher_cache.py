@@ -82,6 +82,7 @@ class CachedTeacher(Teacher):
         if not missing:
             return
         random.SystemRandom().shuffle(missing)
+        _ = self._common_key  # of the model as it is stored, not in the precision that it is computed in
         with on_device(self.model, device), in_fast_precision(self.model):
             for index in missing:
                 if not self._open(index):

@@ -79,7 +79,7 @@ def sweep_space(name: str, content: dict[str, Any], plan: StudyPlan) -> dict[str
     sizes, fields = SWEEPS[name]
     recipes = [recipe_at(plan, size, {**fields, **LOSSES}).as_dict() for size in sizes]
     every = {key: sorted({recipe[key] for recipe in recipes}, key=str) for key in recipes[0] if key != "criterion"}
-    search = {**content["search"], "trials": len(recipes), "early_stopping": False, "shapes": 0}
+    search = {**content["search"], "runs": None, "trials": len(recipes), "early_stopping": False, "shapes": 0}
     criteria = str(recipes[0]["criterion"]).split("+")
     return {**content, "recipe": {**every, "criterion": criteria}, "start": recipes, "search": search}
 

@@ -123,6 +123,18 @@ def test_wrong_shards_are_made_again(tmp_path: Path, harm: str, caplog: pytest.L
     torch.testing.assert_close(_targets(again, [20]), _targets(online, [20]), rtol=2**-8, atol=1e-6)
 
 
+def test_states_of_a_bf16_model_are_right_for_the_next_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may be computed in fp32, and belong to the model as it is stored."""
+    for _ in range(2):
+        teacher = cached_teacher(tmp_path)
+        teacher.model.to(torch.bfloat16)
+        teacher.prepare(20, CPU)
+    assert caplog.messages == []
+    assert {parameter.dtype for parameter in teacher.model.parameters()} == {torch.bfloat16}
+
+
 def test_the_key_follows_model_data_and_template(tmp_path: Path) -> None:
     def key(**more: Any) -> str:
         return cached_teacher(tmp_path, **more).shard_key(0)

@@ -155,7 +155,7 @@ def searcher(*budgets, sampler="ehvi"):
 @pytest.mark.parametrize("sampler", ["ehvi", "tpe", "random"])
 def test_openers_take_the_best_shape_known_when_their_turn_comes(sampler):
     search = searcher("60%", "75%", sampler=sampler)
-    assert search.enqueue_openers() == 2
+    assert 2 < search.enqueue_openers() <= 30 // 4
     first = search.suggest("0")
     assert first.attention_share == 0
     shapes = studied(0.75, 60)
@@ -211,6 +211,6 @@ def test_no_trial_is_longer_than_all_before_it_and_leaders_are_trained_longer():
             longer.append(number)
         finish(search, str(number), 0.5 + 0.4 * recipe.ratio * recipe.data_fraction)
         seen += length
-    assert sum(number % 3 == 2 for number in longer) >= 5
+    assert sum(number % 2 == 1 for number in longer) >= 5
     lengths = [p.recipe.samples_to_see(1000) for p in search.history.proposals.values()]
     assert max(lengths[15:]) > max(lengths[:3])
