@@ -8,6 +8,7 @@ what else was tried.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,9 @@ def forecast(history: TrialHistory, full_run: float, limits: Mapping[str, float]
     gains = expected_gains(ended, full_run, list(limits.values()))
     if gains is None:
         return None
-    front, *at_budgets = (Gain(gain, high_of(gain)) for gain in gains.tolist())
+    missing = np.maximum(0.0, 100.0 - Values(ended, list(limits.values())).of(slice(None)))
+    highs = np.fmin(high_of(gains), missing)
+    front, *at_budgets = (Gain(*pair) for pair in zip(gains.tolist(), highs.tolist(), strict=True))
     by_budget = dict(zip(limits, at_budgets, strict=True))
     found = {budget: gain for budget, gain in by_budget.items() if not math.isnan(gain.points)}
     smallest = min(trial.size_ratio for _, trial in history)
@@ -97,7 +100,7 @@ def forecast(history: TrialHistory, full_run: float, limits: Mapping[str, float]
     return Forecast(NUM_RUNS, front, found, unanswered)
 
 
-def high_of(points: float) -> float:
+def high_of(points: Any) -> Any:
     """Upper end of the 80% interval of an expected gain, in points; its lower end is 0."""
     return HIGH_FACTOR * points + HIGH_MORE
 
@@ -109,7 +112,8 @@ def expected_gains(trials: Sequence[Ended], full_run: float, limits: Sequence[fl
         trials: that have ended, in the order of their proposals.
 
     Returns:
-        NaN at a limit that no finished trial is within; None while there are too few trials.
+        At most what is missing to the dense model; NaN at a limit that no finished trial is within; None while there
+        are too few trials.
     """
     values, each = Values(trials, limits), np.array([trial.samples for trial in trials])
     samples = each.sum()
@@ -121,7 +125,8 @@ def expected_gains(trials: Sequence[Ended], full_run: float, limits: Sequence[fl
         halves.append(values.of(order[np.cumsum(each[order]) <= samples / 2]))
     known = ~np.isnan(halves)  # a first answer is no gain
     less = np.where(known, now - halves, 0.0).sum(0) / np.maximum(1, known.sum(0))
-    return np.where(np.isnan(now), math.nan, less * math.log2(1 + NUM_RUNS * full_run / samples))
+    expected = less * math.log2(1 + NUM_RUNS * full_run / samples)
+    return np.where(np.isnan(now), math.nan, np.minimum(expected, np.maximum(0.0, 100.0 - now)))
 
 
 class Values:

@@ -37,7 +37,8 @@ def space(**changes):
     loaded = SearchSpace.load(POCKET)
     # The formula knows no split between heads and FFN: one dimension less that explains nothing.
     dimensions = {field: cases for field, cases in loaded.recipe.items() if field != "attention_share"}
-    return loaded.model_copy(update={"name": "synthetic", "recipe": dimensions, **changes})
+    search = loaded.search.model_copy(update={"runs": None, "trials": 40})
+    return loaded.model_copy(update={"name": "synthetic", "recipe": dimensions, "search": search, **changes})
 
 
 def retention_after(recipe: Recipe, samples_seen: int) -> float:
