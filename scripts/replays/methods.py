@@ -290,6 +290,10 @@ class TableSpace:
     def search_params(self) -> dict[str, Dimension]:
         return self._table.search_params()
 
+    def values_of(self, field: str) -> list[Any]:
+        """None: rows are not trained longer, they are what they are."""
+        return []
+
     def suggest(self, ask: Suggester) -> Row:
         return Row(self._row_of(ask))
 

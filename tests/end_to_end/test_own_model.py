@@ -47,7 +47,8 @@ def test_its_batches_are_answered_as_one_by_one(context):
 def test_a_trial_prunes_recovers_and_exports_it(context, tmp_path):
     recipe = Recipe(mode="widthwise", ratio=0.1, criterion="activation", trained="projector+lora", lora_rank=2, lr=1e-3)
     trial = Trial(recipe, context)
-    first, last = trial.scores([8])
+    unrecovered, first, last = trial.scores([8])
+    assert unrecovered.samples_seen == 0
     assert (first.samples_seen, last.samples_seen) == (8, 24)
     assert 0 < last.retention < 1
     early, whole = context.baselines.early.scores["own"], context.baselines.search.scores["own"]

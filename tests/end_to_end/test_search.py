@@ -178,6 +178,7 @@ def test_importing_the_package_loads_neither_torch_nor_ray():
     assert printed.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_search_is_limited_by_runs_and_time_and_goes_on(job, small_space, tmp_path):
     def samples():
         return sum(row["rungs"][-1]["samples_seen"] for row in trials_of(tmp_path / "study"))

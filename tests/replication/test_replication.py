@@ -258,7 +258,7 @@ def test_the_picture_shows_what_was_measured(tmp_path):
     ("arguments", "said"),
     [
         ([], "replicate: needs SPACE.yaml; start from search_spaces/pocket-study.yaml"),
-        (["search_spaces/pocket.yaml"], "recipe.ratio: a range from 0.08 to 0.75; a grid needs a list"),
+        (["search_spaces/pocket.yaml"], "recipe.ratio: a range from 0.08 to 0.92; a grid needs a list"),
         (["--resume", "{search}"], "holds a search; resume it with raysearch search --resume"),
         (["--resume", "{empty}"], "no space.json, so there is no study to resume"),
     ],
@@ -282,7 +282,7 @@ def test_a_dry_run_counts_the_grid(capsys):
     with pytest.raises(SystemExit) as ended:
         app(["replicate", str(ROOT / "search_spaces" / "pocket-study.yaml"), "--dry-run"])
     assert ended.value.code == 0
-    assert "202 by grid, seed 0, all run to their end" in capsys.readouterr().out
+    assert "202 trials; by grid, seed 0, all run to their end" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -165,7 +165,8 @@ def test_rows_of_other_recipes_stay_and_get_fields_that_are_newer(tmp_path):
 def test_more_recipes_have_a_share_of_heads_and_the_first_keep_their_sequence():
     more = recipes(plan_study(SearchSpace.load(HEADS_SPACE)), 12, repeat_every=0, modes=("widthwise", "both"))
     assert {made.mode for made in more} == {"widthwise", "both"}
-    assert {made.attention_share for made in more} == {0.0, 0.5, 1.0}
+    assert all(0 <= made.attention_share <= 1 for made in more)
+    assert len({made.attention_share for made in more}) > 2
     first = recipes(plan_study(first_space()), 11)
     recorded = pyarrow.parquet.read_table(ROOT / "docs" / "data" / "pocket-trials.parquet", columns=["key", "seed"])
     assert [made.key for made in first[:11]] == recorded["key"].to_pylist()[:11]

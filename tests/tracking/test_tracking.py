@@ -223,7 +223,8 @@ def test_a_server_that_hangs_is_given_up(replay, monkeypatch, capsys):
 def test_who_leaves_the_front_is_untagged(store, client, replay):
     tracker = Tracker(replay.study, store, dense=DENSE)
     replay.play(tracker)
-    fewer = replay.final_front.model_copy(update={"points": replay.final_front.points[1:]})
+    front = replay.final_front
+    fewer = Front.build(front.study, front.model, front.baseline, front.points[1:], replay.study.budgets)
     gone = replay.final_front.points[0].key
     tracker.front_changed(fewer)
     assert tracker.flush(PATIENCE)

@@ -103,9 +103,8 @@ class EHVISampler(Sampler):
         gains = expected_hypervolume_improvement(sizes, hoped, np.full(len(sizes), 1e-9), front, self.space.limits)
         longer = []
         for proposal, gain in zip(leaders, gains.tolist(), strict=True):
-            values = proposal.recipe.as_dict()
             for field, at_least in self._next_longer(proposal.recipe):
-                changed = {**values, field: at_least}
+                changed = {**proposal.recipe.as_dict(), field: at_least}
                 num_passes = float(changed["data_fraction"]) * float(changed["epochs"])  # type: ignore[arg-type]
                 longer.append((gain / num_passes, proposal.recipe, changed))
         for gain, recipe, changed in sorted(longer, key=lambda entry: -entry[0]):
@@ -115,8 +114,9 @@ class EHVISampler(Sampler):
 
     def _next_longer(self, recipe: Recipe) -> Iterator[tuple[str, float]]:
         for field in ("data_fraction", "epochs"):
-            now, values = getattr(recipe, field), self.space.search_space.values_of(field)
-            larger = [float(value) for value in values if now is not None and float(value) > now]
+            values = list(map(float, self.space.search_space.values_of(field)))
+            now = getattr(recipe, field) if values else None
+            larger = [value for value in values if now is not None and value > now]
             if larger:
                 yield field, min(larger)
 
