@@ -69,13 +69,13 @@ class TrialRuntime:
         from raysearch.search.shape_study import study_parts
 
         space = context.space
-        if not space.search.shapes:
+        if not space.search.num_shapes:
             yield {}
             return
         budgets = [Budget.parse(text) for text in space.budgets]
         sized = SizedSpace(space, context.size_of, context.dense_size, budgets)
         with context.judging_shapes() as judge:
-            yield study_parts(sized, judge, context.pruned_identity, space.search.shapes, space.search.seed)
+            yield study_parts(sized, judge, context.pruned_identity, space.search.num_shapes, space.search.seed)
 
     def open_trial(self, recipe: Recipe, context: Any) -> Any:
         """A `Trial` of a recipe."""

@@ -43,6 +43,7 @@ class TuneSearcher(RaySearcher):
         self._unscored, self._post_unscored = unscored, post_unscored
         self._search, self._num_slots, self._judged_shapes = search, num_slots, judged_shapes
         self._deadline = deadline
+        self._awaits_shapes = not search.searcher.shapes
         self._live: set[str] = set()
         self._num_slots_used = 0
         self._num_without_recipe = 0
@@ -60,8 +61,10 @@ class TuneSearcher(RaySearcher):
             return self._heldout()
         if len(self._live) >= self._num_slots() or (self._live and self._search.must_wait()):
             return None
-        if not self._search.searcher.shapes and (shapes := self._judged_shapes()):
-            self._search.learn_shapes(shapes)
+        if self._awaits_shapes and (shapes := self._judged_shapes()) is not None:
+            self._awaits_shapes = False
+            if shapes:
+                self._search.learn_shapes(shapes)
         longest = self._deadline.longest_trial() if self._deadline else math.inf
         if longest is None:
             self._search.end_time()

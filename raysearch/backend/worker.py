@@ -102,12 +102,15 @@ class Worker:
             if self._rank:  # the others of this slot may have found nothing amiss
                 raise
             return
-        started = time.monotonic()
         try:
-            found = self._context.baselines
+            self._measure(once)
         except InputError as error:
             self._refuse(error)
-            return
+
+    def _measure(self, once: Callable[[Mapping[str, Callable[[], Any]]], dict[str, Any]]) -> None:
+        """Measure the dense model and judge shapes, together with the other slots."""
+        started = time.monotonic()
+        found = self._context.baselines
         logger.info("%s: dense model measured in %.0f s", self._slot, time.monotonic() - started)
         layers = {name: units.per_layer().tolist() for name, units in found.importances.items()}
         self._coordinator.call(Coordinator.post_dense, found.search.means(), layers)
@@ -115,7 +118,7 @@ class Worker:
             self._study_shapes(once)
 
     def _study_shapes(self, once: Callable[[Mapping[str, Callable[[], Any]]], dict[str, Any]]) -> None:
-        """Judge shapes together with the other slots, and post all of them."""
+        """Judge shapes and post all of them."""
         started = time.monotonic()
         with self._runtime.shape_study(self._context) as parts:
             found = once(parts)
@@ -243,6 +246,7 @@ def measure_once_per_study(
     if rank == 0:
         while (name := coordinator.call(Coordinator.next_part, slot, list(measures))) is not None:
             coordinator.call(Coordinator.publish, name, pickle.dumps(measures[name]()))
+            coordinator.submit(Coordinator.heartbeat, slot)
     refusal, parts = coordinator.call(Coordinator.prepared, list(measures))
     if refusal:
         raise pickle.loads(refusal)

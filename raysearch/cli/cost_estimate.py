@@ -145,7 +145,7 @@ def estimate_lines(plan: StudyPlan, like: Path | None = None, pace: Pace | None 
 
 def _shapes(plan: StudyPlan) -> list[str]:
     """What judging shapes takes, if any are."""
-    num = plan.space.search.shapes
+    num = plan.space.search.num_shapes
     if not num:
         return []
     rows = f"{num * NUM_SHAPE_SAMPLES:,} rows through the layers that each keeps"

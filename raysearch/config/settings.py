@@ -71,7 +71,7 @@ class SearchSettings(Strict):
     reduction_factor: float = Field(3, gt=1)
     """One in this many trials is promoted from a rung."""
     shapes: int = Field(200, ge=0)
-    """Shapes that are judged without training before the first proposals; 0 for none."""
+    """Shapes that are judged without training before the first proposals; 0 for none. A grid needs none."""
     keep_scores: bool = False
     """Keep every finished trial's scores per held-out question, as DIR/scores/KEY.npz."""
 
@@ -80,6 +80,11 @@ class SearchSettings(Strict):
         """The most trials; None if other limits end the search."""
         has_limit = any(getattr(self, name) is not None for name in LIMITS)
         return self.trials if has_limit else DEFAULT_TRIALS
+
+    @property
+    def num_shapes(self) -> int:
+        """Shapes to judge: none for a grid, whose recipes are given."""
+        return 0 if self.sampler == "grid" else self.shapes
 
     def limits_text(self) -> str:
         """The limits in words, e.g. `12 full runs or 2h`."""

@@ -24,10 +24,7 @@ def fast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def in_fast_precision(model: nn.Module) -> Iterator[None]:
     """Inside, a bf16 model on a CPU that multiplies bf16 slowly has the same weights in fp32; afterwards its own."""
     tensors = [*model.parameters(), *model.buffers()]
-    stored = [(tensor, tensor.data) for tensor in tensors if tensor.dtype == torch.bfloat16]
-    if not stored or stored[0][1].device.type != "cpu" or multiplies_bf16_fast(torch.device("cpu")):
-        yield
-        return
+    stored = [(tensor, tensor.data) for tensor in tensors if fast_dtype(tensor.dtype, tensor.device) != tensor.dtype]
     for tensor, data in stored:
         tensor.data = data.float()
     try:

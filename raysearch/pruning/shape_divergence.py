@@ -4,11 +4,11 @@ A head whose output is 0 and a channel whose activation is 0 contribute nothing,
 what the smaller one would. One judgement takes a forward pass of the calibration samples through the kept layers.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -47,8 +47,7 @@ class ShapeDivergence:
         self._model, self._layout = model, decoder_layout(model)
         self._layers = list(family_for(model).decoder(model).layers)
         self._skipping = LayerSkippingLoss(model, batches)
-        every = range(len(self._layers))
-        self._dense = [dense for dense, _ in self._skipping.log_probs(every)]
+        self._dense = list(self._skipping.log_probs(range(len(self._layers))))
         self.num_answer_tokens = self._skipping.num_answer_tokens
 
     @torch.inference_mode()
@@ -62,22 +61,15 @@ class ShapeDivergence:
         Raises:
             InputError: as `prune`.
         """
-        return self.measure(shape, importance)[0]
-
-    @torch.inference_mode()
-    def measure(self, shape: Shape, importance: Scores) -> tuple[float, float]:
-        """KL(dense || pruned) and the negative log-likelihood of the answers, both per answer token, in nats."""
         layers = kept_layers(self._model.config, shape, importance)
         units: dict[int, Units] = {}
         if shape.widths != shape_of(self._model.config).widths:
             units = {i: units_to_keep(importance["width"], self._layout, shape, i) for i in layers}
-        divergence = loss = 0.0
+        divergence = 0.0
         with self._masked(units, importance.get("width")):
-            for dense, (pruned, targets) in zip(self._dense, self._skipping.log_probs(layers), strict=True):
-                divergence += float((dense.exp() * (dense - pruned)).sum(dtype=torch.float64))
-                loss -= float(pruned.gather(1, targets[:, None]).sum(dtype=torch.float64))
-        num = self.num_answer_tokens
-        return (divergence / num, loss / num) if np.isfinite(divergence) else (float("inf"), float("inf"))
+            for dense, pruned in zip(self._dense, self._skipping.log_probs(layers), strict=True):
+                divergence += float(nn.functional.kl_div(pruned, dense, reduction="sum", log_target=True))
+        return divergence / self.num_answer_tokens if math.isfinite(divergence) else math.inf
 
     @contextmanager
     def _masked(self, units: Mapping[int, Units], importance: Importance | None) -> Iterator[None]:

@@ -8,7 +8,6 @@ what else was tried.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -100,7 +99,7 @@ def forecast(history: TrialHistory, full_run: float, limits: Mapping[str, float]
     return Forecast(NUM_RUNS, front, found, unanswered)
 
 
-def high_of(points: Any) -> Any:
+def high_of(points: np.ndarray) -> np.ndarray:
     """Upper end of the 80% interval of an expected gain, in points; its lower end is 0."""
     return HIGH_FACTOR * points + HIGH_MORE
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from raysearch.study.records import TrialRecord
 
+NUM_RECORDS = 100  # newest trials that tell the pace: all pairs of them are compared at every proposal
 MIN_PAIRS = 3  # of trials of different length, from which a sample's and an evaluation's time can be told apart
 
 
@@ -104,7 +105,7 @@ class Deadline:
         None if there is time for none. The first trial of a start is never refused without a pace."""
         left, is_first = self._end - self._clock(), not self._num_asked
         self._num_asked += 1
-        pace = pace_of(self._records) or self._one_length()
+        pace = pace_of(self._records[-NUM_RECORDS:]) or self._one_length()
         if pace is None:
             return math.inf if is_first or left > 0 else None
         for_training = left - pace.seconds(Work(evaluations=self._num_evaluations))

@@ -95,8 +95,7 @@ class Searcher:
         self._none_fits_at: float | None = None  # samples of all trials when no recipe was short enough
         self._space = SizedSpace(space, size_of, dense, list(budgets))
         self._sampler = sampler(self._space, seed)
-        self._queue: list[dict[str, Any]] = []
-        self._openers: list[float] = []  # size ratios that an opening recipe is still to be made for
+        self._queue: list[dict[str, Any] | float] = []  # values of a recipe, or a size ratio that wants an opener
         self.shapes: list[JudgedShape] = []
 
     @property
@@ -150,7 +149,7 @@ class Searcher:
             How many were queued: those that the space has no place for, too large or already there are left out.
         """
         num_before = len(self._queue)
-        queued = (self._space.candidate(RecipeSuggester(values)) for values in self._queue)
+        queued = map(self._made, self._queue)
         taken = self.history.identities | {candidate.identity for candidate in queued if candidate is not None}
         for recipe in recipes:
             values = recipe.as_dict() if isinstance(recipe, Recipe) else recipe
@@ -174,12 +173,16 @@ class Searcher:
         sizes = list(self._space.limits or SIZE_RATIOS)
         sizes += [size for size in study_sizes(self._space) if min(abs(size - other) for other in sizes) > BETWEEN]
         most = len(sizes) if self.num_trials is None else max(1, self.num_trials // 4)
-        self._openers = [size for size in sizes[:most] if self._opener(size) is not None]
-        return len(self._openers)
+        openers = [size for size in sizes[:most] if self._made(size) is not None]
+        self._queue += openers
+        return len(openers)
 
-    def _opener(self, limit: float) -> Candidate | None:
-        shape = best_near(self.shapes, limit)
-        return self._space.candidate(OpeningSuggester(limit, {} if shape is None else shape.params), limit)
+    def _made(self, entry: dict[str, Any] | float) -> Candidate | None:
+        """What an entry of the queue makes, by what is known now."""
+        if isinstance(entry, dict):
+            return self._space.candidate(RecipeSuggester(entry))
+        shape = best_near(self.shapes, entry)
+        return self._space.candidate(OpeningSuggester(entry, {} if shape is None else shape.params), entry)
 
     def learn_shapes(self, shapes: Iterable[JudgedShape]) -> None:
         """Let shapes that were judged without training inform openers and proposals."""
@@ -224,7 +227,7 @@ class Searcher:
         queued = self._next_in_queue(longest)
         candidate, is_too_long = (queued, False) if queued else self._next_of_sampler(longest)
         if candidate is None:
-            if is_too_long or self._queue or self._openers:
+            if is_too_long or self._queue:
                 self._none_fits_at = self.num_samples
             else:
                 self._give_up()
@@ -243,7 +246,7 @@ class Searcher:
         long training is for what short training has shown to be good.
         """
         is_too_long, shortest = False, None
-        most = self.num_samples if self._sampler.shares_length else math.inf
+        most = self.num_samples if self._sampler.lengthens_gradually else math.inf
         for candidate in self._sampler.candidates(self.history):
             if candidate.identity in self.history.identities:
                 continue
@@ -266,7 +269,7 @@ class Searcher:
         """
         least = self.limits.gain_points
         first_run = any(proposal.number < self._num_first for proposal in self.history.running.values())
-        if least is None or self._queue or self._openers or first_run:
+        if least is None or self._queue or first_run:
             return False
         seen = self.history.num_samples_ended
         expected = self.forecast() if seen >= MIN_RUNS * self.full_run else None
@@ -322,7 +325,6 @@ class Searcher:
         return {
             "schema": SCHEMA,
             "queue": self._queue,
-            "openers": self._openers,
             "shapes": [shape.model_dump() for shape in self.shapes],
             "smallest": None if math.isinf(self._space.smallest) else self._space.smallest,
             "exhausted": self.exhausted,
@@ -341,8 +343,7 @@ class Searcher:
         """
         if state["schema"] != SCHEMA:
             raise ValueError(f"state of proposals: schema {state['schema']} where {SCHEMA} is read")
-        self._queue = [dict(values) for values in state["queue"]]
-        self._openers = list(state["openers"])
+        self._queue = list(state["queue"])
         self.learn_shapes(JudgedShape(**shape) for shape in state["shapes"])
         self._space.smallest = math.inf if state["smallest"] is None else state["smallest"]
         self.exhausted, self.ended_by = state["exhausted"], state.get("ended_by", "")
@@ -351,21 +352,15 @@ class Searcher:
         self.history = TrialHistory.from_state(state["history"])
 
     def _next_in_queue(self, longest: float) -> Candidate | None:
-        """The first that is short enough, openers last; longer ones stay, for a study that is extended."""
-        self._queue = [values for values in self._queue if self._is_new(self._space.candidate(RecipeSuggester(values)))]
-        self._openers = [size for size in self._openers if self._is_new(self._opener(size))]
-        waiting: list[tuple[list[Any], Candidate | None]] = [
-            *((self._queue, self._space.candidate(RecipeSuggester(values))) for values in self._queue),
-            *((self._openers, self._opener(size)) for size in self._openers),
-        ]
-        for at, (kept_in, candidate) in enumerate(waiting):
-            if candidate is not None and self._samples_of(candidate.recipe) <= longest:
-                del kept_in[at if kept_in is self._queue else at - len(self._queue)]
+        """The first that is short enough; longer ones stay, for a study that is extended."""
+        made = [(entry, self._made(entry)) for entry in self._queue]
+        waiting = [(entry, c) for entry, c in made if c is not None and c.identity not in self.history.identities]
+        self._queue = [entry for entry, _ in waiting]
+        for at, (_, candidate) in enumerate(waiting):
+            if self._samples_of(candidate.recipe) <= longest:
+                del self._queue[at]
                 return candidate
         return None
-
-    def _is_new(self, candidate: Candidate | None) -> bool:
-        return candidate is not None and candidate.identity not in self.history.identities
 
     def _give_up(self) -> None:
         if len(self.history):

@@ -15,7 +15,7 @@ from raysearch.config.dimensions import Dimension, RecipeSuggester, Suggester, f
 from raysearch.config.recipe import Recipe
 from raysearch.search.judged_shapes import JudgedShape
 from raysearch.search.samplers.encoding import Encoding
-from raysearch.search.samplers.gaussian_process import RetentionModel
+from raysearch.search.samplers.gaussian_process import GaussianProcess
 from raysearch.search.samplers.sized_space import SizedSpace
 from raysearch.search.samplers.suggesters import RandomSuggester
 
@@ -127,7 +127,7 @@ class ShapeModel:
         points = np.stack([self._point(shape.params, shape.size_ratio) for shape in chosen])
         values = np.array([_log(shape.divergence) for shape in chosen])
         self._low, self._high = float(values.min()), float(values.max())
-        self._model = RetentionModel(points, self._encoding.groups, values, np.zeros(len(values)))
+        self._model = GaussianProcess(points, self._encoding.groups, values, np.zeros(len(values)))
 
     def scaled(self, params: Sequence[Mapping[str, Any]], size_ratios: Sequence[float]) -> np.ndarray:
         """(n,) logarithms of the divergences of recipes: 0 for the least that was judged, 1 for the largest."""

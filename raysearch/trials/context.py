@@ -22,7 +22,7 @@ from raysearch.config.space import SearchSpace
 from raysearch.data.encoding import Batch, Encoded, Encoder
 from raysearch.data.loading import fraction_order, in_order, load_samples
 from raysearch.data.samples import BadRow, BadRows, Sample
-from raysearch.errors import InputError
+from raysearch.errors import InputError, first_line
 from raysearch.evaluation.benchmarks import Benchmark, load_benchmarks
 from raysearch.evaluation.evaluator import Answers, answer, score_answers
 from raysearch.evaluation.questions import early_rows
@@ -195,17 +195,24 @@ class TrialContext:
     def judging_shapes(self) -> Iterator[Callable[[Recipe], float]]:
         """Inside, a function tells how far a recipe's pruned model, without recovery, is from the dense one (KL per
         answer token; infinite where there is no such model)."""
-        divergence: ShapeDivergence | None = None
+
+        @functools.cache
+        def divergence() -> ShapeDivergence | None:
+            try:
+                return ShapeDivergence(self.model, self._calibration_batches(NUM_SHAPE_SAMPLES))
+            except Exception as error:  # of whatever class the model is: the search goes on without judgements
+                logger.warning("shapes can't be judged before training: %s", first_line(error))
+                return None
 
         def judge(recipe: Recipe) -> float:
-            nonlocal divergence
+            judged = divergence()
+            if judged is None:
+                return math.inf
+            shape = shape_for(counts_of(self.model.config), recipe)
             try:
-                if divergence is None:
-                    divergence = ShapeDivergence(self.model, self._calibration_batches(NUM_SHAPE_SAMPLES))
-                shape = shape_for(counts_of(self.model.config), recipe)
-                return divergence(shape, self._scores(recipe, self.baselines.importances))
-            except InputError as error:
-                logger.info("%s: no judgement of its shape (%s)", recipe.describe(), error)
+                return judged(shape, self._scores(recipe, self.baselines.importances))
+            except Exception as error:
+                logger.info("%s: no judgement of its shape: %s", recipe.describe(), first_line(error))
                 return math.inf
 
         with on_device(self.model, current_device()), in_fast_precision(self.model):

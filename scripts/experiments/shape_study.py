@@ -3,8 +3,8 @@
     python scripts/experiments/shape_study.py --out runs/shape-study  # goes on if repeated
     python scripts/experiments/shape_study.py --out runs/shape-study --report   # what there is so far
 
-At each size, shapes are drawn at random from the space, judged in three ways (divergence from the dense model, loss,
-and unrecovered retention on the search questions), then recovered with the same settings and scored. Printed per size:
+At each size, shapes are drawn at random from the space, judged in two ways (divergence from the dense model, and
+unrecovered retention on the search questions), then recovered with the same settings and scored. Printed per size:
 Spearman's rank correlation with the recovered retention and its 95% interval by bootstrap over shapes, and the seconds
 a judgement takes; and what the best of those judged keeps, against the best of all and the mean.
 """
@@ -18,12 +18,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from raysearch.config.recipe import Recipe
-from raysearch.config.settings import NUM_SHAPE_SAMPLES
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation.retention import retention
 from raysearch.files import append_json, read_json_lines
-from raysearch.models.param_count import counts_of
-from raysearch.models.shape_solver import shape_for
 from raysearch.search.samplers.sized_space import SizedSpace
 from raysearch.search.samplers.suggesters import RandomSuggester
 
@@ -36,7 +33,7 @@ TRAINING = {
     "lr": 5e-4,
     "data_fraction": 0.25,
 }
-JUDGEMENTS = ("divergence", "loss", "unrecovered")
+JUDGEMENTS = ("divergence", "unrecovered")
 
 
 def main() -> None:
@@ -62,7 +59,6 @@ def measure(space_path: Path, path: Path, num_shapes: int) -> None:
 
     torch.set_num_threads(1)
     start_distributed()
-    from raysearch.pruning.shape_divergence import ShapeDivergence
     from raysearch.trials.context import TrialContext
     from raysearch.trials.trial import Trial
 
@@ -70,7 +66,6 @@ def measure(space_path: Path, path: Path, num_shapes: int) -> None:
     context = TrialContext(space)
     sized = SizedSpace(space, context.size_of, context.dense_size)
     dense, form = context.baselines.search, space.retention
-    divergence = ShapeDivergence(context.model, context._calibration_batches(NUM_SHAPE_SAMPLES))
     known = {(row["size"], row["index"]) for row in read_json_lines(path)}
     for index, size in itertools.product(range(num_shapes), SIZES):
         if (size, index) in known:
@@ -81,11 +76,11 @@ def measure(space_path: Path, path: Path, num_shapes: int) -> None:
             candidate = sized.candidate(RandomSuggester(draw), size)
         fields = {name: value for name, value in candidate.recipe.as_dict().items() if name in STRUCTURE}
         recipe = Recipe.model_validate({**fields, **TRAINING})
-        started = time.perf_counter()
-        kl, loss = divergence.measure(
-            shape_for(counts_of(context.model.config), recipe), context._scores(recipe, context.baselines.importances)
-        )
-        seconds = time.perf_counter() - started
+        with context.judging_shapes() as judge:
+            judge(recipe)  # the first one also runs the dense model
+            started = time.perf_counter()
+            divergence = judge(recipe)
+            seconds = time.perf_counter() - started
         trial = Trial(recipe, context)
         started = time.perf_counter()
         unrecovered = retention(trial.evaluate(context.questions), dense, form).value
@@ -99,8 +94,7 @@ def measure(space_path: Path, path: Path, num_shapes: int) -> None:
                 "index": index,
                 "recipe": recipe.as_dict(),
                 "size_ratio": candidate.size_ratio,
-                "divergence": kl,
-                "loss": loss,
+                "divergence": divergence,
                 "unrecovered": unrecovered,
                 "recovered": score.retention,
                 "seconds": seconds,
@@ -114,8 +108,8 @@ STRUCTURE = ("mode", "ratio", "criterion", "depth_share", "attention_share")
 
 def report(rows: list[dict]) -> None:
     """Print the table."""
-    print("| size | shapes | divergence | loss | unrecovered retention | least divergent keeps | best of all | mean |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| size | shapes | divergence | unrecovered retention | least divergent keeps | best of all | mean |")
+    print("|---|---|---|---|---|---|---|")
     for size in SIZES:
         chosen = [row for row in rows if row["size"] == size]
         if len(chosen) < 4:
@@ -133,7 +127,7 @@ def report(rows: list[dict]) -> None:
         )
     if rows:
         mean, other = (np.mean([row[name] for row in rows]) for name in ("seconds", "seconds_evaluating"))
-        print(f"\nseconds: divergence and loss {mean:.2f}, unrecovered retention {other:.2f}")
+        print(f"\nseconds: divergence {mean:.2f}, unrecovered retention {other:.2f}")
 
 
 def interval(values: np.ndarray, recovered: np.ndarray) -> tuple[float, float]:

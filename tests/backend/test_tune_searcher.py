@@ -9,6 +9,7 @@ from raysearch.backend.trainable import REPLY
 from raysearch.backend.tune_searcher import TuneScheduler, TuneSearcher
 from raysearch.backend.tuner import resume_search
 from raysearch.config.recipe import Recipe
+from raysearch.search.judged_shapes import JudgedShape
 from raysearch.study.folder import Study
 from raysearch.study.records import Score
 from scripts.testing import stand_in
@@ -39,6 +40,22 @@ def test_ray_sees_a_configuration_and_the_end(tmp_path):
     tune.on_trial_complete("t", scored(90, float("nan")))
     assert search.searcher.proposals["t"].end == "failed"
     assert tune.suggest("u") == "FINISHED"
+
+
+@pytest.mark.parametrize("judged", [[], [JudgedShape(params={}, size_ratio=0.5, divergence=1.0)]])
+def test_judged_shapes_are_asked_for_until_they_are_there(judged, tmp_path):
+    search, answers, asked = search_of(tmp_path, num_trials=5), [None, None, judged], []
+
+    def ask():
+        asked.append(len(asked))
+        return answers[asked[-1]]
+
+    tune = TuneSearcher(search, judged_shapes=ask)
+    for name in "abcde":
+        tune.suggest(name)
+    assert asked == [0, 1, 2]
+    assert search.searcher.shapes == judged
+    assert ("shapes_judged" in (tmp_path / "search-events.jsonl").read_text()) == bool(judged)
 
 
 def test_slots_without_a_further_recipe_wait_for_the_last_trial_and_share_the_points(tmp_path):

@@ -123,6 +123,8 @@ def test_the_lines_say_what_they_rest_on(tmp_path):
     assert "not measured but counted" in counted
     assert "shapes     150 judged before any is trained: at most 2,400 rows" in counted
     assert "judged" not in "\n".join(estimate_lines(planned(shapes=0)))
+    assert planned(sampler="random").space.search.num_shapes == 150
+    assert planned({"mode": "layerwise"}, sampler="grid").space.search.num_shapes == 0
     assert "ZeRO 1" in counted
     assert f"at the very most {4000 * plan.space.search.trials:,} samples" in counted
     rows = [(3, 1000, 0), (1, 100, 0), (2, 300, 0), (1, 50, 0)]

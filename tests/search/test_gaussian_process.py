@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from raysearch.search.samplers.ehvi import EHVIRanker, Observation
-from raysearch.search.samplers.gaussian_process import RetentionModel, expected_hypervolume_improvement
+from raysearch.search.samplers.gaussian_process import GaussianProcess, expected_hypervolume_improvement
 from raysearch.study.multi_objective import hypervolume
 
 
@@ -33,7 +33,7 @@ def test_the_model_learns_what_matters_and_knows_where_it_is_unsure():
     draw = np.random.default_rng(1)
     points = draw.random((60, 2))
     values = np.sin(4 * points[:, 0])
-    model = RetentionModel(points, np.array([0, 1]), values, np.zeros(60))
+    model = GaussianProcess(points, np.array([0, 1]), values, np.zeros(60))
     new = draw.random((50, 2))
     mean, deviation = model.predict(new)
     assert np.abs(mean - np.sin(4 * new[:, 0])).max() < 0.1
@@ -49,7 +49,7 @@ def smooth_values(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_gradient_of_the_likelihood_is_its_slope():
     points, values = smooth_values(np.random.default_rng(3))
-    model = RetentionModel(points, np.array([0, 1, 1, 2]), values, np.full(40, 0.02))
+    model = GaussianProcess(points, np.array([0, 1, 1, 2]), values, np.full(40, 0.02))
     at, apart, step = np.log([0.5, 3.0, 1.0, 0.02]), model.squared_distances(), 1e-5
     _, gradient = model.loss(at, apart)
     for place, change in enumerate(step * np.eye(4)):
@@ -60,9 +60,9 @@ def test_the_gradient_of_the_likelihood_is_its_slope():
 def test_what_is_fitted_depends_neither_on_the_order_of_names_nor_of_values():
     draw = np.random.default_rng(4)
     points, values = smooth_values(draw)
-    model = RetentionModel(points, np.arange(4), values, np.zeros(40))
+    model = GaussianProcess(points, np.arange(4), values, np.zeros(40))
     columns, rows = np.array([2, 0, 3, 1]), draw.permutation(40)
-    other = RetentionModel(points[rows][:, columns], np.arange(4), values[rows], np.zeros(40))
+    other = GaussianProcess(points[rows][:, columns], np.arange(4), values[rows], np.zeros(40))
     assert other.weights == pytest.approx(model.weights[columns], rel=0.01)  # where L-BFGS stops
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from raysearch.config.recipe import Recipe
-from raysearch.search.pace import Deadline, pace_of, seconds_per_run
+from raysearch.search.pace import NUM_RECORDS, Deadline, pace_of, seconds_per_run
 from raysearch.study.records import Score, TrialRecord
 
 
@@ -62,6 +62,12 @@ def test_the_pace_follows_the_records_as_they_grow():
     assert deadline.longest_trial() == math.inf
     records.append(record(0, 100, 10))
     assert deadline.longest_trial() == pytest.approx(200)
+
+
+def test_the_newest_trials_tell_the_pace():
+    slow = [record(0, 100, 1000)] * (2 * NUM_RECORDS)
+    quick = [record(1, 100, 10), record(2, 101, 10)] * (NUM_RECORDS // 2)
+    assert Deadline(20, [*slow, *quick], 0.0, clock=Clock()).longest_trial() > 100
 
 
 def test_slot_time_of_a_full_run_counts_all_trials():

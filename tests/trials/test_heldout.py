@@ -6,13 +6,13 @@ import shutil
 import pytest
 
 from raysearch.config.recipe import Recipe
-from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Results
 from raysearch.recovery.deepspeed_engine import start_distributed
 from raysearch.trials.context import TrialContext
 from raysearch.trials.heldout import score_heldout
 from raysearch.trials.trial import Trial
+from tests.support.pocket_space import pocket_space
 
 PRUNED = {"mode": "widthwise", "ratio": 0.1, "criterion": "magnitude"}
 
@@ -20,18 +20,8 @@ PRUNED = {"mode": "widthwise", "ratio": 0.1, "criterion": "magnitude"}
 @pytest.fixture(scope="module")
 def context():
     start_distributed()
-    content = {
-        "name": "held-out",
-        "model": "pocket",
-        "num_samples": 16,
-        "benchmarks": [
-            {"name": name, "data": "pocket", "metric": "exact", "num_search": 40, "num_heldout": 60}
-            for name in ("digits", "easy-vqa")
-        ],
-        "recipe": {**PRUNED, "trained": ["nothing", "projector+decoder", "projector+lora"], "lr": 1e-3},
-        "recovery": {"max_length": 256, "zero_stage": 1, "precision": "bf16"},
-    }
-    return TrialContext(SearchSpace.model_validate(content))
+    recipe = {**PRUNED, "trained": ["nothing", "projector+decoder", "projector+lora"], "lr": 1e-3}
+    return TrialContext(pocket_space(recipe, num_samples=16, num_search=40, precision="bf16"))
 
 
 def texts(folder):

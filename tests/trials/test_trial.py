@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 
 from raysearch.config.recipe import Recipe
-from raysearch.config.space import SearchSpace
 from raysearch.recovery.deepspeed_engine import start_distributed
 from raysearch.study.folder import Study
 from raysearch.study.front import Baseline, FrontPoint
@@ -15,27 +14,23 @@ from raysearch.study.records import TrialRecord
 from raysearch.trials.context import TrialContext
 from raysearch.trials.rebuild_checkpoint import rebuild_checkpoint
 from raysearch.trials.trial import Trial
+from tests.support.pocket_space import pocket_space
 
 PRUNED = {"mode": "layerwise", "ratio": 0.1, "criterion": "deepest"}
 HARMFUL = Recipe(**PRUNED, trained="projector+decoder", lr=0.3, data_fraction=0.5)
-CONTENT = {
-    "name": "states",
-    "model": "pocket",
-    "num_samples": 32,
-    "benchmarks": [
-        {"name": name, "data": "pocket", "metric": "exact", "num_search": 60, "num_heldout": 60}
-        for name in ("digits", "easy-vqa")
-    ],
-    "recipe": {**PRUNED, "trained": ["projector+decoder", "projector+lora"], "lr": [0.3, 0.001]},
-    "search": {"early_questions": 0.2},
-    "recovery": {"max_length": 256, "zero_stage": 1, "precision": "fp32"},
-}
+SPACE = pocket_space(
+    {**PRUNED, "trained": ["projector+decoder", "projector+lora"], "lr": [0.3, 0.001]},
+    num_samples=32,
+    num_search=60,
+    precision="fp32",
+    search={"early_questions": 0.2},
+)
 
 
 @pytest.fixture(scope="module")
 def context():
     start_distributed()
-    return TrialContext(SearchSpace.model_validate(CONTENT))
+    return TrialContext(SPACE)
 
 
 @pytest.fixture(scope="module")

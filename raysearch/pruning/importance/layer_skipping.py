@@ -54,12 +54,12 @@ class LayerSkippingLoss:
                 hidden = self._through(batch, hidden, [i])
         return {i: total / self.num_answer_tokens for i, total in totals.items()}
 
-    def log_probs(self, layers: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """By batch, log-probabilities before each answer token, (tokens, vocabulary) fp32, and the token, (tokens,)."""
+    def log_probs(self, layers: Sequence[int]) -> Iterator[torch.Tensor]:
+        """By batch, log-probabilities before each answer token, through `layers` only: (tokens, vocabulary) fp32."""
         assert self.to_logits is not None
         for batch in self.batches:
-            logits, targets = self._raw_logits(batch, self._run(batch, layers))
-            yield self.to_logits(logits).log_softmax(-1), targets
+            logits, _ = self._raw_logits(batch, self._run(batch, layers))
+            yield self.to_logits(logits).log_softmax(-1)
 
     def _record(self, batch: Batch) -> _RecordedBatch:
         calls: list[tuple[tuple, dict[str, Any]]] = []

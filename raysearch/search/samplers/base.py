@@ -21,11 +21,12 @@ class Sampler(ABC):
 
     Attributes:
         proposes_once: whether a candidate that was refused never comes again.
-        shares_length: whether a shorter candidate may take the place of one before it.
+        lengthens_gradually: whether a candidate that is longer than all trials so far together gives way to a shorter
+            one.
     """
 
     proposes_once = False
-    shares_length = False
+    lengthens_gradually = False
 
     def __init__(self, space: SizedSpace, seed: int = 0) -> None:
         self.space, self.seed = space, seed

@@ -14,7 +14,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.search.judged_shapes import NEAR, JudgedShape
 from raysearch.search.samplers.base import Sampler
 from raysearch.search.samplers.encoding import Encoding
-from raysearch.search.samplers.gaussian_process import RetentionModel, expected_hypervolume_improvement
+from raysearch.search.samplers.gaussian_process import GaussianProcess, expected_hypervolume_improvement
 from raysearch.search.samplers.sized_space import Candidate, SizedSpace, golden_ratio_sequence
 from raysearch.search.samplers.suggesters import RandomSuggester
 from raysearch.search.shape_study import ShapeModel
@@ -56,7 +56,7 @@ class Observation:
 class EHVISampler(Sampler):
     """Expected hypervolume improvement over random recipes and children of good ones."""
 
-    shares_length = True
+    lengthens_gradually = True
 
     def __init__(self, space: SizedSpace, seed: int = 0) -> None:
         super().__init__(space, seed)
@@ -68,12 +68,14 @@ class EHVISampler(Sampler):
         self._prior: list[tuple[dict[str, Any], float, float]] = []  # params, size ratio, retention
 
     def candidates(self, history: TrialHistory) -> Iterator[Candidate]:
-        """By expected improvement; the first ones, and one in EXPLORE_EVERY, by size alone."""
-        number, observations = len(history), self._observations(history)
-        measured = {name: o for name, o in observations.items() if o.retention is not None}
+        """By expected improvement; the first ones, and one in EXPLORE_EVERY, by size alone. One in LENGTHENS_EVERY
+        begins with longer training of what leads."""
+        number = len(history)
         explores = number % EXPLORE_EVERY == EXPLORE_EVERY - 1
         if number % LENGTHENS_EVERY == LENGTHENS_EVERY - 1 and not explores:
             yield from self._longer(history)
+        observations = self._observations(history)
+        measured = {name: o for name, o in observations.items() if o.retention is not None}
         drawn = self._pool.of_proposal(number, _parents(history, measured))
         if not drawn:
             return
@@ -96,10 +98,8 @@ class EHVISampler(Sampler):
         if not leaders:
             return
         sizes, retentions = np.array([(proposal.size_ratio, proposal.curve[-1][1]) for proposal in leaders]).T
-        hoped, front = (
-            retentions + REGAINED * np.maximum(0.0, 1 - retentions),
-            list(zip(sizes, retentions, strict=True)),
-        )
+        hoped = retentions + REGAINED * np.maximum(0.0, 1 - retentions)
+        front = list(zip(sizes, retentions, strict=True))
         gains = expected_hypervolume_improvement(sizes, hoped, np.full(len(sizes), 1e-9), front, self.space.limits)
         longer = []
         for proposal, gain in zip(leaders, gains.tolist(), strict=True):
@@ -304,16 +304,16 @@ class EHVIRanker:
         here = slice(len(points))
         return expected_hypervolume_improvement(size_ratios, mean[here], deviation[here], sorted(front), limits)
 
-    def _model(self, used: Sequence[Observation], num_trials: int) -> RetentionModel:
+    def _model(self, used: Sequence[Observation], num_trials: int) -> GaussianProcess:
         points = np.stack([o.point for o in used])
         values = np.array([o.retention for o in used], float)
         noise = np.array([o.deviation for o in used])
         if self._weights is None or num_trials >= self._next_fit:
             last = slice(-NUM_FIT_POINTS, None)
-            fitted = RetentionModel(points[last], self._groups, values[last], noise[last])
+            fitted = GaussianProcess(points[last], self._groups, values[last], noise[last])
             self._weights, self._jitter = fitted.weights, fitted.jitter
             self._next_fit = num_trials + max(3, int(num_trials * GROWTH))
-        return RetentionModel(points, self._groups, values, noise, (self._weights, self._jitter))
+        return GaussianProcess(points, self._groups, values, noise, (self._weights, self._jitter))
 
 
 @functools.cache

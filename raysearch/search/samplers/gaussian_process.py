@@ -18,7 +18,7 @@ LOG_WEIGHT_DEVIATION = 2.0  # of the logarithms of the weights
 MAX_ITERATIONS = 60
 
 
-class RetentionModel:
+class GaussianProcess:
     """Gaussian process with a Matern 5/2 kernel and one length scale per dimension, by maximum likelihood.
 
     Args:
