@@ -168,27 +168,39 @@ def test_another_recipes_state_is_not_taken(tmp_path):
     assert scores(made, tmp_path, chosen=other) == scores(made, None, chosen=other)
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3, 4])
-def test_a_trial_that_keeps_its_best_state_ends_as_if_uninterrupted(tmp_path, stop_after):
-    """The score of the random model is its weights' size modulo 1: any state may be the best."""
-    ends = []
+@pytest.fixture(scope="module")
+def keeping_best(tmp_path_factory):
+    """Per seed: the recipe, its context, the scores of its whole trial, and those of its states below the end.
+
+    The score of the random model is its weights' size modulo 1: any state may be the best.
+    """
+    trials = []
     for seed in (0, 1, 2):
         chosen, made = CHOSEN.model_copy(update={"seed": seed, "lr": 10.0**-seed}), context(keeps_best=True)
-        unbroken = scores(made, tmp_path / f"{seed}", chosen=chosen)
-        assert [score.samples_seen for score in unbroken] == [0, 8, 24, 40]
         states = scores(made, None, 3, chosen=chosen)
-        best = max(states, key=lambda score: score.retention)
-        last = unbroken[-1]
+        unbroken = scores(made, tmp_path_factory.mktemp("unbroken"), chosen=chosen)
+        trials.append((chosen, made, unbroken, states))
+    return trials
+
+
+def test_the_best_of_a_trials_measured_states_counts(keeping_best):
+    for _, _, unbroken, states in keeping_best:
+        assert [score.samples_seen for score in unbroken] == [0, 8, 24, 40]
+        best, last = max(states, key=lambda score: score.retention), unbroken[-1]
         assert last.best_at in (None, best.samples_seen)
         if last.best_at is not None:
             assert last.retention == pytest.approx(best.retention, abs=1e-9)
-        kept = {path.name for path in (tmp_path / f"{seed}").iterdir()}
-        assert kept == {"40"} | ({f"{best.samples_seen}-best"} if best.samples_seen else set())
-        broken = tmp_path / f"{seed}-broken"
-        assert scores(made, broken, stop_after, chosen=chosen) == unbroken[:stop_after]
-        assert scores(made, broken, chosen=chosen) == unbroken
-        ends.append(last.best_at)
-    assert len(set(ends)) > 1, "every trial ended alike"
+    assert len({unbroken[-1].best_at for _, _, unbroken, _ in keeping_best}) > 1, "every trial ended alike"
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_trial_that_keeps_its_best_state_ends_as_if_uninterrupted(keeping_best, tmp_path, stop_after):
+    for chosen, made, unbroken, states in keeping_best:
+        keep_in = tmp_path / f"{chosen.seed}"
+        assert scores(made, keep_in, stop_after, chosen=chosen) == unbroken[:stop_after]
+        assert scores(made, keep_in, chosen=chosen) == unbroken
+        best = max(states, key=lambda score: score.retention).samples_seen
+        assert {path.name for path in keep_in.iterdir()} == {"40"} | ({f"{best}-best"} if best else set())
 
 
 def test_a_damaged_best_state_falls_out(tmp_path):
