@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "Study": "api",
+    "StudyPoint": "api",
+    "search": "api",
+    "prune": "api",
     "Front": "study.front",
     "FrontPoint": "study.front",
     "Budget": "config.budget",
@@ -16,7 +20,7 @@ _HOMES = {
     "SearchSpace": "config.space",
     "InputError": "errors",
     "ParetoASHA": "backend.pareto_asha",
-    "Rungs": "search.early_stopping.asha",
+    "Rungs": "searching.early_stopping.asha",
 }
 __all__ = [*_HOMES]
 

@@ -15,7 +15,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from raysearch.backend.cluster import ON_HEAD
 from raysearch.backend.messages import Command, Reply
 from raysearch.logging import logger
-from raysearch.search.judged_shapes import JudgedShape
+from raysearch.searching.judged_shapes import JudgedShape
 from raysearch.study.multi_objective import dominates
 
 SECONDS_TO_ANSWER = 1.0

@@ -13,9 +13,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raysearch.files import write_text
-from raysearch.search.early_stopping.asha import AshaBracket, Decision, Rule
-from raysearch.search.early_stopping.decision_log import DecisionLog
-from raysearch.search.journal import RungArgs, TrialArgs, append_event, apply_event, read_events
+from raysearch.searching.early_stopping.asha import AshaBracket, Decision, Rule
+from raysearch.searching.early_stopping.decision_log import DecisionLog
+from raysearch.searching.journal import RungArgs, TrialArgs, append_event, apply_event, read_events
 
 
 class ParetoASHA(FIFOScheduler):

@@ -12,7 +12,7 @@ from raysearch.backend.trainable import HELDOUT, REPLY
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.logging import logger
-from raysearch.search.journaled_search import JournaledSearch
+from raysearch.searching.journaled_search import JournaledSearch
 from raysearch.study.folder import CHECKPOINTS, Study
 from raysearch.study.front import Baseline, Front
 from raysearch.study.plan import StudyPlan

@@ -65,8 +65,8 @@ class TrialRuntime:
     @contextmanager
     def shape_study(self, context: Any) -> Iterator[Mapping[str, Callable[[], Any]]]:
         """The functions by name that together judge shapes before any is trained; they work inside."""
-        from raysearch.search.samplers.sized_space import SizedSpace
-        from raysearch.search.shape_study import study_parts
+        from raysearch.searching.samplers.sized_space import SizedSpace
+        from raysearch.searching.shape_study import study_parts
 
         space = context.space
         if not space.search.num_shapes:

@@ -12,10 +12,10 @@ from ray.tune.search import Searcher as RaySearcher
 from raysearch.backend.faults import fatal_errors
 from raysearch.backend.messages import Failed, RungScored
 from raysearch.backend.trainable import HELDOUT, REPLY
-from raysearch.search.journal import RungArgs
-from raysearch.search.journaled_search import JournaledSearch
-from raysearch.search.judged_shapes import JudgedShape
-from raysearch.search.pace import Deadline
+from raysearch.searching.journal import RungArgs
+from raysearch.searching.journaled_search import JournaledSearch
+from raysearch.searching.judged_shapes import JudgedShape
+from raysearch.searching.pace import Deadline
 
 
 class TuneSearcher(RaySearcher):

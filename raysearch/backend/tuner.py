@@ -27,11 +27,11 @@ from raysearch.backend.tune_searcher import TuneScheduler, TuneSearcher
 from raysearch.config.budget import Budget
 from raysearch.errors import InputError, Refused
 from raysearch.logging import logger
-from raysearch.search.early_stopping.asha import AshaBracket
-from raysearch.search.journaled_search import JournaledSearch
-from raysearch.search.limits import Limits
-from raysearch.search.pace import Deadline
-from raysearch.search.searcher import Searcher
+from raysearch.searching.early_stopping.asha import AshaBracket
+from raysearch.searching.journaled_search import JournaledSearch
+from raysearch.searching.limits import Limits
+from raysearch.searching.pace import Deadline
+from raysearch.searching.searcher import Searcher
 from raysearch.study.folder import Study
 from raysearch.study.front import Front
 from raysearch.study.plan import StudyPlan

@@ -1,10 +1,11 @@
-"""The commands of `raysearch`: search, best, export, benchmark, prune, report, estimate, replicate and sync.
+"""The commands of `raysearch`: search, best, export, retry, benchmark, prune, report, estimate, replicate and sync.
 
 Every command imports what it needs when it runs: `--help`, `best` and mistakes load neither torch nor ray nor MLflow.
 """
 
 import functools
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,29 +24,52 @@ from raysearch.logging import logger
 if TYPE_CHECKING:
     from raysearch.study.front import Front, FrontPoint
 
-app = App(no_args_is_help=True, help="Search for the pruning and recovery recipe that fits a size budget.")
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"raysearch {version('raysearch')}")
+        raise typer.Exit
+
+
+app = App(no_args_is_help=True, add_completion=True)
+
+
+@app.callback(help="Search for the pruning and recovery recipe that fits a size budget.")
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
 app.command()(search.search)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study: the --out of a search.")]
-BudgetText = Annotated[str, typer.Option("--budget", "-b", help="Largest size: 60%, 3.2GB, 900MiB, 3B.")]
+BudgetText = Annotated[str | None, typer.Option("--budget", "-b", help="Largest size: 60%, 3.2GB, 900MiB, 3B.")]
+Key = Annotated[str | None, typer.Option(metavar="KEY", help="Or a recipe of the front by its key.")]
 
 
 @app.command()
 def best(
-    budget: BudgetText,
     folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="Folder of a study.")] = None,
+    budget: BudgetText = None,
+    key: Key = None,
     mlflow: Annotated[str | None, typer.Option(metavar="EXPERIMENT", help="Newest front in MLflow instead.")] = None,
     uri: Annotated[str | None, typer.Option(help="MLflow server, if not MLFLOW_TRACKING_URI.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbosity = 0,
 ) -> None:
-    """Print the best recipe that fits a size budget.
+    """Print the best recipe that fits a size budget; without a budget, the whole front.
 
     Of the front's points no larger than the budget, the one with the highest
     lower bound of retention; ties go to the smaller, then to the one trained
     on fewer samples.
 
     Examples:
+
+      raysearch best runs/mine
 
       raysearch best runs/mine --budget 60%
 
@@ -54,14 +78,15 @@ def best(
       raysearch best --mlflow mine --budget 60% --uri http://127.0.0.1:5000
 
     Raises:
-        InputError: neither DIR nor an experiment is given, or both; it has no front; or no recipe is small enough.
+        InputError: neither DIR nor an experiment is given, or both; it has no front; or no recipe is small enough or
+            has this key.
     """
     from raysearch.report.terminal import front_table, print_rich, speed_text, statistically_tied, unscored_text
     from raysearch.study.front import Front, retention_text
 
-    parsed = Budget.parse(budget)
     if (folder is None) == (mlflow is None):
         raise InputError("best: needs DIR, the folder of a study, or --mlflow EXPERIMENT; give one of them")
+    parsed = _one_of(budget, key)
     if mlflow:
         from raysearch.tracking.lookup import front_of_experiment
 
@@ -69,14 +94,22 @@ def best(
     else:
         assert folder is not None, mlflow
         front = Front.load(folder)
-    point = _pick(front, parsed, folder)
-    fitting = [other for other in front.points if parsed.admits(other.size, front.baseline.size)]
-    tied = statistically_tied(point, fitting)
+    if parsed is None and key is None:
+        if as_json:
+            print(json.dumps(front.model_dump(mode="json", by_alias=True), indent=2))
+            return
+        print_rich(front_table(front.points))
+        for text, answer in front.budgets.items():
+            print(f"{text:>8}  {answer or 'no recipe is small enough'}")
+        return
+    point = _point(front, folder, parsed, key)
+    rivals = [other for other in front.points if parsed is None or parsed.admits(other.size, front.baseline.size)]
+    tied = statistically_tied(point, rivals)
     checkpoint = point.checkpoint_path(folder)
     if as_json:
-        answer: dict[str, Any] = {"study": front.study, "budget": budget, **point.model_dump(mode="json")}
-        answer |= {"recipe": point.recipe.as_dict(), "checkpoint": str(checkpoint) if checkpoint else None}
-        print(json.dumps(answer | {"not_told_apart": [other.key for other in tied]}, indent=2))
+        found: dict[str, Any] = {"study": front.study, "budget": budget, **point.model_dump(mode="json")}
+        found |= {"recipe": point.recipe.as_dict(), "checkpoint": str(checkpoint) if checkpoint else None}
+        print(json.dumps(found | {"not_told_apart": [other.key for other in tied]}, indent=2))
         return
     print_rich(front_table([point]))
     print(f"Size        {point.num_params:,} parameters, {point.size_bytes:,} bytes")
@@ -96,8 +129,9 @@ def best(
 @app.command()
 def export(
     folder: Folder,
-    budget: BudgetText,
     to: Annotated[Path, typer.Option(help="New or empty folder for the checkpoint.")],
+    budget: BudgetText = None,
+    key: Key = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", "--retrain", help="Train a deleted checkpoint again.")] = False,
     finetune: Annotated[
         bool, typer.Option("--finetune", "--polish", help="First train it further on all data; export the better one.")
@@ -117,14 +151,22 @@ def export(
       raysearch export runs/mine --budget 60% --to small-model
 
       raysearch export runs/mine --budget 60% --to small-model --finetune --register small-llava
+
+      raysearch export runs/mine --key 0f41c2d9a7b3 --to small-model
+
+    Raises:
+        InputError: not just one of a budget and a key is given, nothing on the front has it, or its checkpoint can't be
+            used.
     """
-    parsed = Budget.parse(budget)
+    parsed = _one_of(budget, key)
+    if parsed is None and key is None:
+        raise InputError("export: needs --budget or --key; raysearch best DIR lists what the front has")
     from raysearch.export.export_checkpoint import check_free, export_checkpoint
     from raysearch.report.terminal import speed_text
     from raysearch.study.front import Front, retention_text
 
     front, note = Front.load(folder), ""
-    point = _pick(front, parsed, folder)
+    point = _point(front, folder, parsed, key)
     check_free(to)
     if rebuild and point.checkpoint is None:
         from raysearch.trials.rebuild_checkpoint import rebuild_checkpoint
@@ -144,6 +186,45 @@ def export(
         from raysearch.tracking import lookup
 
         print(f"Registered in MLflow: {register}, version {lookup.register(folder, point, to, register)}")
+
+
+@app.command()
+def retry(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.yaml, or the output of best --json.")],
+    space: Annotated[
+        Path | None, typer.Argument(metavar="SPACE.yaml", help="Model, data and benchmarks; the embedded ones if none.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Another model than the space's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME-TIME if left out.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; run nothing.")] = False,
+    verbose: Verbosity = 0,
+) -> None:
+    """Train one recipe, here or on another model: one trial, never stopped.
+
+    Examples:
+
+      raysearch best runs/mine --budget 60% --json > best.json
+
+      raysearch retry best.json my-space.yaml --model ./llava-1.5-13b --out runs/larger
+
+    Raises:
+        InputError: no recipe or space, or the model can't hold the recipe's shape.
+    """
+    from raysearch.config.space import SearchSpace, load_recipe
+
+    chosen = load_recipe(recipe)
+    loaded = SearchSpace.load(space or search.EMBEDDED_SPACE).fixed_to(chosen)
+    settings = loaded.search.model_copy(update={"early_stopping": False, "shapes": 0})
+    single = loaded.model_copy(update={"search": settings, "start": [], **({"model": model} if model else {})})
+    checked = search.check(single, None, out, None, {"trials": 1}, None, 1, None)
+    if checked.plan.size_of(chosen) is None:
+        raise InputError(f"{recipe}: {single.model} can't hold its shape; change ratio, mode or attention_share")
+    if dry_run:
+        from raysearch.cli.cost_estimate import estimate_lines
+
+        print("\n".join([*checked.plan.describe(), *estimate_lines(checked.plan)]))
+        return
+    search.run(checked.plan, checked.folder)
 
 
 @app.command()
@@ -307,7 +388,7 @@ def replicate(
     Raises:
         InputError: the space, an option or the folder can't be used, or no recipe that prunes has finished.
     """
-    from raysearch.search.samplers.grid import as_grid, grid
+    from raysearch.searching.samplers.grid import as_grid, grid
     from raysearch.study.folder import Study
     from raysearch.study.plan import plan_study
 
@@ -350,6 +431,31 @@ def sync(
     print(f"{folder}: {num_sent} events sent, {num_left} left")
 
 
+def _one_of(budget: str | None, key: str | None) -> Budget | None:
+    """The budget, if one is given.
+
+    Raises:
+        InputError: both are given, or it is not a budget.
+    """
+    if budget is not None and key is not None:
+        raise InputError("--key: names a recipe by itself; leave out --budget")
+    return None if budget is None else Budget.parse(budget)
+
+
+def _point(front: "Front", folder: Path, budget: Budget | None, key: str | None) -> "FrontPoint":
+    """The front's point for a budget or with a key.
+
+    Raises:
+        InputError: there is none.
+    """
+    if budget is not None:
+        return front.answer(budget, folder)
+    for point in front.points:
+        if point.key == key:
+            return point
+    raise InputError(f"--key {key}: not on the front; raysearch best {shlex.quote(str(folder))} lists its keys")
+
+
 def _add_old_name(old: str, command: Callable[..., None]) -> None:
     """Keep a renamed command under its old name for one version, out of `--help`."""
 
@@ -362,21 +468,3 @@ def _add_old_name(old: str, command: Callable[..., None]) -> None:
 
 _add_old_name("measure", benchmark)
 _add_old_name("study", replicate)
-
-
-def _pick(front: "Front", budget: Budget, folder: Path) -> "FrontPoint":
-    """The front's point for a budget.
-
-    Raises:
-        InputError: the front is empty, or no point is small enough.
-    """
-    if not front.points:
-        raise InputError(f"{folder}: no recipe has finished yet; resume it with raysearch search --resume {folder}")
-    point = front.pick(budget)
-    if point is None:
-        smallest = front.points[0]
-        raise InputError(
-            f"--budget {budget.text}: the smallest recipe on the front takes {size_text(smallest.size_bytes)} "
-            f"({smallest.size_ratio:.1%} of the dense model); raise the budget, or search with --budget {budget.text}"
-        )
-    return point

@@ -18,8 +18,8 @@ from raysearch.config.settings import DEFAULT_TRIALS, NUM_SHAPE_SAMPLES, Scalar
 from raysearch.errors import InputError
 from raysearch.models.shape_solver import shape_for
 from raysearch.recovery.memory_planner import GIB, MemoryRequirements, layer_width, plan_memory
-from raysearch.search.early_stopping.asha import AshaBracket
-from raysearch.search.pace import Pace, Work, pace_of
+from raysearch.searching.early_stopping.asha import AshaBracket
+from raysearch.searching.pace import Pace, Work, pace_of
 from raysearch.study.folder import TRIALS, read_trials
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import seconds_text

@@ -19,8 +19,8 @@ _DISK_PROBLEMS = {*STORAGE_PROBLEMS, errno.EACCES, errno.EPERM}
 class App(typer.Typer):
     """A Typer application that ends without a traceback after a user error."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(add_completion=False, pretty_exceptions_enable=False, **settings)
+    def __init__(self, add_completion: bool = False, **settings: Any) -> None:
+        super().__init__(add_completion=add_completion, pretty_exceptions_enable=False, **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[F], F]:
         """Register a command; its help is its docstring, up to the section on exceptions."""

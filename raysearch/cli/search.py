@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
@@ -19,7 +20,8 @@ from raysearch.logging import configure
 
 if TYPE_CHECKING:
     from raysearch.backend.runtime import TrialRuntime
-    from raysearch.search.searcher import Searcher
+    from raysearch.searching.pace import Pace
+    from raysearch.searching.searcher import Searcher
     from raysearch.study.plan import StudyPlan
     from raysearch.tracking.earlier_studies import PriorTrial
 
@@ -76,22 +78,57 @@ def search(
         InputError: the space, an option or an earlier study can't be used.
     """
     began = monotonic()
+    limits = {"trials": trials, "runs": runs, "time": time, "gpu_hours": gpu_hours, "until_gain": until_gain}
+    checked = check(space, resume, out, budget, limits, seed, slots, warm_start)
+    if dry_run:
+        from raysearch.cli.cost_estimate import estimate_lines
+
+        print("\n".join([*checked.plan.describe(), *estimate_lines(checked.plan, pace=checked.pace)]))
+        return
+    run(checked.plan, checked.folder, checked.prior_trials, began=began)
+
+
+@dataclass(frozen=True)
+class CheckedSearch:
+    """What a search needs to start.
+
+    Attributes:
+        pace: of the study that is resumed; None for a new one.
+    """
+
+    plan: "StudyPlan"
+    folder: Path
+    prior_trials: "Sequence[PriorTrial]"
+    pace: "Pace | None"
+
+
+def check(
+    space: Path | SearchSpace | None,
+    resume: Path | None,
+    out: Path | None,
+    budget: Sequence[str] | None,
+    limits: Mapping[str, Any],
+    seed: int | None,
+    slots: int | None,
+    warm_start: Sequence[str] | None,
+) -> CheckedSearch:
+    """Check a search before anything is loaded or written.
+
+    Raises:
+        InputError: the space, an option or an earlier study can't be used.
+    """
     study_space, folder = study_of(space, resume, out)
     if resume is not None and seed not in (None, study_space.search.seed):
         raise InputError(f"--seed {seed}: a resumed study keeps its seed, {study_space.search.seed}; leave it out")
     prior_trials = _prior_trials(warm_start or [], resume, folder)
     from raysearch.study.plan import plan_study
 
-    limits = {"trials": trials, "runs": runs, "time": time, "gpu_hours": gpu_hours, "until_gain": until_gain}
     plan = plan_study(with_options(study_space, budget, limits, seed, slots))
-    from raysearch.cli.cost_estimate import check_limits, estimate_lines, pace_of_study
+    from raysearch.cli.cost_estimate import check_limits, pace_of_study
 
     pace = pace_of_study(folder) if resume else None
     check_limits(plan, pace)
-    if dry_run:
-        print("\n".join([*plan.describe(), *estimate_lines(plan, pace=pace)]))
-        return
-    run(plan, folder, prior_trials, began=began)
+    return CheckedSearch(plan, folder, prior_trials, pace)
 
 
 def run(
@@ -117,7 +154,7 @@ def run(
     from raysearch.report.outlook import Outlook
     from raysearch.report.plots import write_pictures
     from raysearch.report.terminal import print_result
-    from raysearch.search.pace import Deadline
+    from raysearch.searching.pace import Deadline
     from raysearch.study.folder import Study, locked
     from raysearch.tracking.tracker import Tracker
 
@@ -153,7 +190,7 @@ def run(
 
 def num_evaluations(plan: "StudyPlan") -> float:
     """Evaluations of a trial that runs to its end, the early ones by their share of the questions."""
-    from raysearch.search.early_stopping.asha import AshaBracket
+    from raysearch.searching.early_stopping.asha import AshaBracket
 
     settings = plan.space.search
     if not settings.early_stopping:
@@ -195,7 +232,7 @@ def _nothing_left_if_refused(folder: Path) -> Iterator[None]:
         raise
 
 
-def study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple[SearchSpace, Path]:
+def study_of(space: Path | SearchSpace | None, resume: Path | None, out: Path | None) -> tuple[SearchSpace, Path]:
     """The space and the folder of a new study, or of the one to resume.
 
     Raises:
@@ -207,7 +244,7 @@ def study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple
         if space is not None or out is not None:
             raise InputError("--resume: takes the space and the folder of the study; leave out SPACE and --out")
         return read_space(resume), resume.resolve()
-    loaded = SearchSpace.load(space or EMBEDDED_SPACE)
+    loaded = space if isinstance(space, SearchSpace) else SearchSpace.load(space or EMBEDDED_SPACE)
     folder = out or _default_folder(loaded.name)
     if is_study(folder):
         raise InputError(
@@ -218,7 +255,7 @@ def study_of(space: Path | None, resume: Path | None, out: Path | None) -> tuple
     return loaded, folder.resolve()
 
 
-def _prior_trials(sources: list[str], resume: Path | None, folder: Path) -> list["PriorTrial"]:
+def _prior_trials(sources: Sequence[str], resume: Path | None, folder: Path) -> list["PriorTrial"]:
     """The finished trials of the studies to start from."""
     if not sources:
         return []
@@ -238,7 +275,7 @@ def _default_folder(name: str) -> Path:
 
 
 def with_options(
-    space: SearchSpace, budget: list[str] | None, limits: Mapping[str, Any], seed: int | None, slots: int | None
+    space: SearchSpace, budget: Sequence[str] | None, limits: Mapping[str, Any], seed: int | None, slots: int | None
 ) -> SearchSpace:
     """The space with the options of the command line in place of its own.
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +117,7 @@ class SearchSpace(Strict):
         Raises:
             InputError: no such file, not YAML, or an invalid key or value; one line that names the key.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-            content = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; examples are in search_spaces/") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: can't be read ({error}); give a YAML file") from None
-        except (yaml.YAMLError, ValueError) as error:
-            raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        content = _read_yaml(path, "examples are in search_spaces/")
         if not isinstance(content, dict):
             raise InputError(f"{path}: not a search space; it must map name, model and recipe to values")
         try:
@@ -211,6 +204,36 @@ class SearchSpace(Strict):
         return max(1, round(fraction * num_samples * epochs))
 
 
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe: the `recipe.yaml` of a checkpoint, or what `raysearch best --json` prints.
+
+    Raises:
+        InputError: no such file, not YAML or JSON, or no recipe.
+    """
+    content = _read_yaml(path, "give a recipe.yaml, or the output of raysearch best --json")
+    if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
+        content = content["recipe"]
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a recipe; it must map mode, ratio and criterion to values")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {first_problem(error, Recipe)}") from None
+
+
+def _read_yaml(path: str | Path, way_out: str) -> Any:
+    """The content of a YAML file, or of a JSON file if `path` ends in .json."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {way_out}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read ({error}); give a YAML file") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+
+
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """One line about the first problem: the path of the key, what is wrong, and the known keys."""
     problem = error.errors()[0]
@@ -219,7 +242,8 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = _keys_at(model, where[:-1])
-        message = f"unknown key; known are {', '.join(known)}" if known else "unknown key; remove it"
+        close = "".join(f"; did you mean {name}?" for name in get_close_matches(where[-1], known, 1))
+        message = f"unknown key; known are {', '.join(known)}{close}" if known else "unknown key; remove it"
     elif problem["type"] not in ("missing", "value_error"):
         message = f"{message}, not {problem['input']!r}"
     path = ".".join(where)

@@ -12,7 +12,7 @@ from raysearch.replication.figure import FIGURE, write_figure
 from raysearch.replication.probes import Probes
 from raysearch.replication.table import Cell, Table, percent
 from raysearch.report.terminal import CHECK_PROMPTS
-from raysearch.search.samplers.grid import grid
+from raysearch.searching.samplers.grid import grid
 from raysearch.study.folder import read_trials
 
 PAGE = "study.md"

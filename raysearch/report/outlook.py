@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 from raysearch.files import write_json
 from raysearch.report.terminal import own_command, shell_path
-from raysearch.search.forecast import NUM_RUNS, Forecast, Gain
-from raysearch.search.pace import seconds_per_run
-from raysearch.search.searcher import Searcher
+from raysearch.searching.forecast import NUM_RUNS, Forecast, Gain
+from raysearch.searching.pace import seconds_per_run
+from raysearch.searching.searcher import Searcher
 from raysearch.study.folder import Study
 from raysearch.study.records import seconds_text
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from raysearch.config.budget import Budget, Size
+from raysearch.config.budget import Budget, Size, size_text
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.files import write_json
@@ -152,6 +152,27 @@ class Front(BaseModel):
         fitting = [point for point in self.points if budget.admits(point.size, self.baseline.size)]
         return min(fitting, key=lambda p: (-p.retention_ci[0], p.size_bytes, p.samples_seen), default=None)
 
+    def answer(self, budget: Budget, folder: Path) -> FrontPoint:
+        """As `pick`.
+
+        Args:
+            folder: of the study, for messages.
+
+        Raises:
+            InputError: the front is empty, or no point is small enough.
+        """
+        if not self.points:
+            raise InputError(f"{folder}: no recipe has finished yet; resume it with raysearch search --resume {folder}")
+        point = self.pick(budget)
+        if point is None:
+            smallest = self.points[0]
+            raise InputError(
+                f"--budget {budget.text}: the smallest recipe on the front takes {size_text(smallest.size_bytes)} "
+                f"({smallest.size_ratio:.1%} of the dense model); raise the budget, or search with --budget "
+                f"{budget.text}"
+            )
+        return point
+
     def least_needed_first(self) -> list[FrontPoint]:
         """The points that answer no budget before those that do; among each, those first that add least hypervolume."""
         places = np.array([(point.size_ratio, -point.retention) for point in self.points]).reshape(-1, 2)
@@ -168,13 +189,13 @@ class Front(BaseModel):
         write_json(folder / "front.json", self.model_dump(mode="json", by_alias=True, exclude_none=False))
 
     @classmethod
-    def load(cls, folder: Path) -> "Front":
-        """Read `front.json` of a study.
+    def load(cls, folder: str | Path) -> "Front":
+        """Read `front.json` of a study's folder.
 
         Raises:
             InputError: there is none, or it isn't one.
         """
-        path = folder / "front.json"
+        path = Path(folder) / "front.json"
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:

@@ -29,7 +29,7 @@ from typing import Any
 from raysearch.cli.search import EMBEDDED_SPACE
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
-from raysearch.search.early_stopping.asha import AshaBracket
+from raysearch.searching.early_stopping.asha import AshaBracket
 from raysearch.study.multi_objective import hypervolume
 from raysearch.study.plan import plan_study
 
@@ -144,7 +144,7 @@ def documented_pattern(folder: Path, seed: int, seconds: float, given: bool) -> 
 
 def _define_by_run(trial: Any) -> dict[str, Any]:
     """At the top of the module, since OptunaSearch is pickled with the experiment."""
-    from raysearch.search.samplers.optuna_samplers import OptunaSuggester
+    from raysearch.searching.samplers.optuna_samplers import OptunaSuggester
 
     return {"recipe": _space().suggest(OptunaSuggester(trial)).as_dict()}
 

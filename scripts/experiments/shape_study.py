@@ -21,8 +21,8 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation.retention import retention
 from raysearch.files import append_json, read_json_lines
-from raysearch.search.samplers.sized_space import SizedSpace
-from raysearch.search.samplers.suggesters import RandomSuggester
+from raysearch.searching.samplers.sized_space import SizedSpace
+from raysearch.searching.samplers.suggesters import RandomSuggester
 
 SIZES = (0.36, 0.45, 0.54, 0.66, 0.8)
 TRAINING = {

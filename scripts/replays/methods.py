@@ -14,11 +14,11 @@ from raysearch.config.budget import Budget, Size
 from raysearch.config.dimensions import Choices, Dimension, Suggester
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Scalar
-from raysearch.search.early_stopping.asha import AshaBracket, Rule
-from raysearch.search.early_stopping.rung import Rung
-from raysearch.search.samplers.optuna_samplers import SAMPLER_ATTEMPTS, OptunaSuggester, TPESampler
-from raysearch.search.samplers.suggesters import RandomSuggester
-from raysearch.search.searcher import Searcher
+from raysearch.searching.early_stopping.asha import AshaBracket, Rule
+from raysearch.searching.early_stopping.rung import Rung
+from raysearch.searching.samplers.optuna_samplers import SAMPLER_ATTEMPTS, OptunaSuggester, TPESampler
+from raysearch.searching.samplers.suggesters import RandomSuggester
+from raysearch.searching.searcher import Searcher
 from raysearch.study.multi_objective import exclusive_hypervolume
 from scripts.replays.simulator import Result
 from scripts.replays.tables import RecordedTable, Table

@@ -30,7 +30,7 @@ from raysearch.config.recipe import LOSS_FIELDS, Mode, Recipe
 from raysearch.config.settings import Scalar
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
-from raysearch.search.early_stopping.asha import AshaBracket
+from raysearch.searching.early_stopping.asha import AshaBracket
 from raysearch.study.plan import StudyPlan, plan_study
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "pocket-table.yaml"

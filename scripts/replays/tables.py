@@ -17,8 +17,8 @@ from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.models.shape_solver import shape_for
-from raysearch.search.samplers.encoding import Encoding, is_number, place
-from raysearch.search.samplers.suggesters import suggest
+from raysearch.searching.samplers.encoding import Encoding, is_number, place
+from raysearch.searching.samplers.suggesters import suggest
 from raysearch.study.multi_objective import hypervolume
 
 FULL = 27.0  # samples seen by a full run on a made-up curve

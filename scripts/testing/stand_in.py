@@ -20,7 +20,7 @@ from raysearch.config.budget import Budget, Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.models.param_count_cache import counts_of_model
-from raysearch.search.pace import Deadline
+from raysearch.searching.pace import Deadline
 from raysearch.study.folder import CHECKPOINTS, Study, locked
 from raysearch.study.front import Baseline, Measured
 from raysearch.study.plan import StudyPlan

@@ -22,7 +22,7 @@ from raysearch.backend.tuner import refuse_all_failed, resume_search
 from raysearch.cli import search
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
-from raysearch.search.journaled_search import JOURNAL, STATE
+from raysearch.searching.journaled_search import JOURNAL, STATE
 from raysearch.study.folder import Study, locked
 from raysearch.study.front import Front
 from scripts.fault_injection import driver as driver_faults

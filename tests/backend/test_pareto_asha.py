@@ -9,7 +9,7 @@ from ray import tune
 
 from raysearch.backend.pareto_asha import ParetoASHA
 from raysearch.errors import InputError
-from raysearch.search.early_stopping.asha import Rule
+from raysearch.searching.early_stopping.asha import Rule
 
 
 def trial(name):

@@ -9,7 +9,7 @@ from raysearch.backend.trainable import REPLY
 from raysearch.backend.tune_searcher import TuneScheduler, TuneSearcher
 from raysearch.backend.tuner import resume_search
 from raysearch.config.recipe import Recipe
-from raysearch.search.judged_shapes import JudgedShape
+from raysearch.searching.judged_shapes import JudgedShape
 from raysearch.study.folder import Study
 from raysearch.study.records import Score
 from scripts.testing import stand_in

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from raysearch import pocket
 from raysearch.cli.app import app
 from raysearch.cli.search import with_options
 from raysearch.config.budget import Budget
-from raysearch.config.space import SearchSpace
+from raysearch.config.space import SearchSpace, load_recipe
 from raysearch.errors import InputError
 from raysearch.study.front import Front
 from tests.support import synthetic_study
@@ -93,7 +94,11 @@ def test_a_dry_run_of_own_model_and_data_is_as_light(tmp_path):
         (["best", "NOWHERE", "--budget", "60%"], "no front.json"),
         (["best", "--budget", "60%"], "DIR"),
         (["best", "STUDY", "--mlflow", "synthetic", "--budget", "60%"], "give one of them"),
-        (["best", "STUDY"], "--budget"),
+        (["best", "STUDY", "--key", "0"], "--key 0: not on the front; raysearch best "),
+        (["best", "STUDY", "--key", "0", "--budget", "60%"], "leave out --budget"),
+        (["export", "STUDY", "--to", "NOWHERE"], "export: needs --budget or --key"),
+        (["retry", "NOWHERE"], "no such file; give a recipe.yaml"),
+        (["retry", SPACE], "search_spaces/pocket.yaml: mode: "),
         (["benchmark", "NOWHERE"], "no front.json"),
         (["estimate", SPACE, "--like", "NOWHERE"], "no trials.jsonl"),
         (["export", "STUDY", "--budget", "60%", "--to", "NOWHERE", "--finetune", "--epochs", "0"], "--epochs"),
@@ -284,7 +289,7 @@ def test_a_cluster_that_is_too_small_leaves_no_folder(monkeypatch, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    "command", ["search", "best", "export", "benchmark", "prune", "report", "estimate", "replicate", "sync"]
+    "command", ["search", "best", "export", "benchmark", "prune", "report", "estimate", "replicate", "retry", "sync"]
 )
 def test_every_help_has_examples(command, capsys):
     status, out, _ = call(capsys, command, "--help")
@@ -292,6 +297,32 @@ def test_every_help_has_examples(command, capsys):
     assert f"raysearch {command}" in out
     assert "--verbose" in out
     assert "Raises" not in out
+
+
+def test_without_a_budget_the_whole_front_is_listed(study, capsys):
+    front = Front.load(study)
+    status, out, _ = call(capsys, "best", study)
+    assert status == 0
+    assert all(point.key in out for point in front.points)
+    assert all(f"{budget}  {key}" in out for budget, key in front.budgets.items())
+    assert json.loads(call(capsys, "best", study, "--json")[1])["budgets"] == front.budgets
+
+
+def test_a_recipe_is_found_by_its_key_and_can_be_given_back(study, tmp_path, capsys):
+    point = Front.load(study).points[0]
+    status, out, _ = call(capsys, "best", study, "--key", point.key, "--json")
+    assert (status, json.loads(out)["key"]) == (0, point.key)
+    (tmp_path / "best.json").write_text(out)
+    assert load_recipe(tmp_path / "best.json").key == point.key
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(point.recipe.as_dict()))
+    assert load_recipe(tmp_path / "recipe.yaml").key == point.key
+    status, out, _ = call(capsys, "retry", tmp_path / "best.json", SPACE, "--dry-run")
+    assert status == 0
+    assert "1 trials" in out
+
+
+def test_the_version_is_printed(capsys):
+    assert call(capsys, "--version") == (0, f"raysearch {version('raysearch')}\n", "")
 
 
 @pytest.mark.parametrize(("old", "new"), [("measure", "benchmark"), ("study", "replicate")])

@@ -7,7 +7,7 @@ import pytest
 from raysearch.config.space import SearchSpace
 from raysearch.models.param_count import counts_of
 from raysearch.models.shape_solver import shape_for_ratio
-from raysearch.search.samplers.grid import grid
+from raysearch.searching.samplers.grid import grid
 from raysearch.study import plan
 from tests.support.public_configs import PUBLIC
 

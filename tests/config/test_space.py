@@ -87,6 +87,7 @@ def test_a_space_survives_its_own_json():
 MISTAKES = [
     ({"modle": 1}, "modle: unknown key; known are name, model,"),
     ({"search.trils": 1}, "search.trils: unknown key; known are trials,"),
+    ({"search.trils": 1}, "search.trils: .*; did you mean trials?"),
     ({"recipe.mod": 1}, "recipe.mod: not a field of a recipe; known are mode,"),
     ({"recipe.mode": ["layrwise"]}, "recipe.mode: .*'layrwise'"),
     ({"recipe.ratio": {"low": 0.5, "high": 0.2}}, "recipe.ratio.0: low 0.5 is above high 0.2; swap them"),

@@ -24,7 +24,7 @@ from raysearch.pruning import prune
 from raysearch.pruning.checkpoint import prune_checkpoint
 from raysearch.pruning.importance import importance
 from raysearch.recovery.trainable_params import choose_trained, merged
-from raysearch.search.searcher import Searcher
+from raysearch.searching.searcher import Searcher
 from raysearch.study.plan import plan_study
 from raysearch.trials.context import TrialContext
 from raysearch.trials.trial import Trial

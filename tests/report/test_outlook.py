@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from raysearch.report.outlook import Outlook
-from raysearch.search.forecast import Forecast, Gain
+from raysearch.searching.forecast import Forecast, Gain
 
 
 def outlook_of(study, forecast, num_slots=2):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raysearch.search.forecast import Ended
+from raysearch.searching.forecast import Ended
 from scripts.replays.forecast import by_curve, calibration, compare
 
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from raysearch.search.early_stopping.asha import AshaBracket
+from raysearch.searching.early_stopping.asha import AshaBracket
 from scripts.replays.simulator import simulate
 
 

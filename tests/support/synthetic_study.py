@@ -7,7 +7,7 @@ import numpy as np
 
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.search.early_stopping.asha import AshaBracket
+from raysearch.searching.early_stopping.asha import AshaBracket
 from raysearch.study.folder import Study
 from raysearch.study.front import Baseline, Measured
 from raysearch.study.records import Score

@@ -1,0 +1,264 @@
+"""The Python API: search, open a study, take its answers, prune a model in memory."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PrivateAttr, ValidationError
+
+from raysearch.config.budget import Budget
+from raysearch.config.recipe import Recipe
+from raysearch.config.space import SearchSpace, first_problem
+from raysearch.errors import InputError
+from raysearch.study.folder import is_study, read_space, read_trials
+from raysearch.study.front import Front, FrontPoint
+from raysearch.study.records import TrialRecord
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+    import torch
+    from transformers import PreTrainedModel
+
+
+def search(
+    space: str | Path | Mapping[str, Any] | SearchSpace | None = None,
+    *,
+    budgets: Sequence[str] = (),
+    out: str | Path | None = None,
+    trials: int | None = None,
+    runs: float | None = None,
+    time: str | None = None,
+    gpu_hours: float | None = None,
+    until_gain: float | None = None,
+    seed: int | None = None,
+    slots: int | None = None,
+    warm_start: Sequence[str] = (),
+) -> "Study":
+    """Search for the Pareto front of model size against retention; returns when the search has ended.
+
+    It runs on the Ray cluster of this process or of `RAY_ADDRESS`, else on this machine, and prints its progress.
+
+    Args:
+        space: a file, its content, or a checked space; None for that of the embedded LVLM.
+        budgets: sizes to answer, e.g. `60%`, `3.2GB`; they replace those of the space.
+        out: folder of the study, new or empty; None makes one below `runs`.
+        trials, runs, time, gpu_hours, until_gain: limits, as of `raysearch search`; they replace those of the space.
+        seed: of the sampler and the data order.
+        slots: trials at a time.
+        warm_start: folders or MLflow experiments of earlier studies.
+
+    Raises:
+        InputError: the space, an argument or an earlier study can't be used.
+    """
+    limits = {"trials": trials, "runs": runs, "time": time, "gpu_hours": gpu_hours, "until_gain": until_gain}
+    return _search(_checked(space), None, out, budgets, limits, seed, slots, warm_start)
+
+
+def prune(
+    model: "PreTrainedModel",
+    recipe: Recipe | Mapping[str, Any],
+    calibration: "Iterable[Mapping[str, torch.Tensor]] | None" = None,
+) -> "PreTrainedModel":
+    """A new, smaller model of a stock class, without recovery; `model` stays as it is.
+
+    Args:
+        recipe: what to remove: mode, ratio, criterion, depth_share, attention_share; other fields are not used.
+        calibration: batches of the model's inputs with `labels`, on its device; None for criteria that need no data.
+
+    Raises:
+        InputError: not a recipe, no stock class holds its shape, or a criterion misses data.
+    """
+    from raysearch.models.param_count import counts_of
+    from raysearch.models.shape_solver import shape_for
+    from raysearch.pruning import prune
+    from raysearch.pruning.importance import importance
+
+    if not isinstance(recipe, Recipe):
+        try:
+            recipe = Recipe.model_validate({"trained": "nothing", **recipe})
+        except ValidationError as error:
+            raise InputError(f"recipe: {first_problem(error, Recipe)}") from None
+    shape = shape_for(counts_of(model.config), recipe)
+    batches = None if calibration is None else list(calibration)
+    scores: Any = {
+        part: importance(model, batches, name, recipe.seed)
+        for part, name in zip(("depth", "width"), recipe.criteria, strict=True)
+        if name
+    }
+    return prune(model, shape, scores)
+
+
+class StudyPoint(FrontPoint):
+    """A point of a study's front, with its checkpoint at hand."""
+
+    _study: Path = PrivateAttr()
+
+    @property
+    def folder(self) -> Path:
+        """Its checkpoint, a stock Hugging Face folder.
+
+        Raises:
+            InputError: the disk quota deleted it, or the folder of the study was not copied whole.
+        """
+        from raysearch.export.export_checkpoint import checkpoint_of
+
+        return checkpoint_of(self._study, self)
+
+    def load(self) -> tuple["PreTrainedModel", Any]:
+        """The model in eval mode and its processor.
+
+        Raises:
+            InputError: there is no checkpoint, or it can't be read.
+        """
+        from raysearch.models import load
+
+        return load(self.folder)
+
+    def export(self, to: str | Path) -> None:
+        """Copy the checkpoint to a new or empty folder, once a clean process has loaded it by transformers alone.
+
+        Raises:
+            InputError: there is no checkpoint, it does not load, or `to` is not empty.
+        """
+        from raysearch.export.export_checkpoint import export_checkpoint
+
+        export_checkpoint(self._study, self, Path(to), Front.load(self._study))
+
+
+class Study:
+    """A study's folder, to read; each property reads its file anew, so that a running search can be followed."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a folder.
+
+        Raises:
+            InputError: it holds no study.
+        """
+        self.folder = Path(folder)
+        if not is_study(self.folder):
+            raise InputError(f"{folder}: holds no study; give the --out folder of a search")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Study":
+        """The same as `Study(folder)`."""
+        return cls(folder)
+
+    def __repr__(self) -> str:
+        return f"Study({str(self.folder)!r})"
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space that it was started with."""
+        return read_space(self.folder)
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        """Its ended trials, in the order of their end."""
+        return read_trials(self.folder)
+
+    @property
+    def front(self) -> Front:
+        """Its Pareto front of size against retention."""
+        return Front.load(self.folder)
+
+    def best(self, budget: str | Budget) -> StudyPoint:
+        """The point within a budget with the highest lower bound of retention.
+
+        Args:
+            budget: a share of the dense model's bytes (`60%`), bytes (`3.2GB`) or parameters (`3B`).
+
+        Raises:
+            InputError: not a budget, or no point is small enough.
+        """
+        parsed = Budget.parse(budget) if isinstance(budget, str) else budget
+        point = StudyPoint(**dict(self.front.answer(parsed, self.folder)))
+        point._study = self.folder
+        return point
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row per ended trial: the fields of its recipe, its size, and its last score.
+
+        Fields of a recipe that don't apply, and scores of a trial without any, are missing values; `score_NAME` is the
+        mean score on a benchmark.
+        """
+        import pandas
+
+        path = self.folder / "front.json"
+        front = self.front if path.exists() else None
+        keys = {point.key for point in front.points} if front else set()
+        rows = []
+        for record in self.trials:
+            last = record.rungs[-1].model_dump(exclude={"scores", "losses"}) if record.rungs else {}
+            scores = record.rungs[-1].scores if record.rungs else {}
+            rows.append(
+                {
+                    "key": record.key,
+                    "end": record.end,
+                    "on_front": record.key in keys,
+                    "num_params": record.num_params,
+                    "size_bytes": record.size_bytes,
+                    "size_ratio": record.size_bytes / front.baseline.size_bytes if front else None,
+                    **last,
+                    **{f"score_{name}": score for name, score in scores.items()},
+                    **record.recipe.as_dict(),
+                    "seconds": record.seconds,
+                    "reason": record.reason,
+                }
+            )
+        return pandas.DataFrame(rows)
+
+    def plot(self) -> "plotly.graph_objects.Figure":
+        """The front, every trial and the budgets."""
+        from raysearch.report.front_info import front_info, trial_points
+        from raysearch.report.plots import front_figure
+
+        front = self.front
+        return front_figure(front_info(front), trial_points(self.trials, front.baseline))
+
+    def resume(
+        self,
+        *,
+        trials: int | None = None,
+        runs: float | None = None,
+        time: str | None = None,
+        gpu_hours: float | None = None,
+        until_gain: float | None = None,
+        slots: int | None = None,
+    ) -> "Study":
+        """Go on with the search, up to its limits or to those given here; returns when it has ended.
+
+        Raises:
+            InputError: a search is at work on it, or an argument can't be used.
+        """
+        limits = {"trials": trials, "runs": runs, "time": time, "gpu_hours": gpu_hours, "until_gain": until_gain}
+        return _search(None, self.folder, None, (), limits, None, slots, ())
+
+
+def _checked(space: str | Path | Mapping[str, Any] | SearchSpace | None) -> Path | SearchSpace | None:
+    if not isinstance(space, Mapping):
+        return Path(space) if isinstance(space, str) else space
+    try:
+        return SearchSpace.model_validate(dict(space))
+    except ValidationError as error:
+        raise InputError(f"space: {first_problem(error, SearchSpace)}") from None
+
+
+def _search(
+    space: Path | SearchSpace | None,
+    resume: Path | None,
+    out: str | Path | None,
+    budgets: Sequence[str],
+    limits: Mapping[str, Any],
+    seed: int | None,
+    slots: int | None,
+    warm_start: Sequence[str],
+) -> Study:
+    from raysearch.cli.search import check, run
+
+    began = monotonic()
+    to = None if out is None else Path(out)
+    checked = check(space, resume, to, budgets, limits, seed, slots, warm_start)
+    run(checked.plan, checked.folder, checked.prior_trials, began=began)
+    return Study(checked.folder)
