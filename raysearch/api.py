@@ -44,7 +44,11 @@ def search(
         space: a file, its content, or a checked space; None for that of the embedded LVLM.
         budgets: sizes to answer, e.g. `60%`, `3.2GB`; they replace those of the space.
         out: folder of the study, new or empty; None makes one below `runs`.
-        trials, runs, time, gpu_hours, until_gain: limits, as of `raysearch search`; they replace those of the space.
+        trials: limit: trials, stopped ones included; a limit given here replaces all those of the space.
+        runs: limit: full runs' worth of training.
+        time: limit: `90s`, `20m`, `2h`.
+        gpu_hours: limit: hours of all GPUs together.
+        until_gain: end when ten more full runs are expected to add fewer points at every budget.
         seed: of the sampler and the data order.
         slots: trials at a time.
         warm_start: folders or MLflow experiments of earlier studies.
