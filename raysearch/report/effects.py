@@ -24,6 +24,8 @@ class Effect:
     value: float
     low: float
     high: float
+    p_value: float | None = None
+    """Two-sided; None where only the interval is known."""
 
     @property
     def is_significant(self) -> bool:
@@ -32,7 +34,7 @@ class Effect:
 
     def reversed(self) -> "Effect":
         """The difference with its sides swapped."""
-        return Effect(-self.value, -self.high, -self.low)
+        return Effect(-self.value, -self.high, -self.low, self.p_value)
 
     def points(self) -> str:
         """Its magnitude in points of retention, as text."""
@@ -43,13 +45,16 @@ class Effect:
         return f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def effect_of(records: Sequence[TrialRecord], baseline: Baseline, side: Side) -> Effect | None:
+def effect_of(
+    records: Sequence[TrialRecord], baseline: Baseline, side: Side, within_modes: bool = True
+) -> Effect | None:
     """Difference in retention between trials with and without a setting, at equal size and mode.
 
     Args:
         records: finished trials.
         baseline: the dense model.
         side: of a trial, True with the setting, False without; None leaves the trial out.
+        within_modes: False compares at equal size alone, e.g. the modes themselves.
 
     Returns:
         The coefficient of `side` beside an intercept, the size, its square and the mode. Its 95% interval is Student's
@@ -61,7 +66,7 @@ def effect_of(records: Sequence[TrialRecord], baseline: Baseline, side: Side) ->
     on = np.array([found for _, found in sides if found is not None], bool)
     if min(on.sum(), (~on).sum()) < MIN_PER_SIDE:
         return None
-    design = np.column_stack([on, _size_and_mode(chosen, baseline)])
+    design = np.column_stack([on, _size_and_mode(chosen, baseline, within_modes)])
     retentions = np.array([record.rungs[-1].retention for record in chosen])
     num_free = len(retentions) - design.shape[1]
     if num_free < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
@@ -74,7 +79,8 @@ def effect_of(records: Sequence[TrialRecord], baseline: Baseline, side: Side) ->
     residuals = (retentions - design @ coefficients) / np.maximum(1 - leverage, 1e-3)
     error = float(np.sqrt(np.sum(((design @ inverse)[:, 0] * residuals) ** 2)))
     value, reach = float(coefficients[0]), float(t.ppf(0.975, num_free)) * error
-    return Effect(value, value - reach, value + reach)
+    p_value = float(2 * t.sf(abs(value) / error, num_free)) if error else float(value == 0)
+    return Effect(value, value - reach, value + reach, p_value)
 
 
 def finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -90,10 +96,10 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def _size_and_mode(records: Sequence[TrialRecord], baseline: Baseline) -> np.ndarray:
+def _size_and_mode(records: Sequence[TrialRecord], baseline: Baseline, with_modes: bool) -> np.ndarray:
     """(n, 3 + modes - 1): an intercept, the size, its square, and a column per mode but the first."""
     size = np.array([record.size_bytes / baseline.size_bytes for record in records])
-    modes = sorted({record.recipe.mode for record in records})
+    modes = sorted({record.recipe.mode for record in records}) if with_modes else []
     dummies = [[record.recipe.mode == mode for record in records] for mode in modes[1:]]
     return np.column_stack([np.ones(len(size)), size, size**2, *np.array(dummies, float)])
 

@@ -2,14 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from raysearch.config.budget import Budget, Size
+from raysearch.config.budget import Budget
 from raysearch.config.recipe import LOSS_FIELDS
 from raysearch.evaluation.retention import Estimate
 from raysearch.report.effects import Effect, Side, effect_of, finished, spearman
@@ -18,6 +18,10 @@ from raysearch.study.front import Baseline, Front, FrontPoint
 from raysearch.study.records import TrialRecord
 
 Verdict = Literal["significant", "inconclusive", "fact"]
+NEAR = 0.1
+"""Trials whose size is this near to a budget's, as a share of the dense size, are compared around it."""
+RELEVANT = 0.02
+"""A difference in retention that matters to a person; smaller ones that are known to be smaller are a fact."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Finding:
     """A sentence and its evidence.
 
     Attributes:
-        verdict: `significant` if the interval excludes 0, `inconclusive` if it does not, `fact` for plain counts.
+        verdict: `significant` if it holds beside all others that were tested, `inconclusive` if that is open, `fact`
+            for counts, and for differences that are known to be small.
     """
 
     sentence: str
@@ -33,11 +38,58 @@ class Finding:
     verdict: Verdict
 
 
+@dataclass(frozen=True)
+class _Comparison:
+    """Trials of two settings, at equal size.
+
+    Attributes:
+        about: what is compared.
+        num_trials: finished trials of each side.
+        effect: of `first` against `second`, 0 or more.
+        alike: what the trials are equal in.
+    """
+
+    about: str
+    first: str
+    second: str
+    num_trials: tuple[int, int]
+    effect: Effect
+    alike: str
+
+    def finding(self, is_significant: bool, num_comparisons: int) -> Finding:
+        evidence = (
+            f"{self.num_trials[0]} finished trials against {self.num_trials[1]}, at equal {self.alike}: "
+            f"{self.effect.interval()} points"
+        )
+        if is_significant:
+            text = f"{self.about}: {self.first} retains {self.effect.points()} more than {self.second}."
+            return Finding(text, evidence, "significant")
+        bound = max(abs(self.effect.low), abs(self.effect.high))
+        if bound <= RELEVANT:
+            text = f"{self.about}: {self.first} and {self.second} differ by less than {100 * bound:.1f} points."
+            return Finding(text, evidence, "fact")
+        num_needed = math.ceil(sum(self.num_trials) * ((self.effect.high - self.effect.low) / 2 / RELEVANT) ** 2)
+        evidence += (
+            f", one of {num_comparisons} comparisons; about {max(num_needed, sum(self.num_trials) + 1)} such trials "
+            f"would tell a difference of {100 * RELEVANT:.0f} points: raysearch search --resume DIR --trials N"
+        )
+        return Finding(
+            f"{self.about}: {self.first} and {self.second} don't differ significantly.", evidence, "inconclusive"
+        )
+
+
 def findings(front: Front, records: Sequence[TrialRecord]) -> list[Finding]:
-    """All findings about a study: significant ones, facts, inconclusive ones."""
+    """All findings about a study: significant ones, facts, inconclusive ones.
+
+    Of the comparisons that are called significant, 5% at most are expected to be wrong: their p-values are adjusted for
+    their number (Benjamini and Hochberg, 1995).
+    """
+    from scipy.stats import false_discovery_control
+
+    compared = [*_modes(front, records), *_settings(records, front.baseline)]
+    adjusted = false_discovery_control([comparison.effect.p_value for comparison in compared])
     found = [
-        *_modes(front, records),
-        *_settings(records, front.baseline),
+        *(one.finding(p_value <= 0.05, len(compared)) for one, p_value in zip(compared, adjusted, strict=True)),
         *_benchmarks(front),
         *_heldout(front),
         *_first_rung(records),
@@ -47,65 +99,44 @@ def findings(front: Front, records: Sequence[TrialRecord]) -> list[Finding]:
     return sorted(found, key=lambda finding: order.index(finding.verdict))
 
 
-def _modes(front: Front, records: Sequence[TrialRecord]) -> list[Finding]:
-    """The best trials of the modes, compared within each budget."""
-    dense = front.baseline.size
+def _modes(front: Front, records: Sequence[TrialRecord]) -> Iterator[_Comparison]:
+    """The modes, compared around each budget at equal size."""
+    baseline = front.baseline
     budgets = [Budget.parse(text) for text in front.budgets or ("45%", "60%", "75%", "90%")]
-    found = []
-    for budget in sorted(budgets, key=lambda b: b.bound_bytes(dense)):
-        by_mode: dict[str, list[TrialRecord]] = {}
-        for record in finished(records):
-            if budget.admits(Size(record.num_params, record.size_bytes), dense):
-                by_mode.setdefault(record.recipe.mode, []).append(record)
-        tried = [trials for _, trials in sorted(by_mode.items()) if len(trials) > 1]
-        found += [_leader(f"Within {budget.text}", *pair) for pair in itertools.combinations(tried, 2)]
-    return found
+    for budget in sorted(budgets, key=lambda b: b.size_ratio(baseline.size)):
+        centre = budget.size_ratio(baseline.size)
+        near = [r for r in finished(records) if abs(r.size_bytes / baseline.size_bytes - centre) <= NEAR]
+        for one, other in itertools.combinations(sorted({record.recipe.mode for record in near}), 2):
+            side = partial(_side, "mode", {one: True, other: False})
+            about = f"Mode at sizes around {budget.text}"
+            yield from _compared(near, baseline, about, one, other, side, within_modes=False)
 
 
-def _leader(where: str, first: Sequence[TrialRecord], second: Sequence[TrialRecord]) -> Finding:
-    """The best trial of one mode, compared with the best of another."""
-    groups = sorted((first, second), key=lambda group: -_best(group).rungs[-1].retention)
-    best, other = (_best(group) for group in groups)
-    lead, trail = best.rungs[-1], other.rungs[-1]
-    gap = Estimate(lead.retention - trail.retention, math.hypot(lead.retention_se, trail.retention_se))
-    effect = Effect(gap.value, *gap.interval)
-    evidence = (
-        f"best of {len(groups[0])} {best.recipe.mode} trials ({best.key}: {lead.retention:.1%}) against best of "
-        f"{len(groups[1])} {other.recipe.mode} trials ({other.key}: {trail.retention:.1%}): {effect.interval()} points"
-    )
-    if effect.is_significant:
-        text = f"{where}, {best.recipe.mode} leads {other.recipe.mode} by {effect.points()}."
-        return Finding(text, evidence, "significant")
-    text = f"{where}, {best.recipe.mode} and {other.recipe.mode} don't differ significantly."
-    return Finding(text, evidence, "inconclusive")
-
-
-def _best(records: Sequence[TrialRecord]) -> TrialRecord:
-    return max(records, key=lambda record: record.rungs[-1].retention)
-
-
-def _settings(records: Sequence[TrialRecord], baseline: Baseline) -> list[Finding]:
-    """Effects of what was trained, with which losses, on how much data."""
+def _settings(records: Sequence[TrialRecord], baseline: Baseline) -> Iterator[_Comparison]:
+    """What was trained, with which losses, on how much data."""
     ended = finished(records)
-    found = []
-    for name, first, second, side in _contrasts(ended):
-        effect = effect_of(ended, baseline, side)
-        if effect is None:
-            continue
-        sides = [side(record) for record in ended]
-        counts = sides.count(True), sides.count(False)
-        if effect.value < 0:
-            first, second, counts, effect = second, first, counts[::-1], effect.reversed()
-        evidence = (
-            f"{counts[0]} finished trials against {counts[1]}, at equal size and mode: {effect.interval()} points"
-        )
-        if effect.is_significant:
-            text = f"{name}: {first} retains {effect.points()} more than {second}."
-            found.append(Finding(text, evidence, "significant"))
-        else:
-            text = f"{name}: {first} and {second} don't differ significantly."
-            found.append(Finding(text, evidence, "inconclusive"))
-    return found
+    for about, first, second, side in _contrasts(ended):
+        yield from _compared(ended, baseline, about, first, second, side)
+
+
+def _compared(
+    records: Sequence[TrialRecord],
+    baseline: Baseline,
+    about: str,
+    first: str,
+    second: str,
+    side: Side,
+    within_modes: bool = True,
+) -> Iterator[_Comparison]:
+    """The comparison with the better side first; none where there are too few trials."""
+    effect = effect_of(records, baseline, side, within_modes)
+    if effect is None:
+        return
+    sides = [side(record) for record in records]
+    counts = sides.count(True), sides.count(False)
+    if effect.value < 0:
+        first, second, counts, effect = second, first, counts[::-1], effect.reversed()
+    yield _Comparison(about, first, second, counts, effect, "size and mode" if within_modes else "size")
 
 
 def _contrasts(records: Sequence[TrialRecord]) -> list[tuple[str, str, str, Side]]:

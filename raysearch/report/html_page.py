@@ -145,14 +145,13 @@ def _speeds(front: Front) -> str:
 
 
 def _findings(found: Sequence[Finding]) -> str:
-    num_tests = sum(finding.verdict != "fact" for finding in found)
     items = "".join(
         f'<li class="{f.verdict}">{_text(f.sentence)}<small>{_text(f.evidence)}</small></li>' for f in found
     )
     note = (
-        f"Blue: significant, the 95% interval excludes 0. Grey: not significant. Of the {num_tests} comparisons about "
-        f"{num_tests / 20:.1f} are expected to be significant by chance alone. A search samples promising recipes more "
-        "often, so these are observations, not a controlled experiment."
+        "Blue: significant; of such sentences 5% at most are expected to be wrong. Trials are compared at equal size, "
+        "and only those that were trained to their end: how much a stopped one would have retained is unknown. A "
+        "search samples promising recipes more often, so these are observations, not an experiment."
     )
     return f'<p class="note">{note}</p><ul class="findings">{items}</ul>'
 

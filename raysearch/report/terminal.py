@@ -76,21 +76,38 @@ def speed_rows(front: Front) -> list[list[str]]:
 def speed_table(front: Front) -> Any:
     """A rich table of `speed_rows`."""
     machines = {p.measured.device: p.measured.dtype for p in front.points if p.measured}
-    table = rich_table(*SPEED_COLUMNS, title="; ".join(f"{device}, {dtype}" for device, dtype in machines.items()))
-    for cells in speed_rows(front):
-        table.add_row(*cells)
-    return table
+    title = "; ".join(f"{device}, {dtype}" for device, dtype in machines.items())
+    return fitting_table(SPEED_COLUMNS, speed_rows(front), ("files", "KV cache", "peak memory", "of dense"), title)
 
 
 def front_table(points: Sequence[FrontPoint], title: str | None = None) -> Any:
     """A rich table of front points, one row each."""
-    table = rich_table(title=title)
-    for name in POINT_COLUMNS[:4]:
-        table.add_column(name, justify="right", no_wrap=name != "held out")
-    for name in POINT_COLUMNS[4:]:
-        table.add_column(name, no_wrap=name in ("data", "key"))
-    for point in points:
-        table.add_row(*point_row(point))
+    rows = [point_row(point) for point in points]
+    return fitting_table(POINT_COLUMNS, rows, ("data", "losses", "trained", "size", "mode", "held out"), title)
+
+
+def fitting_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], drop_first: Sequence[str], title: str | None = None
+) -> Any:
+    """A rich table in which every row stays on one line, for the terminal's width.
+
+    Args:
+        drop_first: columns that may be left out where there is no room, in this order.
+    """
+    from rich.measure import Measurement
+
+    console = _console()
+    for num_dropped in range(len(drop_first) + 1):
+        kept = [i for i, name in enumerate(columns) if name not in drop_first[:num_dropped]]
+        table = rich_table(title=title)
+        for i in kept:
+            is_number = all(row[i][:1].isdigit() or not row[i] for row in rows)
+            table.add_column(columns[i], justify="right" if is_number else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*(row[i] for i in kept))
+        unbounded = console.options.update(max_width=10_000)
+        if Measurement.get(console, unbounded, table).maximum <= console.width:
+            break
     return table
 
 
@@ -185,9 +202,11 @@ def shell_path(path: Path) -> str:
 
 def print_rich(renderable: Any) -> None:
     """Print a rich table; wide enough for one line per row when the output is a file or a pipe."""
+    _console().print(renderable)
+
+
+def _console() -> Any:
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(width=max(console.width, _PIPE_WIDTH), highlight=False)
-    console.print(renderable)
+    return console if console.is_terminal else Console(width=max(console.width, _PIPE_WIDTH), highlight=False)

@@ -1,18 +1,20 @@
 """The report is one self-contained interactive page. And the live view."""
 
 import importlib.util
+import io
 import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import rich.console
 
 from raysearch.config.budget import Size
 from raysearch.report.html_page import report_html, write_report
 from raysearch.report.live_view import SYMBOLS, LiveView, ended_line, is_interactive, sketch
-from raysearch.report.terminal import own_command, print_result, state_text, unscored_text
-from raysearch.study.front import Front, Measured
+from raysearch.report.terminal import POINT_COLUMNS, front_table, own_command, print_result, state_text, unscored_text
+from raysearch.study.front import Front, Measured, retention_text
 from tests.support import synthetic_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -255,3 +257,27 @@ def test_which_state_was_handed_over_is_said():
     assert state_text(None) == ""
     assert state_text(0) == ", as it was before recovery, which harmed it"
     assert state_text(1200) == ", as it was after 1,200 samples"
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (60, {"mode", "size", "trained", "losses", "data"}),
+        (80, {"size", "trained", "losses", "data"}),
+        (120, {"losses", "data"}),
+        (200, set()),
+    ],
+)
+def test_tables_lose_columns_instead_of_breaking_cells(width, left_out, synthetic, monkeypatch):
+    monkeypatch.setattr(rich.console.Console, "is_terminal", True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    front = synthetic.front
+    out = io.StringIO()
+    rich.console.Console(file=out, width=width, color_system=None).print(front_table(front.points))
+    lines = out.getvalue().splitlines()
+    assert {name for name in POINT_COLUMNS if f" {name} " not in f" {lines[1].replace('  ', '   ')} "} == left_out
+    assert max(map(len, lines)) <= width
+    rows = [line for line in lines if any(point.key in line for point in front.points)]
+    assert len(rows) == len(front.points) == len(lines) - 4, "one line per row, beside the head and two empty ones"
+    assert all(retention_text(point) in row for point, row in zip(front.points, rows, strict=True))
+    assert "…" not in out.getvalue()
