@@ -1,11 +1,16 @@
 """Results of a trial: one `Score` per rung, and one `TrialRecord` at its end."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from raysearch.config.recipe import Recipe
-from raysearch.errors import first_line
+from raysearch.errors import first_line, printable
+
+Printable = Annotated[str, AfterValidator(printable)]
+"""Text that may be printed, wherever its file comes from."""
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+"""`Recipe.key`; it names folders."""
 
 
 class Score(BaseModel):
@@ -22,9 +27,9 @@ class Score(BaseModel):
     """Paired standard error of `retention`, over the questions (clustered by image)."""
     num_questions: int | None = Field(None, ge=1)
     """Questions that were scored: fewer below a trial's end (`search.early_questions`)."""
-    scores: dict[str, float]
+    scores: dict[Printable, float]
     """Mean score per benchmark, 0 to 1."""
-    losses: dict[str, float] = {}
+    losses: dict[Printable, float] = {}
     """Mean of each loss term since the previous rung, unweighted."""
     best_at: int | None = Field(None, ge=0)
     """At a trial's end: samples seen by the earlier state that scored higher than the final one and is handed over, 0
@@ -36,14 +41,14 @@ class TrialRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    trial: str
-    key: str
+    trial: Printable
+    key: Key
     recipe: Recipe
     num_params: int
     size_bytes: int
     rungs: list[Score]
     end: Literal["finished", "stopped", "failed"]
-    reason: str = ""
+    reason: Printable = ""
     seconds: float
     seconds_training: float = 0.0
     """Of `seconds`, in training steps."""
