@@ -16,9 +16,9 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Estimate
-from raysearch.files import append_json, delete_folder, delete_unfinished, folder_bytes, json_lines, write_json
+from raysearch.files import append_json, delete_folder, delete_unfinished, folder_bytes, write_json
 from raysearch.study.front import CHECKPOINTS, Baseline, Front, FrontPoint, Measured
-from raysearch.study.records import Score, TrialRecord, problem_text
+from raysearch.study.records import Score, TrialRecord, problem_text, read_rows
 
 TRIALS, SPACE, LAYERS = "trials.jsonl", "space.json", "layer-importance.json"
 RUNNING, TEACHER = "running", "teacher"
@@ -240,18 +240,9 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     Raises:
         InputError: there is no such file, or a line is not a trial.
     """
-    path, records = folder / TRIALS, list[TrialRecord]()
-    if not path.exists():
+    if not (folder / TRIALS).exists():
         raise InputError(f"{folder}: no {TRIALS}, so this is no study; give the --out folder of a search")
-    try:
-        for number, row in json_lines(path):
-            try:
-                records.append(TrialRecord.model_validate(row))
-            except ValueError as error:
-                raise ValueError(f"line {number}: no trial of this version ({problem_text(error)})") from None
-    except ValueError as error:
-        raise InputError(f"{path}, {error}; correct or remove the line") from None
-    return records
+    return list(read_rows(folder / TRIALS, TrialRecord))
 
 
 def read_layer_importance(folder: Path) -> dict[str, list[float]]:

@@ -1,12 +1,16 @@
 """Results of a trial: one `Score` per rung, and one `TrialRecord` at its end."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from raysearch.config.recipe import Recipe
-from raysearch.errors import first_line, printable
+from raysearch.errors import InputError, first_line, printable
+from raysearch.files import json_lines
 
+M = TypeVar("M", bound=BaseModel)
 Printable = Annotated[str, AfterValidator(printable)]
 """Text that may be printed, wherever its file comes from."""
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
@@ -54,6 +58,24 @@ class TrialRecord(BaseModel):
     """Of `seconds`, in training steps."""
     seconds_evaluating: float = 0.0
     """Of `seconds`, in answering questions, held-out ones too."""
+
+
+def read_rows(path: Path, kind: type[M]) -> Iterator[M]:
+    """The rows of a JSON lines file, checked as they are asked for; none if there is no file.
+
+    Raises:
+        InputError: a line is damaged, or none of this version; the message has its number.
+    """
+    number = 0
+    try:
+        for number, row in json_lines(path):
+            yield kind.model_validate(row)
+    except ValidationError as error:
+        raise InputError(
+            f"{path}, line {number}: not of this version ({problem_text(error)}); correct or remove the line"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{path}, {error}; correct or remove the line") from None
 
 
 def seconds_text(seconds: float) -> str:

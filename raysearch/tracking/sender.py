@@ -7,11 +7,9 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from raysearch.errors import InputError, first_line, printable
-from raysearch.files import append_json, json_lines
-from raysearch.study.records import problem_text
+from raysearch.errors import first_line, printable
+from raysearch.files import append_json
+from raysearch.study.records import read_rows
 from raysearch.study.secrets import mask
 from raysearch.tracking.mlflow_runs import MAX_EVENTS_AT_ONCE, Event, MlflowRuns
 
@@ -137,12 +135,4 @@ def read_unsent(folder: Path) -> Iterator[Event]:
     Raises:
         InputError: a line is no event.
     """
-    path = folder / UNSENT
-    try:
-        for number, row in json_lines(path):
-            try:
-                yield Event.model_validate(row)
-            except ValidationError as error:
-                raise ValueError(f"line {number}: no event of this version ({problem_text(error)})") from None
-    except ValueError as error:
-        raise InputError(f"{path}, {error}; remove the line") from None
+    return read_rows(folder / UNSENT, Event)

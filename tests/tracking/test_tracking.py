@@ -264,7 +264,7 @@ def test_events_wait_behind_whole_lines_only(replay, monkeypatch):
 )
 def test_a_waiting_line_that_is_no_event_names_file_and_line(replay, store, line, problem):
     (replay.study.folder / UNSENT).write_text('{"run": null, "time": 1}\n' + line + "\n")
-    with pytest.raises(InputError, match=rf"mlflow-unsent\.jsonl, line 2: .*{problem}.*; remove the line"):
+    with pytest.raises(InputError, match=rf"mlflow-unsent\.jsonl, line 2: .*{problem}.*; correct or remove the line"):
         sync_unsent(replay.study.folder, store)
     assert (replay.study.folder / UNSENT).exists()
 
