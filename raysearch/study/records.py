@@ -1,6 +1,7 @@
 """Results of a trial: one `Score` per rung, and one `TrialRecord` at its end."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -66,16 +67,21 @@ def read_rows(path: Path, kind: type[M]) -> Iterator[M]:
     Raises:
         InputError: a line is damaged, or none of this version; the message has its number.
     """
-    number = 0
     try:
         for number, row in json_lines(path):
-            yield kind.model_validate(row)
-    except ValidationError as error:
-        raise InputError(
-            f"{path}, line {number}: not of this version ({problem_text(error)}); correct or remove the line"
-        ) from None
+            with _line_named(number):
+                value = kind.model_validate(row)
+            yield value
     except ValueError as error:
         raise InputError(f"{path}, {error}; correct or remove the line") from None
+
+
+@contextmanager
+def _line_named(number: int) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        raise ValueError(f"line {number}: not of this version ({problem_text(error)})") from None
 
 
 def seconds_text(seconds: float) -> str:
