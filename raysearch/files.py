@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ STORAGE_PROBLEMS = {
     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
 }  # fmt: skip
 """`OSError.errno` of faults of a disk or network file system; they may be transient."""
+MAX_YAML_VALUES, MAX_NUMBER_CHARS = 20_000, 1000
 _UNFINISHED = ".unfinished"
 
 
@@ -131,6 +133,46 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, of at most MAX_YAML_VALUES, each alias counted as what it stands for.
+
+    Raises:
+        ValueError: it isn't YAML, nested too deeply, or larger.
+    """
+    import yaml
+
+    class Bounded(yaml.SafeLoader):
+        def get_single_node(self) -> Any:
+            node = super().get_single_node()
+            if _num_values(node, {}) > MAX_YAML_VALUES:
+                raise ValueError(f"more than {MAX_YAML_VALUES:,} values, each alias counted as what it stands for")
+            return node
+
+    try:
+        return yaml.load(text, Bounded)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def _num_values(node: Any, known: dict[int, float]) -> float:
+    """Values under a YAML node; infinite if it holds itself.
+
+    Raises:
+        ValueError: a number has more than MAX_NUMBER_CHARS.
+    """
+    if getattr(node, "tag", "").endswith((":int", ":float")) and len(node.value) > MAX_NUMBER_CHARS:
+        raise ValueError(f"a number of {len(node.value):,} characters")
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        content = getattr(node, "value", None)
+        parts = content if isinstance(content, list) else []
+        flat = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in flat)
+    return known[id(node)]
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:

@@ -180,7 +180,7 @@ class MlflowRuns:
                 tags |= {"mlflow.parentRunId": parent, "raysearch.key": key}
             name = first.name or key or self._folder.name
             run = self._client.create_run(self._experiment_id, start_time=first.time, tags=tags, run_name=name)
-            runs[key] = run.info.run_id
+            runs[key] = str(run.info.run_id)
         return runs[key]
 
     def _find_experiment(self, name: str, uri: str) -> str:
@@ -226,7 +226,7 @@ def find_trials(uri: str, experiment: str) -> list[tuple[dict[str, str], dict[st
     while page.token:
         page = client.search_runs(ids, finished, page_token=page.token)
         runs += page
-    return [(run.data.params, run.data.metrics) for run in runs]
+    return [(dict(run.data.params), dict(run.data.metrics)) for run in runs]
 
 
 def local_store(folder: Path) -> str:
