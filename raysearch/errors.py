@@ -1,5 +1,10 @@
 """User-input errors; the CLI prints them as one line and exits with status 2."""
 
+import re
+
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and newline, marks of writing direction, and halves of surrogate pairs."""
+
 
 class InputError(ValueError):
     """A wrong file, key, value or command. The message names file, key and value, and the way out."""
@@ -12,3 +17,8 @@ class Refused(InputError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 300 characters; without a message, its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def printable(text: str) -> str:
+    """`text` with every character escaped that would steer a terminal, hide text there, or can't be encoded."""
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)

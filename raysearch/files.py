@@ -1,11 +1,12 @@
-"""Atomic writes: a reader sees the old file or the new one, never a part."""
+"""Atomic writes: a reader sees the old file or the new one, never a part. Nothing outside of a folder is deleted."""
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ STORAGE_PROBLEMS = {
     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
 }  # fmt: skip
 """`OSError.errno` of faults of a disk or network file system; they may be transient."""
+MAX_YAML_VALUES, MAX_NUMBER_CHARS = 20_000, 1000
+_UNFINISHED = ".unfinished"
 
 
 class StorageProblem(OSError):
@@ -70,11 +73,13 @@ def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: M
 def _replaced(path: Path) -> Iterator[str]:
     """A temporary file beside `path` that replaces it if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, sibling = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    sibling = str(path.with_name(f".{path.name}.{uuid.uuid4().hex}{_UNFINISHED}"))
     try:
+        handle = os.open(sibling, os.O_CREAT | os.O_EXCL, 0o666)  # less the person's umask
+        mode = os.fstat(handle).st_mode
+        os.close(handle)
         yield sibling
-        os.chmod(sibling, 0o644)
+        os.chmod(sibling, mode)  # safetensors writes 0600
         os.replace(sibling, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
@@ -87,8 +92,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def append_json(path: Path, row: Any, flush: bool = True) -> None:
-    """Append one line of JSON completely or not at all; the partial last line of a crash is removed first.
+def append_json(path: Path, *rows: Any, flush: bool = True) -> None:
+    """Append lines of JSON completely or not at all; the partial last line of a crash is removed first.
 
     Args:
         flush: wait for the disk. A line that isn't flushed survives a crash of the process, not of the machine.
@@ -96,12 +101,12 @@ def append_json(path: Path, row: Any, flush: bool = True) -> None:
     Raises:
         OSError: writing failed.
     """
-    line = (json.dumps(row) + "\n").encode()
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         _remove_partial_line(handle)
         before = os.fstat(handle).st_size
-        if os.write(handle, line) < len(line):
+        if os.write(handle, lines) < len(lines):
             os.ftruncate(handle, before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if flush:
@@ -118,23 +123,80 @@ def _remove_partial_line(handle: int) -> None:
         os.ftruncate(handle, end)
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """The rows of a JSON lines file, none if there is no file; a partial last line is left out.
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it isn't JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, of at most MAX_YAML_VALUES, each alias counted as what it stands for.
+
+    Raises:
+        ValueError: it isn't YAML, nested too deeply, or larger.
+    """
+    import yaml
+
+    class Bounded(yaml.SafeLoader):
+        def get_single_node(self) -> Any:
+            node = super().get_single_node()
+            if _num_values(node, {}) > MAX_YAML_VALUES:
+                raise ValueError(f"more than {MAX_YAML_VALUES:,} values, each alias counted as what it stands for")
+            return node
+
+    try:
+        return yaml.load(text, Bounded)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def _num_values(node: Any, known: dict[int, float]) -> float:
+    """Values under a YAML node; infinite if it holds itself.
+
+    Raises:
+        ValueError: a number has more than MAX_NUMBER_CHARS.
+    """
+    if getattr(node, "tag", "").endswith((":int", ":float")) and len(node.value) > MAX_NUMBER_CHARS:
+        raise ValueError(f"a number of {len(node.value):,} characters")
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        content = getattr(node, "value", None)
+        parts = content if isinstance(content, list) else []
+        flat = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in flat)
+    return known[id(node)]
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number and value of each row of a JSON lines file, read as they are asked for; none if there is no file.
+
+    A partial last line and empty lines are left out.
 
     Raises:
         ValueError: a line isn't JSON; the message has its number.
     """
     if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            if line:
-                rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from None
-    return rows
+        return
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                if line.endswith(b"\n") and line.strip():
+                    yield number, parse_json(line.decode())
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of `json_lines`."""
+    return [row for _, row in json_lines(path)]
 
 
 def folder_bytes(folder: Path) -> int:
@@ -144,6 +206,24 @@ def folder_bytes(folder: Path) -> int:
         with suppress(FileNotFoundError):
             total += path.lstat().st_size
     return total
+
+
+def delete_unfinished(folder: Path) -> None:
+    """Delete the temporary files that a crash has left in a folder."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path` lies in `folder`, at any depth, once all symbolic links are followed."""
+    path, folder = path.resolve(), folder.resolve()
+    return path != folder and path.is_relative_to(folder)
+
+
+def delete_folder(path: Path, within: Path) -> None:
+    """Delete what can be deleted of a folder inside `within`; a link, or what lies elsewhere, is left alone."""
+    if not path.is_symlink() and is_inside(path, within):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def replace_folder(built: Path, final: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from raysearch.errors import InputError
+from raysearch.errors import InputError, printable
 
 LEVEL_VARIABLE = "RAYSEARCH_LOG_LEVEL"
 LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR}
@@ -24,7 +24,7 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print to what `sys.stderr` is now: rich replaces it while the live view is on."""
         try:
-            line = f"raysearch: {record.levelname.lower()}: {' '.join(record.getMessage().split())}"
+            line = f"raysearch: {record.levelname.lower()}: {printable(' '.join(record.getMessage().split()))}"
             if line not in self._printed:
                 self._printed.add(line)
                 print(line, file=sys.stderr, flush=True)

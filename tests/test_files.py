@@ -1,12 +1,14 @@
 """Files are whole, or as they were: also when the disk is full."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from raysearch.files import append_json, read_json_lines, write_json
+from raysearch.files import append_json, delete_folder, json_lines, read_json_lines, write_json, write_tensors
 
 # A process that may write no more than 100 bytes to a file: what a full disk does to it, without filling one.
 LIMITED = """
@@ -39,6 +41,52 @@ def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path):
     assert f"File too large: {str(path)!r}" in limited("write", path)
     assert [row["number"] for row in json.loads(path.read_text())] == [0]
     assert [found.name for found in tmp_path.iterdir()] == ["front.json"], "no half-written sibling"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664), (0o022, 0o644)])
+def test_the_umask_says_who_may_read(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "front.json", 1)
+        write_tensors(tmp_path / "weights.safetensors", {"a": torch.zeros(2)})
+        append_json(tmp_path / "trials.jsonl", 1)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("front.json", "weights.safetensors", "trials.jsonl"), mode
+    )
+
+
+def test_lines_are_appended_behind_whole_lines_only(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2')
+    append_json(path, {"b": 1}, {"b": 2})
+    append_json(path)
+    assert path.read_text() == '{"a": 1}\n\n{"b": 1}\n{"b": 2}\n'
+    assert list(json_lines(path)) == [(1, {"a": 1}), (3, {"b": 1}), (4, {"b": 2})]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    for line in (b"[" * 100_000, b"\xff", b"{"):
+        path.write_bytes(b"1\n" + line + b"\n")
+        rows = json_lines(path)
+        assert next(rows) == (1, 1)
+        with pytest.raises(ValueError, match="line 2: "):
+            next(rows)
+
+
+def test_no_folder_elsewhere_is_deleted(tmp_path):
+    study, other = tmp_path / "study", tmp_path / "other"
+    for folder in (study / "a" / "b", other / "x"):
+        folder.mkdir(parents=True)
+    (study / "link").symlink_to(other)
+    for path in (study, other, study / "link", study / "link" / "x", study / ".." / "other", tmp_path, study / "none"):
+        delete_folder(path, within=study)
+    assert (study / "a" / "b").exists()
+    assert (other / "x").exists()
+    delete_folder(study / "a", within=study)
+    assert not (study / "a").exists()
 
 
 def test_json_has_no_nan(tmp_path):

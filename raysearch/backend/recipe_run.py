@@ -21,7 +21,7 @@ from raysearch.backend.messages import (
 )
 from raysearch.backend.slot import Slot, SlotDied
 from raysearch.config.recipe import Recipe
-from raysearch.study.folder import CHECKPOINTS
+from raysearch.study.front import CHECKPOINTS
 
 MAX_FAILURES = 2  # of one recipe, for reasons of its own
 SECONDS_TO_MISS_A_NODE = 90.0  # Ray gives a node up after five looks that may take 10 s each

@@ -13,8 +13,8 @@ from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.logging import logger
 from raysearch.searching.journaled_search import JournaledSearch
-from raysearch.study.folder import CHECKPOINTS, Study
-from raysearch.study.front import Baseline, Front
+from raysearch.study.folder import Study
+from raysearch.study.front import CHECKPOINTS, Baseline, Front
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import Score, TrialRecord
 

@@ -35,7 +35,8 @@ from raysearch.data.samples import BadData
 from raysearch.errors import InputError
 from raysearch.files import StorageProblem, is_storage_problem
 from raysearch.logging import logger
-from raysearch.study.folder import CHECKPOINTS, RUNNING, TEACHER
+from raysearch.study.folder import RUNNING, TEACHER
+from raysearch.study.front import CHECKPOINTS
 from raysearch.study.records import Score
 
 SECONDS_BETWEEN_HEARTBEATS = 5.0

@@ -17,7 +17,7 @@ from raysearch.cli.exit_codes import App
 from raysearch.cli.search import Verbosity
 from raysearch.config.budget import Budget, size_text
 from raysearch.config.recipe import check_ratio
-from raysearch.config.settings import EMBEDDED_MODELS
+from raysearch.config.settings import EMBEDDED_MODELS, MAX_SLOTS
 from raysearch.errors import InputError
 from raysearch.logging import logger
 
@@ -369,7 +369,7 @@ def estimate(
 def replicate(
     space: Annotated[Path | None, typer.Argument(metavar="SPACE.yaml", help="Space without ranges: its grid.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME-TIME if left out.")] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, max=MAX_SLOTS, help="Trials at a time.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Resume the study in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count; run nothing.")] = False,
     verbose: Verbosity = 0,

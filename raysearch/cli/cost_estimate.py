@@ -19,7 +19,7 @@ from raysearch.errors import InputError
 from raysearch.models.shape_solver import shape_for
 from raysearch.recovery.memory_planner import GIB, MemoryRequirements, layer_width, plan_memory
 from raysearch.searching.early_stopping.asha import AshaBracket
-from raysearch.searching.pace import Pace, Work, pace_of
+from raysearch.searching.pace import NUM_RECORDS, Pace, Work, pace_of
 from raysearch.study.folder import TRIALS, read_trials
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import seconds_text
@@ -41,7 +41,9 @@ def measured_pace(folder: Path) -> Pace:
         InputError: the folder is no study, or has too few trials of different length.
     """
     records = [record for record in read_trials(folder) if record.rungs and record.end != "failed"]
-    pace = pace_of(records, f"the {len(records)} trials of {folder}")
+    num = len(records)
+    newest = f"newest {NUM_RECORDS} of {num:,}" if num > NUM_RECORDS else f"{num}"
+    pace = pace_of(records, f"the {newest} trials of {folder}")
     if pace is None:
         raise InputError(f"--like {folder}: has too few trials of different length; name another study")
     return pace
@@ -122,23 +124,25 @@ def estimate_lines(plan: StudyPlan, like: Path | None = None, pace: Pace | None 
     """
     pace = measured_pace(like) if like else pace
     settings = plan.space.search
-    drawn, stopped_works = [], []
+    drawn, stopped_works, whole_works, nums = [], [], [], []
     for seed in range(NUM_REPLAYS):
         recipes = draw_recipes(plan, seed, _most_trials(plan, pace))
         works = _within_limits(plan, trial_works(plan, recipes, settings.early_stopping), pace)
         drawn.append(recipes[: len(works)])
-        stopped_works.append(sum(works, Work()))
-    whole = _mean([total_work(plan, recipes, stopping=False) for recipes in drawn])
-    stopped = _mean(stopped_works)
+        times = _times(plan, works, pace) if len(works) == len(recipes) else 1.0
+        stopped_works.append(times * sum(works, Work()))
+        whole_works.append(times * total_work(plan, drawn[-1], stopping=False))
+        nums.append(times * len(works))
+    stopped, whole = _mean(stopped_works), _mean(whole_works)
     most = f", at the very most {settings.num_trials * plan.max_samples:,} samples" if settings.num_trials else ""
     return [
-        *_buys(plan, stopped, drawn, pace),
+        *_buys(plan, stopped, sum(nums) / len(nums), pace),
         f"work       about {_about(stopped.samples)} samples and {_about(stopped.evaluations)} evaluations; "
         f"{_about(whole.samples)} and {_about(whole.evaluations)} without early stopping; for recipes drawn at random"
         f"{most}",
         *_shapes(plan),
         f"memory     {_memory(plan, [recipe for recipes in drawn for recipe in recipes])}",
-        f"disk       {_disk(plan, drawn)}",
+        f"disk       {_disk(plan, drawn, round(max(nums)))}",
         f"time       {_time(plan, stopped, whole, pace)}",
     ]
 
@@ -152,13 +156,12 @@ def _shapes(plan: StudyPlan) -> list[str]:
     return [f"shapes     {num} judged before any is trained: at most {rows}; search.shapes lowers it"]
 
 
-def _buys(plan: StudyPlan, work: Work, drawn: Sequence[Sequence[Recipe]], pace: Pace | None) -> list[str]:
+def _buys(plan: StudyPlan, work: Work, num_trials: float, pace: Pace | None) -> list[str]:
     """What the limits buy, unless they are a number of trials alone."""
     settings = plan.space.search
     others = [settings.runs, settings.time, settings.gpu_hours, settings.until_gain]
     if others == [None] * len(others):
         return []
-    num_trials = sum(map(len, drawn)) / len(drawn)
     text = (
         f"buys       about {_about(work.samples / plan.max_samples)} full runs: {_about(work.samples)} samples in "
         f"{_about(num_trials)} trials"
@@ -176,7 +179,7 @@ def _most_trials(plan: StudyPlan, pace: Pace | None) -> int:
     """How many recipes to draw, at least as many as the limits allow but for `MAX_DRAWN`."""
     settings = plan.space.search
     if settings.num_trials is not None:
-        return settings.num_trials
+        return min(MAX_DRAWN, settings.num_trials)
     seconds, runs = _slot_seconds(plan), settings.runs or math.inf
     if seconds is not None:
         runs = min(runs, seconds / max(1e-9, seconds_of_trial(plan, plan.max_samples, pace)))
@@ -200,12 +203,29 @@ def _within_limits(plan: StudyPlan, works: Sequence[Work], pace: Pace | None) ->
     taken: list[Work] = []
     total, passed = 0.0, 0.0
     for work in works:
-        passed += pace.seconds(work) if pace else work.operations / _operations_per_second(plan)
+        passed += _seconds(plan, work, pace)
         if taken and (total >= samples or (seconds is not None and passed > seconds)):
             break
         taken.append(work)
         total += work.samples
     return taken
+
+
+def _times(plan: StudyPlan, works: Sequence[Work], pace: Pace | None) -> float:
+    """How often the limits allow these trials, all within them; once where nothing but a forecast ends the search."""
+    settings, seconds, total = plan.space.search, _slot_seconds(plan), sum(works, Work())
+    allowed = []
+    if settings.num_trials is not None:
+        allowed.append(settings.num_trials / len(works))
+    if settings.runs is not None:
+        allowed.append(settings.runs * plan.max_samples / max(1.0, total.samples))
+    if seconds is not None:
+        allowed.append(seconds / max(1e-9, _seconds(plan, total, pace)))
+    return max(1.0, min(allowed, default=1.0))
+
+
+def _seconds(plan: StudyPlan, work: Work, pace: Pace | None) -> float:
+    return pace.seconds(work) if pace else work.operations / _operations_per_second(plan)
 
 
 class _RandomSuggester:
@@ -338,14 +358,14 @@ def _host_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _disk(plan: StudyPlan, drawn: Sequence[Sequence[Recipe]]) -> str:
+def _disk(plan: StudyPlan, drawn: Sequence[Sequence[Recipe]], num_trials: int) -> str:
     """Size of the checkpoints on the front; others are deleted."""
     sizes = [plan.size_of(recipe) for recipes in drawn for recipe in recipes]
     largest = max(size.size_bytes for size in sizes if size)
-    trials, quota_gb = max(map(len, drawn)), plan.space.recovery.checkpoint_quota_gb
+    quota_gb = plan.space.recovery.checkpoint_quota_gb
     return (
         f"one checkpoint per recipe on the front, of at most {size_text(largest)}; "
-        f"{size_text(trials * largest)} if all {trials} trials were on it"
+        f"{size_text(num_trials * largest)} if all {num_trials:,} trials were on it"
         + (f"; not more than {quota_gb:g} GB are kept" if quota_gb else "")
     )
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import typer
 from typer.exceptions import TyperException
 
-from raysearch.errors import InputError
+from raysearch.errors import InputError, printable
 from raysearch.files import STORAGE_PROBLEMS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,7 +60,7 @@ def exit_status(command: Callable[[], Any]) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f"raysearch: {' '.join(message.split())}", file=sys.stderr)
+    print(f"raysearch: {printable(' '.join(message.split()))}", file=sys.stderr)
     return 2
 
 

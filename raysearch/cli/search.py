@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from raysearch.config.budget import Budget
-from raysearch.config.settings import LIMITS, SearchSettings
+from raysearch.config.settings import LIMITS, MAX_SEED, MAX_SLOTS, SearchSettings
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError, Refused
 from raysearch.logging import configure
@@ -50,8 +50,10 @@ def search(
         typer.Option(metavar="POINTS", help="End when ten more full runs are expected to add less at every budget."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME-TIME if left out.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler and the data order.")] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampler and the data order.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(min=1, max=MAX_SLOTS, help="Trials at a time.")] = None,
     warm_start: Annotated[
         list[str] | None, typer.Option(help="Earlier study to start from: folder or MLflow experiment; repeatable.")
     ] = None,

@@ -43,7 +43,7 @@ class BenchmarkConfig(Strict):
     """Most questions to report on."""
     chance: float | None = Field(None, ge=0, lt=1)
     """Score of guessing, from 0 to 1; left out, that of the commonest answer or of a random choice."""
-    max_new_tokens: int = Field(32, ge=1)
+    max_new_tokens: int = Field(32, ge=1, le=100_000)
     """Most tokens of a generated answer."""
     scale: float = Field(100.0, gt=0)
     """A perfect score as published: 100; 2000 and 800 for the two parts of MME."""

@@ -24,7 +24,7 @@ class Suggester(Protocol):
 class Choices(Strict):
     """One of several values."""
 
-    choices: list[Scalar] = Field(min_length=1)
+    choices: list[Scalar] = Field(min_length=1, max_length=1000)
     when: dict[str, Scalar | list[Scalar]] = {}
     """Earlier fields, and the values that they must have for this case to apply."""
 
@@ -66,7 +66,8 @@ def criteria_kinds(mode: str) -> tuple[tuple[str, ...], ...]:
 
 
 def read_dimension(field: str, spec: Any) -> list[Any]:
-    """A dimension as written in a space, as a list of cases; every value is checked against the recipe field.
+    """A dimension as written in a space, as a list of cases; every value is checked against the recipe field, and read
+    as it: YAML takes 5e-2 for text.
 
     Args:
         spec: a value, a list of values, a mapping with choices or low and high, or a list of such mappings.
@@ -94,22 +95,26 @@ def _read_case(field: str, case: Any) -> Any:
             raise ValueError(
                 f"recipe.{field}: when names {condition!r}, but conditions may only name earlier fields: {earlier}"
             )
-    bounds = [case[key] for key in ("low", "high") if key in case]
     if field == "criterion":
         kind: Any = Literal[tuple(CRITERIA)]
     else:
         info = Recipe.model_fields[field]
         kind = Annotated[info.annotation, info]
     adapter: TypeAdapter[Any] = TypeAdapter(kind)
-    for value in [*(choices if isinstance(choices, list) else ()), *bounds]:
+
+    def read(value: Any) -> Any:
         try:
-            adapter.validate_python(value)
+            return adapter.validate_python(value)
         except ValidationError as error:
             raise ValueError(f"recipe.{field}: {error.errors()[0]['msg']}, not {value!r}") from None
+
+    values = {name: read(case[name]) for name in ("low", "high") if name in case}
+    if isinstance(choices, list):
+        values["choices"] = list(dict.fromkeys(map(read, choices)))
     kinds = () if field == "criterion" else typing.get_args(info.annotation) or (info.annotation,)
-    if bounds and not {int, float} & set(kinds):
+    if "choices" not in values and values and not {int, float} & set(kinds):
         raise ValueError(f"recipe.{field}: not a number, so it takes choices, not a range")
-    return dict(case)
+    return case | values
 
 
 def param_name(name: str, cases: Sequence[Dimension], index: int) -> str:

@@ -66,7 +66,7 @@ class Recipe(BaseModel):
     FFN suffices, 1 removes the same share of both; not if `mode` is layerwise."""
     trained: Trained = "projector+decoder"
     """Parts that recovery trains; never the vision tower."""
-    lora_rank: int | None = Field(None, ge=1)
+    lora_rank: int | None = Field(None, ge=1, le=65_536)
     """Rank of the adapters on the decoder's linear layers; only with projector+lora."""
     sft: Annotated[float | None, LossWeight(1.0, "logits", needs_teacher=False)] = Field(None, ge=0)
     """Weight of the cross-entropy on answer tokens."""
@@ -84,9 +84,9 @@ class Recipe(BaseModel):
     """Peak learning rate."""
     data_fraction: float | None = Field(None, gt=0, le=1)
     """Share of the recovery data that is used; smaller shares are subsets of larger ones."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=10_000)
     """Passes over that share."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**32 - 1)
     """Seed of the data order and of the initialisation of adapters."""
 
     @model_validator(mode="before")

@@ -1,6 +1,5 @@
 """The settings of a search space that are not dimensions."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from raysearch.config.duration import parse_duration
+from raysearch.files import parse_json
 
 EMBEDDED_MODELS = ("pocket", "pocket-smollm2")
 """Models that ship with raysearch, by name."""
@@ -15,6 +15,8 @@ EMBEDDED_BENCHMARKS = ("easy-vqa", "digits", "scenes", "lists", "descriptions")
 """Benchmarks that ship with raysearch, by name."""
 NUM_SHAPE_SAMPLES = 16
 """Calibration samples that a shape is judged on before any is trained (`SearchSettings.shapes`)."""
+MAX_SEED = 2**32 - 1
+MAX_SLOTS = 10_000
 Scalar = bool | int | float | str
 
 
@@ -45,14 +47,14 @@ DEFAULT_TRIALS = 24
 class SearchSettings(Strict):
     """Sampler, limits and early stopping. A search ends at the first of its limits that it reaches."""
 
-    trials: int | None = Field(None, ge=1)
+    trials: int | None = Field(None, ge=1, le=1_000_000)
     """Trials to run, early-stopped ones included; left out, 24 if there is no other limit."""
-    runs: float | None = Field(None, gt=0)
+    runs: float | None = Field(None, gt=0, le=1e6)
     """Recovery samples to train on, in full runs: trials of the greatest length. A stopped trial counts by its own."""
     time: Annotated[str, AfterValidator(_duration)] | None = None
     """Time from a start to its end, loading included: 90s, 20m, 2h, 1h30m, 1d. No trial is begun that can't be expected
     to end in it; none is interrupted. A resumed study has as much again."""
-    gpu_hours: float | None = Field(None, gt=0)
+    gpu_hours: float | None = Field(None, gt=0, le=1e6)
     """The same as hours of all GPUs of the slots together."""
     until_gain: float | None = Field(None, gt=0)
     """Points: the search ends when another ten full runs are expected to add less at every budget (without budgets, to
@@ -60,7 +62,7 @@ class SearchSettings(Strict):
     sampler: Literal["ehvi", "tpe", "nsga2", "random", "quasirandom", "grid"] = "ehvi"
     """What proposes recipes: ehvi (expected hypervolume improvement, with known sizes) or a sampler of Optuna's; grid
     takes every recipe of a space without ranges, in order."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of the sampler, of the data order and of the interval estimates."""
     early_stopping: bool = True
     """Stop trials that are dominated at a rung (ParetoASHA)."""
@@ -68,9 +70,9 @@ class SearchSettings(Strict):
     """The first rung, as a share of the largest recovery in the space."""
     early_questions: float = Field(0.1, gt=0, le=1)
     """Share of each benchmark's questions that score a trial at a rung below its end: the same for all, at least 20."""
-    reduction_factor: float = Field(3, gt=1)
+    reduction_factor: float = Field(3, ge=1.1)
     """One in this many trials is promoted from a rung."""
-    shapes: int = Field(200, ge=0)
+    shapes: int = Field(200, ge=0, le=100_000)
     """Shapes that are judged without training before the first proposals; 0 for none. A grid needs none."""
     keep_scores: bool = False
     """Keep every finished trial's scores per held-out question, as DIR/scores/KEY.npz."""
@@ -107,9 +109,9 @@ class SearchSettings(Strict):
 class RecoverySettings(Strict):
     """Settings of recovery training that all trials share."""
 
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=1_000_000)
     """Samples per optimizer step, over all workers."""
-    max_length: int = Field(2048, ge=8)
+    max_length: int = Field(2048, ge=8, le=10_000_000)
     """Longest row in tokens, image tokens included."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto is bf16 where the hardware multiplies it fast, else fp32."""
@@ -151,7 +153,7 @@ class RecoverySettings(Strict):
         if not isinstance(given, str):
             return given
         try:
-            return json.loads(Path(given).read_text(encoding="utf-8"))
+            return parse_json(Path(given).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{given}: not a readable JSON file ({error})") from None
 
@@ -159,13 +161,13 @@ class RecoverySettings(Strict):
 class Slots(Strict):
     """Slots run one trial at a time each, on one or more workers."""
 
-    num: int | None = Field(None, ge=1)
+    num: int | None = Field(None, ge=1, le=MAX_SLOTS)
     """Trials at a time; left out, as many as fit on the cluster."""
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, le=MAX_SLOTS)
     """Ray Train workers per trial."""
-    cpus_per_worker: float = Field(1, gt=0)
+    cpus_per_worker: float = Field(1, gt=0, le=10_000)
     """CPU cores that Ray reserves for each worker; also its number of threads."""
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: float = Field(0, ge=0, le=1_000)
     """GPUs of each worker: 1, or 0 on machines without."""
     autoscaling: bool = False
     """Request resources for `num` slots even where they don't fit yet, so that the cluster adds nodes."""
@@ -182,7 +184,7 @@ class Slots(Strict):
 class Calibration(Strict):
     """The samples on which importance is measured."""
 
-    num_samples: int = Field(64, ge=1)
+    num_samples: int = Field(64, ge=1, le=1_000_000)
     """Number of samples, the first in the order of the data."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=1_000_000)
     """Samples per forward pass."""

@@ -1,12 +1,10 @@
 """A search space, read from YAML: the model, its data, the recipes to search and all settings."""
 
-import json
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from raysearch.config.benchmarks import BenchmarkConfig, BenchmarkEntry, RetentionForm
@@ -25,6 +23,9 @@ from raysearch.config.dimensions import (
 from raysearch.config.recipe import LOSS_FIELDS, Recipe, applies
 from raysearch.config.settings import Calibration, PathOrName, RecoverySettings, Scalar, SearchSettings, Slots, Strict
 from raysearch.errors import InputError
+from raysearch.files import parse_json, parse_yaml
+
+MAX_CHARS = 4_000_000  # of a file with a space
 
 
 class SearchSpace(Strict):
@@ -127,6 +128,8 @@ class SearchSpace(Strict):
         except UnicodeEncodeError as error:
             surrogate = error.object[error.start : error.end]
             raise InputError(f"{path}: contains {surrogate!a}, which is not text") from None
+        except RecursionError:
+            raise InputError(f"{path}: nested too deeply to be a search space") from None
 
     def suggest(self, suggester: Suggester) -> Recipe:
         """A recipe of values from `suggester`, which is only called for dimensions that apply.
@@ -224,13 +227,18 @@ def load_recipe(path: str | Path) -> Recipe:
 def _read_yaml(path: str | Path, way_out: str) -> Any:
     """The content of a YAML file, or of a JSON file if `path` ends in .json."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        return json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+        with Path(path).open(encoding="utf-8") as stream:
+            text = stream.read(MAX_CHARS + 1)
+        if len(text) > MAX_CHARS:
+            raise InputError(f"{path}: longer than {MAX_CHARS:,} characters; {way_out}")
+        return parse_json(text) if Path(path).suffix == ".json" else parse_yaml(text)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {way_out}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read ({error}); give a YAML file") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
 
 

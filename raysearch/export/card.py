@@ -1,5 +1,7 @@
 """The model card of a checkpoint: README.md with the metadata that the Hugging Face hub reads."""
 
+import html
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import yaml
 from raysearch.config.budget import rate_text, size_text
 from raysearch.config.quantization import describe
 from raysearch.config.recipe import Recipe
+from raysearch.errors import printable
 from raysearch.study.front import Front, FrontPoint, Speed, retention_text
 
 Rows = Mapping[str, Any]
@@ -35,14 +38,14 @@ def model_card(multimodal: bool, recipe: Recipe | None, sections: Mapping[str, R
         "tags": ["pruning", "raysearch"],
     }
     base = str(card.get("base_model", ""))
-    if "/" in base and not Path(base).exists():  # a hub id
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():  # a hub id
         metadata["base_model"] = base
     rows = {name: value for name, value in card.items() if name not in ("base_model", "title", "note")}
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
-        f"# {card.get('title') or 'Pruned model'}",
-        f"Made by raysearch from {Path(base).name}." if base else "",
-        card.get("note", ""),
+        f"# {_plain(card.get('title') or 'Pruned model')}",
+        f"Made by raysearch from {_plain(Path(base).name)}." if base else "",
+        _plain(card.get("note", "")),
         _table(rows),
         *(f"## {title}\n\n{_table(section)}" for title, section in sections.items() if section),
         f"## Recipe\n\n```yaml\n{yaml.safe_dump(recipe.as_dict(), sort_keys=False)}```" if recipe else "",
@@ -126,4 +129,10 @@ def _table(rows: Rows) -> str:
     if not rows:
         return ""
     texts = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in rows.items()}
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in texts.items())])
+    return "\n".join(["| | |", "|---|---|", *(f"| {_plain(name)} | {_plain(text)} |" for name, text in texts.items())])
+
+
+def _plain(text: str) -> str:
+    """`text` in one line, without what Markdown or HTML takes for links, tags, code or columns."""
+    line = html.escape(printable(" ".join(text.split())), quote=False)
+    return line.replace("|", r"\|").replace("](", r"]\(").replace("`", r"\`")

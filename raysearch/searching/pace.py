@@ -5,6 +5,7 @@ import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -31,6 +32,9 @@ class Work:
     def __add__(self, other: "Work") -> "Work":
         return Work(*map(operator.add, astuple(self), astuple(other)))
 
+    def __rmul__(self, times: float) -> "Work":
+        return Work(*(times * value for value in astuple(self)))
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -46,12 +50,14 @@ class Pace:
 
 
 def pace_of(records: Sequence[TrialRecord], basis: str = "") -> Pace | None:
-    """The pace of ended trials, pruning and evaluation included; None if too few of them differ in length.
+    """The pace of the newest ended trials, NUM_RECORDS at most, pruning and evaluation included; None if too few of
+    them differ in length.
 
     Fits a line to seconds per evaluation over samples per evaluation by the median of all slopes (Theil-Sen), which the
     first trial of a slot, the one that loads the model, doesn't bias.
     """
-    records = [record for record in records if record.rungs and record.end != "failed"]
+    usable = (record for record in reversed(records) if record.rungs and record.end != "failed")
+    records = list(islice(usable, NUM_RECORDS))[::-1]
     evaluations = _num_evaluations(records)
     samples = np.array([record.rungs[-1].samples_seen for record in records]) / evaluations
     seconds = np.array([record.seconds for record in records]) / evaluations
@@ -105,7 +111,7 @@ class Deadline:
         None if there is time for none. The first trial of a start is never refused without a pace."""
         left, is_first = self._end - self._clock(), not self._num_asked
         self._num_asked += 1
-        pace = pace_of(self._records[-NUM_RECORDS:]) or self._one_length()
+        pace = pace_of(self._records) or self._one_length()
         if pace is None:
             return math.inf if is_first or left > 0 else None
         for_training = left - pace.seconds(Work(evaluations=self._num_evaluations))
@@ -116,7 +122,8 @@ class Deadline:
     def _one_length(self) -> Pace | None:
         """Seconds of training and evaluation as those of samples, where trials are too much alike; the quickest. As a
         whole a slot's first trial takes far longer, since it loads the model."""
-        scored = [record for record in self._records if record.rungs and record.rungs[-1].samples_seen]
+        newest = self._records[-NUM_RECORDS:]
+        scored = [record for record in newest if record.rungs and record.rungs[-1].samples_seen]
         rates = [
             (record.seconds_training + record.seconds_evaluating or record.seconds) / record.rungs[-1].samples_seen
             for record in scored

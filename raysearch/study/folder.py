@@ -1,8 +1,7 @@
 """The files of a study: ended trials, the front so far, and the checkpoints that the front needs."""
 
-import json
 import logging
-import shutil
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +16,15 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Estimate
-from raysearch.files import append_json, folder_bytes, write_json
-from raysearch.study.front import Baseline, Front, FrontPoint, Measured
-from raysearch.study.records import Score, TrialRecord, problem_text
+from raysearch.files import append_json, delete_folder, delete_unfinished, folder_bytes, write_json
+from raysearch.study.front import CHECKPOINTS, Baseline, Front, FrontPoint, Measured
+from raysearch.study.records import Score, TrialRecord, problem_text, read_rows
 
 TRIALS, SPACE, LAYERS = "trials.jsonl", "space.json", "layer-importance.json"
-CHECKPOINTS, RUNNING, TEACHER = "checkpoints", "running", "teacher"
+RUNNING, TEACHER = "running", "teacher"
 GB = 10**9
+_OWN_CHECKPOINT = re.compile(r"\.?[0-9a-f]{10}(-retrained|-polished)*(\.\w+)?")
+"""Name of a checkpoint, whole or being written or replaced; other folders beside them are the person's."""
 _LAYER_SCORES = TypeAdapter(dict[str, Annotated[list[FiniteFloat], Field(min_length=1)]])
 
 logger = logging.getLogger(__name__)
@@ -49,16 +50,18 @@ class Study:
 
     def _sweep(self) -> None:
         """Delete half-written files, checkpoints that the front does not name, and states of ended trials."""
-        ended = {record.key for record in self.records}
-        for path in self.folder.glob(".*.*"):
-            path.unlink()
+        delete_unfinished(self.folder)
         named = {point.checkpoint for point in self.front.points} if self.front else set()
         for path in self.folder.glob(f"{CHECKPOINTS}/*"):
-            if f"{CHECKPOINTS}/{path.name}" not in named:
-                shutil.rmtree(path)
+            if _OWN_CHECKPOINT.fullmatch(path.name) and f"{CHECKPOINTS}/{path.name}" not in named:
+                self._delete(path)
+        ended = {record.key for record in self.records}
         for path in self.folder.glob(f"{RUNNING}/*"):
             if path.name in ended:
-                shutil.rmtree(path)
+                self._delete(path)
+
+    def _delete(self, path: Path) -> None:
+        delete_folder(path, within=self.folder)
 
     def trial_started(self, trial: str, recipe: Recipe) -> None:
         """Note that a trial runs."""
@@ -94,7 +97,7 @@ class Study:
         """Write the trial's line, which ends it, and delete what it saved at its rungs."""
         append_json(self.folder / TRIALS, record.model_dump(mode="json", exclude_none=True))
         self.records.append(record)
-        shutil.rmtree(self.folder / RUNNING / record.key, ignore_errors=True)
+        self._delete(self.folder / RUNNING / record.key)
 
     def offer(
         self,
@@ -167,7 +170,7 @@ class Study:
         excess = sum(states.values()) + sum(checkpoints.values()) - quota
         for path in sorted(states, key=states.__getitem__, reverse=True):
             if excess > 0:
-                shutil.rmtree(path, ignore_errors=True)
+                self._delete(path)
                 excess -= states[path]
         for point in points:
             if excess > 0 and point.key in checkpoints:
@@ -193,7 +196,7 @@ class Study:
     def _delete_checkpoint(self, point: FrontPoint) -> None:
         path = point.checkpoint_path(self.folder)
         if path:
-            shutil.rmtree(path, ignore_errors=True)
+            self._delete(path)
 
     def write_front(self, baseline: Baseline) -> Front:
         """Replace `front.json`, empty if no trial has finished."""
@@ -237,19 +240,9 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     Raises:
         InputError: there is no such file, or a line is not a trial.
     """
-    path = folder / TRIALS
-    if not path.exists():
+    if not (folder / TRIALS).exists():
         raise InputError(f"{folder}: no {TRIALS}, so this is no study; give the --out folder of a search")
-    records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # a last line may be cut short by a crash
-        try:
-            if line:
-                records.append(TrialRecord.model_validate(json.loads(line.decode())))
-        except ValueError as error:
-            raise InputError(
-                f"{path}, line {number}: no trial of this version ({problem_text(error)}); correct or remove the line"
-            ) from None
-    return records
+    return list(read_rows(folder / TRIALS, TrialRecord))
 
 
 def read_layer_importance(folder: Path) -> dict[str, list[float]]:

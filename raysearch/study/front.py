@@ -11,7 +11,9 @@ from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.files import write_json
 from raysearch.study.multi_objective import exclusive_hypervolume, hypervolume, nondomination_ranks
-from raysearch.study.records import problem_text
+from raysearch.study.records import Key, Printable, problem_text
+
+CHECKPOINTS = "checkpoints"
 
 
 class Measured(BaseModel):
@@ -21,8 +23,8 @@ class Measured(BaseModel):
 
     retention: float
     retention_ci: tuple[float, float]
-    scores: dict[str, float]
-    scores_ci: dict[str, tuple[float, float]] = {}
+    scores: dict[Printable, float]
+    scores_ci: dict[Printable, tuple[float, float]] = {}
     """95% interval of each mean score, where it was computed."""
 
 
@@ -37,8 +39,8 @@ class Speed(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    device: str
-    dtype: str
+    device: Printable
+    dtype: Printable
     num_prompt_tokens: int
     """Image tokens included."""
     prefill_seconds: float
@@ -55,7 +57,7 @@ class Speed(BaseModel):
 class FrontPoint(Measured):
     """One recipe on the front, with its size, its quality on the search split and its checkpoint."""
 
-    key: str
+    key: Key
     recipe: Recipe
     num_params: int
     size_bytes: int
@@ -64,8 +66,8 @@ class FrontPoint(Measured):
     best_at: int | None = None
     """Samples seen by the state that was handed over, where that isn't the final one (`Score.best_at`)."""
     checkpoint: str | None = None
-    """Folder of the stock Hugging Face checkpoint, relative to the study's."""
-    mlflow_run_id: str | None = None
+    """Folder of the stock Hugging Face checkpoint, relative to the study's: one in its `checkpoints`."""
+    mlflow_run_id: Printable | None = None
     heldout: Measured | None = None
     """The same checkpoint on questions that the search never saw."""
     measured: Speed | None = None
@@ -83,13 +85,15 @@ class FrontPoint(Measured):
             study: folder of the study.
 
         Raises:
-            InputError: it lies outside the study.
+            InputError: it lies elsewhere than in `checkpoints`, symbolic links followed.
         """
         if self.checkpoint is None:
             return None
         path = study / self.checkpoint
-        if not path.resolve().is_relative_to(study.resolve()):
-            raise InputError(f"{study}/front.json: checkpoint {self.checkpoint} lies outside the study; correct it")
+        if path.resolve().parent != study.resolve() / CHECKPOINTS:
+            raise InputError(
+                f"{study}/front.json: checkpoint {self.checkpoint} is no folder in {study}/{CHECKPOINTS}; correct it"
+            )
         return path
 
 
@@ -100,7 +104,7 @@ class Baseline(BaseModel):
 
     num_params: int
     size_bytes: int
-    scores: dict[str, float]
+    scores: dict[Printable, float]
     measured: Speed | None = None
 
     @property
@@ -115,13 +119,13 @@ class Front(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     schema_: int = Field(1, alias="schema")
-    study: str
-    model: str
+    study: Printable
+    model: Printable
     baseline: Baseline
     points: list[FrontPoint]
     hypervolume: float
     reference_point: tuple[float, float] = (1.0, 0.0)
-    budgets: dict[str, str | None]
+    budgets: dict[Printable, Key | None]
 
     @classmethod
     def build(
@@ -193,11 +197,11 @@ class Front(BaseModel):
         """Read `front.json` of a study's folder.
 
         Raises:
-            InputError: there is none, or it isn't one.
+            InputError: there is none, or it isn't one, or names a checkpoint elsewhere.
         """
         path = Path(folder) / "front.json"
         try:
-            return cls.model_validate_json(path.read_bytes())
+            front = cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise InputError(
                 f"{folder}: no front.json, so this is no finished study; give the --out folder of a search"
@@ -206,3 +210,6 @@ class Front(BaseModel):
             raise InputError(
                 f"{path}: not a front of this version ({problem_text(error)}); run the search again"
             ) from None
+        for point in front.points:
+            point.checkpoint_path(path.parent)
+        return front

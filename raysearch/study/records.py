@@ -1,11 +1,21 @@
 """Results of a trial: one `Score` per rung, and one `TrialRecord` at its end."""
 
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from raysearch.config.recipe import Recipe
-from raysearch.errors import first_line
+from raysearch.errors import InputError, first_line, printable
+from raysearch.files import json_lines
+
+M = TypeVar("M", bound=BaseModel)
+Printable = Annotated[str, AfterValidator(printable)]
+"""Text that may be printed, wherever its file comes from."""
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+"""`Recipe.key`; it names folders."""
 
 
 class Score(BaseModel):
@@ -22,9 +32,9 @@ class Score(BaseModel):
     """Paired standard error of `retention`, over the questions (clustered by image)."""
     num_questions: int | None = Field(None, ge=1)
     """Questions that were scored: fewer below a trial's end (`search.early_questions`)."""
-    scores: dict[str, float]
+    scores: dict[Printable, float]
     """Mean score per benchmark, 0 to 1."""
-    losses: dict[str, float] = {}
+    losses: dict[Printable, float] = {}
     """Mean of each loss term since the previous rung, unweighted."""
     best_at: int | None = Field(None, ge=0)
     """At a trial's end: samples seen by the earlier state that scored higher than the final one and is handed over, 0
@@ -36,19 +46,42 @@ class TrialRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    trial: str
-    key: str
+    trial: Printable
+    key: Key
     recipe: Recipe
     num_params: int
     size_bytes: int
     rungs: list[Score]
     end: Literal["finished", "stopped", "failed"]
-    reason: str = ""
+    reason: Printable = ""
     seconds: float
     seconds_training: float = 0.0
     """Of `seconds`, in training steps."""
     seconds_evaluating: float = 0.0
     """Of `seconds`, in answering questions, held-out ones too."""
+
+
+def read_rows(path: Path, kind: type[M]) -> Iterator[M]:
+    """The rows of a JSON lines file, checked as they are asked for; none if there is no file.
+
+    Raises:
+        InputError: a line is damaged, or none of this version; the message has its number.
+    """
+    try:
+        for number, row in json_lines(path):
+            with _line_named(number):
+                value = kind.model_validate(row)
+            yield value
+    except ValueError as error:
+        raise InputError(f"{path}, {error}; correct or remove the line") from None
+
+
+@contextmanager
+def _line_named(number: int) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        raise ValueError(f"line {number}: not of this version ({problem_text(error)})") from None
 
 
 def seconds_text(seconds: float) -> str:

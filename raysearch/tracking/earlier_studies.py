@@ -1,5 +1,6 @@
 """Prior studies for a warm start: a folder or an MLflow experiment, of the same model or another."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,11 +67,13 @@ def _from_experiment(name: str, uri: str) -> Iterable[PriorTrial]:
             "give the --out folder of a search, or set MLFLOW_TRACKING_URI"
         )
     for params, metrics in runs:
-        fields: dict[str, Any] = {name: _value(text) for name, text in params.items()}
         try:
-            yield PriorTrial(Recipe(**fields), round(metrics["size_bytes"]), metrics["retention"])
-        except (ValidationError, KeyError):  # not a run of a trial
+            fields: dict[str, Any] = {name: _value(text) for name, text in params.items()}
+            trial = PriorTrial(Recipe(**fields), round(metrics["size_bytes"]), float(metrics["retention"]))
+        except (ValidationError, KeyError, TypeError, ValueError, OverflowError):  # not a run of a trial
             continue
+        if math.isfinite(trial.retention):
+            yield trial
 
 
 def _value(text: str) -> float | str:

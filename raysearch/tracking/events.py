@@ -1,11 +1,11 @@
-"""The events that are sent to MLflow, as plain dictionaries; `mlflow_runs` documents their keys."""
+"""The events that are sent to MLflow."""
 
 import math
 import os
 import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -77,8 +77,17 @@ def record_events(record: TrialRecord, dense: Size | None, on_front: bool) -> li
     """All events of an ended trial that MLflow has not received."""
     size = Size(record.num_params, record.size_bytes)
     start = start_event(record.trial, record.recipe, size, dense, on_front)
-    start["time"] -= int(1000 * record.seconds)
+    start = start.model_copy(update={"time": start.time - int(1000 * record.seconds)})
     return [start, *(rung_event(record.key, score) for score in record.rungs), end_event(record)]
+
+
+def missing_events(
+    records: Iterable[TrialRecord], sent: Container[str], dense: Size | None, on_front: Container[str]
+) -> Iterator[Event]:
+    """The events of ended trials, made as they are asked for, without those whose end MLflow has received."""
+    for record in records:
+        if record.key not in sent:
+            yield from record_events(record, dense, record.key in on_front)
 
 
 def front_event(front: Front, num_ended: int) -> Event:
@@ -107,7 +116,7 @@ def event_of(run: str | None, **content: Any) -> Event:
     """An event at this time of the recipe `run` or, if None, of the study; metrics that are not finite are left out."""
     if "metrics" in content:
         content["metrics"] = {n: float(v) for n, v in content["metrics"].items() if math.isfinite(v)}
-    return {"run": run, "time": int(time.time() * 1000), **content}
+    return Event(run=run, time=int(time.time() * 1000), **content)
 
 
 def _name(text: str) -> str:

@@ -54,7 +54,7 @@ def register(study: Path, point: FrontPoint, model: Path, name: str, uri: str | 
         InputError: the server can't be reached or refuses, or the recipe has no run there.
     """
     server = uri or tracking_uri(study)
-    run_id = read_state(study, server)["runs"].get(point.key)
+    run_id = read_state(study, server).runs.get(point.key)
     if run_id is None:
         raise InputError(
             f"--register {name}: recipe {point.key} has no run at {mask(server)}; raysearch sync {study} makes one"

@@ -1,31 +1,42 @@
 """Send events to MLflow from a thread; those that can't be sent wait in a file."""
 
-import json
 import queue
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from raysearch.errors import first_line
+from raysearch.errors import first_line, printable
+from raysearch.files import append_json
+from raysearch.study.records import read_rows
 from raysearch.study.secrets import mask
-from raysearch.tracking.mlflow_runs import Event, MlflowRuns
+from raysearch.tracking.mlflow_runs import MAX_EVENTS_AT_ONCE, Event, MlflowRuns
 
 UNSENT = "mlflow-unsent.jsonl"
 SECONDS_TO_GATHER = 0.5
 SECONDS_BETWEEN_TRIES = 30.0
-MAX_EVENTS_AT_ONCE = 2000
 
 
 class Sender:
     """A queue, the thread that sends its events, and the file where they wait while the server is unreachable.
 
     `ids` has the run ids by recipe key, as far as the server has given them.
+
+    Args:
+        backlog: what the server lacks from before, given the keys of the recipes whose end it has; sent behind the
+            file's events and before the queue's. It is never saved: a study's files bring it back.
     """
 
-    def __init__(self, folder: Path, uri: str, experiment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        uri: str,
+        experiment: str,
+        backlog: Callable[[Container[str]], Iterable[Event]] = lambda sent: (),
+    ) -> None:
         self.ids: dict[str, str] = {}
+        self._backlog = backlog
         self.uri = uri
         self._folder, self._experiment = folder, experiment
         self._queue: queue.Queue[Event | None] = queue.Queue()
@@ -86,12 +97,13 @@ class Sender:
             self._save_unsent(self._batch)
             return
         try:
-            events = [*read_unsent(self._folder), *self._batch]
-            if events:
+            if self._batch or unsent.exists():
                 self._runs = self._runs or MlflowRuns(self._folder, self.uri, self._experiment)
-                for line in self._runs.send(events):
-                    self._warn(f"MLflow refused: {mask(line)}")
+                for events in (read_unsent(self._folder), self._backlog(self._runs.ended), self._batch):
+                    for line in self._runs.send(events):
+                        self._warn(f"MLflow refused: {mask(line)}")
                 self.ids = self._runs.ids
+                self._backlog = lambda sent: ()
             if not self._closed:
                 unsent.unlink(missing_ok=True)
         except Exception as error:  # tracking must not end a search
@@ -99,10 +111,10 @@ class Sender:
             if not self._closed:
                 self._save_unsent(self._batch, f"{type(error).__name__}: {first_line(error)}")
 
-    def _save_unsent(self, events: Iterable[Event], reason: str | None = None) -> None:
+    def _save_unsent(self, events: Sequence[Event], reason: str | None = None) -> None:
+        rows = (event.model_dump(mode="json", exclude_defaults=True) for event in events)
         try:
-            with (self._folder / UNSENT).open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(event) + "\n" for event in events)
+            append_json(self._folder / UNSENT, *rows)
         except OSError as error:
             reason = f"{reason or ''} and {error}"
         if reason:
@@ -113,14 +125,14 @@ class Sender:
 
     def _warn(self, message: str) -> None:
         if not self._warned:
-            print(f"raysearch: {message}", file=sys.stderr, flush=True)
+            print(f"raysearch: {printable(message)}", file=sys.stderr, flush=True)
         self._warned = True
 
 
-def read_unsent(folder: Path) -> list[Event]:
-    """The events in the file, without a last line that a crash cut short."""
-    path = folder / UNSENT
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+def read_unsent(folder: Path) -> Iterator[Event]:
+    """The events in the file, read as they are asked for, without a last line that a crash cut short.
+
+    Raises:
+        InputError: a line is no event.
+    """
+    return read_rows(folder / UNSENT, Event)

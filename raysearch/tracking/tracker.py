@@ -7,6 +7,8 @@ recipe has its fields as parameters and every rung as metrics (step = samples se
 import os
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 from raysearch.config.budget import Size
@@ -17,7 +19,7 @@ from raysearch.study.front import Front
 from raysearch.study.records import Score, TrialRecord
 from raysearch.study.secrets import mask
 from raysearch.tracking import events
-from raysearch.tracking.mlflow_runs import MlflowRuns, local_store, read_state
+from raysearch.tracking.mlflow_runs import MlflowRuns, local_store
 from raysearch.tracking.sender import UNSENT, Sender, read_unsent
 
 ARTIFACTS = ("front.json", "front.png", "front.html", "report.html", "trials.jsonl", "decisions.jsonl")
@@ -55,12 +57,9 @@ class Tracker:
         self._started: set[str] = set()
         self._ends = Counter[str](record.end for record in study.records)
         self._front = {point.key for point in study.front.points} if study.front else set()
-        self.sender = Sender(study.folder, self._uri, study.space.name)
+        missing = partial(events.missing_events, list(study.records), dense=self._dense, on_front=set(self._front))
+        self.sender = Sender(study.folder, self._uri, study.space.name, missing)
         self.sender.put(events.parent_event(study))
-        done = set(read_state(study.folder, self._uri)["ended"])
-        for record in study.records:
-            if record.key not in done:
-                self.sender.put(*events.record_events(record, self._dense, record.key in self._front))
 
     def trial_started(self, trial: str, recipe: Recipe, size: Size) -> None:
         """Send the start of a trial."""
@@ -110,7 +109,7 @@ class Tracker:
         status = "FINISHED" if is_complete else "KILLED"
         if self.sender.flush(seconds):
             fill_run_ids(self._study.folder, self.sender.ids)
-        self.sender.put(events.event_of(None, files=list(ARTIFACTS), status=status))
+        self.sender.put(events.event_of(None, files=ARTIFACTS, status=status))
         self.sender.close(seconds)
 
 
@@ -129,24 +128,26 @@ def sync_unsent(folder: Path, uri: str | None = None) -> tuple[int, int]:
     study = Study(folder, read_space(folder))
     dense = study.front.baseline.size if study.front else None
     on_front = {point.key for point in study.front.points} if study.front else set()
-    pending = read_unsent(folder)
+    joined = [events.event_of(key, tags={"front": "yes"}) for key in sorted(on_front)]
+    num_sent, refused = count(), list[str]()
     try:
         runs = MlflowRuns(folder, server, study.space.name)
-        known = set(runs.ended) | {event["run"] for event in pending if event.get("final")}
-        for record in study.records:
-            if record.key not in known:
-                pending += events.record_events(record, dense, record.key in on_front)
-        if not runs.ids or any(event["run"] is None for event in pending):
-            pending.insert(0, events.parent_event(study))
-        pending += [events.event_of(key, tags={"front": "yes"}) for key in sorted(on_front)]
-        refused = runs.send([*pending, events.event_of(None, files=list(ARTIFACTS))])
+        for part in (
+            [events.parent_event(study)],
+            read_unsent(folder),
+            events.missing_events(study.records, runs.ended, dense, on_front),
+            [*joined, events.event_of(None, files=ARTIFACTS)],
+        ):
+            refused += runs.send(event for event, _ in zip(part, num_sent, strict=False))
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"MLflow at {mask(server)}: {mask(first_line(error))}; start the server, or name another with --uri"
         ) from None
     (folder / UNSENT).unlink(missing_ok=True)
     fill_run_ids(folder, runs.ids)
-    return len(pending), len(refused)
+    return next(num_sent), len(refused)
 
 
 def log_speeds(folder: Path, front: Front, seconds: float = 60) -> None:

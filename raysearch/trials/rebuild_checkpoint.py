@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 from raysearch.errors import InputError
-from raysearch.study.folder import CHECKPOINTS, TEACHER, read_space, read_trials
-from raysearch.study.front import FrontPoint
+from raysearch.study.folder import TEACHER, read_space, read_trials
+from raysearch.study.front import CHECKPOINTS, FrontPoint
 from raysearch.trials.context import TrialContext
 from raysearch.trials.trial import Trial, quality_of, with_checkpoint
 

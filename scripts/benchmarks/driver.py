@@ -72,7 +72,7 @@ def main() -> None:
         )
         wall = time.perf_counter() - wall
         for tracker in trackers:
-            num_told = len(read_state(folder, f"sqlite:///{folder}/mlflow.db")["ended"])
+            num_told = len(read_state(folder, f"sqlite:///{folder}/mlflow.db").ended)
             print(f"MLflow had {num_told} ended trials at the end of the search; what is left waits in a file")
             tracker.close()
         before = (0, 0, started)

@@ -21,8 +21,8 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.searching.pace import Deadline
-from raysearch.study.folder import CHECKPOINTS, Study, locked
-from raysearch.study.front import Baseline, Measured
+from raysearch.study.folder import Study, locked
+from raysearch.study.front import CHECKPOINTS, Baseline, Measured
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import Score
 from scripts.testing.local_coordinator import LocalCoordinator

@@ -1,10 +1,13 @@
 """What a search would take: by hand where it is arithmetic, and against real models where it is counted."""
 
+import re
+
 import pytest
 import torch
 
 from raysearch import models
 from raysearch.cli.cost_estimate import (
+    MAX_DRAWN,
     Pace,
     Work,
     draw_recipes,
@@ -131,6 +134,18 @@ def test_the_lines_say_what_they_rest_on(tmp_path):
     measured = "\n".join(estimate_lines(plan, write_trials(tmp_path / "study", rows)))
     assert "measured: 2 s per evaluation and 0.01 s per sample in the 4 trials of" in measured
     assert "not measured" not in measured
+
+
+def test_what_is_not_drawn_is_extrapolated(tmp_path):
+    study = write_trials(tmp_path / "study", [(3, 1000, 0), (1, 100, 0), (2, 300, 0), (1, 50, 0)])
+
+    def samples(**limits):
+        text = "\n".join(estimate_lines(planned({"trained": "decoder"}, shapes=0, **limits), study))
+        return float(re.search(r"work .*about ([\d,.]+) samples", text)[1].replace(",", ""))
+
+    assert samples(trials=1000 * MAX_DRAWN) == pytest.approx(1000 * samples(trials=MAX_DRAWN), rel=0.02)
+    assert samples(trials=None, runs=1000) == pytest.approx(1000 * 4000, rel=0.02)
+    assert "150,000 trials were on it" in "\n".join(estimate_lines(planned(trials=150_000)))
 
 
 def test_gpus_that_are_not_here_are_not_made_up(monkeypatch):

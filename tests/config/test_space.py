@@ -104,6 +104,15 @@ MISTAKES = [
     ({"recipe": [1]}, "recipe: must map fields"),
     ({"budgets": ["12"]}, "budgets: budget '12': not a size; write a share"),
     ({"search.trials": 0}, "search.trials: .*not 0"),
+    ({"search.trials": 10**12}, "search.trials: .*less than or equal to 1000000, not 1000000000000"),
+    ({"search.runs": 1e300}, "search.runs: .*not 1e\\+300"),
+    ({"search.shapes": 10**9}, "search.shapes: .*not 1000000000"),
+    ({"search.reduction_factor": 1.000001}, "search.reduction_factor: .*not 1.000001"),
+    ({"search.seed": 10**30}, "search.seed: .*not 10"),
+    ({"slots": {"num": 10**9}}, "slots.num: .*not 1000000000"),
+    ({"recipe.epochs": ["1e15"]}, "recipe.epochs: .*not '1e15'"),
+    ({"recipe.lora_rank": 10**9}, "recipe.lora_rank: .*not 1000000000"),
+    ({"recipe.lr": [1 / (i + 1) for i in range(1001)]}, "recipe.lr.0.choices: .*at most 1000 items"),
     ({"search.runs": 0}, "search.runs: .*not 0"),
     ({"search.time": "2 weeks"}, "search.time: '2 weeks' is no duration; write 90s, 20m, 2h, 1h30m or 1d"),
     ({"search.time": 90}, "search.time: .*string, not 90"),
@@ -143,6 +152,57 @@ def test_files_that_hold_no_space(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match=rf"^{path}: "):
         SearchSpace.load(path)
+
+
+BOMB = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 11))])
+MERGES = "\n".join(["m0: &m0 {a: 1}", *(f"m{i}: &m{i} {{<<: [{','.join([f'*m{i - 1}'] * 9)}]}}" for i in range(1, 11))])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (BOMB + "\nname: *a10", "more than 20,000 values"),
+        (MERGES + "\nname: *m10", "more than 20,000 values"),
+        ("name: &n [*n]", "more than 20,000 values"),
+        ("name: " + "[" * 100_000, "nested too deeply"),
+        ("name: " + "{a: " * 5000 + "}" * 5000, "nested too deeply"),
+        ("name: [" + "x, " * 20_000 + "]", "more than 20,000 values"),
+        ("name: " + "9" * 1001, "a number of 1,001 characters"),
+        ("name: " + ":".join(["59"] * 100_000), "a number of 299,999 characters"),
+        ("name: x" + " " * 4_000_000, "longer than 4,000,000 characters"),
+    ],
+    ids=["aliases", "merges", "cycle", "lists", "mappings", "values", "digits", "base-60", "blanks"],
+)
+def test_a_file_that_would_take_all_time_or_memory_is_refused(tmp_path, text, problem):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"^{path}: .*{problem}") as error:
+        SearchSpace.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_json_space_that_is_nested_too_deeply_is_refused(tmp_path):
+    path = tmp_path / "space.json"
+    for text in ("[" * 100_000, '{"name": "s", "model": "m", "recipe": ' + '{"a": ' * 900 + "1" + "}" * 901):
+        path.write_text(text)
+        with pytest.raises(InputError, match=rf"^{path}: ") as error:
+            SearchSpace.load(path)
+        assert "\n" not in str(error.value)
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
+    path = tmp_path / "space.yaml"
+    text = POCKET.read_text()
+    recipe = {"data_fraction": "[5e-2, '0.5', 1.0, 0.5]", "epochs": "[1e0, 2]", "ratio": "{low: 1e-1, high: '0.6'}"}
+    content = yaml.safe_load(text)
+    content["recipe"] |= {name: yaml.safe_load(value) for name, value in recipe.items()}
+    assert content["recipe"]["data_fraction"][0] == "5e-2"
+    path.write_text(yaml.safe_dump(content))
+    space = SearchSpace.load(path)
+    assert space.values_of("data_fraction") == [0.05, 0.5, 1.0]
+    assert space.values_of("epochs") == [1.0, 2.0]
+    assert space.values_of("ratio") == [0.1, 0.6]
+    assert space.largest_recovery(100) == 200
 
 
 def test_half_a_character_is_no_text(tmp_path):

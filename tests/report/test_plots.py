@@ -24,7 +24,7 @@ def small_front(study="mine", budgets=("1.5KB", "40%")):
     baseline = Baseline(num_params=1000, size_bytes=2000, scores={"qa": 0.8})
     points = [
         FrontPoint(
-            key=f"k{ratio}",
+            key=f"{ratio:.2f}".replace(".", ""),
             recipe=Recipe(mode=mode, ratio=ratio, criterion=criterion),
             num_params=int(1000 * (1 - ratio)),
             size_bytes=int(2000 * (1 - ratio)),
@@ -53,7 +53,7 @@ def test_front_info_is_what_the_front_holds():
     # 1.5 KB of 2,000 bytes is .75 and admits both; of the lower bounds .92 and .87 the first is better.
     assert [(line.text, line.size_ratio, line.answer) for line in info.budgets] == [
         ("40%", 0.4, None),
-        ("1.5KB", 0.75, "k0.25"),
+        ("1.5KB", 0.75, "025"),
     ]
     assert info.dense == Size(1000, 2000)
     tooltip = dict(info.points[0].tooltip)

@@ -46,6 +46,12 @@ def test_a_range_has_no_grid():
         grid(space(ratio={"low": 0.1, "high": 0.5}))
 
 
+def test_a_grid_has_an_end():
+    many = [number / 1000 for number in range(1, 500)]
+    with pytest.raises(InputError, match=r"recipe: more than 50,000 combinations of its values; .* name fewer"):
+        grid(space(lr=many, ratio=many))
+
+
 def test_the_sampler_takes_every_recipe_in_order():
     made = space(trained=["nothing", "projector"], seed=[0, 1])
     searcher = Searcher(

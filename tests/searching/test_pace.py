@@ -68,6 +68,8 @@ def test_the_newest_trials_tell_the_pace():
     slow = [record(0, 100, 1000)] * (2 * NUM_RECORDS)
     quick = [record(1, 100, 10), record(2, 101, 10)] * (NUM_RECORDS // 2)
     assert Deadline(20, [*slow, *quick], 0.0, clock=Clock()).longest_trial() > 100
+    assert pace_of([*slow, *quick]) == pace_of(quick)
+    assert pace_of([*quick, *[record(0, 100, 1000, "failed")] * NUM_RECORDS]) == pace_of(quick)
 
 
 def test_slot_time_of_a_full_run_counts_all_trials():

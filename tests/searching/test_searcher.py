@@ -112,7 +112,7 @@ def test_an_own_sampler_needs_no_name():
         ({"sampler": "magic"}, r"search\.sampler: .*'ehvi', 'tpe'.*not 'magic'"),
         ({"first_rung": 1.5}, r"search\.first_rung: .*less than or equal to 1, not 1\.5"),
         ({"first_rung": 0}, r"search\.first_rung: .*greater than 0, not 0"),
-        ({"reduction_factor": 1}, r"search\.reduction_factor: .*greater than 1, not 1"),
+        ({"reduction_factor": 1}, r"search\.reduction_factor: .*greater than or equal to 1.1, not 1"),
         ({"trials": 0}, r"search\.trials: .*greater than or equal to 1, not 0"),
     ],
 )

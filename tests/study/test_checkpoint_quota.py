@@ -122,7 +122,7 @@ def test_a_kill_between_the_front_and_the_deletion_costs_nothing(tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(study_module.shutil, "rmtree", die)
+        patched.setattr(study_module, "delete_folder", die)
         with pytest.raises(KeyboardInterrupt):
             study(tmp_path, 13)
     front = Front.load(tmp_path)

@@ -1,27 +1,31 @@
 """Wrong input of every kind, and what must come of it: an answer, or one plain line; no traceback, no file touched.
 
-    python tests/support/fuzzing.py 10000        # as many inputs, a fifth of each kind; minutes of one core
+    python tests/support/fuzzing.py 10000 --seed 3   # as many inputs, a sixth of each kind; minutes of one core
 
 `test_fuzz.py` runs a few of each.
+Equal seeds draw equal inputs; without one it is drawn and printed.
 """
 
+import argparse
 import contextlib
 import copy
 import io
 import json
 import os
+import random
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -68,6 +72,12 @@ ODD = st.sampled_from(
         "-1",
         "\u202e",
         "💥",
+        "5e-2",
+        "1.0e15",
+        10**12,
+        "[" * 3000,
+        "x" * 3000,
+        "\x1b[2J",
     ]
 )
 SCALARS = st.one_of(
@@ -118,7 +128,10 @@ def spoilt(draw: Callable[..., Any], texts: st.SearchStrategy[str]) -> bytes:
 
 
 def as_yaml(document: Any) -> str:
-    """YAML, also of what YAML can't hold: then JSON, which is YAML, too."""
+    """YAML, also of what YAML can't hold: then JSON, which is YAML, too; an alias bomb for one name."""
+    if isinstance(document, dict) and document.get("name") == "💥":
+        lists = (f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 11))
+        return "\n".join(["a0: &a0 [x]", *lists, "name: *a10", "model: pocket", "recipe: {<<: [*a9, *a9], ratio: *a8}"])
     try:
         return yaml.safe_dump(document, allow_unicode=True)
     except (yaml.YAMLError, ValueError):
@@ -157,8 +170,12 @@ class Workplace:
         self.statuses: Counter[int] = Counter()
         """How many commands have ended with each exit status."""
 
-    def check(self, *arguments: str, may_write: bool = False) -> None:
-        """Run a command; its exit status is 0 or 2, and with 2 it has said one line and touched nothing."""
+    def check(self, *arguments: str, may_write: bool | None = False) -> None:
+        """Run a command; its exit status is 0 or 2, and with 2 it has said one line and touched nothing.
+
+        Args:
+            may_write: whether it may write files if it succeeds; None: also if it doesn't.
+        """
         before, started = self._listing(), time.monotonic()
         out, complaints = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(complaints):
@@ -173,7 +190,7 @@ class Workplace:
         assert status == 0 or len(said) == 1, (arguments, said)
         assert "Traceback" not in complaints.getvalue()
         assert seconds < LONGEST_S, (arguments, seconds)
-        assert (may_write and status == 0) or self._listing() == before, arguments
+        assert may_write is None or (may_write and status == 0) or self._listing() == before, arguments
         self.statuses[status] += 1
 
     def with_file(self, name: str, content: bytes) -> None:
@@ -268,6 +285,81 @@ def fuzz_study_files(place: Workplace, num: int) -> None:
     one()
 
 
+def fuzz_tracking(place: Workplace, num: int) -> None:
+    """Files of a study about MLflow, and a server's replies."""
+    sent = {"uri": "http://127.0.0.1:9", "runs": {"": "id", "0123456789": "id"}, "ended": ["0123456789"]}
+    events = [
+        {"run": None, "time": 1, "name": "a", "params": {"b": 1}, "files": ["front.json"], "documents": {"a.json": {}}},
+        {"run": "0123456789", "time": 2, "metrics": {"c": 0.5}, "step": 3, "status": "FINISHED", "final": True},
+    ]
+    fields = {name: str(value) for name, value in RECIPE.items()}
+    run = {
+        "params": fields,
+        "metrics": {"size_bytes": 1e6, "retention": 0.5},
+        "tags": {"raysearch.folder": str(place.study), "end": "finished"},
+        "info": {"run_id": "id", "artifact_uri": "file:///tmp", "experiment_id": "1", "lifecycle_stage": "active"},
+    }
+    names = [("search", str(synthetic_study.POCKET), "--dry-run", "--warm-start", "x"), ("sync", str(place.study))]
+    names.append(("best", "--mlflow", "x", "--budget", "60%"))
+
+    @_many(num)
+    @given(st.data(), st.sampled_from(names))
+    def one(data: st.DataObject, command: tuple[str, ...]) -> None:
+        name = data.draw(st.sampled_from(["mlflow.json", "mlflow-unsent.jsonl"]))
+        content = st.builds(
+            *((json.dumps, damaged([sent])) if name == "mlflow.json" else (_as_lines, damaged([events])))
+        )
+        place.with_file(name, data.draw(spoilt(content)))
+        client = _Client(data, damaged([run]), spoilt(st.builds(json.dumps, damaged([place.front]))))
+        with (
+            patch("raysearch.tracking.mlflow_runs.connect", return_value=client),
+            patch("raysearch.tracking.lookup.connect", return_value=client),
+        ):
+            place.check(*command, may_write=None if command[0] == "sync" else False)
+
+    one()
+
+
+class _Client:
+    """An MLflow client whose server replies anything."""
+
+    def __init__(self, data: st.DataObject, runs: st.SearchStrategy[Any], files: st.SearchStrategy[bytes]) -> None:
+        self._data, self._runs, self._files = data, runs, files
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        return lambda *arguments, **more: self._reply(method)
+
+    def _reply(self, method: str) -> Any:
+        drawn = self._data.draw(st.sampled_from(["right", "right", "right", "value", "error"]))
+        if drawn == "error":
+            raise OSError(self._data.draw(st.text(max_size=20)))
+        if drawn == "value":
+            return self._data.draw(VALUES)
+        if method.startswith(("search", "list")):
+            found = [self._run(), self._run()] if method != "list_artifacts" else [SimpleNamespace(path="front.json")]
+            return _Page(found)
+        return self._run()
+
+    def _run(self) -> Any:
+        run = self._data.draw(self._runs)
+        if not isinstance(run, dict):
+            return run
+        parts = {name: run.get(name) for name in ("params", "metrics", "tags")}
+        info = run.get("info")
+        about = SimpleNamespace(**info) if isinstance(info, dict) and all(map(str.isidentifier, info)) else info
+        return SimpleNamespace(data=SimpleNamespace(**parts), info=about, **(info if isinstance(info, dict) else {}))
+
+    def download_artifacts(self, run_id: Any, name: str, folder: str) -> None:
+        """A file of any content."""
+        (Path(folder) / name).write_bytes(self._data.draw(self._files))
+
+
+class _Page(list[Any]):
+    """The last page of a search."""
+
+    token = ""
+
+
 def _as_lines(rows: Any) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows) if isinstance(rows, list) else json.dumps(rows)
 
@@ -287,24 +379,42 @@ def fuzz_command_lines(place: Workplace, num: int) -> None:
 
 
 def _many(num: int) -> Callable[[Any], Any]:
-    return settings(
+    def decorate(test: Any) -> Any:
+        return with_seed(SEED[0])(drawing(test))
+
+    drawing = settings(
         max_examples=num,
         deadline=None,
         database=None,
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
+    return decorate
 
 
 def fuzz_all(num: int) -> None:
-    """`num` inputs, a fifth of each kind."""
-    fuzz_recipes(num // 5)
+    """`num` inputs, a sixth of each kind."""
+    each = -(-num // (1 + len(KINDS)))
+    found = fuzz_recipes(each)
+    print(f"fuzz_recipes: {each} inputs, {found['refused']} refused", flush=True)
     with workplace() as place:
-        for kind in (fuzz_spaces, fuzz_fronts, fuzz_study_files, fuzz_command_lines):
+        for kind in KINDS:
+            place.statuses.clear()
             started = time.monotonic()
-            kind(place, num // 5)
-            print(f"{kind.__name__}: {num // 5} inputs, {time.monotonic() - started:.0f} s", flush=True)
+            kind(place, each)
+            ended = f"{place.statuses[0]} commands ended with 0, {place.statuses[2]} with 2"
+            print(f"{kind.__name__}: {each} inputs, {ended}; {time.monotonic() - started:.0f} s", flush=True)
 
+
+KINDS = (fuzz_spaces, fuzz_fronts, fuzz_study_files, fuzz_tracking, fuzz_command_lines)
+SEED = [0]
+"""What all inputs are drawn from."""
 
 if __name__ == "__main__":
-    fuzz_all(int(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("num", type=int, help="inputs")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    options = parser.parse_args()
+    SEED[0] = options.seed
+    print(f"seed {options.seed}", flush=True)
+    fuzz_all(options.num)

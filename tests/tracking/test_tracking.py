@@ -149,8 +149,8 @@ def test_a_server_that_is_away_stops_nothing_and_sync_sends_later(store, client,
     said = capsys.readouterr().err
     assert said.count("raysearch:") == 1, "one warning, however much fails"
     assert "raysearch sync" in said
-    waiting = read_unsent(replay.study.folder)
-    assert {event["run"] for event in waiting} >= {record.key for record in replay.records}
+    waiting = list(read_unsent(replay.study.folder))
+    assert {event.run for event in waiting} >= {record.key for record in replay.records}
     assert tracker.run_id(replay.records[0].trial) is None
     sent, refused = sync_unsent(replay.study.folder, store)
     assert sent >= len(waiting)
@@ -167,7 +167,7 @@ def test_what_waits_is_sent_first_once_the_server_is_back(store, client, replay,
     sender.uri = CLOSED_PORT
     replay.play(tracker, replay.records[:6])
     assert not tracker.flush(PATIENCE)
-    assert read_unsent(replay.study.folder)
+    assert list(read_unsent(replay.study.folder))
     sender.uri = store
     replay.play(tracker, replay.records[6:])
     assert tracker.flush(PATIENCE)
@@ -215,8 +215,8 @@ def test_a_server_that_hangs_is_given_up(replay, monkeypatch, capsys):
         began = time.monotonic()
         tracker.close(seconds=2)
         assert time.monotonic() - began < 30
-    waiting = read_unsent(replay.study.folder)
-    assert {event["run"] for event in waiting} >= {record.key for record in replay.records}
+    waiting = list(read_unsent(replay.study.folder))
+    assert {event.run for event in waiting} >= {record.key for record in replay.records}
     assert "takes too long" in capsys.readouterr().err
 
 
@@ -234,6 +234,47 @@ def test_who_leaves_the_front_is_untagged(store, client, replay):
         point.key for point in fewer.points
     }
     tracker.close(PATIENCE)
+
+
+def test_events_wait_behind_whole_lines_only(replay, monkeypatch):
+    folder = replay.study.folder
+    (folder / UNSENT).write_text(
+        '{"run": null, "time": 1, "metrics": {"x": 1.0}, "step": 0}\n{"run": null, "time": 2, "me'
+    )
+    tracker = Tracker(replay.study, CLOSED_PORT, dense=DENSE)
+    assert not tracker.flush(PATIENCE)
+    tracker.close(PATIENCE)
+    first, second, *_ = read_unsent(folder)
+    assert (first.time, first.metrics) == (1, {"x": 1.0})
+    assert second.documents["space.json"]["name"] == replay.study.space.name
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("[]", "Input should be a valid dictionary"),
+        ('{"run": null, "ti', "Invalid control character"),
+        ('{"run": null}', "time: Field required"),
+        ('{"run": null, "time": 1, "files": ["../../.ssh/id_rsa"]}', "files.0: String should match"),
+        ('{"run": null, "time": 1, "files": ["/etc/passwd"]}', "files.0: String should match"),
+        ('{"run": null, "time": 1, "documents": {"../a": 1}}', "documents.*String should match"),
+        ('{"run": null, "time": 1, "metrics": {"a": "b"}}', "metrics.a: Input should be a valid number"),
+    ],
+    ids=list("abcdefg"),
+)
+def test_a_waiting_line_that_is_no_event_names_file_and_line(replay, store, line, problem):
+    (replay.study.folder / UNSENT).write_text('{"run": null, "time": 1}\n' + line + "\n")
+    with pytest.raises(InputError, match=rf"mlflow-unsent\.jsonl, line 2: .*{problem}.*; correct or remove the line"):
+        sync_unsent(replay.study.folder, store)
+    assert (replay.study.folder / UNSENT).exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", '{"uri": "x"}', '{"uri": "U", "runs": [1]}', '{"uri": "U", "ended": {}}', "["]
+)
+def test_run_ids_that_are_none_lead_to_new_runs(tmp_path, content):
+    (tmp_path / "mlflow.json").write_text(content.replace("U", CLOSED_PORT))
+    assert read_state(tmp_path, CLOSED_PORT).model_dump() == {"uri": CLOSED_PORT, "runs": {}, "ended": []}
 
 
 def test_a_run_deleted_over_there_is_made_anew(store, client, replay):
@@ -354,7 +395,7 @@ def test_numbers_that_are_none_and_odd_names():
         scores={"VQA (val)%": 0.5},
         losses={"sft": float("inf")},
     )
-    assert rung_event("k", score)["metrics"] == {"retention_se": 0.1, "score.VQA _val__": 0.5}
+    assert rung_event("k", score).metrics == {"retention_se": 0.1, "score.VQA _val__": 0.5}
 
 
 def test_secrets_are_masked_in_what_is_sent(tmp_path):
@@ -362,7 +403,7 @@ def test_secrets_are_masked_in_what_is_sent(tmp_path):
         update={"deepspeed": {"wandb": {"api_key": "abc", "team": "mine"}, "hf_token": "x"}}
     )
     space = synthetic_study.space(model="https://me:pw@host/model", recovery=recovery)
-    sent = json.dumps(parent_event(Study(tmp_path, space)))
+    sent = parent_event(Study(tmp_path, space)).model_dump_json(indent=1)
     assert "abc" not in sent
     assert "pw@" not in sent
     assert '"team": "mine"' in sent
@@ -373,10 +414,14 @@ def test_secrets_are_masked_in_what_is_sent(tmp_path):
     ("value", "masked"),
     [
         ("http://user:pw@host:5000/x", "http://***@host:5000/x"),
+        ("http://user:p@ss/wo:rd-2@host:5000/x y@z", "http://***@host:5000/x y@z"),
+        ("see http://user:se/cret@h, and me@here", "see http://***@h, and me@here"),
+        ("postgresql://h/db?user=u&passwd=a;b/c@d&x=1", "postgresql://***@d&x=1"),
+        ("postgresql://h/db?user=u&pass%77ord=hunter2&x=1", "postgresql://h/db?user=u&pass%77ord=***&x=1"),
         ({"password": "x", "batch_size": 8}, {"password": "***", "batch_size": 8}),
         ({"tokens": 5, "max_length": 9, "keys": ["a"]}, {"tokens": 5, "max_length": 9, "keys": ["a"]}),
         (["hf_abcdefghijklmnopqrst"], ["***"]),
-        ("https://x/?token=abc&b=1", "https://x/?***&b=1"),
+        ("https://x/?token=abc&b=1", "https://x/?token=***&b=1"),
         ({"secret": {"deep": {"api_key": "k"}}}, {"secret": {"deep": {"api_key": "***"}}}),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
         (None, None),
@@ -406,13 +451,13 @@ def test_a_study_that_moved_with_its_store_knows_its_runs(tmp_path, monkeypatch)
     here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
     here.mkdir(parents=True)
     state = read_state(here, tracking_uri(here))
-    assert state["runs"] == {}
-    state["runs"]["key"] = "id"
-    (here / "mlflow.json").write_text(json.dumps(state))
+    assert state.runs == {}
+    state.runs["key"] = "id"
+    (here / "mlflow.json").write_text(state.model_dump_json())
     here.parent.rename(there.parent)
-    assert read_state(there, tracking_uri(there))["runs"] == {"key": "id"}
-    assert read_state(there, "http://server:5000")["runs"] == {}
-    assert read_state(there, tracking_uri(here))["runs"] == {}, "another study's store"
+    assert read_state(there, tracking_uri(there)).runs == {"key": "id"}
+    assert read_state(there, "http://server:5000").runs == {}
+    assert read_state(there, tracking_uri(here)).runs == {}, "another study's store"
 
 
 def test_the_same_recipe_has_the_same_run(tmp_path):

@@ -1,7 +1,6 @@
 """Every recipe of a space that has choices only: a study without search."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,20 +11,24 @@ from raysearch.config.settings import LIMITS, Scalar
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.searching.samplers.base import Sampler
-from raysearch.searching.samplers.sized_space import Candidate
+from raysearch.searching.samplers.sized_space import Candidate, SizedSpace
 from raysearch.searching.trial_history import TrialHistory
+
+MAX_COMBINATIONS = 50_000
 
 
 class GridSampler(Sampler):
-    """Every recipe of a space without ranges, in the order of `grid`."""
+    """Every recipe of a space without ranges, in the order of `grid`.
+
+    Raises:
+        InputError: as `grid`.
+    """
 
     proposes_once = True
 
-    _num_tried = 0
-
-    @cached_property
-    def _recipes(self) -> list[Recipe]:
-        return grid(self.space.search_space)
+    def __init__(self, space: SizedSpace, seed: int = 0) -> None:
+        super().__init__(space, seed)
+        self._recipes, self._num_tried = grid(space.search_space), 0
 
     def candidates(self, history: TrialHistory) -> Iterator[Candidate]:
         """The recipes that have not been tried."""
@@ -68,19 +71,24 @@ def grid(space: SearchSpace) -> list[Recipe]:
     Values that exclude each other (all loss weights 0) are left out.
 
     Raises:
-        InputError: a dimension is a range.
+        InputError: a dimension is a range, or there are more than MAX_COMBINATIONS of their values.
     """
     found: dict[str, Recipe] = {}
-    path: list[int] | None = []
-    while path is not None:
+    path: list[int] = []
+    for _ in range(MAX_COMBINATIONS):
         suggester = _PathSuggester(path)
         try:
             recipe = space.suggest(suggester)
             found.setdefault(recipe.key, recipe)
         except ValidationError:
             pass
-        path = _next_path(suggester)
-    return list(found.values())
+        further = _next_path(suggester)
+        if further is None:
+            return list(found.values())
+        path = further
+    raise InputError(
+        f"recipe: more than {MAX_COMBINATIONS:,} combinations of its values; a grid takes all of them, so name fewer"
+    )
 
 
 def as_grid(space: SearchSpace) -> SearchSpace:
