@@ -10,8 +10,9 @@ import numpy as np
 
 from raysearch.config.benchmarks import BenchmarkConfig
 from raysearch.config.dimensions import matches
-from raysearch.data.loading import read_rows
-from raysearch.data.samples import BadRow, BadRows, Sample, sample_from_row
+from raysearch.data.bad_rows import BadRow, BadRows, only_bad_rows
+from raysearch.data.samples import Sample, sample_from_row
+from raysearch.data.tables import open_table
 from raysearch.errors import InputError
 from raysearch.evaluation.metrics import LETTERS, METRICS, options_of
 
@@ -61,8 +62,9 @@ def read_questions(entry: BenchmarkConfig, split: str) -> tuple[Question, ...]:
     data, part = entry.data, entry.split
     if has_heldout and split == "heldout":
         data, part = entry.heldout_data or data, entry.heldout_split or (None if entry.heldout_data else part)
-    rows, folders = read_rows(data, part)
+    table = open_table(data, part)
     where = f"benchmarks: {entry.name}: {data}"
+    rows: Sequence[Any] = _Readable(table.rows)
     if entry.where:
         rows = [row for row in rows if isinstance(row, Mapping) and matches(row, entry.where)]
     if not len(rows):
@@ -76,7 +78,8 @@ def read_questions(entry: BenchmarkConfig, split: str) -> tuple[Question, ...]:
     bad, questions = BadRows(where, len(chosen)), []
     for index in chosen:
         try:
-            questions.append(_question(rows[index], index, entry, folders, groups[index]))
+            with only_bad_rows("can't be read"):
+                questions.append(_question(rows[index], index, entry, table.folders, groups[index]))
         except BadRow as error:
             bad.add(f"row {index}", str(error))
     bad.report()
@@ -87,6 +90,25 @@ def read_questions(entry: BenchmarkConfig, split: str) -> tuple[Question, ...]:
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
     return tuple(questions)
+
+
+class _Readable(Sequence[Any]):
+    """Rows, with what was wrong in place of one that can't be read."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= len(self):
+            raise IndexError(index)
+        try:
+            with only_bad_rows("can't be read"):
+                return self._rows[index]
+        except BadRow as error:
+            return error
 
 
 def split_by_image(groups: Sequence[str], split: str, num_search: int | None, num_heldout: int | None) -> list[int]:
@@ -166,6 +188,8 @@ def _question(row: Any, index: int, entry: BenchmarkConfig, folders: Sequence[An
     Raises:
         BadRow: no question or image, or answers that the metric can't read.
     """
+    if isinstance(row, BadRow):
+        raise row
     if not isinstance(row, Mapping):
         raise BadRow("not an object with keys and values")
     metric = METRICS[entry.metric]
@@ -184,7 +208,7 @@ def _question(row: Any, index: int, entry: BenchmarkConfig, folders: Sequence[An
     text, images = _with_placeholders(_prompt(row, options, entry), _images(row, entry))
     name = str(_cell(row, entry, "id") or index)
     turns = [{"role": "user", "content": text}, {"role": "assistant", "content": answers[0]}]
-    sample = sample_from_row({"id": name, "messages": turns, "images": images}, index, folders, True)
+    sample = sample_from_row({"messages": turns, "images": images}, name, folders)
     return Question(name, image_id, sample, answers, options, str(_cell(row, entry, "category") or ""))
 
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from raysearch.data.bad_rows import BadRow
 from raysearch.data.encoding import Encoder, aligned, collate
 from raysearch.data.labels import IGNORED
-from raysearch.data.loading import fraction_order, in_order, load_samples
-from raysearch.data.samples import BadRow, Sample
+from raysearch.data.loading import check_samples, fraction_order, in_order, load_samples
+from raysearch.data.samples import Sample
 from raysearch.errors import InputError
 from tests.support.recovery_setup import processor, samples, tiny_encoder, tiny_family
 
@@ -53,18 +54,13 @@ def _answers(labels: torch.Tensor) -> str:
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
 def test_llava_rows(folder: Path, name: str) -> None:
     found = load_samples(_write(folder, [_row(0), _row(1)], name))
-    assert [sample.id for sample in found] == ["row-0", "row-1"]
+    assert [sample.id for sample in found] == ["0", "1"]
     assert found[0].source == "train"
     assert found[0].images == (folder / "images/train/a.png",)
     assert found[0].messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "is it red?"}]
     encoded = tiny_encoder().encode(found[0])
     assert _answers(encoded["labels"]) == "yes <eos>"
     assert encoded["pixel_values"].shape == (1, 3, 48, 48)
-
-
-def test_repeated_ids_are_told_apart(folder: Path) -> None:
-    found = load_samples(_write(folder, [_row(0), _row(0), _row(0)]))
-    assert [sample.id for sample in found] == ["row-0", "row-0#2", "row-0#3"]
 
 
 def test_an_image_without_a_placeholder_comes_first(folder: Path) -> None:
@@ -327,7 +323,7 @@ BAD = {
         0, conversations=[{"from": "human", "value": "<image> <image>"}, {"from": "gpt", "value": "yes"}]
     ),
     "a turn of 'robot'": _row(0, conversations=[{"from": "robot", "value": "is it red?"}]),
-    "no conversations": {"id": "row-0"},
+    "no conversations and no messages; it has id": {"id": "row-0"},
     "begins with an answer": _row(0, image=None, conversations=[{"from": "gpt", "value": "yes"}]),
     "not an object": "text",
 }
@@ -338,19 +334,21 @@ def test_bad_rows_are_named_and_skipped_within_the_limit(
     folder: Path, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = _write(folder, [BAD[reason], *(_row(index) for index in range(1, 100))])
-    assert len(load_samples(path)) == 99
+    found = load_samples(path)
+    assert [sample.id for sample in found if not sample.problem] == [str(index) for index in range(1, 100)]
+    check_samples(found)
     assert reason in caplog.text
     assert "left out 1 of 100" in caplog.text
     path = _write(folder, [BAD[reason], *(_row(index) for index in range(1, 50))])
     with pytest.raises(InputError, match="row 0") as error:
-        load_samples(path)
+        check_samples(load_samples(path))
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_broken_line_is_a_bad_row(folder: Path) -> None:
     path = _write(folder, [*(_row(index) for index in range(150)), '{"id": "cut'], "data.jsonl")
-    assert len(load_samples(path)) == 150
+    assert list(check_samples(load_samples(path)).found) == ["row 150"]
 
 
 @pytest.mark.parametrize(
@@ -358,7 +356,8 @@ def test_a_broken_line_is_a_bad_row(folder: Path) -> None:
     [
         ("gone.json", None, "no such file"),
         ("cut.json", "[{", "not JSON"),
-        ("object.json", "{}", "no list of rows"),
+        ("text.json", "rows", "begins with b'r'"),
+        ("open.json", '[{"a": 1}, {"b": 2}', "the list has no end|'the end' instead of ','"),
         ("empty.json", "[]", "no rows"),
         ("empty.jsonl", "", "no rows"),
     ],
