@@ -63,7 +63,8 @@ class _Template:
         if index:
             cue = self._around(index - 1, index, cue=True)[1]
             follows = self._around(index - 1, len(self._messages))[1]
-            begin = min(begin, len(self._text) - len(follows) + shared_start(cue, follows))
+            after_cue = len(self._text) - len(follows) + shared_start(cue, follows)
+            begin = after_cue if follows.startswith(cue) else min(begin, after_cue)
         return begin, len(self._text[:end].rstrip())
 
     def _around(self, index: int, num_messages: int, cue: bool = False) -> tuple[str, str]:
