@@ -62,7 +62,7 @@ def picture_from(given: Any, folders: Sequence[Path] = ()) -> Picture:
 def open_image(image: Picture) -> Image.Image:
     """The pixels that a viewer shows, in RGB: turned as EXIF says, transparency on white, 16 bits and floats scaled.
 
-    For pictures of 8 bits they are those of `transformers.image_utils.load_image`, but for what is transparent.
+    For pictures of 8 bits they are those of `load_image` and `convert_to_rgb` of transformers.
 
     Raises:
         BadRow: the file is missing, in none of `FORMATS`, damaged, or larger than `MAX_PIXELS`.

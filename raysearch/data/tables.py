@@ -91,7 +91,8 @@ def _open_folder(folder: Path, split: str | None, to_train: bool) -> Table:
     chosen = _of_split(folder, sorted(files), split, to_train)
     if not chosen:
         raise InputError(f"{folder}: no files{f' of split {split}' if split else ''}; data is {FORMATS}")
-    folders = dict.fromkeys(f for path in chosen for f in (path.parent, folder, path.parent / "images"))
+    inner = chosen[0].parent
+    folders = dict.fromkeys((inner, inner / "images", folder, folder / "images"))
     return Table(str(folder), _rows_of(chosen), tuple(folders))
 
 

@@ -14,7 +14,9 @@ from raysearch.data.bad_rows import BadRow, BadRows, only_bad_rows
 from raysearch.data.samples import Sample, sample_from_row
 from raysearch.data.tables import open_table
 from raysearch.errors import InputError
-from raysearch.evaluation.metrics import LETTERS, METRICS, options_of
+from raysearch.evaluation.metrics import METRICS
+from raysearch.evaluation.responses import LETTERS
+from raysearch.evaluation.stored_answers import answers_of, options_of
 
 _NUMBERED = re.compile(r"<image (\d+)>")
 MIN_EARLY_QUESTIONS = 20
@@ -194,22 +196,38 @@ def _question(row: Any, index: int, entry: BenchmarkConfig, folders: Sequence[An
         raise BadRow("not an object with keys and values")
     metric = METRICS[entry.metric]
     try:
-        options = options_of(_cell(row, entry, "options"))
-        given = _cell(row, entry, "answers")
-        given = _cell(row, entry, "answer") if given is None else given
-        listed = given if isinstance(given, list | tuple | np.ndarray) else [given]
-        answers = tuple(metric.read(int(value) if entry.answer_is_number else value, options) for value in listed)
+        options, labels = options_of(_cell(row, entry, "options"))
+        answers = tuple(
+            metric.read(_index_of(value, labels, entry.answer_is_number), options) for value in _answers(row, entry)
+        )
     except (ValueError, SyntaxError, TypeError) as error:
         raise BadRow(str(error)) from None
     if not answers:
         raise BadRow(f"no answer in column {entry.columns.get('answer', 'answer')!r}")
-    if metric.teacher_forced and len(answers) > 1:
+    if metric.teacher_forced and len(set(answers)) > 1:
         raise BadRow(f"several answers, and {entry.metric} takes one; choose metric normalised")
     text, images = _with_placeholders(_prompt(row, options, entry), _images(row, entry))
     name = str(_cell(row, entry, "id") or index)
     turns = [{"role": "user", "content": text}, {"role": "assistant", "content": answers[0]}]
     sample = sample_from_row({"messages": turns, "images": images}, name, folders)
     return Question(name, image_id, sample, answers, options, str(_cell(row, entry, "category") or ""))
+
+
+def _answers(row: Mapping[str, Any], entry: BenchmarkConfig) -> list[Any]:
+    """The acceptable answers as they are stored; the empty one of a row without any, for the metric to refuse."""
+    several, one = _cell(row, entry, "answers"), _cell(row, entry, "answer")
+    if several is None and METRICS[entry.metric].takes_list and isinstance(one, list | tuple):
+        return [", ".join(map(str, answers_of(one)))]
+    given = one if several is None else several
+    found = answers_of(given)
+    return found if found or isinstance(given, list | tuple) else [None]
+
+
+def _index_of(value: Any, labels: Sequence[str], is_number: bool) -> Any:
+    """An answer's index if it is one of the labels that the data give the options; else the answer."""
+    if is_number:
+        return int(value)
+    return labels.index(str(value).strip()) if str(value).strip() in labels else value
 
 
 def _prompt(row: Mapping[str, Any], options: Sequence[str], entry: BenchmarkConfig) -> str:
