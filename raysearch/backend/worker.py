@@ -31,7 +31,7 @@ from raysearch.backend.node_check import check_node
 from raysearch.backend.runtime import TrialRuntime
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.data.samples import BadData
+from raysearch.data.bad_rows import BadData
 from raysearch.errors import InputError
 from raysearch.files import StorageProblem, is_storage_problem
 from raysearch.logging import logger

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysearch.config.settings import EMBEDDED_BENCHMARKS, PathOrName, Scalar, Strict
 
-MetricName = Literal["exact", "normalised", "choice", "yes_no", "yes_no_f1", "mme", "anls", "relaxed"]
+MetricName = Literal["exact", "normalised", "choice", "yes_no", "yes_no_f1", "mme", "anls", "relaxed", "vqa", "list_f1"]
 """One name per row of `evaluation.metrics.METRICS`, in its order."""
 RetentionForm = Literal["ratio_of_averages", "mean_of_ratios", "chance_corrected"]
 _QUESTION_FIELDS = ("question", "answer", "answers", "image", "images", "options", "category", "id", "image_id")

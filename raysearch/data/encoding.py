@@ -1,15 +1,20 @@
 """Samples as tensors: rendered by the model's chat template, with labels for answer tokens, padded into batches."""
 
 import difflib
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from raysearch.data.answers import Messages, answer_spans, shared_start
+from raysearch.data.bad_rows import BadRow, only_bad_rows
 from raysearch.data.labels import IGNORED
-from raysearch.data.samples import BadRow, Sample, open_image
+from raysearch.data.pictures import open_image
+from raysearch.data.samples import Sample
 from raysearch.errors import InputError
 from raysearch.models import Family
 
@@ -18,6 +23,8 @@ TOKEN_KEYS = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_tok
 _ONE_ENTRY_PER_ROW = ("idefics2", "idefics3", "smolvlm")
 """Families whose `pixel_values` are (rows, images of the row, ...), text-only rows included."""
 
+_MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
 Encoded = Mapping[str, torch.Tensor]
 Batch = dict[str, torch.Tensor]
 
@@ -25,8 +32,8 @@ Batch = dict[str, torch.Tensor]
 class Encoder:
     """Turns samples into tensors, with an LRU cache of `cache_bytes`.
 
-    A row's tokens are the processor's for the chat template's text. Answers are found by rendering the conversation up
-    to each: an answer is the text that it adds, with the token that ends the turn. If the template ends the last answer
+    A row's tokens are the processor's for the chat template's text. Answers are what the template marks as such, where
+    it does, else found by `answer_spans`, with the token that ends the turn. If the template ends the last answer
     without such a token, the tokenizer's end of sequence is added.
     """
 
@@ -55,12 +62,13 @@ class Encoder:
         A label is the token's own id (not the next one's) in an answer, else `IGNORED`.
 
         Raises:
-            BadRow: unreadable images, placeholders that don't match them, no answer, or more than `max_length` tokens.
+            BadRow: the row can't be read, has more than `max_length` tokens, or an answer that isn't found whole; or
+                whatever the template, the tokenizer or the processor raises.
         """
         return self._cached(sample, False, self._encode)
 
     def encode_prompt(self, sample: Sample) -> Encoded:
-        """The row up to the cue for its last answer, without labels, of any length; `BadRow` for unreadable images."""
+        """The row up to the cue for its last answer, without labels, of any length; `BadRow` as for `encode`."""
         return self._cached(sample, True, self._encode_prompt)
 
     def collate(self, rows: Sequence[Encoded], padding_side: str = "right", multiple: int = 1) -> Batch:
@@ -73,7 +81,10 @@ class Encoder:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key][1]
-        encoded = encode(sample)
+        if sample.problem:
+            raise BadRow(sample.problem)
+        with only_bad_rows("can't be encoded"):
+            encoded = encode(sample)
         self._cache[key] = (sample, encoded)  # the reference keeps its id() unique
         self._free_bytes -= sum(tensor.nbytes for tensor in encoded.values())
         while self._free_bytes < 0 and self._cache:
@@ -83,29 +94,28 @@ class Encoder:
 
     def _encode_prompt(self, sample: Sample) -> Encoded:
         last = max(index for index, turn in enumerate(sample.messages) if turn["role"] == "user")
-        text = self._render(sample.messages[: last + 1], cue=True)
-        return self._processed(text, sample)
+        return self._processed(self._render(sample, sample.messages[: last + 1], cue=True), sample)
 
     def _encode(self, sample: Sample) -> Encoded:
-        text = self._render(sample.messages)
+        text = self._render(sample, sample.messages)
         encoded = self._processed(text, sample)
-        labels = self._labels(sample, text, encoded["input_ids"])
-        if not bool((labels != IGNORED).any()):
-            raise BadRow("no answer token")
-        encoded["labels"] = labels
-        self._end_answer(encoded)
         if len(encoded["input_ids"]) > self.max_length:
             raise BadRow(f"{len(encoded['input_ids'])} tokens, more than max_length {self.max_length}")
+        encoded["labels"] = self._labels(sample, text, encoded["input_ids"])
+        self._end_answer(encoded)
         return encoded
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], cue: bool = False) -> str:
-        conversation: Any = list(messages)
-        if self.processor is self.tokenizer:  # templates of language models take plain text
-            conversation = [
-                {"role": turn["role"], "content": "".join(part.get("text", "") for part in turn["content"])}
-                for turn in messages
-            ]
-        return self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=cue)
+    def _render(self, sample: Sample, messages: Messages, cue: bool = False) -> str:
+        return self.processor.apply_chat_template(
+            self._conversation(messages), tools=list(sample.tools) or None, tokenize=False, add_generation_prompt=cue
+        )
+
+    def _conversation(self, messages: Messages) -> list[Any]:
+        if self.processor is not self.tokenizer:
+            return list(messages)
+        return [  # templates of language models take plain text
+            {**turn, "content": "".join(part.get("text", "") for part in turn["content"])} for turn in messages
+        ]
 
     def _processed(self, text: str, sample: Sample) -> Batch:
         special = not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
@@ -115,12 +125,10 @@ class Encoder:
             made = self.tokenizer(text, return_tensors="pt", add_special_tokens=special)
         else:
             images = [open_image(image) for image in sample.images]
-            try:
+            with only_bad_rows("the processor refuses it"):
                 made = self.processor(
                     text=[text], images=[images] if images else None, return_tensors="pt", add_special_tokens=special
                 )
-            except (ValueError, IndexError, StopIteration) as error:
-                raise BadRow(f"the processor refuses it ({str(error).splitlines()[0][:120]})") from None
         return {
             key: value[0] if key in TOKEN_KEYS else value
             for key, value in made.items()
@@ -128,41 +136,50 @@ class Encoder:
         }
 
     def _labels(self, sample: Sample, text: str, input_ids: torch.Tensor) -> torch.Tensor:
-        spans = self._answer_spans(sample.messages, text)
-        made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        places = aligned(made["input_ids"], input_ids.tolist())
+        """(seq,) labels; every answer has some, or the row is bad."""
+        plain, answers = self._marked_answers(sample) or self._found_answers(sample, text)
+        places = aligned(plain, input_ids.tolist())
         labels = torch.full_like(input_ids, IGNORED)
-        answers = [
-            place
-            for (start, end), place in zip(made["offset_mapping"], places, strict=True)
-            if end > start and any(start < last and end > first for first, last in spans)
-        ]
-        if None in answers:
-            raise BadRow("the processor changes the text of an answer")
-        labels[answers] = input_ids[answers]
+        for tokens in answers:
+            chosen = [places[token] for token in tokens]
+            if None in chosen or not chosen:
+                raise BadRow("the processor changes the text of an answer")
+            labels[chosen] = input_ids[chosen]
         return labels
 
-    def _answer_spans(self, messages: Sequence[Mapping[str, Any]], text: str) -> list[tuple[int, int]]:
-        """Start and end of each answer in the rendered `text`: from the end of the cue to the end of the turn."""
-        spans = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            cue = shared_start(self._render(messages[:index], cue=True), text)
-            upto = len(text)
-            if index + 1 < len(messages):
-                upto = shared_start(self._render(messages[: index + 1]), text)
-            end = len(text[:upto].rstrip())
-            if end > cue:
-                spans.append((cue, end))
-        return spans
+    def _marked_answers(self, sample: Sample) -> tuple[list[int], list[np.ndarray]] | None:
+        """The text's tokens, and which of them each answer has by the template's own marks; None if it lacks some."""
+        template = self.processor.chat_template
+        if not isinstance(template, str) or not _MARKS_ANSWERS.search(template):
+            return None
+        made = self.tokenizer.apply_chat_template(
+            self._conversation(sample.messages),
+            tools=list(sample.tools) or None,
+            chat_template=template,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        marked = np.flatnonzero(made["assistant_masks"])
+        answers = np.split(marked, np.flatnonzero(np.diff(marked) > 1) + 1)
+        num_answers = sum(turn["role"] == "assistant" for turn in sample.messages)
+        return (made["input_ids"], answers) if len(marked) and len(answers) == num_answers else None
+
+    def _found_answers(self, sample: Sample, text: str) -> tuple[list[int], list[np.ndarray]]:
+        """The text's tokens, and which of them each answer has."""
+        spans = answer_spans(sample.messages, text, lambda messages, cue: self._render(sample, messages, cue))
+        made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        starts, ends = np.array(made["offset_mapping"]).reshape(-1, 2).T
+        return made["input_ids"], [np.flatnonzero((starts < end) & (ends > start)) for start, end in spans]
 
     def _end_answer(self, encoded: Batch) -> None:
         """End the last answer with the end of sequence if no special token ends it."""
-        last = int((encoded["labels"] != IGNORED).nonzero()[-1])
-        added = self.tokenizer.added_tokens_decoder
-        eos = self.tokenizer.eos_token_id
-        if int(encoded["input_ids"][last]) in added or eos is None:
+        ids, labels = encoded["input_ids"], encoded["labels"]
+        last = int((labels != IGNORED).nonzero()[-1])
+        added, eos = self.tokenizer.added_tokens_decoder, self.tokenizer.eos_token_id
+        if int(ids[last]) in added or eos is None:
+            return
+        if last + 1 < len(ids) and int(ids[last + 1]) in added:  # the template's marks stop before it
+            labels[last + 1] = ids[last + 1]
             return
         for key in TOKEN_KEYS:
             if key in encoded:
@@ -191,12 +208,6 @@ def aligned(plain: Sequence[int], expanded: Sequence[int]) -> list[int | None]:
             for offset in range(size):
                 places[first + offset] = second + offset
     return places
-
-
-def shared_start(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Length of the common prefix of two sequences."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def collate(

@@ -1,26 +1,25 @@
 """A sample: one conversation about any number of images; and how rows of the usual formats become samples."""
 
-import io
-import itertools
-import logging
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from raysearch.data.bad_rows import BadRow
+from raysearch.data.pictures import Picture, picture_from
 
-from raysearch.errors import InputError
-
-BAD_ROWS_ALLOWED = 0.01
-"""Share of a data set's rows that may be unusable."""
-NUM_BAD_ROWS_NAMED = 3
 _IMAGE = "<image>"
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-
-Picture = Image.Image | Path | bytes
-"""An image, decoded, or its file's path or bytes."""
-logger = logging.getLogger(__name__)
+_ROLES = {
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "model", "bot", "chatgpt", "function_call", "tool_call"),
+    "system": ("system", "developer"),
+    "tool": ("tool", "observation", "function", "tool_response"),
+}
+_ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
+_TURN_COLUMNS = ("conversations", "messages", "conversation")
+_TEMPLATE_KEYS = ("name", "reasoning_content", "tool_calls", "tool_call_id")
+"""Keys of a turn, besides role and content, that chat templates read."""
 
 
 @dataclass(frozen=True)
@@ -28,133 +27,135 @@ class Sample:
     """One conversation.
 
     Attributes:
-        id: unique within its data set.
+        id: number of its row, behind the name of its source where there are several.
         source: the collection that it belongs to.
         images: in the order of their placeholders.
-        messages: for `apply_chat_template`: role, and content as a list of text and image parts.
+        messages: for `apply_chat_template`: role, content as a list of text and image parts, and `_TEMPLATE_KEYS`.
+        tools: descriptions of tools, for `apply_chat_template`.
+        problem: why the row can't be used; everything else is then empty.
     """
 
     id: str
     source: str
     images: tuple[Picture, ...]
     messages: list[dict[str, Any]]
+    tools: tuple[dict[str, Any], ...] = ()
+    problem: str = ""
+
+    def text_of(self, index: int) -> str:
+        """The text of a message, without images."""
+        return "".join(part.get("text", "") for part in self.messages[index]["content"])
 
 
-class BadRow(InputError):
-    """A row that can't be trained on, and why."""
+def sample_from_row(row: Any, name: str, image_folders: Sequence[Path] = ()) -> Sample:
+    """Read a row.
 
-
-class BadData(InputError):
-    """Too many rows of a data set can't be used, so no trial can run on it."""
-
-
-@dataclass
-class BadRows:
-    """The unusable rows of one data set, `found` by name with their reasons; too many of them are an error."""
-
-    data: str
-    num_rows: int
-    limit: float = BAD_ROWS_ALLOWED
-    found: dict[str, str] = field(default_factory=dict)
-    _num_reported: int = field(default=0, init=False)
-
-    @property
-    def max_found(self) -> float:
-        """How many rows may be unusable."""
-        return self.limit * self.num_rows
-
-    def add(self, row: str, reason: str) -> None:
-        """Record a row, and `check`."""
-        self.found.setdefault(row, reason)
-        self.check()
-
-    def check(self) -> None:
-        """Raise an error if there are too many.
-
-        Raises:
-            BadData: more than `limit` of the rows are unusable.
-        """
-        if len(self.found) > self.max_found:
-            raise BadData(
-                f"{self.data}: more than {self.limit:.1%} of {self.num_rows} rows can't be used ({self.named()}); "
-                "mend or remove them"
-            )
-
-    def named(self) -> str:
-        """The first unusable rows with their reasons, on one line."""
-        first = itertools.islice(self.found.items(), NUM_BAD_ROWS_NAMED)
-        more = len(self.found) - NUM_BAD_ROWS_NAMED
-        return "; ".join(f"{row}: {reason}" for row, reason in first) + (f"; {more} more" if more > 0 else "")
-
-    def report(self) -> None:
-        """Log a warning that names what was left out, if there is more than at the last one."""
-        if len(self.found) > self._num_reported:
-            self._num_reported = len(self.found)
-            logger.warning("%s: left out %d of %d rows (%s)", self.data, len(self.found), self.num_rows, self.named())
-
-
-def sample_from_row(
-    row: Mapping[str, Any], index: int, image_folders: Sequence[Path] = (), check_files: bool = False
-) -> Sample:
-    """Read a row of LLaVA's format or of the chat format.
-
-    LLaVA: `conversations` of {"from", "value"} with `<image>` in the text, and `image`, a path or a list of them.
-    Chat: `messages` of {"role", "content"}, the content a text or a list of parts, and `images`.
+    LLaVA and ShareGPT: `conversations` of {"from", "value"} with `<image>` in the text, and `image` or `images`.
+    OpenAI, TRL and Qwen: `messages` of {"role", "content"}, or `prompt` and `completion`; the content is a text or a
+    list of parts, and images are in the parts or in `images`. Lists may be the text of JSON.
 
     Args:
-        row: the row; images may be paths, or decoded.
-        index: of the row in its file; its id if it has none.
+        name: the sample's id.
         image_folders: where paths are looked up, in this order.
-        check_files: whether a missing image makes the row bad now rather than when it is opened.
 
     Raises:
         BadRow: no answer, a malformed turn, a missing image, or images and placeholders that don't match.
     """
     if not isinstance(row, Mapping):
         raise BadRow("not an object with keys and values")
-    turns = row.get("conversations") or row.get("messages")
-    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
-        raise BadRow("no conversations and no messages")
-    messages = [_message(turn) for turn in turns]
-    images = tuple(_image(given, image_folders, check_files) for given in _images_of(row))
-    _place_images(messages, len(images))
+    messages, inline = [], []
+    for turn in _turns_of(row):
+        message, found = _message(turn)
+        messages.append(message)
+        inline += found
+    images = _matched(messages, inline, _images_of(row))
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
-    if not any(_text(message) for message in messages if message["role"] == "assistant"):
+    sample = Sample(name, source_of(row), tuple(picture_from(i, image_folders) for i in images), messages, _tools(row))
+    roles = [message["role"] for message in messages]
+    if not any(sample.text_of(i).strip() for i, role in enumerate(roles) if role == "assistant"):
         raise BadRow("no answer")
-    if messages[0]["role"] == "assistant":
+    if "user" not in roles or roles.index("assistant") < roles.index("user"):
         raise BadRow("begins with an answer, so there is nothing to answer")
-    found = sum(part["type"] == "image" for message in messages for part in message["content"])
-    if found != len(images):
-        raise BadRow(f"{found} image placeholders for {len(images)} images")
-    return Sample(str(row.get("id", index)), _source(row), images, messages)
+    if sum(part["type"] == "image" for message in messages for part in message["content"]) != len(images):
+        raise BadRow("an image behind the last answer")
+    return sample
 
 
-def _message(turn: Any) -> dict[str, Any]:
+def source_of(row: Any) -> str:
+    """The row's own, else the first folder of its image's path (as in LLaVA's mix), else `images` or `text`."""
+    if not isinstance(row, Mapping):
+        return "text"
+    if row.get("source"):
+        return str(row["source"])
+    image = row.get("image")
+    if isinstance(image, str) and image:
+        folders = Path(image[:200]).parts[:-1]
+        return folders[0] if folders else "images"
+    return "images" if image or row.get("images") else "text"
+
+
+def _turns_of(row: Mapping[str, Any]) -> Sequence[Any]:
+    for name in _TURN_COLUMNS:
+        turns = _parsed(row.get(name))
+        if isinstance(turns, Mapping):  # a column of lists, as older versions of datasets keep a list of objects
+            turns = _rows_of(turns)
+        if isinstance(turns, Sequence) and not isinstance(turns, str) and turns:
+            return turns
+    prompt, completion = _parsed(row.get("prompt")), _parsed(row.get("completion"))
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return [*prompt, *completion]
+    raise BadRow(f"no conversations and no messages; it has {', '.join(map(str, row)) or 'no keys'}")
+
+
+def _message(turn: Any) -> tuple[dict[str, Any], list[Any]]:
+    """A turn for the chat template, and per image part the picture in it, or None."""
     if not isinstance(turn, Mapping):
         raise BadRow("a turn that is not an object")
-    role = _ROLES.get(str(turn.get("from", turn.get("role"))))
-    content = turn.get("value", turn.get("content"))
+    given = turn.get("role") if turn.get("from") is None else turn["from"]
+    role = _ROLE_OF.get(str(given).lower())
     if role is None:
-        raise BadRow(f"a turn of {turn.get('from', turn.get('role'))!r}; known are {', '.join(_ROLES)}")
-    if isinstance(content, str):
-        return {"role": role, "content": _parts(content)}
-    if not isinstance(content, Sequence):
+        raise BadRow(f"a turn of {given!r}; known are {', '.join(_ROLE_OF)}")
+    message: dict[str, Any] = {"role": role}
+    for key in _TEMPLATE_KEYS:
+        if turn.get(key):
+            message[key] = _json_value(turn[key], key)
+    content = turn.get("content") if turn.get("value") is None else turn["value"]
+    if content is None and "tool_calls" in message:
+        content = ""
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise BadRow("a turn without content")
-    return {"role": role, "content": [_part(part) for part in content]}
+    message["content"] = _parts(content) if isinstance(content, str) else [part for c in content for part in _part(c)]
+    pictures = [part.pop("image", None) for part in message["content"] if part["type"] == "image"]
+    return message, pictures
 
 
-def _part(part: Any) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "image":
-        return {"type": "image"}
-    if kind == "text":
-        return {"type": "text", "text": str(part.get("text") or "")}
+def _part(part: Any) -> list[dict[str, Any]]:
+    """A part of a turn's content as text and image parts; an image part may hold its picture."""
+    if isinstance(part, str):
+        return _parts(part)
+    given = {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
+    kind = given.get("type") or next((kind for kind in ("image", "image_url", "text") if kind in given), None)
+    if kind in ("text", "input_text", "output_text"):
+        text = given.get("text", "")
+        if not isinstance(text, str):
+            raise BadRow(f"a part whose text is {type(text).__name__}")
+        return _parts(text)
+    if kind in ("image", "image_url", "input_image"):
+        picture = {key: value for key, value in given.items() if key not in ("type", "text")}
+        return [{"type": "image", "image": picture or None}]
     raise BadRow(f"a part of type {kind!r}; known are text and image")
 
 
 def _parts(text: str) -> list[dict[str, Any]]:
     """Text with `<image>` placeholders as parts, without the line breaks around placeholders."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise BadRow("a text with half a character (a lone surrogate)") from None
     parts: list[dict[str, Any]] = []
     for index, piece in enumerate(text.split(_IMAGE)):
         if index:
@@ -165,59 +166,74 @@ def _parts(text: str) -> list[dict[str, Any]]:
     return parts or [{"type": "text", "text": ""}]
 
 
-def _place_images(messages: list[dict[str, Any]], num_images: int) -> None:
-    """Put the image of a row with one and no placeholder before the first question, as LLaVA's loader does."""
-    has_placeholder = any(part["type"] == "image" for message in messages for part in message["content"])
+def _matched(messages: list[dict[str, Any]], inline: list[Any], column: list[Any]) -> list[Any]:
+    """The row's images in the order of their placeholders.
+
+    An image of the column goes to a placeholder without a picture of its own; one alone, without a placeholder, comes
+    before the first question, as in LLaVA's loader.
+    """
+    num_open = inline.count(None)
+    if not num_open and len(column) == len(inline):  # the same images twice
+        return inline
     first = next((message for message in messages if message["role"] == "user"), None)
-    if num_images == 1 and not has_placeholder and first is not None:
+    if not inline and len(column) == 1 and first is not None:
         first["content"] = [{"type": "image"}, *first["content"]]
+        return column
+    if num_open != len(column):
+        raise BadRow(f"{num_open} image placeholders for {len(column)} images")
+    rest = iter(column)
+    return [next(rest) if image is None else image for image in inline]
 
 
 def _images_of(row: Mapping[str, Any]) -> list[Any]:
-    given = row.get("images") if row.get("images") is not None else row.get("image")
-    if given is None or given == "":
+    given = next((row[name] for name in ("images", "image") if not _is_nothing(row.get(name))), None)
+    given = _parsed(given)
+    if given is None:
         return []
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _image(given: Any, folders: Sequence[Path], check: bool) -> Picture:
-    if isinstance(given, Mapping):  # an undecoded image of the datasets library
-        given = given.get("bytes") or given.get("path")
-    if isinstance(given, Image.Image | bytes):
-        return given
-    if not isinstance(given, str | Path):
-        raise BadRow(f"an image that is {type(given).__name__}, not a path or a picture")
-    paths = [folder / given for folder in folders] or [Path(given)]
-    found = next((path for path in paths if path.is_file()), None) if check or len(paths) > 1 else paths[0]
-    if found is None and check:
-        raise BadRow(f"image {given} not found under {' or '.join(map(str, folders)) or '.'}")
-    return found or paths[0]
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | tuple) and not len(value))
 
 
-def _text(message: Mapping[str, Any]) -> str:
-    return "".join(part.get("text", "") for part in message["content"]).strip()
+def _tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    tools = _parsed(row.get("tools"))
+    if _is_nothing(tools):
+        return ()
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow("tools that are not a list of objects")
+    return tuple(_json_value(tools, "tools"))
 
 
-def _source(row: Mapping[str, Any]) -> str:
-    """The row's own, else the first folder of its image's path (as in LLaVA's mix), else `images` or `text`."""
-    if row.get("source"):
-        return str(row["source"])
-    image = row.get("image")
-    if isinstance(image, str) and image:
-        return Path(image).parts[0] if len(Path(image).parts) > 1 else "images"
-    return "text" if not _images_of(row) else "images"
-
-
-def open_image(image: Picture) -> Image.Image:
-    """The decoded image, in RGB.
+def _json_value(value: Any, name: str) -> Any:
+    """A value of lists, objects, texts and numbers; the arguments of tool calls, which may be the text of JSON, read.
 
     Raises:
-        BadRow: the file is missing or is no image.
+        BadRow: it is of another kind.
     """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
     try:
-        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        named = f"{len(image)} bytes" if isinstance(image, bytes) else image
-        raise BadRow(f"image {named}: can't be read ({str(error).splitlines()[0]})") from None
+        copied = json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError):
+        raise BadRow(f"{name}: not made of lists, objects, texts and numbers") from None
+    if name == "tool_calls":
+        calls = copied if isinstance(copied, list) else []
+        for function in (call.get("function", call) for call in calls if isinstance(call, dict)):
+            if isinstance(function, dict) and "arguments" in function:
+                function["arguments"] = _parsed(function["arguments"])
+    return copied
+
+
+def _parsed(value: Any) -> Any:
+    """A list or object given as the text of JSON; any other value as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _rows_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    lists = {key: value for key, value in columns.items() if isinstance(value, list)}
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)] if lists else []

@@ -106,7 +106,7 @@ def _embedded(name: str, split: str, limit: int | None = None) -> Benchmark:
     for row in (rows[index] for index in limit_by_image([row["image_id"] for row in rows], limit)):
         prompt = [{"type": "image"}, {"type": "text", "text": row["prompt"]}]
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": row["answer"]}]
-        sample = sample_from_row({"id": row["id"], "messages": turns, "image": row["image"]}, 0)
+        sample = sample_from_row({"messages": turns, "image": row["image"]}, row["id"])
         questions.append(Question(row["id"], row["image_id"], sample, (row["answer"],)))
     return Benchmark(name, tuple(questions), pocket.chance(name, split))
 

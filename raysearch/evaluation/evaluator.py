@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from raysearch.data.bad_rows import BadRow
 from raysearch.data.encoding import Batch, Encoded, Encoder
 from raysearch.data.labels import answer_labels, answer_states, num_answer_labels
-from raysearch.data.samples import BadRow, Sample
+from raysearch.data.samples import Sample
 from raysearch.errors import InputError
 from raysearch.evaluation import shared_prefix
 from raysearch.evaluation.benchmarks import Benchmark

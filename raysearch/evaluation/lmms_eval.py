@@ -84,7 +84,7 @@ class LmmsEvalTask:
         if "<image>" not in prompt:
             prompt = "<image>" * len(images) + prompt
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        sample = sample_from_row({"id": index, "messages": turns, "images": images}, index)
+        sample = sample_from_row({"messages": turns, "images": images}, str(index))
         return Question(str(index), image_id, sample, (answer,))
 
     def _cut(self, response: str) -> str:

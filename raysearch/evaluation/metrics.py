@@ -4,9 +4,7 @@ Every metric gives one value per question; their mean is the benchmark's score, 
 linearised ratio, so that the standard error of their mean is that of F1 by the delta method.
 """
 
-import ast
 import re
-import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,14 +13,30 @@ from typing import Any, Protocol
 import numpy as np
 
 from raysearch.config.benchmarks import MetricName
+from raysearch.evaluation.responses import (
+    chosen_letter,
+    folded,
+    items_of,
+    normalised,
+    number_in,
+    number_of,
+    plain,
+    said_yes_no,
+)
+from raysearch.evaluation.stored_answers import read_choice, read_relaxed, read_text, read_yes_no
 
-LETTERS = string.ascii_uppercase
 ANLS_THRESHOLD = 0.5
 RELATIVE_TOLERANCE = 0.05
 _NUM_CONSTANT_GUESSES = 20
 _SHORT = "\nAnswer the question using a single word or phrase."
 _LETTER = "\nAnswer with the option's letter from the given choices directly."
-_NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)%?"
+_LIST = "\nAnswer the question with a list of words or phrases, separated by commas."
+NUM_AGREEING = 3
+"""Annotators that must agree with a response of a VQA benchmark for it to be right."""
+_NUMBER_WORDS = {
+    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
+    "eight": "8", "nine": "9", "ten": "10",
+}  # fmt: skip
 
 
 class ScoredQuestion(Protocol):
@@ -58,14 +72,16 @@ class Metric:
         check: raises ValueError for questions that can't be scored together.
         teacher_forced: an answer is right only word for word, so one forward pass over the right answer decides it,
             and nothing is generated.
+        takes_list: a list in the column `answer` is one answer of several items, not several acceptable answers.
     """
 
     values: Callable[[Sequence[str], Sequence[ScoredQuestion]], np.ndarray]
     prompt: str = "{question}" + _SHORT
-    read: Callable[[Any, Sequence[str]], str] = lambda value, options: _text_of(value)
+    read: Callable[[Any, Sequence[str]], str] = read_text
     blind: Callable[[Sequence[ScoredQuestion]], float] = lambda questions: 0.0
     check: Callable[[Sequence[ScoredQuestion]], None] = lambda questions: None
     teacher_forced: bool = False
+    takes_list: bool = False
 
 
 def chance(name: MetricName, questions: Sequence[ScoredQuestion]) -> float:
@@ -83,7 +99,7 @@ def is_exact(response: str, question: ScoredQuestion) -> float:
 
 def is_normalised_exact(response: str, question: ScoredQuestion) -> float:
     """1 for an answer up to case, punctuation and spaces, as GQA is scored."""
-    return float(normalised(response) in map(normalised, question.answers))
+    return float(any(_same(normalised, response, answer) for answer in question.answers))
 
 
 def is_choice(response: str, question: ScoredQuestion) -> float:
@@ -116,6 +132,23 @@ def is_relaxed(response: str, question: ScoredQuestion) -> float:
     if question.options:
         return is_choice(response, question)
     return float(any(_is_near(response, answer) for answer in question.answers))
+
+
+def vqa_accuracy(response: str, question: ScoredQuestion) -> float:
+    """Mean over the annotators of min(1, others that gave this answer / 3) (arXiv 1505.00468); of less than four
+    answers any one is right."""
+    said, answers = _vqa_form(response), [_vqa_form(answer) for answer in question.answers]
+    if len(answers) <= NUM_AGREEING:
+        return float(said in answers)
+    num_same = answers.count(said)
+    shares = [min(1.0, (num_same - (answer == said)) / NUM_AGREEING) for answer in answers]
+    return float(np.mean(shares))
+
+
+def list_f1(response: str, question: ScoredQuestion) -> float:
+    """F1 of the response's items, a set, against those of the nearest answer: 2 common / (said + wanted)."""
+    said = items_of(response)
+    return max(2 * len(said & wanted) / max(len(said) + len(wanted), 1) for wanted in map(items_of, question.answers))
 
 
 def mme(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.ndarray:
@@ -155,45 +188,6 @@ def _each(
     return values
 
 
-def normalised(text: str) -> str:
-    """Lower case, without punctuation, single spaces."""
-    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
-
-
-def chosen_letter(response: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that a response names; None if it names none or several.
-
-    By the first of: a lone letter (`B`, `(b)`, `B.`), a letter before the rest (`B. a dog`), `answer is B`, an option's
-    text, the only bracketed letter, the only option whose text is in the response.
-    """
-    letters, text = LETTERS[: len(options)], response.strip()
-    bracketed = set(re.findall(rf"\(([{letters}])\)", text))
-    if len(bracketed) > 1:
-        return None
-    alone = re.fullmatch(rf"\(?([{letters}{letters.lower()}])[).:]*", text)
-    first = re.match(rf"\(?([{letters}])[).:]", text)
-    said = re.search(rf"(?i:answer(?: is)?:?)\s*\(?([{letters}])\b(?!')", text)
-    for found in (alone, first, said):
-        if found:
-            return found[1].upper()
-    plain = [normalised(option) for option in options[: len(letters)]]
-    if plain.count(normalised(text)) == 1:
-        return letters[plain.index(normalised(text))]
-    padded = f" {normalised(text)} "
-    mentioned = [letter for letter, option in zip(letters, plain, strict=True) if f" {option} " in padded]
-    for candidates in (bracketed, mentioned):
-        if len(candidates) == 1:
-            return next(iter(candidates))
-    return None
-
-
-def said_yes_no(response: str) -> str | None:
-    """`yes` or `no`: the first word, else the only one of the two in the response; else None."""
-    words = normalised(response).split()
-    found = {"yes", "no"} & set(words[:1]) or {"yes", "no"} & set(words)
-    return found.pop() if len(found) == 1 else None
-
-
 def edit_distance(one: str, other: str) -> int:
     """Levenshtein distance: insertions, deletions and substitutions."""
     row = list(range(len(other) + 1))
@@ -202,55 +196,6 @@ def edit_distance(one: str, other: str) -> int:
         for at, its in enumerate(other, 1):
             row[at] = min(above[at] + 1, row[at - 1] + 1, above[at - 1] + (letter != its))
     return row[-1]
-
-
-def options_of(value: Any) -> tuple[str, ...]:
-    """Options from a list, a mapping by letter, or the text of a Python list (MMMU)."""
-    if isinstance(value, str) and value.strip().startswith("["):
-        value = ast.literal_eval(value)
-    if isinstance(value, dict):
-        value = list(value.values())
-    return tuple(map(str, value)) if value is not None else ()
-
-
-def _read_choice(value: Any, options: Sequence[str]) -> str:
-    """The letter of the right option, given as its letter, its index from 0 or its text."""
-    letters = LETTERS[: len(options)]
-    text = str(value).strip()
-    if not letters:
-        raise ValueError("no options to choose from")
-    if isinstance(value, int) or (text.isdigit() and text not in options):
-        if not 0 <= int(text) < len(letters):
-            raise ValueError(f"answer {text} is not the number of an option; they go from 0 to {len(letters) - 1}")
-        return letters[int(text)]
-    if text.isdigit() and text in options and options.index(text) != int(text):
-        raise ValueError(
-            f"answer {text!r} may be an option's number or its text; set answer_is_number, or give letters"
-        )
-    if text in tuple(letters):
-        return text
-    if list(options).count(text) == 1:
-        return letters[options.index(text)]
-    raise ValueError(f"answer {text!r} is none of the options {', '.join(options)}")
-
-
-def _read_yes_no(value: Any, options: Sequence[str]) -> str:
-    text = {"true": "yes", "false": "no", "1": "yes", "0": "no"}.get(str(value).strip().lower(), str(value))
-    found = said_yes_no(text)
-    if found is None or normalised(text) != found:
-        raise ValueError(f"answer {value!r} is neither yes nor no")
-    return found
-
-
-def _read_relaxed(value: Any, options: Sequence[str]) -> str:
-    return _read_choice(value, options) if options else _text_of(value)
-
-
-def _text_of(value: Any) -> str:
-    text = str(value).strip() if value is not None else ""
-    if not text:
-        raise ValueError("the answer is empty")
-    return text
 
 
 def _check_pairs(questions: Sequence[ScoredQuestion]) -> None:
@@ -262,19 +207,32 @@ def _check_pairs(questions: Sequence[ScoredQuestion]) -> None:
 
 
 def _is_near(response: str, answer: str) -> bool:
-    wanted = _number(answer)
-    numbers = re.findall(_NUMBER, response)
-    said = _number(response) if _number(response) is not None or len(numbers) != 1 else _number(numbers[0])
+    wanted = number_of(answer)
+    said = None if wanted is None else number_in(response)
     if wanted is None or said is None:
-        return normalised(response) == normalised(answer)
+        return _same(folded, response, answer)
     return abs(said - wanted) <= RELATIVE_TOLERANCE * abs(wanted)
 
 
-def _number(text: str) -> float | None:
-    stripped = text.strip().strip("$").rstrip(".").replace(",", "")
-    if not re.fullmatch(_NUMBER, stripped):
-        return None
-    return float(stripped[:-1]) / 100 if stripped.endswith("%") else float(stripped)
+def _same(form: Callable[[str], str], response: str, answer: str) -> bool:
+    """Whether two texts have the same form; without one, such as `+`, they must be equal."""
+    return form(response) == form(answer) if form(answer) else response.strip() == answer.strip()
+
+
+def _vqa_form(text: str) -> str:
+    """Lower case, numbers up to ten as digits, without articles, apostrophes and punctuation.
+
+    A sign between two words is a space, one at the end of a word nothing, and a full stop or comma in a number stays or
+    goes: the rules of the VQA challenge, but for its list of contractions, for which apostrophes are left out.
+    """
+    text = plain(text).casefold().replace("'", "")
+    has_comma_in_number = re.search(r"\d,\d", text) is not None
+    for sign in ';/[]"{}()=+\\_-><@`,?!':
+        is_at_an_end = f"{sign} " in text or f" {sign}" in text
+        text = text.replace(sign, "" if is_at_an_end or has_comma_in_number else " ")
+    text = re.sub(r"\.(?!\d)", "", text)
+    words = [_NUMBER_WORDS.get(word, word) for word in text.split()]
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
 def _one_in_options(questions: Sequence[ScoredQuestion]) -> float:
@@ -284,10 +242,12 @@ def _one_in_options(questions: Sequence[ScoredQuestion]) -> float:
 METRICS: dict[MetricName, Metric] = {
     "exact": Metric(_each(is_exact), prompt="{question}", teacher_forced=True),
     "normalised": Metric(_each(is_normalised_exact)),
-    "choice": Metric(_each(is_choice), "{question}\n{options}" + _LETTER, read=_read_choice, blind=_one_in_options),
-    "yes_no": Metric(_each(is_yes_no), read=_read_yes_no, blind=lambda questions: 0.5),
-    "yes_no_f1": Metric(yes_no_f1, read=_read_yes_no, blind=lambda questions: 0.5),
-    "mme": Metric(mme, read=_read_yes_no, blind=lambda questions: 0.375, check=_check_pairs),
+    "choice": Metric(_each(is_choice), "{question}\n{options}" + _LETTER, read=read_choice, blind=_one_in_options),
+    "yes_no": Metric(_each(is_yes_no), read=read_yes_no, blind=lambda questions: 0.5),
+    "yes_no_f1": Metric(yes_no_f1, read=read_yes_no, blind=lambda questions: 0.5),
+    "mme": Metric(mme, read=read_yes_no, blind=lambda questions: 0.375, check=_check_pairs),
     "anls": Metric(_each(anls)),
-    "relaxed": Metric(_each(is_relaxed), read=_read_relaxed, blind=_one_in_options),
+    "relaxed": Metric(_each(is_relaxed), read=read_relaxed, blind=_one_in_options),
+    "vqa": Metric(_each(vqa_accuracy)),
+    "list_f1": Metric(_each(list_f1), "{question}" + _LIST, takes_list=True),
 }

@@ -10,10 +10,13 @@ import numpy as np
 
 from raysearch.config.benchmarks import BenchmarkConfig
 from raysearch.config.dimensions import matches
-from raysearch.data.loading import read_rows
-from raysearch.data.samples import BadRow, BadRows, Sample, sample_from_row
+from raysearch.data.bad_rows import BadRow, BadRows, only_bad_rows
+from raysearch.data.samples import Sample, sample_from_row
+from raysearch.data.tables import open_table
 from raysearch.errors import InputError
-from raysearch.evaluation.metrics import LETTERS, METRICS, options_of
+from raysearch.evaluation.metrics import METRICS
+from raysearch.evaluation.responses import LETTERS
+from raysearch.evaluation.stored_answers import answers_of, options_of
 
 _NUMBERED = re.compile(r"<image (\d+)>")
 MIN_EARLY_QUESTIONS = 20
@@ -61,8 +64,9 @@ def read_questions(entry: BenchmarkConfig, split: str) -> tuple[Question, ...]:
     data, part = entry.data, entry.split
     if has_heldout and split == "heldout":
         data, part = entry.heldout_data or data, entry.heldout_split or (None if entry.heldout_data else part)
-    rows, folders = read_rows(data, part)
+    table = open_table(data, part)
     where = f"benchmarks: {entry.name}: {data}"
+    rows: Sequence[Any] = _Readable(table.rows)
     if entry.where:
         rows = [row for row in rows if isinstance(row, Mapping) and matches(row, entry.where)]
     if not len(rows):
@@ -76,7 +80,8 @@ def read_questions(entry: BenchmarkConfig, split: str) -> tuple[Question, ...]:
     bad, questions = BadRows(where, len(chosen)), []
     for index in chosen:
         try:
-            questions.append(_question(rows[index], index, entry, folders, groups[index]))
+            with only_bad_rows("can't be read"):
+                questions.append(_question(rows[index], index, entry, table.folders, groups[index]))
         except BadRow as error:
             bad.add(f"row {index}", str(error))
     bad.report()
@@ -87,6 +92,25 @@ def read_questions(entry: BenchmarkConfig, split: str) -> tuple[Question, ...]:
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
     return tuple(questions)
+
+
+class _Readable(Sequence[Any]):
+    """Rows, with what was wrong in place of one that can't be read."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= len(self):
+            raise IndexError(index)
+        try:
+            with only_bad_rows("can't be read"):
+                return self._rows[index]
+        except BadRow as error:
+            return error
 
 
 def split_by_image(groups: Sequence[str], split: str, num_search: int | None, num_heldout: int | None) -> list[int]:
@@ -166,26 +190,44 @@ def _question(row: Any, index: int, entry: BenchmarkConfig, folders: Sequence[An
     Raises:
         BadRow: no question or image, or answers that the metric can't read.
     """
+    if isinstance(row, BadRow):
+        raise row
     if not isinstance(row, Mapping):
         raise BadRow("not an object with keys and values")
     metric = METRICS[entry.metric]
     try:
-        options = options_of(_cell(row, entry, "options"))
-        given = _cell(row, entry, "answers")
-        given = _cell(row, entry, "answer") if given is None else given
-        listed = given if isinstance(given, list | tuple | np.ndarray) else [given]
-        answers = tuple(metric.read(int(value) if entry.answer_is_number else value, options) for value in listed)
+        options, labels = options_of(_cell(row, entry, "options"))
+        answers = tuple(
+            metric.read(_index_of(value, labels, entry.answer_is_number), options) for value in _answers(row, entry)
+        )
     except (ValueError, SyntaxError, TypeError) as error:
         raise BadRow(str(error)) from None
     if not answers:
         raise BadRow(f"no answer in column {entry.columns.get('answer', 'answer')!r}")
-    if metric.teacher_forced and len(answers) > 1:
+    if metric.teacher_forced and len(set(answers)) > 1:
         raise BadRow(f"several answers, and {entry.metric} takes one; choose metric normalised")
     text, images = _with_placeholders(_prompt(row, options, entry), _images(row, entry))
     name = str(_cell(row, entry, "id") or index)
     turns = [{"role": "user", "content": text}, {"role": "assistant", "content": answers[0]}]
-    sample = sample_from_row({"id": name, "messages": turns, "images": images}, index, folders, True)
+    sample = sample_from_row({"messages": turns, "images": images}, name, folders)
     return Question(name, image_id, sample, answers, options, str(_cell(row, entry, "category") or ""))
+
+
+def _answers(row: Mapping[str, Any], entry: BenchmarkConfig) -> list[Any]:
+    """The acceptable answers as they are stored; the empty one of a row without any, for the metric to refuse."""
+    several, one = _cell(row, entry, "answers"), _cell(row, entry, "answer")
+    if several is None and METRICS[entry.metric].takes_list and isinstance(one, list | tuple):
+        return [", ".join(map(str, answers_of(one)))]
+    given = one if several is None else several
+    found = answers_of(given)
+    return found if found or isinstance(given, list | tuple) else [None]
+
+
+def _index_of(value: Any, labels: Sequence[str], is_number: bool) -> Any:
+    """An answer's index if it is one of the labels that the data give the options; else the answer."""
+    if is_number:
+        return int(value)
+    return labels.index(str(value).strip()) if str(value).strip() in labels else value
 
 
 def _prompt(row: Mapping[str, Any], options: Sequence[str], entry: BenchmarkConfig) -> str:

@@ -18,9 +18,10 @@ from raysearch.config.budget import Budget
 from raysearch.config.criteria import WITHOUT_DATA, needs_data
 from raysearch.config.quantization import Quantization, check_installed
 from raysearch.config.recipe import Mode, Recipe, check_ratio
+from raysearch.data.bad_rows import BadRow, BadRows
 from raysearch.data.encoding import Encoder
-from raysearch.data.loading import fraction_order, load_samples
-from raysearch.data.samples import BadRow, BadRows, Sample
+from raysearch.data.loading import check_samples, fraction_order, load_samples
+from raysearch.data.samples import Sample
 from raysearch.errors import InputError
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
@@ -170,6 +171,7 @@ def _samples(
 ) -> list[Sample]:
     """The samples to score on; for an LVLM, only those with images."""
     rows = load_samples(calibration, image_folder)
+    check_samples(rows)
     ordered = (rows[int(index)] for index in fraction_order(len(rows), seed))
     multimodal = models.family_for(config).is_multimodal
     found = list(islice((row for row in ordered if row.images or not multimodal), num_samples))

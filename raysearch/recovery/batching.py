@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import torch
 
+from raysearch.data.bad_rows import BadRow, BadRows
 from raysearch.data.encoding import TOKEN_KEYS, Batch, Encoded, Encoder
 from raysearch.data.labels import IGNORED, num_answer_labels
-from raysearch.data.samples import BadRow, BadRows, Sample
+from raysearch.data.samples import Sample
 from raysearch.errors import InputError
 from raysearch.recovery.hidden_states import DistillationPoints
 from raysearch.recovery.schedule import SampleOrder, group_by_tokens

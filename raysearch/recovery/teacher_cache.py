@@ -24,8 +24,10 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from raysearch.data.bad_rows import BadRow
 from raysearch.data.encoding import Encoded, Encoder
-from raysearch.data.samples import BadRow, Picture, Sample
+from raysearch.data.pictures import Picture
+from raysearch.data.samples import Sample
 from raysearch.errors import InputError
 from raysearch.files import write_tensors
 from raysearch.models import Family

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import RecoverySettings
+from raysearch.data.bad_rows import BadRows
 from raysearch.data.encoding import Batch, Encoder
-from raysearch.data.samples import BadRows, Sample
+from raysearch.data.samples import Sample
 from raysearch.errors import InputError
 from raysearch.models import Family
 from raysearch.models.vision_cache import VisionCache

@@ -19,9 +19,10 @@ from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import NUM_SHAPE_SAMPLES
 from raysearch.config.space import SearchSpace
+from raysearch.data.bad_rows import BadRow, BadRows
 from raysearch.data.encoding import Batch, Encoded, Encoder
 from raysearch.data.loading import fraction_order, in_order, load_samples
-from raysearch.data.samples import BadRow, BadRows, Sample
+from raysearch.data.samples import Sample
 from raysearch.errors import InputError, first_line
 from raysearch.evaluation.benchmarks import Benchmark, load_benchmarks
 from raysearch.evaluation.evaluator import Answers, answer, score_answers
@@ -104,7 +105,7 @@ class TrialContext:
         self.encoder = Encoder(self.processor, self.family, space.recovery.max_length)
         self.vision = VisionCache(self.family, space.recovery.vision_cache_gb * GB)
         rows = load_samples(space.data)
-        sources = [row.source for row in rows] if space.stratify else None
+        sources = rows.sources() if space.stratify else None
         order = fraction_order(len(rows), space.search.seed, sources)[: space.num_samples]
         self.samples = in_order(rows, order)
         self.bad_rows = BadRows(space.data, len(self.samples))
@@ -258,7 +259,7 @@ class TrialContext:
 def calibration_rows(samples: Iterable[Sample], encoder: Encoder, bad_rows: BadRows) -> Iterator[Encoded]:
     """The usable samples, in order, without those that have no image if the model takes images."""
     for sample in samples:
-        if sample.images or not encoder.family.is_multimodal:
+        if sample.images or sample.problem or not encoder.family.is_multimodal:
             try:
                 yield encoder.encode(sample)
             except BadRow as error:

@@ -17,7 +17,7 @@ from raysearch.backend.slot import Slot, SlotDied, is_by_storage
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
-from raysearch.data.samples import BadData
+from raysearch.data.bad_rows import BadData
 from raysearch.errors import InputError
 from raysearch.files import StorageProblem, write_json
 from raysearch.study.front import Measured

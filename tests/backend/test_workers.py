@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raysearch.config.settings import RecoverySettings
-from raysearch.data.samples import BadData
+from raysearch.data.bad_rows import BadData
 from raysearch.files import StorageProblem
 from raysearch.recovery.hidden_states import DistillationPoints
 from raysearch.recovery.schedule import SampleOrder

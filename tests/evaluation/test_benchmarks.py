@@ -201,7 +201,7 @@ def change(index, **cells):
         (rows_of(), {"columns": {"question": "text"}}, "no column 'text'; name it under columns"),
         (rows_of(), {"prompt": "{hint}"}, r"prompt '\{hint\}' can't be filled in \('hint'\)"),
         (change(0, answer=["a", "b"]), {"heldout_data": "same", "metric": "exact"}, "exact takes one"),
-        (rows_of(), {"split": "test"}, "a JSON file has no splits"),
+        (rows_of(), {"split": "test"}, "a file has no splits"),
         (change(0, question="<image 3>"), {"heldout_data": "same"}, "the row has 1 images"),
         ([{"question": "is it?", "answer": "yes", "image": "p/0.png"}] * 3, {"metric": "mme"}, "needs two per image"),
     ],

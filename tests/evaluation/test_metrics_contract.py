@@ -38,6 +38,8 @@ CASES: dict[str, Case] = {
     "mme": Case("Yes", "Yes", "No"),
     "anls": Case("Coca Cola", "coca cola", "pepsi", also="water"),
     "relaxed": Case(100, "105", "106", also="12%"),
+    "vqa": Case("two dogs", "2 dogs", "3 dogs", also="a cat"),
+    "list_f1": Case("red, green", "Green and red.", "blue", also="white"),
 }
 RESPONSES = (
     "",

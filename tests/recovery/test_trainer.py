@@ -17,8 +17,9 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from raysearch.config.settings import RecoverySettings
+from raysearch.data.bad_rows import BadRows
 from raysearch.data.labels import IGNORED
-from raysearch.data.samples import BadRows, Sample
+from raysearch.data.samples import Sample
 from raysearch.errors import InputError
 from raysearch.recovery import checkpoint
 from raysearch.recovery.deepspeed_engine import compute_dtype, local, master_states

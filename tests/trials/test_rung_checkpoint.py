@@ -11,7 +11,7 @@ import pytest
 
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import RecoverySettings
-from raysearch.data.samples import BadRows
+from raysearch.data.bad_rows import BadRows
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Results
 from raysearch.models.vision_cache import VisionCache
