@@ -75,6 +75,23 @@ def test_the_tutorial_runs_as_it_stands(tmp_path):
     assert {"small", "runs", "mine.yaml"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_python_tutorial_runs_as_it_stands(tmp_path):
+    """With two trials instead of five minutes of them."""
+    (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
+    text = (ROOT / "docs" / "tutorials" / "python.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    assert 'time="5m"' in code
+    code = code.replace('time="5m"', "trials=2") + "print(small.num_parameters())"
+    environment = {**os.environ, "CI": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=800
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert (tmp_path / "small" / "config.json").is_file()
+
+
 def test_the_space_of_the_readme_is_valid(tmp_path):
     from raysearch.config.space import SearchSpace
 
