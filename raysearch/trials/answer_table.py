@@ -54,7 +54,7 @@ def answer_all(model: str, benchmarks: Sequence[Benchmark], max_length: int) -> 
     encoder = Encoder(processor, family, max_length)
     vision = VisionCache(family, _VISION_CACHE_BYTES)
     rows = []
-    answers = {}
+    answers: dict[str, np.ndarray] = {}
     with on_device(loaded, current_device()), in_fast_precision(loaded), vision.serving(loaded):
         for benchmark in benchmarks:
             logger.info("%s: %d questions of %s", model, len(benchmark.questions), benchmark.name)
