@@ -38,6 +38,7 @@ class Coordinator:
         self._measuring: dict[str, str] = {}
         self._parts: dict[str, bytes] = {}
         self._refusal: bytes | None = None
+        self._failures: dict[str, set[str]] = defaultdict(set)
         self._dense_scores: dict[str, float] | None = None
         self._layer_importance: dict[str, list[float]] = {}
         self._shapes: list[JudgedShape] | None = None
@@ -160,6 +161,13 @@ class Coordinator:
         async with self._changed:
             self._refusal = error
             self._changed.notify_all()
+
+    async def fails_alike(self, slot: str, reason: str) -> bool:
+        """Note why a slot has failed before it could run a trial; whether every slot has, and one before it, for the
+        same reason."""
+        failed = self._failures[reason]
+        failed.add(slot)
+        return self._dense_scores is None and len(failed) > 1 and self._workers.keys() <= failed
 
     async def prepared(self, names: Sequence[str]) -> tuple[bytes | None, dict[str, bytes]]:
         """Why the study is refused, if it is, and these parts, all of them if it isn't; waits for either."""

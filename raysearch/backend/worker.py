@@ -32,7 +32,7 @@ from raysearch.backend.runtime import TrialRuntime
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.data.bad_rows import BadData
-from raysearch.errors import InputError
+from raysearch.errors import InputError, first_line
 from raysearch.files import StorageProblem, is_storage_problem
 from raysearch.logging import logger
 from raysearch.study.folder import RUNNING, TEACHER
@@ -84,8 +84,13 @@ class Worker:
         self._scores: Iterator[Score] = iter(())
         self._has_frozen = False
         space = SearchSpace.model_validate(config["space"])
-        self._runtime.start_process(max(1, int(space.slots.cpus_per_worker)))
-        self._load(config, space)
+        try:
+            self._runtime.start_process(max(1, int(space.slots.cpus_per_worker)))
+            self._load(config, space)
+        except InputError:
+            raise
+        except Exception as error:  # another slot may fare better
+            self._fail(error)
 
     def _load(self, config: dict[str, Any], space: SearchSpace) -> None:
         """Load what trials need, and measure what is measured once per study; or note why no trial can be run."""
@@ -107,6 +112,16 @@ class Worker:
             self._measure(once)
         except InputError as error:
             self._refuse(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Say why, and end the slot; or refuse the study, if all slots have failed so."""
+        reason = f"no trial can be started: {type(error).__name__}: {first_line(error)}"
+        self._coordinator.call(Coordinator.log, logging.ERROR, reason)
+        if is_storage_problem(error) or not self._coordinator.call(Coordinator.fails_alike, self._slot, reason):
+            raise error
+        self._refuse(InputError(reason))
+        if self._rank:
+            raise error
 
     def _measure(self, once: Callable[[Mapping[str, Callable[[], Any]]], dict[str, Any]]) -> None:
         """Measure the dense model and judge shapes, together with the other slots."""

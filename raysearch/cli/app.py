@@ -1,4 +1,4 @@
-"""The commands of `raysearch`: search, best, export, retry, benchmark, prune, report, estimate, replicate and sync.
+"""The commands of `raysearch`.
 
 Every command imports what it needs when it runs: `--help`, `best` and mistakes load neither torch nor ray nor MLflow.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from raysearch.cli import search
+from raysearch.cli import evaluate, search
 from raysearch.cli.exit_codes import App
 from raysearch.cli.search import Verbosity
 from raysearch.config.budget import Budget, size_text
@@ -45,6 +45,8 @@ def _options(
 
 
 app.command()(search.search)
+app.command()(evaluate.inspect)
+app.command()(evaluate.evaluate)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study: the --out of a search.")]
 BudgetText = Annotated[str | None, typer.Option("--budget", "-b", help="Largest size: 60%, 3.2GB, 900MiB, 3B.")]

@@ -34,6 +34,15 @@ def _absolute(name: str) -> str:
 PathOrName = Annotated[str, AfterValidator(_absolute)]
 
 
+class DataSource(Strict):
+    """One of several sources of recovery data."""
+
+    path: PathOrName
+    """What `data` may be if it is the only source."""
+    weight: float = Field(1.0, gt=0, le=100)
+    """How often its rows are taken: 0.5 takes half of them, 2 takes each twice."""
+
+
 def _duration(text: str) -> str:
     parse_duration(text)
     return text.replace(" ", "")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -21,7 +21,16 @@ from raysearch.config.dimensions import (
     read_dimension,
 )
 from raysearch.config.recipe import LOSS_FIELDS, Recipe, applies
-from raysearch.config.settings import Calibration, PathOrName, RecoverySettings, Scalar, SearchSettings, Slots, Strict
+from raysearch.config.settings import (
+    Calibration,
+    DataSource,
+    PathOrName,
+    RecoverySettings,
+    Scalar,
+    SearchSettings,
+    Slots,
+    Strict,
+)
 from raysearch.errors import InputError
 from raysearch.files import parse_json, parse_yaml
 
@@ -35,8 +44,9 @@ class SearchSpace(Strict):
     """Name of the study, also of its MLflow experiment."""
     model: PathOrName
     """Hugging Face folder or hub id of an LVLM; `pocket` or `pocket-smollm2` for an embedded one."""
-    data: PathOrName = "pocket"
-    """Recovery data: `pocket`, or a LLaVA-style JSON or JSONL file with its images beside it."""
+    data: PathOrName | Annotated[list[DataSource], Field(min_length=1)] = "pocket"
+    """Recovery data: `pocket`, a file or folder of conversations with its images beside it (docs/reference/data.md), or
+    several of these: a list of {path, weight}."""
     num_samples: int | None = Field(None, ge=1)
     """Rows of `data` that count as 100%; left out, all of them."""
     benchmarks: list[BenchmarkEntry] = ["pocket"]
@@ -59,6 +69,13 @@ class SearchSpace(Strict):
     """Settings of recovery training."""
     slots: Slots = Slots()
     """Parallel trials and their resources."""
+
+    @property
+    def data_text(self) -> str:
+        """The recovery data in words."""
+        if isinstance(self.data, str):
+            return self.data
+        return ", ".join(s.path if s.weight == 1 else f"{s.weight:g} x {s.path}" for s in self.data)
 
     @field_validator("benchmarks", mode="before")
     @classmethod

@@ -1,9 +1,9 @@
 """Samples as tensors: rendered by the model's chat template, with labels for answer tokens, padded into batches."""
 
-import difflib
+import itertools
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ TOKEN_KEYS = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_tok
 _ONE_ENTRY_PER_ROW = ("idefics2", "idefics3", "smolvlm")
 """Families whose `pixel_values` are (rows, images of the row, ...), text-only rows included."""
 
+_MOST_JOINED = 2
+"""Tokens at an end of a text that a tokenizer may join with what a processor puts around an image."""
 _MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Encoded = Mapping[str, torch.Tensor]
@@ -138,7 +140,7 @@ class Encoder:
     def _labels(self, sample: Sample, text: str, input_ids: torch.Tensor) -> torch.Tensor:
         """(seq,) labels; every answer has some, or the row is bad."""
         plain, answers = self._marked_answers(sample) or self._found_answers(sample, text)
-        places = aligned(plain, input_ids.tolist())
+        places = aligned(plain, input_ids.tolist(), self._placeholders(plain, len(sample.images)))
         labels = torch.full_like(input_ids, IGNORED)
         for tokens in answers:
             chosen = [places[token] for token in tokens]
@@ -146,6 +148,14 @@ class Encoder:
                 raise BadRow("the processor changes the text of an answer")
             labels[chosen] = input_ids[chosen]
         return labels
+
+    def _placeholders(self, plain: Sequence[int], num_images: int) -> list[int]:
+        """Tokens that may stand for an image: the processor's own and added ones, first those as many as images."""
+        counts = Counter(plain)
+        own = getattr(self.processor, "image_token_id", None)
+        added = [token for token in counts if token in self.tokenizer.added_tokens_decoder]
+        known = [token for token in (own, *added, self.pad_id) if token is not None]
+        return sorted(known, key=lambda token: counts[token] != num_images)
 
     def _marked_answers(self, sample: Sample) -> tuple[list[int], list[np.ndarray]] | None:
         """The text's tokens, and which of them each answer has by the template's own marks; None if it lacks some."""
@@ -187,26 +197,47 @@ class Encoder:
                 encoded[key] = torch.cat([encoded[key][: last + 1], encoded[key].new_tensor([value])])
 
 
-def aligned(plain: Sequence[int], expanded: Sequence[int]) -> list[int | None]:
+def aligned(plain: Sequence[int], expanded: Sequence[int], placeholders: Iterable[int]) -> list[int | None]:
     """Position of each token of a text in the row whose image placeholders the processor has expanded.
 
+    The text between two images is in the row as it is, but for tokens at its ends that may join what an image becomes.
+
     Args:
-        plain: tokens of the text, one placeholder per image.
+        plain: tokens of the text.
         expanded: tokens of the row; equal but for its images' tokens, and special tokens before it.
+        placeholders: tokens of which one may stand in `plain` for each image; the first that explains the row counts.
 
     Returns:
         One position in `expanded` per token of `plain`; None where there is none.
     """
-    places: list[int | None] = [None] * len(plain)
+    for placeholder, num_joined in itertools.product(dict.fromkeys(placeholders), range(_MOST_JOINED + 1)):
+        places = _aligned_between(plain, expanded, placeholder, num_joined)
+        if places is not None:
+            return places
     tail = shared_start(plain[::-1], expanded[::-1])
-    for back in range(1, tail + 1):
-        places[-back] = len(expanded) - back
-    head, rest = len(plain) - tail, len(expanded) - tail
-    if head:
-        matcher = difflib.SequenceMatcher(None, plain[:head], expanded[:rest], autojunk=False)
-        for first, second, size in matcher.get_matching_blocks():
-            for offset in range(size):
-                places[first + offset] = second + offset
+    return [None] * (len(plain) - tail) + list(range(len(expanded) - tail, len(expanded)))
+
+
+def _aligned_between(
+    plain: Sequence[int], expanded: Sequence[int], placeholder: int, num_joined: int
+) -> list[int | None] | None:
+    """As `aligned`; None if a text between placeholders, less `num_joined` tokens at its ends, isn't in the row."""
+    cuts = [-1, *(place for place, token in enumerate(plain) if token == placeholder), len(plain)]
+    places: list[int | None] = [None] * len(plain)
+    at = 0
+    for before, behind in itertools.pairwise(cuts):
+        start = before + 1 + (num_joined if before >= 0 else 0)
+        end = behind - (num_joined if behind < len(plain) else 0)
+        part = list(plain[start:end])
+        if not part:
+            continue
+        fits = (place for place in range(at, len(expanded) - len(part) + 1) if expanded[place] == part[0])
+        found = [place for place in fits if list(expanded[place : place + len(part)]) == part]
+        if not found:
+            return None
+        first = found[-1] if behind == len(plain) else found[0]
+        places[start:end] = range(first, first + len(part))
+        at = first + len(part)
     return places
 
 

@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from raysearch.config.settings import DataSource
 from raysearch.data.bad_rows import BAD_ROWS_ALLOWED, BadRow, BadRows, only_bad_rows
 from raysearch.data.samples import Sample, sample_from_row, source_of
 from raysearch.data.tables import FORMATS, Table, open_table
@@ -30,7 +31,7 @@ class Samples(Sequence[Sample]):
 
     @property
     def name(self) -> str:
-        """Of the data."""
+        """Names of the tables."""
         return ", ".join(table.name for table in self._tables)
 
     def at(self, indices: np.ndarray | slice) -> "Samples":
@@ -73,28 +74,41 @@ class Samples(Sequence[Sample]):
             return None
 
 
-def load_samples(data: str | Path, image_folder: str | Path | None = None) -> Samples:
+Data = str | Path | Sequence[DataSource]
+"""Recovery data: `pocket`, one of `FORMATS`, or several of these with weights."""
+
+
+def load_samples(data: Data, image_folder: str | Path | None = None) -> Samples:
     """Open recovery data; no row is read.
 
     Args:
-        data: `pocket`, or one of `FORMATS`.
         image_folder: what image paths are relative to; None for the file's own folder and `images` in it.
 
     Raises:
         InputError: no such data, or no rows.
     """
-    if str(data) == "pocket":
+    sources = [DataSource(path=str(data))] if isinstance(data, str | Path) else data
+    tables = [_table(source.path, image_folder) for source in sources]
+    rows = [_weighted(len(table.rows), source.weight) for table, source in zip(tables, sources, strict=True)]
+    return Samples(tables, np.concatenate([np.stack([np.full_like(r, i), r], axis=1) for i, r in enumerate(rows)]))
+
+
+def _table(data: str, image_folder: str | Path | None) -> Table:
+    if data == "pocket":
         from raysearch.pocket import conversations
 
         table = Table("pocket", conversations())
     else:
         table = open_table(data, to_train=True)
-    if image_folder is not None:
-        table = Table(table.name, table.rows, (Path(image_folder),))
     if not len(table.rows):
         raise InputError(f"{data}: no rows; data is {FORMATS}")
-    rows = np.arange(len(table.rows))
-    return Samples([table], np.stack([np.zeros_like(rows), rows], axis=1))
+    return table if image_folder is None else Table(table.name, table.rows, (Path(image_folder),))
+
+
+def _weighted(num_rows: int, weight: float) -> np.ndarray:
+    """Every row as often as the weight says, and of the rest of it a fixed random part."""
+    num_passes, rest = divmod(round(weight * num_rows), num_rows)
+    return np.concatenate([*[np.arange(num_rows)] * num_passes, np.sort(fraction_order(num_rows, seed=0)[:rest])])
 
 
 def check_samples(samples: Samples, allowed: float = BAD_ROWS_ALLOWED) -> BadRows:
@@ -115,13 +129,13 @@ def check_samples(samples: Samples, allowed: float = BAD_ROWS_ALLOWED) -> BadRow
     return bad
 
 
-def num_rows(data: str | Path) -> int:
+def num_rows(data: Data) -> int:
     """How many samples recovery data have, unusable ones included, which are reported; `pocket` isn't drawn for it.
 
     Raises:
         InputError: as `load_samples` and `check_samples`.
     """
-    if str(data) == "pocket":
+    if data == "pocket":
         from raysearch.pocket import NUM_CONVERSATIONS
 
         return NUM_CONVERSATIONS

@@ -99,6 +99,12 @@ def score_intervals(results: Results) -> dict[str, tuple[float, float]]:
     return intervals
 
 
+def score_differences(first: Results, second: Results) -> dict[str, Estimate]:
+    """Each benchmark's mean score of `first` minus that of `second`, paired by question and clustered by image."""
+    gaps = {name: values - second.scores[name] for name, values in first.scores.items()}
+    return {n: Estimate(float(gap.mean()), _clustered_se(gap, first.images[n])) for n, gap in gaps.items()}
+
+
 def difference(first: Results, second: Results, dense: Results, form: str = "ratio_of_averages") -> Estimate:
     """Retention of `first` minus that of `second`, with the paired standard error of the difference.
 

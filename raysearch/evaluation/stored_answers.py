@@ -125,10 +125,10 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
         if isinstance(texts, list) and isinstance(labels, list | None):
             return list(zip(labels or [None] * len(texts), texts, strict=True))
         keys = [str(key).strip().upper() for key in value]
-        pairs = list(zip(keys, value.values(), strict=True))
+        named = list(zip(keys, value.values(), strict=True))
         if set(keys) == set(LETTERS[: len(keys)]):
-            return sorted(pairs)
-        return sorted(pairs, key=lambda pair: int(pair[0])) if all(key.isdecimal() for key in keys) else pairs
+            return sorted(named, key=lambda pair: pair[0])
+        return sorted(named, key=lambda pair: int(pair[0])) if all(key.isdecimal() for key in keys) else named
     if not isinstance(value, list):
         raise ValueError(f"options that are {type(value).__name__}; give a list")
     pairs = [_pair(item) if isinstance(item, Mapping) else (None, item) for item in value]
@@ -136,7 +136,7 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
     if labels and len(labels) < len(pairs):
         raise ValueError("options of which only some have a label")
     if set(map(str, labels)) == set(LETTERS[: len(pairs)]):
-        return sorted(pairs)
+        return sorted(pairs, key=lambda pair: str(pair[0]))
     return pairs
 
 

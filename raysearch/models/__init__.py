@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raysearch.models.family import Family, family_for
     from raysearch.models.layout import Layout, UnitKind, decoder_layout, layout_of
-    from raysearch.models.loading import ProcessorLike, load, load_config
+    from raysearch.models.loading import ProcessorLike, load, load_config, load_processor
     from raysearch.models.transformers_classes import empty_model, model_class
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "layout_of",
     "load",
     "load_config",
+    "load_processor",
     "model_class",
 ]
 

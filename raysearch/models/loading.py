@@ -147,6 +147,11 @@ _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
+def load_processor(model: str | Path, trust_remote_code: bool = False) -> ProcessorLike:
+    """The processor of a model, without its weights; see `load`."""
+    return _processor(model_folder(model), trust_remote_code)
+
+
 def _processor(source: Path, trust_remote_code: bool) -> ProcessorLike:
     """The processor of an LVLM or the tokenizer of a language model; None for a folder without their files."""
     for auto, files in ((AutoProcessor, _PROCESSOR_FILES), (AutoTokenizer, _TOKENIZER_FILES)):

@@ -59,7 +59,7 @@ class StudyPlan:
         return [
             f"model      {space.model}: {self.dense.num_params:,} parameters, {self.dense.size_bytes:,} bytes",
             f"budgets    {', '.join(budgets) or 'none: the whole range of sizes'}",
-            f"data       {space.data}: {self.num_samples:,} samples; the longest trial sees {self.max_samples:,}",
+            f"data       {space.data_text}: {self.num_samples:,} samples; the longest trial sees {self.max_samples:,}",
             f"limits     {settings.limits_text()}; by {settings.sampler}, seed {settings.seed}, "
             + ("stopped early where behind" if settings.early_stopping else "all run to their end"),
         ]
@@ -78,7 +78,7 @@ def plan_study(space: SearchSpace) -> StudyPlan:
     check_benchmarks(space.benchmarks)
     rows = num_rows(space.data)
     if space.num_samples and space.num_samples > rows:
-        raise InputError(f"num_samples: {space.num_samples}, but {space.data} has {rows} rows; lower it")
+        raise InputError(f"num_samples: {space.num_samples}, but {space.data_text} has {rows} rows; lower it")
     num_samples = space.num_samples or rows
     smallest_fraction = min(map(float, space.values_of("data_fraction")), default=1.0)
     if not round(smallest_fraction * num_samples):

@@ -108,7 +108,7 @@ class TrialContext:
         sources = rows.sources() if space.stratify else None
         order = fraction_order(len(rows), space.search.seed, sources)[: space.num_samples]
         self.samples = in_order(rows, order)
-        self.bad_rows = BadRows(space.data, len(self.samples))
+        self.bad_rows = BadRows(space.data_text, len(self.samples))
         self.teacher = self._make_teacher(teacher_folder)
         self.questions = load_benchmarks(space.benchmarks, "search")
         share = space.search.early_questions if space.search.early_stopping else 1.0

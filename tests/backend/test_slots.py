@@ -220,6 +220,38 @@ def test_a_study_that_one_worker_refuses_is_refused_by_all(open_slot):
     assert second.ask(RunRecipe(recipe=RECIPE)).refusal == "benchmarks: own: at chance"
 
 
+def test_a_failure_of_all_slots_before_the_first_trial_is_said_once_and_ends_the_study(
+    open_slot, coordinator, monkeypatch
+):
+    monkeypatch.setattr(slot_module, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
+
+    class Broken(ThreadRuntime):
+        def open_context(self, space, teacher_folder, measure_once_per_study):
+            raise AttributeError("no such layer\nin line 7")
+
+    reason = "no trial can be started: AttributeError: no such layer"
+    slots = [open_slot(Broken())]
+    with pytest.raises(SlotDied, match="no such layer"):
+        slots[0].ask(RunRecipe(recipe=RECIPE))
+    reply = open_slot(Broken()).ask(RunRecipe(recipe=RECIPE))
+    assert (reply.refusal, reply.may_pass) == (reason, False)
+    assert coordinator.coordinator.log_lines == [(logging.ERROR, reason)]
+
+
+def test_a_slot_that_fails_alone_ends_no_study(open_slot, monkeypatch):
+    monkeypatch.setattr(slot_module, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
+
+    class Broken(ThreadRuntime):
+        def open_context(self, space, teacher_folder, measure_once_per_study):
+            raise RuntimeError("CUDA out of memory")
+
+    good = open_slot(ThreadRuntime())
+    assert good.ask(RunRecipe(recipe=RECIPE)).score.samples_seen == 10
+    for _ in range(3):
+        with pytest.raises(SlotDied, match="CUDA out of memory"):
+            open_slot(Broken()).ask(RunRecipe(recipe=RECIPE))
+
+
 def test_what_goes_wrong_with_one_recipe_does_not_end_the_slot(open_slot):
     runtime = ThreadRuntime(error=FloatingPointError("sft is nan\nin step 3"))
     slot = open_slot(runtime)

@@ -133,10 +133,20 @@ def test_alignment_past_expanded_images(segments: list[list[int]], width: int) -
             wanted.append(None)
         wanted += range(len(expanded), len(expanded) + len(segment))
         plain, expanded = plain + segment, expanded + segment
-    got = aligned(plain, expanded)
-    tail = len(segments[-1])
-    assert got[-tail:] == wanted[-tail:]
-    assert all(place is None or expanded[place] == token for token, place in zip(plain, got, strict=True))
+    assert aligned(plain, expanded, [0]) == wanted
+
+
+def test_alignment_of_many_like_turns_and_of_joined_ends() -> None:
+    """Forty times the same turn with an image; then line breaks that join those around the image."""
+    turn, plain, expanded, wanted = [1, 0, 10, 11, 2, 20, 3], [5], [7, 5], [1]
+    for token in turn * 40:
+        plain.append(token)
+        wanted.append(None if token == 0 else len(expanded))
+        expanded += [0] * 36 if token == 0 else [token]
+    assert aligned(plain, expanded, [0]) == wanted
+    assert aligned([1, 8, 0, 8, 2, 3], [1, 88, 0, 0, 88, 2, 3], [0]) == [0, None, None, None, 5, 6]
+    assert aligned([1, 2, 3], [7, 9, 2, 3], []) == [None, 2, 3]
+    assert aligned([1, 2, 3], [7, 1, 2, 3], []) == [1, 2, 3]
 
 
 @settings(deadline=None, max_examples=30)

@@ -203,9 +203,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 def _seeds() -> list[bytes]:
     base = Image.effect_noise((37, 29), 50).convert("RGB")
-    forms = [
-        form for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "QOI")
-    ]
+    forms = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "QOI"]
     forms += ["WEBP"] if features.check("webp") else []
     return [saved(base, form) for form in forms]
 
@@ -231,4 +229,5 @@ def test_damaged_pictures_are_opened_or_bad_rows(data: st.DataObject) -> None:
     try:
         assert open_image(bytes(content)).mode == "RGB"
     except BadRow as error:
-        assert str(error).isprintable()
+        said = str(error)
+        assert said.isprintable()

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raysearch.config.settings import DataSource
+from raysearch.config.space import SearchSpace
 from raysearch.data import json_rows
 from raysearch.data.bad_rows import BadData
 from raysearch.data.loading import Samples, check_samples, load_samples
@@ -263,7 +266,7 @@ def test_bad_rows_are_the_same_in_every_format(end: str, folder: Path, caplog: p
     assert list(bad.found) == ["row 7", "row 57", "row 107", "row 157", "row 207"]
     assert [sample.id for sample in samples if sample.problem] == ["7", "57", "107", "157", "207"]
     assert f"{path}: left out 5 of 400 rows (row 7: image gone.png not found" in caplog.text
-    with pytest.raises(BadData, match="more than 1.0% of 400 rows can't be used"):
+    with pytest.raises(BadData, match=r"more than 1\.0% of 400 rows can't be used"):
         check_samples(samples)
 
 
@@ -482,3 +485,19 @@ def test_a_million_rows_are_indexed_without_being_read(folder: Path) -> None:
     assert len(samples) == 100_000
     for index in np.random.default_rng(0).integers(0, 100_000, 20):
         assert f"{index:06}" in samples[int(index)].text_of(0)
+
+
+def test_several_sources_with_weights(folder: Path) -> None:
+    one = _write(folder / "a.json", json.dumps(rows(8)).encode())
+    two = _write(folder / "b.jsonl", lines(rows(4)))
+    sources = [DataSource(path=str(one), weight=0.5), DataSource(path=str(two), weight=2.25)]
+    samples = load_samples(sources)
+    counts = Counter(sample.id for sample in samples)
+    assert sum(count for name, count in counts.items() if name.startswith(f"{one}:")) == 4
+    assert sorted(count for name, count in counts.items() if name.startswith(f"{two}:")) == [2, 2, 2, 3]
+    assert [s.id for s in samples] == [s.id for s in load_samples(sources)]
+    fields = {"name": "a", "model": "pocket", "recipe": {"mode": "layerwise", "ratio": 0.1, "criterion": "deepest"}}
+    space = SearchSpace.model_validate({**fields, "data": [{"path": str(one), "weight": 0.5}, {"path": "pocket"}]})
+    assert space.data_text == f"0.5 x {one}, pocket"
+    assert SearchSpace.model_validate(space.model_dump(mode="json")) == space
+    assert len(load_samples(space.data)) == 4 + 2000

@@ -47,7 +47,19 @@ RECIPE = {
     "lr": 1e-3,
 }
 FILES = ("trials.jsonl", "space.json", "layer-importance.json", "search-state.json", "search-events.jsonl")
-COMMANDS = ("search", "best", "export", "benchmark", "prune", "report", "estimate", "replicate", "sync")
+COMMANDS = (
+    "search",
+    "inspect",
+    "evaluate",
+    "best",
+    "export",
+    "benchmark",
+    "prune",
+    "report",
+    "estimate",
+    "replicate",
+    "sync",
+)
 OPTIONS = (
     *("--budget", "--trials", "--out", "--seed", "--slots", "--warm-start", "--resume", "--dry-run", "--json"),
     *("--mlflow", "--uri", "--to", "--finetune", "--epochs", "--mode", "--ratio", "--criterion", "--calibration"),
@@ -152,6 +164,8 @@ def workplace() -> Iterator["Workplace"]:
             "raysearch.export.export_checkpoint.export_checkpoint",
             "raysearch.export.export_checkpoint.measure_front",
             "raysearch.trials.finetune.finetune",
+            "raysearch.trials.answer_table.answer_all",
+            "raysearch.data.inspection.inspect_samples",
             "raysearch.tracking.mlflow_runs.connect",
         ):
             stack.enter_context(patch(target, side_effect=InputError("not here")))
