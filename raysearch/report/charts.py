@@ -5,20 +5,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raysearch.report.findings import retention_per_benchmark
+from raysearch.report.front_info import thinned
 from raysearch.report.param_importance import ParamImportance
 from raysearch.report.plots import COLOURS, FAINT, INK, PLOTLY_CONFIG, SIZE_LABEL, error_bars, new_figure
 from raysearch.study.front import Front
-from raysearch.study.multi_objective import hypervolume
+from raysearch.study.multi_objective import dominates, hypervolume
 from raysearch.study.records import TrialRecord
 
 MAX_TICKS = 9
+MAX_CURVES = 300
 _LAYOUT: dict[str, Any] = {"height": 430, "margin": {"t": 40, "r": 20}}
 
 
 def learning_curves(records: Sequence[TrialRecord]) -> Any:
-    """Retention over samples seen, one line per trial; the legend has groups of mode and end."""
+    """Retention over samples seen, one line per trial, MAX_CURVES at most; the legend has groups of mode and end."""
     figure, named = new_figure("recovery samples seen", "retention", **_LAYOUT), set()
-    for record in records:
+    for record in thinned(records, MAX_CURVES):
         rungs = [score for score in record.rungs if score.retention == score.retention]
         if not rungs:
             continue
@@ -96,15 +98,19 @@ def layer_lines(by_criterion: Mapping[str, Sequence[float]]) -> Any:
 
 
 def hypervolume_history(front: Front, records: Sequence[TrialRecord]) -> Any:
-    """Hypervolume over the number of ended trials."""
-    sizes, retentions, areas = [], [], []
-    for record in records:
+    """Hypervolume over the number of ended trials, with a point for each trial that changes it."""
+    best: list[tuple[float, float]] = []  # (size ratio, -retention), mutually non-dominated
+    steps = [(1, 0.0)]
+    for number, record in enumerate(records, 1):
         if record.end == "finished" and record.rungs:
-            sizes.append(record.size_bytes / front.baseline.size_bytes)
-            retentions.append(record.rungs[-1].retention)
-        areas.append(hypervolume(sizes, retentions))
+            point = (record.size_bytes / front.baseline.size_bytes, -record.rungs[-1].retention)
+            if not any(other == point or dominates(other, point) for other in best):
+                best = [*(other for other in best if not dominates(point, other)), point]
+                steps.append((number, hypervolume([size for size, _ in best], [-lost for _, lost in best])))
+    steps.append((max(1, len(records)), steps[-1][1]))
     figure = new_figure("trials ended", "hypervolume", **_LAYOUT)
-    line, numbers = {"color": INK, "shape": "hv"}, list(range(1, len(areas) + 1))
+    numbers, areas = zip(*steps, strict=True)
+    line = {"color": INK, "shape": "hv"}
     figure.add_scatter(x=numbers, y=areas, mode="lines", line=line, name="hypervolume")
     figure.update_yaxes(tickformat=".2f", rangemode="tozero")
     return figure

@@ -2,12 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
 
 from raysearch.config.budget import Budget, Size, rate_text
 from raysearch.config.recipe import Recipe
 from raysearch.study.front import Baseline, Front, FrontPoint, retention_text
 from raysearch.study.records import TrialRecord
 from raysearch.study.secrets import mask
+
+MAX_TRIALS_DRAWN = 1000
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,23 @@ def staircase(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float
     return tuple(corners)
 
 
+def thinned(records: Sequence[T], num: int) -> Sequence[T]:
+    """At most `num` of them, evenly spread from the first to the last."""
+    if len(records) <= num:
+        return records
+    return [records[index] for index in np.linspace(0, len(records) - 1, num).round().astype(int)]
+
+
+def thinned_text(num: int, records: Sequence[Any], what: str = "shown") -> str:
+    """A sentence that says so; empty where nothing is left out."""
+    return (
+        f"{num:,} of {len(records):,} trials are {what}, evenly spread over the search." if num < len(records) else ""
+    )
+
+
 def trial_points(records: Iterable[TrialRecord], baseline: Baseline) -> tuple[PlotPoint, ...]:
-    """The scored trials, each at its last retention, without the failed ones."""
+    """The scored trials, each at its last retention, without the failed ones; MAX_TRIALS_DRAWN of them at most."""
+    scored = [record for record in records if record.rungs and record.end != "failed"]
     return tuple(
         PlotPoint(
             key=record.key,
@@ -103,8 +124,7 @@ def trial_points(records: Iterable[TrialRecord], baseline: Baseline) -> tuple[Pl
                 ("end", record.end),
             ),
         )
-        for record in records
-        if record.rungs and record.end != "failed"
+        for record in thinned(scored, MAX_TRIALS_DRAWN)
     )
 
 

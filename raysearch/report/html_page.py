@@ -12,7 +12,7 @@ from raysearch.files import write_text
 from raysearch.report import charts, param_importance
 from raysearch.report.charts import figure_part
 from raysearch.report.findings import Finding, findings
-from raysearch.report.front_info import front_info, trial_points
+from raysearch.report.front_info import MAX_TRIALS_DRAWN, front_info, thinned_text, trial_points
 from raysearch.report.plots import front_figure
 from raysearch.report.terminal import POINT_COLUMNS, SPEED_COLUMNS, point_row, speed_rows
 from raysearch.study.folder import is_study, read_layer_importance, read_trials
@@ -46,6 +46,9 @@ summary { cursor: pointer; color: var(--faint); }
 """
 
 
+MAX_ROWS = 500
+
+
 def write_report(folder: Path) -> Path:
     """Write `report.html` into a study's folder, and return its path.
 
@@ -72,11 +75,19 @@ def report_html(
     trials = trial_points(records, front.baseline)
     sections = [
         _header(front, records),
-        _section("Front", figure_part(front_figure(front_info(front), trials), "front")),
+        _section(
+            "Front",
+            figure_part(front_figure(front_info(front), trials), "front"),
+            thinned_text(MAX_TRIALS_DRAWN, records),
+        ),
         _section("Best recipe per budget", _answers(front)),
         _section("Findings", _findings(findings(front, records))),
         _speeds(front),
-        _section("Learning curves", figure_part(charts.learning_curves(records), "curves"), _CURVES_NOTE),
+        _section(
+            "Learning curves",
+            figure_part(charts.learning_curves(records), "curves"),
+            f"{_CURVES_NOTE} {thinned_text(charts.MAX_CURVES, records)}",
+        ),
         _section("Benchmarks", figure_part(charts.benchmark_lines(front), "benchmarks"), _BENCHMARKS_NOTE),
         _section("Importance of each dimension", _importance(records, front.baseline)),
         _section("Layer importance", figure_part(charts.layer_lines(layers), "layers"), _LAYERS_NOTE) if layers else "",
@@ -168,7 +179,8 @@ def _importance(records: Sequence[TrialRecord], baseline: Baseline) -> str:
         return f'<p class="note">Fewer than {param_importance.MIN_TRIALS} trials were scored: too few to estimate.</p>'
     note = (
         "Share of each dimension; error bars span the middle 80% over resampled trials. Stopped trials count with "
-        "their last retention. Dimensions that only some recipes have are in the first chart only."
+        "their last retention. Dimensions that only some recipes have are in the first chart only. "
+        + thinned_text(param_importance.MAX_TRIALS, param_importance.scored_trials(records), "counted")
     )
     return f'<p class="note">{note}</p><div class="pair">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
 
@@ -186,10 +198,9 @@ def _cost(records: Sequence[TrialRecord]) -> str:
 
 
 def _unfinished(records: Sequence[TrialRecord], baseline: Baseline) -> str:
+    unfinished = [record for record in records if record.end != "finished"]
     rows = []
-    for record in records:
-        if record.end == "finished":
-            continue
+    for record in unfinished[-MAX_ROWS:]:
         last = record.rungs[-1] if record.rungs else None
         rows.append(
             [
@@ -205,7 +216,8 @@ def _unfinished(records: Sequence[TrialRecord], baseline: Baseline) -> str:
     if not rows:
         return '<p class="note">None.</p>'
     head = ["key", "end", "of dense", "retention", "samples", "reason", "recipe"]
-    return f"<details><summary>{len(rows)} trials</summary>{_table(head, rows)}</details>"
+    left_out = f"; the newest {MAX_ROWS:,} are listed, trials.jsonl has all" if len(unfinished) > MAX_ROWS else ""
+    return f"<details><summary>{len(unfinished):,} trials{left_out}</summary>{_table(head, rows)}</details>"
 
 
 def _recipe(point: FrontPoint) -> str:

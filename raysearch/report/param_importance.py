@@ -1,5 +1,6 @@
 """Importance of each dimension of a recipe, by Optuna's evaluators over the trials of a study."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from raysearch.report.front_info import thinned
 from raysearch.study.front import Baseline
 from raysearch.study.records import TrialRecord
 
 MIN_TRIALS = 10
+MAX_TRIALS = 500
+"""Scored trials that an importance is estimated from: fANOVA's time grows faster than their number."""
 NUM_RESAMPLES = 12
 
 
@@ -40,17 +44,26 @@ def for_retention(records: Sequence[TrialRecord], baseline: Baseline) -> list[Pa
     """Importance for retention: fANOVA, over the dimensions that every trial has; returned as by `for_front`."""
     from optuna.importance import FanovaImportanceEvaluator
 
-    return _resampled(
-        records, baseline, lambda: FanovaImportanceEvaluator(n_trees=24, seed=0), lambda trial: trial.values[1]
+    return _resampled(  # at 500 trials, trees of any depth take eight times as long for shares that differ by 0.006
+        records,
+        baseline,
+        lambda: FanovaImportanceEvaluator(n_trees=24, max_depth=6, seed=0),
+        lambda trial: trial.values[1],
     )
+
+
+def scored_trials(records: Sequence[TrialRecord]) -> Sequence[TrialRecord]:
+    """The trials that an importance can rest on."""
+    return [r for r in records if r.rungs and r.end != "failed" and math.isfinite(r.rungs[-1].retention)]
 
 
 def _resampled(
     records: Sequence[TrialRecord], baseline: Baseline, evaluator: Any, target: Any
 ) -> list[ParamImportance]:
-    scored = [r for r in records if r.rungs and r.end != "failed" and np.isfinite(r.rungs[-1].retention)]
+    scored = scored_trials(records)
     if len(scored) < MIN_TRIALS:
         return []
+    scored = thinned(scored, MAX_TRIALS)
     random = np.random.default_rng(0)
     shares = _shares(scored, baseline, evaluator(), target)
     draws: dict[str, list[float]] = {name: [] for name in shares}

@@ -9,9 +9,11 @@ from PIL import Image
 
 from raysearch.config.budget import Budget, Size
 from raysearch.config.recipe import Recipe
-from raysearch.report.front_info import front_info, off_front, staircase, trial_points
+from raysearch.report.charts import hypervolume_history
+from raysearch.report.front_info import front_info, off_front, staircase, thinned, thinned_text, trial_points
 from raysearch.report.plots import draw_front, front_html, write_pictures
 from raysearch.study.front import Baseline, Front, FrontPoint
+from raysearch.study.multi_objective import hypervolume
 from tests.support import synthetic_study
 
 
@@ -118,3 +120,29 @@ def test_no_display_and_no_pyplot_is_needed(tmp_path):
     code = "import sys, raysearch.report.plots; print([m for m in ('matplotlib', 'plotly') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_samples_are_spread_from_the_first_to_the_last():
+    assert thinned([1, 2, 3], 3) == [1, 2, 3]
+    assert thinned(list(range(11)), 3) == [0, 5, 10]
+    assert len(set(thinned(list(range(1000)), 999))) == 999
+    assert thinned_text(3, [1, 2, 3]) == ""
+    assert thinned_text(3, range(1200)) == "3 of 1,200 trials are shown, evenly spread over the search."
+
+
+def test_the_history_of_the_hypervolume_has_a_point_for_each_change(tmp_path):
+    study = synthetic_study.make(tmp_path / "study", num_trials=60)
+    drawn = hypervolume_history(study.front, study.records).data[0]
+    sizes, retentions, areas = [], [], {}
+    for number, record in enumerate(study.records, 1):
+        if record.end == "finished":
+            sizes.append(record.size_bytes / study.front.baseline.size_bytes)
+            retentions.append(record.rungs[-1].retention)
+        areas[number] = hypervolume(sizes, retentions)
+    assert len(drawn.x) < 40
+    assert drawn.x[-1] == 60
+    at = 0
+    for number, area in areas.items():
+        at = max(index for index, x in enumerate(drawn.x) if x <= number)
+        assert drawn.y[at] == pytest.approx(area)
+    assert drawn.y[at] == pytest.approx(study.front.hypervolume)

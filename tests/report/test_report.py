@@ -91,6 +91,23 @@ def test_a_study_of_few_trials_has_a_page(tmp_path):
     assert "recipes on the front" in body_of(report_html(empty, []))
 
 
+def test_a_page_about_many_trials_shows_samples_of_them_and_says_so(study, page_text, monkeypatch):
+    num_scored = sum(bool(record.rungs) for record in study.records)
+    num_unfinished = sum(record.end != "finished" for record in study.records)
+    monkeypatch.setattr("raysearch.report.html_page.MAX_ROWS", 2)
+    monkeypatch.setattr("raysearch.report.html_page.MAX_TRIALS_DRAWN", 5)
+    monkeypatch.setattr("raysearch.report.front_info.MAX_TRIALS_DRAWN", 5)
+    monkeypatch.setattr("raysearch.report.charts.MAX_CURVES", 4)
+    monkeypatch.setattr("raysearch.report.param_importance.MAX_TRIALS", 12)
+    page = body_of(report_html(study.front, study.records))
+    assert f"5 of {len(study.records)} trials are shown, evenly spread over the search." in page
+    assert f"4 of {len(study.records)} trials are shown" in page
+    assert f"12 of {num_scored} trials are counted" in page
+    assert f"<summary>{num_unfinished} trials; the newest 2 are listed, trials.jsonl has all</summary>" in page
+    assert len(page) < len(body_of(page_text))
+    assert "evenly spread" not in body_of(page_text)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 @pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright")
 @pytest.mark.timeout(600)

@@ -143,10 +143,10 @@ class EHVISampler(Sampler):
     def _prior_observations(self) -> list[Observation]:
         if not self._prior:
             return []
-        points = self._points([(params, size) for params, size, _ in self._prior])
+        points = self._points([(params, size) for params, size, _ in self._prior[-MAX_POINTS:]])
         return [
             Observation(point, size, retention, PRIOR_RETENTION_DEVIATION)
-            for point, (_, size, retention) in zip(points, self._prior, strict=True)
+            for point, (_, size, retention) in zip(points, self._prior[-MAX_POINTS:], strict=True)
         ]
 
     def state(self) -> dict[str, Any]:
