@@ -119,7 +119,8 @@ def export(
       raysearch export runs/mine --budget 60% --to small-model --finetune --register small-llava
     """
     parsed = Budget.parse(budget)
-    from raysearch.export.export_checkpoint import check_free, export_checkpoint
+    from raysearch.export import check_free
+    from raysearch.export.export_checkpoint import export_checkpoint
     from raysearch.report.terminal import speed_text
     from raysearch.study.front import Front, retention_text
 

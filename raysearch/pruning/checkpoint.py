@@ -95,7 +95,7 @@ def prune_checkpoint(
     _check_use(recipe, calibration is not None, compensate)
     if quantization != "none":
         check_installed()
-    export.check_target(Path(to))
+    to = export.check_free(Path(to))
     config = models.load_config(model, trust_remote_code)
     if (known := dtype or config.dtype) is not None:
         target.shape(config, known)  # refuses before weights are read
