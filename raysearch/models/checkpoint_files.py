@@ -57,8 +57,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A folder's `config.json`.
 
     Raises:
-        InputError: it is missing or no JSON object, says that the weights are quantised, or has a number of modules that no
-            model has.
+        InputError: it is missing or no JSON object, says that the weights are quantised, or has a number of modules
+            that no model has.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -70,7 +70,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         key = name.rpartition(".")[2]
         if key == "quantization_config" and value:
             raise InputError(
-                f"{folder}: its weights are quantised; give the folder that they were quantised from ({name} in config.json)"
+                f"{folder}: its weights are quantised; give the folder that they were quantised from "
+                f"({name} in config.json)"
             )
         if _MODULES.search(key) and isinstance(value, int | float) and not value < _TOO_MANY:
             raise InputError(f"{path}: {name} is {value}, more than any model has; correct it")

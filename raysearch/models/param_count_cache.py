@@ -16,7 +16,7 @@ from typing import Any
 
 from raysearch.files import cache_folder, write_json
 from raysearch.models.checkpoint_files import check_folder, model_folder, read_config
-from raysearch.models.shape import Linear, ParamCounts, Shape
+from raysearch.models.shape import LayerCounts, Linear, ParamCounts, Shape
 
 SHIPPED = Path(__file__).parents[1] / "pocket" / "counts.json"
 
@@ -78,11 +78,17 @@ def _read(path: Path, key: str) -> ParamCounts | None:
         if cached.pop("key") != key:
             return None
         cached["dense"] = Shape(**cached["dense"])
-        cached["linears"] = tuple(Linear(*map(tuple, linear.values())) for linear in cached["linears"])
+        cached["kinds"] = tuple(_kind(fields) for fields in cached["kinds"])
+        cached["fixed_layers"] = tuple(cached["fixed_layers"])
         cached["attention_choices"] = tuple((kv, heads) for kv, heads in cached["attention_choices"])
         return ParamCounts(**cached)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _kind(fields: dict[str, Any]) -> LayerCounts:
+    linears = tuple(Linear(*map(tuple, linear.values())) for linear in fields["linears"])
+    return LayerCounts(**{**fields, "layers": tuple(fields["layers"]), "linears": linears})
 
 
 def _write(path: Path, key: str, counts: ParamCounts) -> None:

@@ -34,4 +34,6 @@ def empty_model(config: PretrainedConfig, cls: type[PreTrainedModel] | None = No
         with torch.device("meta"), quiet():
             return cls._from_config(config)
     except Exception as error:  # whatever the architecture's own code raises
-        raise InputError(f"{config.model_type}: transformers can't build {cls.__name__} ({first_line(error)})") from None
+        raise InputError(
+            f"{config.model_type}: transformers can't build {cls.__name__} ({first_line(error)})"
+        ) from None

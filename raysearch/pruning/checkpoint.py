@@ -29,6 +29,7 @@ from raysearch.models.shape_solver import exact_shape, shape_for_budget, shape_f
 from raysearch.pruning import compensation, prune
 from raysearch.pruning.importance import importance
 from raysearch.pruning.prune import kept_layers
+from raysearch.pruning.self_check import check_architecture
 
 
 def prune_checkpoint(
@@ -97,6 +98,8 @@ def prune_checkpoint(
         check_installed()
     to = export.check_free(Path(to))
     config = models.load_config(model, trust_remote_code)
+    if ratio != 0:
+        check_architecture(config, mode)
     if (known := dtype or config.dtype) is not None:
         target.shape(config, known)  # refuses before weights are read
     samples: list[Sample] = []

@@ -24,7 +24,7 @@ def test_a_share_of_0_keeps_all_heads_as_long_as_the_ffn_suffices(ratio):
     shape = shape_for_ratio(COUNTS, "widthwise", ratio, attention_share=0.0)
     assert (shape.num_layers, shape.num_kv_heads, shape.num_heads) == (7, 6, 12)
     assert COUNTS.removed_share(shape) == pytest.approx(
-        ratio, abs=7 * COUNTS.per_channel / COUNTS.decoder(COUNTS.dense)
+        ratio, abs=COUNTS.channels(7) / COUNTS.decoder(COUNTS.dense)
     )
 
 
