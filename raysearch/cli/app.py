@@ -18,6 +18,7 @@ from raysearch.config.budget import Budget, size_text
 from raysearch.config.recipe import check_ratio
 from raysearch.config.settings import EMBEDDED_MODELS
 from raysearch.errors import InputError
+from raysearch.files import check_free
 from raysearch.logging import logger
 
 if TYPE_CHECKING:
@@ -119,14 +120,13 @@ def export(
       raysearch export runs/mine --budget 60% --to small-model --finetune --register small-llava
     """
     parsed = Budget.parse(budget)
-    from raysearch.export import check_free
     from raysearch.export.export_checkpoint import export_checkpoint
     from raysearch.report.terminal import speed_text
     from raysearch.study.front import Front, retention_text
 
     front, note = Front.load(folder), ""
     point = _pick(front, parsed, folder)
-    check_free(to)
+    check_free(to, "--to")
     if rebuild and point.checkpoint is None:
         from raysearch.trials.rebuild_checkpoint import rebuild_checkpoint
 
@@ -318,6 +318,7 @@ def replicate(
     if resume and not loaded.search.keep_scores:
         raise InputError(f"--resume {resume}: holds a search; resume it with raysearch search --resume {resume}")
     plan = plan_study(search.with_options(as_grid(loaded), None, {}, None, slots))
+    search.check_architecture(plan)
     if dry_run:
         print("\n".join(plan.describe()))
         return

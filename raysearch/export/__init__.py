@@ -11,10 +11,9 @@ import yaml
 from transformers import PreTrainedModel
 
 from raysearch.config.recipe import Recipe
-from raysearch.errors import InputError, first_line
 from raysearch.export.card import flatten, model_card
 from raysearch.export.packed import save_packed
-from raysearch.files import replace_folder, write_text
+from raysearch.files import check_free, replace_folder, write_text
 from raysearch.logging import quiet
 from raysearch.models import ProcessorLike, family_for
 
@@ -46,7 +45,7 @@ def save(
         InputError: `folder` is no new or empty folder; or the recipe quantises, and the package that packs the weights
             is missing.
     """
-    folder = Path(folder) if replaces else check_free(Path(folder))
+    folder = Path(folder) if replaces else check_free(Path(folder), "--to")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -97,26 +96,3 @@ def _drop_references_to_code(folder: Path) -> None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("auto_map", None) is not None:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def check_free(folder: Path) -> Path:
-    """Check that a checkpoint may be written to `folder`, whose links are followed.
-
-    Returns:
-        The folder itself: absolute, without links.
-
-    Raises:
-        InputError: it exists and is not an empty folder, or it can't be written.
-    """
-    try:
-        final = folder.resolve()
-        if final.exists() and (not final.is_dir() or any(final.iterdir())):
-            raise InputError(f"--to {folder}: exists and is not an empty folder; name a new or empty one")
-        above = next(path for path in final.parents if path.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            raise InputError(f"--to {folder}: {above} is no folder that can be written to; name another")
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a null byte, links in a circle
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--to {folder}: can't be written ({first_line(error)}); name another") from None
-    return final

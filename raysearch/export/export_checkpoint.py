@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from raysearch.errors import InputError
-from raysearch.export import check_free
 from raysearch.export.card import front_card
+from raysearch.files import check_free
 from raysearch.models.checkpoint_files import model_folder
 from raysearch.study.front import Front, FrontPoint, Speed
 
@@ -33,7 +33,7 @@ def export_checkpoint(
         InputError: the point has no checkpoint, `to` is not empty, or the checkpoint does not load or has another size.
     """
     checkpoint = checkpoint_of(study, point)
-    to = check_free(to)
+    to = check_free(to, "--to")
     to.parent.mkdir(parents=True, exist_ok=True)
     copy = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
     try:

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from raysearch.errors import InputError, first_line
 from raysearch.logging import quiet
+from raysearch.models.chat_template import check_chat_template
 from raysearch.models.checkpoint_files import check_folder, model_folder, read_config, stored_folder
 from raysearch.models.family import family_for
 from raysearch.models.published import bunny, internvl_chat
@@ -193,9 +194,13 @@ def _processor(source: Path, trust_remote_code: bool) -> ProcessorLike:
             continue
         try:
             with quiet():
-                return auto.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+                found = auto.from_pretrained(str(source), trust_remote_code=trust_remote_code)
         except Exception as error:
             what = auto.__name__.removeprefix("Auto").lower()
             hint = "" if find_spec("torchvision") else "; if it is one for videos too, install torchvision"
             raise InputError(f"{source}: its {what} can't be read ({first_line(error)}){hint}") from None
+        templates = getattr(found, "chat_template", None) or {}
+        for template in templates.values() if isinstance(templates, dict) else [templates]:
+            check_chat_template(str(template), source)
+        return found
     return None

@@ -124,6 +124,7 @@ def _count(config: PretrainedConfig) -> ParamCounts:
         num_outside=total - in_decoder,
         num_projector=sum(p.numel() for path in family.projector_paths for p in model.get_submodule(path).parameters()),
         num_decoder_rest=in_decoder - in_layers,
+        rest_per_layer=_rest_per_layer(decoder, text_config, dense, fixed_layers(config)),
         kinds=tuple(kinds),
         num_buffer_values=sum(b.numel() for b in buffers if b.is_floating_point()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in buffers if not b.is_floating_point()),
@@ -133,6 +134,25 @@ def _count(config: PretrainedConfig) -> ParamCounts:
         vocab_size=int(text_config.vocab_size),
         attention_choices=tuple(choices),
     )
+
+
+def _rest_per_layer(decoder: nn.Module, text_config: PretrainedConfig, dense: Shape, fixed: Sequence[int]) -> int:
+    """Parameters of the decoder outside of its layers that go with one of them."""
+    droppable = [i for i in range(dense.num_layers) if i not in fixed]
+    if not droppable or dense.num_layers == 1:
+        return 0
+    layers = [i for i in range(dense.num_layers) if i != droppable[-1]]
+    try:
+        fewer = empty_model(
+            pruned_text_config(text_config, replace(dense, num_layers=len(layers)), layers), type(decoder)
+        )
+    except InputError:  # no layer can be dropped alone
+        return 0
+    rests = [
+        sum(p.numel() for p in part.parameters()) - sum(p.numel() for p in part.layers.parameters())
+        for part in (decoder, fewer)
+    ]
+    return rests[0] - rests[1]
 
 
 def _linear_modules(layer: nn.Module) -> dict[str, nn.Linear]:

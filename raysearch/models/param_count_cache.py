@@ -40,6 +40,12 @@ def counts_of_model(model: str) -> ParamCounts:
     return counts
 
 
+def is_shipped(model: str) -> bool:
+    """Whether a model has the configuration of the embedded LVLM, whose counts ship with the package."""
+    folder = _local_folder(model)
+    return folder is not None and _read(SHIPPED, _key(folder)) is not None
+
+
 def _count(model: str) -> ParamCounts:
     from raysearch.models import load_config
     from raysearch.models.param_count import counts_of

@@ -25,17 +25,13 @@ def shape_of(config: PretrainedConfig) -> Shape:
         InputError: the configuration lacks a number of it, or has one that no model has.
     """
     text = config.get_text_config(decoder=True)
-    if getattr(text, "is_heterogeneous", False):
-        raise InputError(
-            f"{config.model_type}: per_layer_config gives layers numbers of their own; only decoders whose layers have "
-            "the same widths can be pruned"
-        )
-    heads = getattr(text, "num_attention_heads", None)
-    channels = getattr(text, channels_key(text), None)
-    if isinstance(channels, list | tuple) and len(set(channels)) == 1:
-        channels = channels[0]
-    numbers = getattr(text, "num_hidden_layers", None), getattr(text, "num_key_value_heads", None) or heads
-    shape = (*numbers, heads, channels)
+    heads = _number(text, "num_attention_heads")
+    shape = (
+        _number(text, "num_hidden_layers"),
+        _number(text, "num_key_value_heads") or heads,
+        heads,
+        _number(text, channels_key(text)),
+    )
     if not all(isinstance(number, int) and number > 0 for number in shape):
         raise InputError(
             f"{config.model_type}: its decoder has {shape[0]} layers, {shape[1]} KV heads, {shape[2]} query heads and "
@@ -46,16 +42,25 @@ def shape_of(config: PretrainedConfig) -> Shape:
 
 def channels_key(text: PretrainedConfig) -> str:
     """The key of a decoder's configuration that has its number of FFN channels."""
-    has_experts = any(getattr(text, name, None) for name in _EXPERTS)
-    for key in _CHANNELS if has_experts else _CHANNELS[2:]:
-        if getattr(text, key, None):
-            return key
-    return "intermediate_size"
+    has_experts = any(_number(text, name) for name in _EXPERTS)
+    keys = _CHANNELS if has_experts else _CHANNELS[2:]
+    return next((key for key in keys if _number(text, key)), "intermediate_size")
+
+
+def _number(text: PretrainedConfig, key: str) -> Any:
+    """The number under a key, which may stand in a list once per layer; None if layers differ in it."""
+    try:
+        value = getattr(text, key, None)
+    except Exception:  # a key that per_layer_config gives layers of their own
+        return None
+    if isinstance(value, list | tuple):
+        return value[0] if len(set(map(str, value))) == 1 else None
+    return value
 
 
 def head_dim_of(text_config: PretrainedConfig) -> int:
     """Features per head."""
-    return int(getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads)
+    return int(_number(text_config, "head_dim") or text_config.hidden_size // text_config.num_attention_heads)
 
 
 def probe_of_channels(text: PretrainedConfig, layers: Sequence[int]) -> tuple[PretrainedConfig, int]:
@@ -109,7 +114,8 @@ def pruned_text_config(text: PretrainedConfig, shape: Shape, layers: Sequence[in
     fields |= per_layer
     fields["num_hidden_layers"] = shape.num_layers
     if (shape.num_kv_heads, shape.num_heads) != (dense.num_kv_heads, dense.num_heads):
-        fields["head_dim"] = head_dim_of(text)
+        if not getattr(text, "is_heterogeneous", False):
+            fields["head_dim"] = head_dim_of(text)
         fields["num_attention_heads"] = shape.num_heads
         fields["num_key_value_heads"] = shape.num_kv_heads
     if shape.num_ffn_channels != dense.num_ffn_channels:
@@ -124,7 +130,7 @@ def pruned_text_config(text: PretrainedConfig, shape: Shape, layers: Sequence[in
     except Exception as error:  # whatever an architecture's own validation raises
         raise InputError(f"{text.model_type}: {cls.__name__} refuses {shape} ({first_line(error)})") from None
     for name, value in per_layer.items():
-        if hasattr(pruned, name) and _plain(getattr(pruned, name)) != _plain(value):
+        if name != "per_layer_config" and hasattr(pruned, name) and _plain(getattr(pruned, name)) != _plain(value):
             raise InputError(
                 f"{text.model_type}: {cls.__name__} has rules of its own for {name}, which these {len(layers)} layers "
                 "don't follow"
@@ -148,6 +154,8 @@ def _cut_to(layers: Sequence[int], fields: dict[str, Any], num_layers: int) -> d
                 found[name] = [new_place[old] for old in value if old in new_place]
             elif len(value) == num_layers:
                 found[name] = [value[i] for i in layers]
+        elif name == "per_layer_config" and isinstance(value, dict):
+            found[name] = {new_place[int(old)]: own for old, own in value.items() if int(old) in new_place}
         elif name in _FIRST_LAYERS and isinstance(value, int):
             found[name] = sum(i < value for i in layers)
         elif name in _LAST_LAYERS and isinstance(value, int):

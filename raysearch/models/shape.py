@@ -84,7 +84,8 @@ class ParamCounts:
 
     Attributes:
         num_outside: parameters outside the decoder (vision tower, projector); of them `num_projector` the projector's.
-        num_decoder_rest: embeddings, language head (once if tied) and final norm.
+        num_decoder_rest: embeddings, language head (once if tied) and final norm; of them `rest_per_layer` for each layer
+            (embeddings per layer).
         kinds: of decoder layers. A hybrid decoder has several, such as recurrent and attention layers.
         num_buffer_values, buffer_bytes: saved buffers that are floating point (in values), and the others.
         fixed_layers: the decoder layers that can't be dropped.
@@ -97,6 +98,7 @@ class ParamCounts:
     num_outside: int
     num_projector: int
     num_decoder_rest: int
+    rest_per_layer: int
     kinds: tuple[LayerCounts, ...]
     num_buffer_values: int
     buffer_bytes: int
@@ -144,7 +146,8 @@ class ParamCounts:
 
     def decoder(self, shape: Shape) -> int:
         """Parameters of the language model: embeddings, layers, final norm and head."""
-        return self.num_decoder_rest + self.layers(shape)
+        dropped = self.dense.num_layers - shape.num_layers
+        return self.num_decoder_rest - dropped * self.rest_per_layer + self.layers(shape)
 
     def total(self, shape: Shape) -> int:
         """Parameters of the whole model."""

@@ -1,7 +1,8 @@
-"""A tiny copy of an architecture, to try things on: the configuration's own classes, flags, layers and tokens, only
-narrower; and inputs for it, with a picture where it takes one."""
+"""A tiny copy of an architecture, to try things on: the configuration's own classes, flags, tokens and kinds of layers,
+only narrower, and shorter where all layers are alike; and inputs for it, with a picture where it takes one."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from raysearch.logging import quiet
 from raysearch.models.transformers_classes import empty_model, model_class
 
 MAX_PARAMS = 400_000_000
+MAX_PICTURE_SECONDS = 10.0
 _HIDDEN = ("hidden_size", "embed_dim", "d_model", "dim", "width", "n_embd")
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "attention_heads", "resampler_n_heads")
 _INNER = re.compile(r"intermediate|ffn|mlp_dim|n_inner|feed_forward|block_ff_dim")
@@ -32,7 +34,8 @@ _TEXT = {
 
 
 def tiny_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration of a tiny copy. Numbers of layers, tokens, image sizes and all flags stay.
+    """The configuration of a tiny copy. Tokens, image sizes and all flags stay, and the layers where
+    they differ.
 
     Raises:
         InputError: its class refuses the numbers.
@@ -42,10 +45,14 @@ def tiny_config(config: PretrainedConfig) -> PretrainedConfig:
     for name in _path_to(config, config.get_text_config(decoder=True)) or ():
         text = text[name]
     widths: dict[int, int] = {}
+    _shorten(text, "num_hidden_layers", 6)
     _shrink_text(text, widths)
     for part in _parts(values):
         if part is not text:
             _shrink_part(part, widths)
+            if part is not values and values.get("vision_feature_layer", -1) in (-1, -2):
+                _shorten(part, "num_hidden_layers", 3)
+                _shorten(part, "depth", 3)
     for part in _parts(values):
         for name, value in part.items():
             if type(value) is int and value in widths and _WIDTH.search(name) and not _NO_WIDTH.search(name):
@@ -81,6 +88,24 @@ def _parts(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _parts(value)
 
 
+def _shorten(part: dict[str, Any], key: str, most: int) -> None:
+    """Fewer layers, where all are alike: no list has different entries or numbers of layers."""
+    num = part.get(key)
+    if type(num) is not int or num <= most:
+        return
+    lists = {name: value for name, value in part.items() if isinstance(value, list | tuple) and value}
+    by_layer = {name: value for name, value in lists.items() if len(value) == num}
+    if any(len(set(map(str, value))) > 1 for value in by_layer.values()):
+        return
+    if any("layer" in name or "ind" in name for name in lists.keys() - by_layer.keys()):
+        return
+    if part.get("per_layer_config") or any(
+        name.startswith(("first_", "num_kv_shared", "num_dense", "n_dense")) and part[name] for name in part
+    ):
+        return
+    part |= {name: value[:most] for name, value in by_layer.items()} | {key: most}
+
+
 def _shrink_text(text: dict[str, Any], widths: dict[int, int]) -> None:
     hidden_key = next((name for name in _HIDDEN if text.get(name)), "hidden_size")
     hidden, heads = text.get(hidden_key) or 64, text.get("num_attention_heads") or text.get("n_head") or 4
@@ -103,6 +128,14 @@ def _shrink_text(text: dict[str, Any], widths: dict[int, int]) -> None:
     text |= {name: new for name, new in (("num_key_value_heads", new_groups), ("head_dim", new_dim)) if text.get(name)}
     if text.get("global_head_dim"):
         text["global_head_dim"] = new_dim * max(1, text["global_head_dim"] // head_dim)
+    for own in (text.get("per_layer_config") or {}).values():
+        for name, value in own.items():
+            if name == "head_dim" and value:
+                own[name] = new_dim * max(1, value // head_dim)
+            elif name == "num_key_value_heads" and value:
+                own[name] = min(value, new_groups)
+            elif _INNER.search(name):
+                own[name] = _narrowed(value, 96)
     for key in ("rope_parameters", "rope_scaling"):
         text[key] = _shrink_rope(text.get(key), round(new_dim * rotary) // 2)
 
@@ -227,8 +260,11 @@ def _picture(model: PreTrainedModel, token: int, generator: torch.Generator) -> 
                 inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **image}
                 if types:
                     inputs[types] = (ids == token).long()
+                started = time.process_time()
                 try:
                     answer = logits_of(model, inputs)
+                    if time.process_time() - started > MAX_PICTURE_SECONDS:
+                        return None
                     other = logits_of(model, {**inputs, "pixel_values": 1.7 * image["pixel_values"] + 0.3})
                 except Exception as error:
                     wanted = wanted or _features_in(str(error), num_tokens)
@@ -262,7 +298,7 @@ def _images(config: PretrainedConfig, generator: torch.Generator) -> Iterator[In
         "pixel_values": torch.randn(side * side, channels, patch, patch, generator=generator),
         "image_grid_thw": grid,
     }
-    for length in dict.fromkeys((size, 4 * patch)):
+    for length in dict.fromkeys((4 * patch, size)):  # few models insist on the second, which takes longer
         pixels = torch.randn(1, channels, length, length, generator=generator)
         sizes = torch.tensor([[length, length]])
         yield {"pixel_values": pixels}

@@ -22,6 +22,7 @@ from raysearch.data.encoding import Encoder
 from raysearch.data.loading import fraction_order, load_samples
 from raysearch.data.samples import BadRow, BadRows, Sample
 from raysearch.errors import InputError
+from raysearch.files import check_free
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
@@ -96,7 +97,7 @@ def prune_checkpoint(
     _check_use(recipe, calibration is not None, compensate)
     if quantization != "none":
         check_installed()
-    to = export.check_free(Path(to))
+    to = check_free(Path(to), "--to")
     config = models.load_config(model, trust_remote_code)
     if ratio != 0:
         check_architecture(config, mode)

@@ -7,10 +7,12 @@ what is left of the dense one. So an architecture is either right, or refused in
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +25,7 @@ from raysearch.config.recipe import Mode
 from raysearch.errors import InputError, first_line
 from raysearch.files import cache_folder, write_json
 from raysearch.logging import logger, quiet
-from raysearch.models import decoder_layout, empty_model, family_for
+from raysearch.models import decoder_layout, empty_model, family_for, load_config
 from raysearch.models.layout import Units
 from raysearch.models.param_count import counts_of
 from raysearch.models.shape import ParamCounts, Shape
@@ -34,7 +36,28 @@ from raysearch.pruning.select_units import units_to_keep
 from raysearch.pruning.slicing import full_units, slice_model
 
 Part = Literal["layers", "widths"]
+_PARTS: tuple[Part, ...] = ("layers", "widths")
 PARTS: dict[Mode, tuple[Part, ...]] = {"layerwise": ("layers",), "widthwise": ("widths",), "both": ("layers", "widths")}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one architecture.
+
+    Attributes:
+        layers, widths: why they can't be pruned; empty if they can.
+        picture: whether a picture was among the inputs.
+    """
+
+    layers: str
+    widths: str
+    picture: bool
+
+    def reasons(self, mode: Mode) -> list[str]:
+        """Why a mode would not be right; empty if it would."""
+        return [reason for part in PARTS[mode] if (reason := getattr(self, part))]
+
+
 TOLERANCE = 1e-3
 """Of the largest logit; rounding alone gives less than 1e-5."""
 
@@ -46,26 +69,34 @@ def check_architecture(config: PretrainedConfig, mode: Mode) -> None:
         InputError: it isn't, or that can't be told; the message says what differs, and which mode works instead.
     """
     verdict = verdict_of(config)
-    reasons = [verdict[part] for part in PARTS[mode] if verdict[part]]
-    if reasons:
-        works = [other for other in PARTS if not any(verdict[part] for part in PARTS[other])]
+    if reasons := verdict.reasons(mode):
+        works = [other for other in PARTS if not verdict.reasons(other)]
         instead = f"choose mode {' or '.join(works)}" if works else "no mode works"
         raise InputError(f"{config.model_type}: mode {mode} would not be right: {reasons[0]}; {instead}")
 
 
-def verdict_of(config: PretrainedConfig) -> dict[Part, str]:
-    """For layers and widths, why they can't be pruned, or an empty text; cached by configuration and version."""
+def check_model(model: str, modes: Sequence[Mode]) -> None:
+    """`check_architecture` of a folder or hub id in several modes.
+
+    Raises:
+        InputError: as `check_architecture`, or no such model.
+    """
+    config = load_config(model)
+    for mode in modes:
+        check_architecture(config, mode)
+
+
+def verdict_of(config: PretrainedConfig) -> Verdict:
+    """The verdict on a configuration's architecture, cached by configuration and versions."""
     content = [config.to_json_string(use_diff=False), metadata.version("transformers"), _code_hash()]
     key = hashlib.sha256(json.dumps([type(config).__name__, *content]).encode()).hexdigest()[:20]
     path = cache_folder("checks") / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(known, dict) and all(isinstance(known.get(part), str) for part in ("layers", "widths")):
-            return {"layers": known["layers"], "widths": known["widths"]}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Verdict(**json.loads(path.read_text(encoding="utf-8")))
     logger.info("trying a tiny copy of %s, once", config.model_type)
     verdict = examine(config)
     with contextlib.suppress(OSError):  # without a cache, it is tried again next time
-        write_json(path, verdict)
+        write_json(path, dataclasses.asdict(verdict))
     return verdict
 
 
@@ -76,32 +107,25 @@ def _code_hash() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
-def examine(config: PretrainedConfig) -> dict[Part, str]:
+def examine(config: PretrainedConfig) -> Verdict:
     """As `verdict_of`, without the cache."""
-    verdict: dict[Part, str] = {}
     try:
         counts = counts_of(config)
         dense = empty_model(copy.deepcopy(config))
         tiny = tiny_model(tiny_config(config))
         inputs = inputs_for(tiny)
     except Exception as error:
-        reason = _reason(error)
-        return {"layers": reason, "widths": reason}
-    for part in ("layers", "widths"):
+        return Verdict(_reason(error), _reason(error), picture=False)
+    reasons: dict[str, str] = {}
+    for part in _PARTS:
         try:
             for seed in range(2):
-                layers, units = _selection(counts, dense, part, seed)
-                slice_model(dense, layers, units)
+                slice_model(dense, *_selection(counts, dense, part, seed))
                 _compare(tiny, inputs, part, seed)
-            verdict[part] = ""
+            reasons[part] = ""
         except Exception as error:  # whatever the architecture's own code raises
-            verdict[part] = _reason(error)
-    return verdict
-
-
-def takes_pictures(config: PretrainedConfig) -> bool:
-    """Whether a picture is found that a tiny copy takes, so that `examine` compares with it."""
-    return "picture" in inputs_for(tiny_model(tiny_config(config)))
+            reasons[part] = _reason(error)
+    return Verdict(**reasons, picture="picture" in inputs)
 
 
 def _reason(error: Exception) -> str:

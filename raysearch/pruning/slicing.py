@@ -86,10 +86,10 @@ def _fill(
         layer, inner = located(name)
         return inner if layer is None else f"{prefix}.{layer}.{layouts[layer].source(inner)[0]}"
 
-    def value(name: str, source: torch.Tensor) -> torch.Tensor:
+    def value(name: str, source: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         layer, inner = located(name)
         if layer is None:
-            return source.detach().clone()
+            return _of_layers(source.detach(), shape, layers, len(layouts)).clone()
         kept = layouts[layer].keep(inner, source, units[layer])
         shift = bias_shift.get(f"{layer}.{inner}")
         return kept if shift is None else kept + shift.to(kept)
@@ -102,7 +102,7 @@ def _fill(
         if source is None:
             raise _differs(dense, name, "is new")
         if id(empty) not in filled:
-            tensor = value(name, source)
+            tensor = value(name, source, empty.shape)
             if tensor.shape != empty.shape:
                 raise _differs(dense, name, f"is {tuple(empty.shape)}, not {tuple(tensor.shape)}")
             filled[id(empty)] = id(source), nn.Parameter(tensor, requires_grad=source.requires_grad)
@@ -112,10 +112,21 @@ def _fill(
     for name, empty in list(pruned.named_buffers(remove_duplicate=False)):
         if dense_name(name) not in buffers:
             raise _differs(dense, name, "is new")
-        tensor = value(name, buffers[dense_name(name)])
+        tensor = value(name, buffers[dense_name(name)], empty.shape)
         if tensor.shape != empty.shape:
             raise _differs(dense, name, f"is {tuple(empty.shape)}, not {tuple(tensor.shape)}")
         _set(pruned, name, tensor)
+
+
+def _of_layers(tensor: torch.Tensor, shape: torch.Size, layers: Sequence[int], num_layers: int) -> torch.Tensor:
+    """A tensor outside of the layers; if it has a part per layer along an axis, as embeddings per layer do, the parts
+    of the layers that stay."""
+    for axis, (size, wanted) in enumerate(zip(tensor.shape, shape, strict=False)):
+        part = size // num_layers
+        if size != wanted == part * len(layers) and size == part * num_layers:
+            parts = tensor.unflatten(axis, (num_layers, part))
+            tensor = parts.index_select(axis, torch.as_tensor(layers, device=tensor.device)).flatten(axis, axis + 1)
+    return tensor
 
 
 def _differs(dense: PreTrainedModel, name: str, how: str) -> InputError:
