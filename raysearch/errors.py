@@ -15,8 +15,12 @@ class Refused(InputError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 300 characters; without a message, its class."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """The first line of an error's message, with the next one if it ends in a colon, at most 300 characters; without a
+    message, its class."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    if first.endswith(":") and others:  # a heading
+        first += " " + others[0].strip()
+    return first[:300]
 
 
 def printable(text: str) -> str:

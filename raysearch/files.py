@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysearch.errors import InputError, first_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -237,3 +239,26 @@ def replace_folder(built: Path, final: Path) -> None:
         shutil.rmtree(old)
     else:
         os.replace(built, final)
+
+
+def check_free(folder: Path, option: str) -> Path:
+    """Check that a command may write a folder that an option names; its links are followed.
+
+    Returns:
+        The folder itself: absolute, without links.
+
+    Raises:
+        InputError: it exists and is not an empty folder, or it can't be written.
+    """
+    try:
+        final = folder.resolve()
+        if final.exists() and (not final.is_dir() or any(final.iterdir())):
+            raise InputError(f"{option} {folder}: exists and is not an empty folder; name a new or empty one")
+        above = next(path for path in final.parents if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise InputError(f"{option} {folder}: {above} is no folder that can be written to; name another")
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a null byte, links in a circle
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{option} {folder}: can't be written ({first_line(error)}); name another") from None
+    return final

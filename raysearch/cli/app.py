@@ -19,6 +19,7 @@ from raysearch.config.budget import Budget, size_text
 from raysearch.config.recipe import check_ratio
 from raysearch.config.settings import EMBEDDED_MODELS, MAX_SLOTS
 from raysearch.errors import InputError
+from raysearch.files import check_free
 from raysearch.logging import logger
 
 if TYPE_CHECKING:
@@ -163,13 +164,13 @@ def export(
     parsed = _one_of(budget, key)
     if parsed is None and key is None:
         raise InputError("export: needs --budget or --key; raysearch best DIR lists what the front has")
-    from raysearch.export.export_checkpoint import check_free, export_checkpoint
+    from raysearch.export.export_checkpoint import export_checkpoint
     from raysearch.report.terminal import speed_text
     from raysearch.study.front import Front, retention_text
 
     front, note = Front.load(folder), ""
     point = _point(front, folder, parsed, key)
-    check_free(to)
+    check_free(to, "--to")
     if rebuild and point.checkpoint is None:
         from raysearch.trials.rebuild_checkpoint import rebuild_checkpoint
 
@@ -400,6 +401,7 @@ def replicate(
     if resume and not loaded.search.keep_scores:
         raise InputError(f"--resume {resume}: holds a search; resume it with raysearch search --resume {resume}")
     plan = plan_study(search.with_options(as_grid(loaded), None, {}, None, slots))
+    search.check_architecture(plan)
     if dry_run:
         print("\n".join(plan.describe()))
         return

@@ -16,6 +16,7 @@ from raysearch.config.budget import Budget
 from raysearch.config.settings import LIMITS, MAX_SEED, MAX_SLOTS, SearchSettings
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError, Refused
+from raysearch.files import check_free
 from raysearch.logging import configure
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def check(
     from raysearch.study.plan import plan_study
 
     plan = plan_study(with_options(study_space, budget, limits, seed, slots))
+    check_architecture(plan)
     from raysearch.cli.cost_estimate import check_limits, pace_of_study
 
     pace = pace_of_study(folder) if resume else None
@@ -220,6 +222,20 @@ def _end_text(plan: "StudyPlan", searcher: "Searcher", folder: Path) -> str:
     return f"Ended after {num_run}{f' of {wanted}' if wanted is not None else ''} trials: {reason}"
 
 
+def check_architecture(plan: "StudyPlan") -> None:
+    """Check that the model's architecture can be pruned in the space's modes; known for the embedded LVLM.
+
+    Raises:
+        InputError: a mode would not be right.
+    """
+    from raysearch.models.param_count_cache import is_shipped
+
+    if not is_shipped(plan.space.model):
+        from raysearch.pruning.self_check import check_model
+
+        check_model(plan.space.model, plan.space.values_of("mode"))
+
+
 @contextmanager
 def _nothing_left_if_refused(folder: Path) -> Iterator[None]:
     """Delete a new study's folder if it was refused before a trial ended, so that the same command can be repeated."""
@@ -252,9 +268,7 @@ def study_of(space: Path | SearchSpace | None, resume: Path | None, out: Path | 
         raise InputError(
             f"--out {folder}: holds a study already; resume it with --resume {folder}, or choose another folder"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--out {folder}: exists and is not an empty folder; choose another")
-    return loaded, folder.resolve()
+    return loaded, check_free(folder, "--out")
 
 
 def _prior_trials(sources: Sequence[str], resume: Path | None, folder: Path) -> list["PriorTrial"]:

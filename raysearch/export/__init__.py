@@ -11,10 +11,9 @@ import yaml
 from transformers import PreTrainedModel
 
 from raysearch.config.recipe import Recipe
-from raysearch.errors import InputError
 from raysearch.export.card import flatten, model_card
 from raysearch.export.packed import save_packed
-from raysearch.files import replace_folder, write_text
+from raysearch.files import check_free, replace_folder, write_text
 from raysearch.logging import quiet
 from raysearch.models import ProcessorLike, family_for
 
@@ -29,23 +28,24 @@ def save(
     recipe: Recipe | None = None,
     scores: dict[str, Any] | None = None,
     card: dict[str, Any] | None = None,
+    replaces: bool = False,
 ) -> None:
     """Write the folder whole or not at all: sharded safetensors, configurations, processor, recipe, scores, card.
 
     Args:
         model: a model of transformers' own classes; tied weights are written once.
         processor: the model's processor or tokenizer; None writes none.
-        folder: replaced if it holds a checkpoint.
+        folder: new or empty; a link is followed.
         recipe: goes to `recipe.yaml`; if it quantises, the decoder's weights are packed.
         scores: go to `scores.json`, and to the card without those under `pruning`.
         card: rows for the model card, as `card` of `model_card`.
+        replaces: `folder` may be a checkpoint of the study that writes it, which is then replaced.
 
     Raises:
-        InputError: `folder` is a file, or holds other files than a checkpoint; or the recipe quantises, and the package
-            that packs the weights is missing.
+        InputError: `folder` is no new or empty folder; or the recipe quantises, and the package that packs the weights
+            is missing.
     """
-    folder = Path(folder)
-    check_target(folder)
+    folder = Path(folder) if replaces else check_free(Path(folder), "--to")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -60,10 +60,14 @@ def save(
             (unfinished / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
         for name, text in _score_files(model, recipe, scores, card).items():
             (unfinished / name).write_text(text)
+        _drop_references_to_code(unfinished)
         os.chmod(unfinished, 0o755)
         for path in unfinished.rglob("*"):
             os.chmod(path, 0o755 if path.is_dir() else 0o644)  # safetensors writes 0600
-        replace_folder(unfinished, folder)
+        if replaces:
+            replace_folder(unfinished, folder)
+        else:
+            os.replace(unfinished, folder)  # fails if the folder has come to hold anything
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -86,13 +90,9 @@ def _score_files(
     return texts if scores is None else texts | {"scores.json": json.dumps(scores, indent=2) + "\n"}
 
 
-def check_target(folder: Path) -> None:
-    """Check that a checkpoint may be written to `folder`.
-
-    Raises:
-        InputError: it is a file, or holds other files than a checkpoint.
-    """
-    if folder.is_file():
-        raise InputError(f"{folder}: is a file; name a folder to write to")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: holds other files than a checkpoint; name a new or empty folder")
+def _drop_references_to_code(folder: Path) -> None:
+    """Remove `auto_map` from JSON files: it names Python files of the original, which stock classes don't need."""
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("auto_map", None) is not None:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

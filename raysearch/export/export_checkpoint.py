@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raysearch.errors import InputError
 from raysearch.export.card import front_card
-from raysearch.files import replace_folder
+from raysearch.files import check_free
 from raysearch.models.checkpoint_files import model_folder
 from raysearch.study.front import Front, FrontPoint, Speed
 
@@ -33,8 +33,7 @@ def export_checkpoint(
         InputError: the point has no checkpoint, `to` is not empty, or the checkpoint does not load or has another size.
     """
     checkpoint = checkpoint_of(study, point)
-    check_free(to)
-    to = to.resolve()
+    to = check_free(to, "--to")
     to.parent.mkdir(parents=True, exist_ok=True)
     copy = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
     try:
@@ -50,20 +49,10 @@ def export_checkpoint(
         if front:
             multimodal = "vision_config" in json.loads((copy / "config.json").read_text())
             (copy / "README.md").write_text(front_card(front, point, multimodal, note))
-        replace_folder(copy, to)
+        os.replace(copy, to)  # fails if the folder has come to hold anything
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     return point
-
-
-def check_free(to: Path) -> None:
-    """Check that a checkpoint may be exported to `to`.
-
-    Raises:
-        InputError: it exists and is not an empty folder.
-    """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise InputError(f"--to {to}: exists and is not an empty folder; choose another")
 
 
 def measure_front(study: Path) -> Front:

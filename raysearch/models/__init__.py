@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raysearch.models.family import Family, family_for
-    from raysearch.models.layout import Layout, UnitKind, decoder_layout, layout_of
+    from raysearch.models.layout import Layout, UnitKind, decoder_layout
     from raysearch.models.loading import ProcessorLike, load, load_config, load_processor
     from raysearch.models.transformers_classes import empty_model, model_class
 
@@ -20,7 +20,6 @@ __all__ = [
     "decoder_layout",
     "empty_model",
     "family_for",
-    "layout_of",
     "load",
     "load_config",
     "load_processor",

@@ -1,12 +1,15 @@
-"""Which rows and columns of a decoder layer's weights belong to a KV group, a query head or an FFN channel.
+"""The removable units of a decoder layer: which rows and columns of its weights belong to each.
 
 Symbols: G KV groups, H query heads (H / G per group, neighbours), D head size, F FFN channels, d hidden size.
 A unit is removed whole: a query head with its rows of the query weights and its columns of the output weights, a KV
 group with its key and value rows and all its query heads, a channel with its gate, up and down parts
-(arXiv 2604.24380, section 3.2). Hidden size, embeddings and norms stay.
+(arXiv 2604.24380, section 3.2), in experts too. Hidden size, embeddings and norms stay.
+
+What heads own is found by the names in `ATTENTION`; what channels own is what follows their number in the
+configuration. Both are checked against the stock class (`param_count`, `pruning.self_check`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -17,19 +20,23 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch.errors import InputError
-from raysearch.models.family import WHERE_TO_ADD, family_for
+from raysearch.models.family import family_for
+from raysearch.models.pruned_config import probe_of_channels, shape_of
+from raysearch.models.transformers_classes import empty_model
 
-UnitKind = Literal["heads", "kv_groups", "ffn_channels"]
+UnitKind = Literal["kv_groups", "heads", "ffn_channels"]
+UNIT_KINDS: tuple[UnitKind, ...] = ("kv_groups", "heads", "ffn_channels")
+"""In the order of `Shape.widths`."""
 
 
 @dataclass(frozen=True)
 class WeightSlice:
-    """Rows (axis 0) or columns (axis 1) of a module that belong to units of one kind, from `start` on.
+    """Entries of a tensor along `axis`, from `start` on, that belong to units of one kind.
 
-    `size` adjacent rows or columns per unit: the head size for heads and KV groups, 1 for channels.
+    `size` adjacent entries per unit: the head size for heads and KV groups, 1 for channels.
     """
 
-    module: str
+    tensor: str
     kind: UnitKind
     axis: int
     start: int
@@ -52,24 +59,25 @@ class Units:
 
 @dataclass(frozen=True)
 class Layout:
-    """The prunable weights of one decoder layer; the same for every layer."""
+    """The prunable weights of one decoder layer. A layer
+    without attention, or with one of another kind, owns no heads."""
 
     slices: tuple[WeightSlice, ...]
     num_kv_groups: int
     num_heads: int
     head_dim: int
     num_ffn_channels: int
-    attention_out: str
+    attention_out: str | None
     """Name of the linear layer whose inputs are the heads' outputs, D per head."""
-    ffn_out: str
-    """Name of the linear layer whose inputs are the FFN channels."""
+    ffn_out: str | None
+    """Name of the linear layer whose inputs are the FFN channels; None in a layer of experts."""
 
     @cached_property
-    def by_module(self) -> dict[str, list[WeightSlice]]:
-        """Slices by module; a fused weight has several, in the order of their rows."""
+    def by_tensor(self) -> dict[str, list[WeightSlice]]:
+        """Slices by tensor; a fused weight has several, in the order of their rows."""
         found: dict[str, list[WeightSlice]] = {}
         for part in self.slices:
-            found.setdefault(part.module, []).append(part)
+            found.setdefault(part.tensor, []).append(part)
         return found
 
     @property
@@ -77,10 +85,15 @@ class Layout:
         """Query heads that share one key and value head."""
         return self.num_heads // self.num_kv_groups
 
+    @property
+    def outputs(self) -> tuple[tuple[UnitKind, str, int], ...]:
+        """The linear layers whose inputs are units' outputs: the kind, the name and the features per unit."""
+        rows = ("heads", self.attention_out, self.head_dim), ("ffn_channels", self.ffn_out, 1)
+        return tuple((kind, name, size) for kind, name, size in rows if name)  # type: ignore[misc]
+
     def slices_of(self, name: str) -> list[WeightSlice]:
         """The slices of a layer's tensor; empty for one that no unit owns, such as a norm or an output bias."""
-        module, _, leaf = name.rpartition(".")
-        return [part for part in self.by_module.get(module, ()) if part.axis == 0 or leaf == "weight"]
+        return self.by_tensor.get(name, [])
 
     def all_units(self) -> Units:
         """Every unit of a dense layer."""
@@ -91,12 +104,11 @@ class Layout:
 
         Names differ only where a class with split weights replaces one with fused weights.
         """
-        module, _, leaf = name.rpartition(".")
-        if module not in self.by_module:
-            parent, _, child = module.rpartition(".")
-            fused, i = _SPLITS.get(child, ("", 0))
-            if f"{parent}.{fused}" in self.by_module:
-                return f"{parent}.{fused}.{leaf}", [self.by_module[f"{parent}.{fused}"][i]]
+        parent, _, rest = name.rpartition(".")[0].rpartition(".")
+        fused, i = _SPLITS.get(rest, ("", 0))
+        dense = f"{parent}.{fused}.{name.rpartition('.')[2]}"
+        if name not in self.by_tensor and dense in self.by_tensor:
+            return dense, [self.by_tensor[dense][i]]
         return name, self.slices_of(name)
 
     def keep(self, name: str, tensor: torch.Tensor, units: Units) -> torch.Tensor:
@@ -108,21 +120,28 @@ class Layout:
             units: what stays.
         """
         _, slices = self.source(name)
-        if not slices:
-            return tensor.detach().clone()
-        axis = slices[0].axis
-        index = np.concatenate([_positions(part, units.of(part.kind)) for part in slices])
-        if len(index) == tensor.shape[axis]:
-            return tensor.detach().clone()
-        return tensor.detach().index_select(axis, torch.as_tensor(index, device=tensor.device))
+        tensor = tensor.detach()
+        for axis in sorted({part.axis for part in slices}):
+            index = np.concatenate([_positions(part, units.of(part.kind)) for part in slices if part.axis == axis])
+            if len(index) != tensor.shape[axis]:
+                tensor = tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
+        return tensor.clone()
 
     def kept_shape(self, name: str, shape: torch.Size, num: Mapping[UnitKind, int]) -> tuple[int, ...]:
         """Shape of `keep`'s result for a dense tensor of `shape` when `num` units of each kind stay."""
         _, slices = self.source(name)
         sizes = list(shape)
-        if slices:
-            sizes[slices[0].axis] = sum(part.size * num[part.kind] for part in slices)
+        for axis in {part.axis for part in slices}:
+            sizes[axis] = sum(part.size * num[part.kind] for part in slices if part.axis == axis)
         return tuple(sizes)
+
+    def zero(self, layer: nn.Module, kept: Units) -> None:
+        """Set the weights of all units but `kept` to 0, in place; the layer then computes what it would without."""
+        with torch.no_grad():
+            for name, parameter in layer.named_parameters():
+                for part in self.slices_of(name):
+                    gone = np.setdiff1d(np.arange(part.num_units), kept.of(part.kind))
+                    parameter.index_fill_(part.axis, torch.as_tensor(_positions(part, gone)), 0)
 
 
 _SPLITS = {
@@ -138,74 +157,117 @@ def _positions(part: WeightSlice, kept: np.ndarray) -> np.ndarray:
     return (part.start + kept[:, None] * part.size + np.arange(part.size)).reshape(-1)
 
 
-def decoder_layout(model: PreTrainedModel) -> Layout:
-    """The layout of a model's decoder layers."""
-    family = family_for(model)
-    return layout_of(family.decoder(model).layers[0], family.text_config(model.config))
-
-
-def layout_of(layer: nn.Module, text_config: PretrainedConfig) -> Layout:
-    """Find a decoder layer's weights by their names.
+def decoder_layout(model: PreTrainedModel) -> tuple[Layout, ...]:
+    """The layouts of a model's decoder layers, one each.
 
     Raises:
-        InputError: no attention or FFN of a known layout.
+        InputError: the FFN's weights don't follow their number in the configuration.
     """
-    modules = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
-    heads = int(text_config.num_attention_heads)
-    groups = int(getattr(text_config, "num_key_value_heads", None) or heads)
-    attention_out = _one_of(modules, ATTENTION_OUT, "attention output", text_config)
-    head_dim = modules[attention_out].in_features // heads
-    ffn_out = _one_of(modules, FFN_OUT, "FFN output", text_config)
-    channels = modules[ffn_out].in_features
-    slices = (
-        *_attention_slices(modules, attention_out, groups, heads, head_dim, text_config),
-        *_ffn_slices(modules, ffn_out, channels, text_config),
-    )
-    return Layout(slices, groups, heads, head_dim, channels, attention_out, ffn_out)
+    family = family_for(model)
+    decoder = family.decoder(model)
+    return layouts_of(list(decoder.layers), family.text_config(model.config), type(decoder))
 
 
-ATTENTION_OUT = tuple(f"{a}.{o}" for a in ("self_attn", "attention", "attn") for o in ("o_proj", "dense", "out_proj"))
-FFN_OUT = tuple(f"{m}.{o}" for m in ("mlp", "feed_forward") for o in ("down_proj", "fc2", "w2", "c_proj"))
+_LAYOUTS: dict[str, dict[frozenset, Layout]] = {}
+_MAX_CACHED = 64
 
 
-def _attention_slices(
-    modules: dict[str, nn.Linear], out: str, groups: int, heads: int, dim: int, text_config: PretrainedConfig
+def layouts_of(
+    layers: Sequence[nn.Module], text_config: PretrainedConfig, decoder_class: type[PreTrainedModel]
+) -> tuple[Layout, ...]:
+    """The layouts of decoder layers; those of equal shape share one."""
+    key = type(text_config).__name__ + text_config.to_json_string(use_diff=False)
+    if len(_LAYOUTS) > _MAX_CACHED:
+        _LAYOUTS.clear()
+    known = _LAYOUTS.setdefault(key, {})
+    signatures = [signature_of(layer) for layer in layers]
+    new = {signature: i for i, signature in reversed(list(enumerate(signatures))) if signature not in known}
+    if new:
+        places = sorted(new.values())
+        probe, fewer = probe_of_channels(text_config, places)
+        probed = empty_model(probe, decoder_class).layers if fewer else [layers[i] for i in places]
+        for i, narrow in zip(places, probed, strict=True):
+            known[signatures[i]] = _layout_of(layers[i], narrow, text_config, fewer)
+    return tuple(known[signature] for signature in signatures)
+
+
+def signature_of(layer: nn.Module) -> frozenset[tuple[str, torch.Size]]:
+    """The names and shapes of a layer's parameters; layers of one kind have the same."""
+    return frozenset((name, parameter.shape) for name, parameter in layer.named_parameters())
+
+
+def _layout_of(layer: nn.Module, narrow: nn.Module, text_config: PretrainedConfig, fewer: int) -> Layout:
+    dense = shape_of(text_config)
+    tensors = {name: parameter.shape for name, parameter in layer.named_parameters()}
+    linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    attention_out, head_dim, heads = _attention(tensors, linears, dense.num_heads, dense.num_kv_heads)
+    channels = list(_channels(tensors, dict(signature_of(narrow)), dense.num_ffn_channels, fewer, text_config))
+    outs = [
+        part.tensor.removesuffix(".weight")
+        for part in channels
+        if part.axis == 1 and part.tensor.removesuffix(".weight") in linears
+    ]
+    widths = dense.num_kv_heads, dense.num_heads, head_dim, dense.num_ffn_channels
+    return Layout((*heads, *channels), *widths, attention_out, outs[0] if len(outs) == 1 else None)
+
+
+ATTENTION = tuple(
+    (f"{parent}.{out}", f"{parent}.qkv_proj", tuple(f"{parent}.{name}_proj" for name in "qkv"))
+    for parent in ("self_attn", "attention", "attn")
+    for out in ("o_proj", "dense", "out_proj")
+)
+"""Names of an attention's linear layers: output; query, key and value rows in one; or each of them."""
+
+
+def _attention(
+    tensors: Mapping[str, torch.Size], linears: Mapping[str, nn.Linear], num_heads: int, num_groups: int
+) -> tuple[str | None, int, list[WeightSlice]]:
+    """The output layer, the head size and the slices of heads and KV groups; none for another attention."""
+    for out, fused, split in ATTENTION:
+        if out not in linears or linears[out].in_features % num_heads:
+            continue
+        dim = linears[out].in_features // num_heads
+        rows = {"heads": num_heads * dim, "kv_groups": num_groups * dim}
+        roles: list[UnitKind] = ["heads", "kv_groups", "kv_groups"]
+        found = [WeightSlice(f"{out}.weight", "heads", 1, 0, dim, num_heads)]
+        if fused in linears and linears[fused].out_features == sum(rows[kind] for kind in roles):
+            parts, starts = [fused] * 3, [0, rows["heads"], rows["heads"] + rows["kv_groups"]]
+        elif all(
+            name in linears and linears[name].out_features % rows[kind] == 0
+            for name, kind in zip(split, roles, strict=True)
+        ):
+            parts, starts = list(split), [0, 0, 0]
+        else:
+            continue
+        for name, kind, start in zip(parts, roles, starts, strict=True):
+            num = num_heads if kind == "heads" else num_groups
+            size = dim if name == fused else linears[name].out_features // num  # a gated query has 2 D rows per head
+            leaves = [f"{name}.{leaf}" for leaf in ("weight", "bias") if f"{name}.{leaf}" in tensors]
+            found += [WeightSlice(leaf, kind, 0, start, size, num) for leaf in leaves]
+        return out, dim, found
+    return None, 0, []
+
+
+def _channels(
+    dense: Mapping[str, torch.Size],
+    narrow: Mapping[str, torch.Size],
+    num_channels: int,
+    fewer: int,
+    text_config: PretrainedConfig,
 ) -> Iterator[WeightSlice]:
-    parent = out.rpartition(".")[0]
-    yield WeightSlice(out, "heads", 1, 0, dim, heads)
-    fused = f"{parent}.qkv_proj"
-    if fused in modules:
-        yield WeightSlice(fused, "heads", 0, 0, dim, heads)
-        yield WeightSlice(fused, "kv_groups", 0, heads * dim, dim, groups)
-        yield WeightSlice(fused, "kv_groups", 0, (heads + groups) * dim, dim, groups)
-        return
-    _one_of(modules, (f"{parent}.q_proj",), "query weights", text_config)
-    yield WeightSlice(f"{parent}.q_proj", "heads", 0, 0, dim, heads)
-    yield WeightSlice(f"{parent}.k_proj", "kv_groups", 0, 0, dim, groups)
-    yield WeightSlice(f"{parent}.v_proj", "kv_groups", 0, 0, dim, groups)
-
-
-def _ffn_slices(
-    modules: dict[str, nn.Linear], out: str, channels: int, text_config: PretrainedConfig
-) -> Iterator[WeightSlice]:
-    parent = out.rpartition(".")[0]
-    yield WeightSlice(out, "ffn_channels", 1, 0, 1, channels)
-    fused = f"{parent}.gate_up_proj"
-    if fused in modules:
-        yield WeightSlice(fused, "ffn_channels", 0, 0, 1, channels)
-        yield WeightSlice(fused, "ffn_channels", 0, channels, 1, channels)
-        return
-    inputs = tuple(f"{parent}.{name}" for name in ("gate_proj", "up_proj", "fc1", "w1", "w3", "c_fc"))
-    _one_of(modules, inputs, "FFN input", text_config)
-    for name in inputs:
-        if name in modules:
-            yield WeightSlice(name, "ffn_channels", 0, 0, 1, channels)
-
-
-def _one_of(modules: dict[str, nn.Linear], names: tuple[str, ...], what: str, text_config: PretrainedConfig) -> str:
-    for name in names:
-        if name in modules:
-            return name
-    raise InputError(
-        f"decoder layer of {text_config.model_type}: {what} not found, looked for {', '.join(names)}; {WHERE_TO_ADD}"
-    )
+    """What follows the number of channels: a tensor with c F entries along an axis holds c blocks of F."""
+    for name, shape in dense.items():
+        other = narrow.get(name)
+        if other is None or len(other) != len(shape):
+            raise InputError(f"{text_config.model_type}: {name} comes and goes with the number of FFN channels")
+        for axis, (size, smaller) in enumerate(zip(shape, other, strict=True)):
+            if size == smaller:
+                continue
+            blocks, rest = divmod(size, num_channels)
+            if rest or size - smaller != blocks * fewer:
+                raise InputError(
+                    f"{text_config.model_type}: its class rounds the FFN channels that the configuration asks for, so "
+                    "that they can't be pruned one by one"
+                )
+            for block in range(blocks):
+                yield WeightSlice(name, "ffn_channels", axis, block * num_channels, 1, num_channels)

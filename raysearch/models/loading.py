@@ -1,12 +1,12 @@
 """Load a model and its processor from a folder, which is checked to be complete first."""
 
 import json
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
@@ -22,7 +22,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from raysearch.errors import InputError, first_line
 from raysearch.logging import quiet
-from raysearch.models.checkpoint_files import check_folder, model_folder
+from raysearch.models.chat_template import check_chat_template
+from raysearch.models.checkpoint_files import check_folder, model_folder, read_config, stored_folder
 from raysearch.models.family import family_for
 from raysearch.models.published import bunny, internvl_chat
 from raysearch.models.transformers_classes import model_class
@@ -44,41 +45,78 @@ def load(
     Raises:
         InputError: no such model, files missing or truncated, or a configuration that contradicts its weights.
     """
-    source, config = model_folder(model), load_config(model, trust_remote_code)
+    source = stored_folder(model)
+    config = load_config(source, trust_remote_code)
     loaded, report = _weights(source, config, dtype, trust_remote_code)
     if contradiction := _contradiction(loaded, report, is_converted=_conversion(source) is not None):
         raise InputError(f"{model}: {contradiction}; config.json and the weights are of different models")
+    if not _is_tied(loaded):
+        _untie(loaded.config)
     return loaded.eval(), _processor(source, trust_remote_code)
 
 
 def load_config(model: str | Path, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a folder, of a hub id, or of the embedded LVLM (`pocket`); no weights are read.
+    """The configuration of a folder, of a hub id, or of the embedded LVLM (`pocket`), as stock transformers loads it.
+
+    Of a folder's weights no more is read than their names, and the head if the configuration ties it and the folder
+    has one all the same: stock transformers then ties it only if it equals the embedding.
 
     Raises:
-        InputError: no such model, a folder whose weights are missing or truncated, or no configuration that
+        InputError: no such model, a folder whose weights are missing, truncated or quantised, or no configuration that
             transformers knows.
     """
-    source = model_folder(model)
-    if source.is_dir():
-        check_folder(source)
+    source = stored_folder(model, with_weights=False)
+    shards = check_folder(source) if source == model_folder(model) else {}
     if conversion := _conversion(source):
+        source = stored_folder(model)
         return _converted_config(conversion, source)
+    read_config(source)
     try:
         with quiet():
-            return AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        if not source.exists():
-            raise InputError(
-                f"model {str(model)!r}: no such folder, and the hub didn't give it ({first_line(error)})"
-            ) from None
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+    except Exception as error:
         raise InputError(f"{source}/config.json: can't be read by transformers ({first_line(error)})") from None
+    if _has_own_head(config, shards):
+        _untie(config)
+    return config
+
+
+def _has_own_head(config: PretrainedConfig, shards: Mapping[str, Path]) -> bool:
+    """Whether a head that the configuration ties to the embedding is stored with other values."""
+    if not any(getattr(part, "tie_word_embeddings", False) for part in _text_parts(config)):
+        return False
+    for names in (getattr(model_class(config), "_tied_weights_keys", None) or {}).items():
+        ends = [".".join(name.split(".")[-2:]) for name in names]
+        stored = [[name for name in shards if f".{name}".endswith(f".{end}")] for end in ends]
+        if [len(found) for found in stored] == [1, 1]:
+            head, embedding = (_tensor(shards[found[0]], found[0]) for found in stored)
+            return not torch.equal(head, embedding)
+    return False
+
+
+def _tensor(path: Path, name: str) -> torch.Tensor:
+    with safe_open(path, "pt") as stream:
+        return stream.get_tensor(name)
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", None)
+
+
+def _untie(config: PretrainedConfig) -> None:
+    for part in _text_parts(config):
+        if getattr(part, "tie_word_embeddings", False):
+            part.tie_word_embeddings = False
+
+
+def _text_parts(config: PretrainedConfig) -> tuple[PretrainedConfig, PretrainedConfig]:
+    return config, config.get_text_config(decoder=True)
 
 
 def _weights(
     source: Path, config: PretrainedConfig, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    if getattr(config, "quantization_config", None) is not None:
-        raise InputError(f"{source}: its weights are quantised; give the folder that they were quantised from")
     auto = AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModelForCausalLM
     conversion, given = _conversion(source), {}
     if conversion:
@@ -94,7 +132,7 @@ def _weights(
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-    except (RuntimeError, OSError, ValueError, ImportError) as error:
+    except Exception as error:
         raise InputError(f"{source}: can't be loaded by transformers ({first_line(error)})") from None
 
 
@@ -106,7 +144,7 @@ def _conversion(folder: Path) -> Any:
     """The module that converts the folder's checkpoint to a stock class; None if it has one."""
     try:
         return _CONVERSIONS.get(json.loads((folder / "config.json").read_text())["model_type"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -118,7 +156,9 @@ def _converted_config(conversion: Any, folder: Path) -> PretrainedConfig:
     published = json.loads((folder / "config.json").read_text())
     try:
         return conversion.stock_config(published, names, folder)
-    except (KeyError, TypeError, StrictDataclassError) as error:
+    except InputError:
+        raise
+    except Exception as error:
         raise InputError(f"{folder}/config.json: no configuration of {conversion.MODEL_TYPE} ({error!r})") from None
 
 
@@ -155,14 +195,17 @@ def load_processor(model: str | Path, trust_remote_code: bool = False) -> Proces
 def _processor(source: Path, trust_remote_code: bool) -> ProcessorLike:
     """The processor of an LVLM or the tokenizer of a language model; None for a folder without their files."""
     for auto, files in ((AutoProcessor, _PROCESSOR_FILES), (AutoTokenizer, _TOKENIZER_FILES)):
-        if source.is_dir() and not any((source / name).is_file() for name in files):
+        if not any((source / name).is_file() for name in files):
             continue
         try:
             with quiet():
-                return auto.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
-            if source.is_dir():
-                what = auto.__name__.removeprefix("Auto").lower()
-                hint = "" if find_spec("torchvision") else "; if it is one for videos too, install torchvision"
-                raise InputError(f"{source}: its {what} can't be read ({first_line(error)}){hint}") from None
+                found = auto.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+        except Exception as error:
+            what = auto.__name__.removeprefix("Auto").lower()
+            hint = "" if find_spec("torchvision") else "; if it is one for videos too, install torchvision"
+            raise InputError(f"{source}: its {what} can't be read ({first_line(error)}){hint}") from None
+        templates = getattr(found, "chat_template", None) or {}
+        for template in templates.values() if isinstance(templates, dict) else [templates]:
+            check_chat_template(str(template), source)
+        return found
     return None

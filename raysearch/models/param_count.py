@@ -2,63 +2,73 @@
 
 import copy
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from operator import mul
+from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoModel, PretrainedConfig
+from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from raysearch.errors import InputError
 from raysearch.models import Layout, UnitKind, decoder_layout, empty_model, family_for
-from raysearch.models.pruned_config import head_dim_of, pruned_text_config, shape_of
-from raysearch.models.shape import Linear, ParamCounts, Shape
-
-_UNIT_KINDS: tuple[UnitKind, ...] = ("kv_groups", "heads", "ffn_channels")
-"""In the order of `Shape.widths`."""
+from raysearch.models.layout import UNIT_KINDS, signature_of
+from raysearch.models.pruned_config import fixed_layers, head_dim_of, pruned_text_config, shape_of
+from raysearch.models.shape import LayerCounts, Linear, ParamCounts, Shape
 
 
 @dataclass(frozen=True)
 class _Decoder:
-    """A dense decoder; tries on the meta device which head counts its stock class can hold."""
+    """A dense decoder; tries on the meta device which head counts its stock class can hold.
+
+    Attributes:
+        places: the first layer of each kind; the other fields have an entry for each of them.
+    """
 
     dense: Shape
-    layout: Layout
     text_config: PretrainedConfig
-    layer_shapes: dict[str, torch.Size]
     decoder_class: type
+    places: Sequence[int]
+    layouts: Sequence[Layout]
+    tensors: Sequence[dict[str, torch.Size]]
 
     def attention_choices(self) -> list[tuple[int, int]]:
         """All (KV heads, query heads) that the class holds, with equally many query heads per group."""
-        per_group = range(1, self.layout.heads_per_group + 1)
-        pairs = [(kv, kv * q) for kv in range(1, self.dense.num_kv_heads + 1) for q in per_group]
-        return [pair for pair in pairs if self._holds(pair)]
+        whole = self.dense.num_kv_heads, self.dense.num_heads
+        if not any(layout.attention_out for layout in self.layouts) or whole[1] % whole[0]:
+            return [whole]
+        per_group = range(1, whole[1] // whole[0] + 1)
+        pairs = [(kv, kv * q) for kv in range(1, whole[0] + 1) for q in per_group]
+        return [pair for pair in pairs if pair == whole or self._holds(pair)]
 
-    def num_linears(self, pair: tuple[int, int]) -> int:
-        """Linear layers of a decoder layer with these heads."""
-        shape = Shape(1, *pair, self.dense.num_ffn_channels)
-        return len(_linear_modules(self._one_layer(pruned_text_config(self.text_config, shape))))
+    def num_linears(self, pair: tuple[int, int]) -> list[int]:
+        """Linear layers of a decoder layer of each kind with these heads."""
+        return [len(_linear_modules(layer)) for layer in self._layers(pair)]
 
     def _holds(self, pair: tuple[int, int]) -> bool:
-        if pair == (self.dense.num_kv_heads, self.dense.num_heads):
-            return True
-        shape = Shape(1, *pair, self.dense.num_ffn_channels)
-        num: dict[UnitKind, int] = dict(zip(_UNIT_KINDS, shape.widths, strict=True))
+        num = _nums(Shape(1, *pair, self.dense.num_ffn_channels))
         try:
-            built = self._one_layer(pruned_text_config(self.text_config, shape))
-        except (ValueError, AssertionError, StrictDataclassError):
+            built = self._layers(pair)
+        except InputError:
             return False
-        for name, parameter in built.named_parameters():
-            dense = self.layer_shapes.get(self.layout.source(name)[0])
-            if dense is None or tuple(parameter.shape) != self.layout.kept_shape(name, dense, num):
-                return False
+        for layer, layout, tensors in zip(built, self.layouts, self.tensors, strict=True):
+            for name, parameter in layer.named_parameters():
+                dense = tensors.get(layout.source(name)[0])
+                if dense is None or tuple(parameter.shape) != layout.kept_shape(name, dense, num):
+                    return False
         return True
 
-    def _one_layer(self, text_config: PretrainedConfig) -> nn.Module:
-        if type(text_config) is type(self.text_config):
-            return empty_model(text_config, self.decoder_class).layers[0]
-        with torch.device("meta"):
-            return AutoModel.from_config(text_config).layers[0]
+    def _layers(self, pair: tuple[int, int]) -> Sequence[nn.Module]:
+        shape = Shape(len(self.places), *pair, self.dense.num_ffn_channels)
+        text_config = pruned_text_config(self.text_config, shape, self.places)
+        same = type(text_config) is type(self.text_config)
+        return empty_model(text_config, self.decoder_class if same else MODEL_MAPPING[type(text_config)]).layers
+
+
+def _nums(shape: Shape) -> dict[UnitKind, int]:
+    return dict(zip(UNIT_KINDS, shape.widths, strict=True))
 
 
 _COUNTS: OrderedDict[str, ParamCounts] = OrderedDict()
@@ -69,7 +79,7 @@ def counts_of(config: PretrainedConfig) -> ParamCounts:
     """The counts of a configuration, cached by its content.
 
     Raises:
-        InputError: the decoder's layers have different shapes, or the family is unknown.
+        InputError: a part of the family isn't found, or transformers can't build the model.
     """
     key = type(config).__name__ + config.to_json_string(use_diff=False)
     if key not in _COUNTS:
@@ -80,47 +90,69 @@ def counts_of(config: PretrainedConfig) -> ParamCounts:
 
 
 def _count(config: PretrainedConfig) -> ParamCounts:
-    family = family_for(config)
+    dense, family = shape_of(config), family_for(config)
     model = empty_model(config)
-    decoder = family.decoder(model)
-    layers, text_config = list(decoder.layers), family.text_config(config)
-    layout = decoder_layout(model)
-    shapes = {name: parameter.shape for name, parameter in layers[0].named_parameters()}
-    _check_uniform(config, layers, shapes)
-    dense = shape_of(config)
-    assert dense.widths == (layout.num_kv_groups, layout.num_heads, layout.num_ffn_channels), (dense, layout)
-    num: dict[UnitKind, int] = dict(zip(_UNIT_KINDS, dense.widths, strict=True))
+    decoder, text_config = family.decoder(model), family.text_config(config)
+    layers, layouts = list(decoder.layers), decoder_layout(model)
+    if len(layers) != dense.num_layers:
+        raise InputError(f"{config.model_type}: has {len(layers)} layers, and {dense.num_layers} by its configuration")
+    places: dict[Any, list[int]] = {}
+    for i, layer in enumerate(layers):
+        places.setdefault(signature_of(layer), []).append(i)
+    firsts = [of_kind[0] for of_kind in places.values()]
+    tensors = [{name: parameter.shape for name, parameter in layers[i].named_parameters()} for i in firsts]
+    candidates = _Decoder(dense, text_config, type(decoder), firsts, [layouts[i] for i in firsts], tensors)
+    choices = candidates.attention_choices()
 
-    per_unit = {kind: _per_unit(layout, shapes, kind, num) for kind in num}
-    per_layer = sum(s.numel() for s in shapes.values()) - sum(num[kind] * per_unit[kind] for kind in num)
     total = sum(p.numel() for p in model.parameters())
     decoder_ids = {id(p) for p in [*decoder.parameters(), *family.lm_head(model).parameters()]}
     in_decoder = sum(p.numel() for p in model.parameters() if id(p) in decoder_ids)
     in_layers = sum(p.numel() for p in decoder.layers.parameters())
     buffers = [b for name, b in model.named_buffers() if name in model.state_dict()]
-    linears = _linears(layers[0], layout)
-    candidates = _Decoder(dense, layout, text_config, shapes, type(decoder))
-    choices = candidates.attention_choices()
-    choices.sort(key=lambda pair: pair[0] * per_unit["kv_groups"] + pair[1] * per_unit["heads"], reverse=True)
+    kinds = []
+    for of_kind, shapes in zip(places.values(), tensors, strict=True):
+        layout = layouts[of_kind[0]]
+        per_unit = [_per_unit(layout, shapes, kind, _nums(dense)) for kind in UNIT_KINDS]
+        per_layer = sum(shape.numel() for shape in shapes.values()) - sum(map(mul, dense.widths, per_unit))
+        kinds.append(LayerCounts(tuple(of_kind), per_layer, *per_unit, _linears(layers[of_kind[0]], layout), 0))
+    choices.sort(key=lambda pair: sum(len(kind.layers) * kind.attention(pair) for kind in kinds), reverse=True)
+    if len(choices) > 1:
+        split = candidates.num_linears(choices[-1])
+        kinds = [replace(kind, num_split_linears=n - len(kind.linears)) for kind, n in zip(kinds, split, strict=True)]
     return ParamCounts(
         dense=dense,
         num_outside=total - in_decoder,
-        num_projector=sum(p.numel() for module in family.projector(model) for p in module.parameters()),
+        num_projector=sum(p.numel() for path in family.projector_paths for p in model.get_submodule(path).parameters()),
         num_decoder_rest=in_decoder - in_layers,
-        per_layer=per_layer,
-        per_kv_head=per_unit["kv_groups"],
-        per_head=per_unit["heads"],
-        per_channel=per_unit["ffn_channels"],
-        linears=linears,
-        num_split_linears=candidates.num_linears(choices[-1]) - len(linears),
+        rest_per_layer=_rest_per_layer(decoder, text_config, dense, fixed_layers(config)),
+        kinds=tuple(kinds),
         num_buffer_values=sum(b.numel() for b in buffers if b.is_floating_point()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in buffers if not b.is_floating_point()),
-        num_leading_layers_kept=family.num_leading_layers_kept(config),
+        fixed_layers=fixed_layers(config),
         hidden_size=int(text_config.hidden_size),
         head_dim=head_dim_of(text_config),
         vocab_size=int(text_config.vocab_size),
         attention_choices=tuple(choices),
     )
+
+
+def _rest_per_layer(decoder: nn.Module, text_config: PretrainedConfig, dense: Shape, fixed: Sequence[int]) -> int:
+    """Parameters of the decoder outside of its layers that go with one of them."""
+    droppable = [i for i in range(dense.num_layers) if i not in fixed]
+    if not droppable or dense.num_layers == 1:
+        return 0
+    layers = [i for i in range(dense.num_layers) if i != droppable[-1]]
+    try:
+        fewer = empty_model(
+            pruned_text_config(text_config, replace(dense, num_layers=len(layers)), layers), type(decoder)
+        )
+    except InputError:  # no layer can be dropped alone
+        return 0
+    rests = [
+        sum(p.numel() for p in part.parameters()) - sum(p.numel() for p in part.layers.parameters())
+        for part in (decoder, fewer)
+    ]
+    return rests[0] - rests[1]
 
 
 def _linear_modules(layer: nn.Module) -> dict[str, nn.Linear]:
@@ -132,7 +164,7 @@ def _linears(layer: nn.Module, layout: Layout) -> tuple[Linear, ...]:
 
     def per_unit(name: str, axis: int, extent: int) -> tuple[int, int, int, int]:
         sizes = Counter[str]()
-        for part in layout.by_module.get(name, ()):
+        for part in layout.slices_of(f"{name}.weight"):
             if part.axis == axis:
                 sizes[part.kind] += part.size
         return (0 if sizes else extent, sizes["kv_groups"], sizes["heads"], sizes["ffn_channels"])
@@ -149,14 +181,3 @@ def _per_unit(layout: Layout, shapes: dict[str, torch.Size], kind: UnitKind, num
     return sum(
         shape.numel() - torch.Size(layout.kept_shape(name, shape, fewer)).numel() for name, shape in shapes.items()
     )
-
-
-def _check_uniform(config: PretrainedConfig, layers: list[nn.Module], shapes: dict[str, torch.Size]) -> None:
-    for i, layer in enumerate(layers):
-        found = {name: parameter.shape for name, parameter in layer.named_parameters()}
-        if found != shapes:
-            odd = sorted(set(found.items()) ^ set(shapes.items()))[0][0]
-            raise InputError(
-                f"{config.model_type}: decoder layer {i} differs from layer 0 at {odd}; only decoders whose layers all "
-                "have the same shape can be pruned"
-            )

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from raysearch.files import cache_folder, write_json
-from raysearch.models.checkpoint_files import check_folder, model_folder
-from raysearch.models.shape import Linear, ParamCounts, Shape
+from raysearch.models.checkpoint_files import check_folder, model_folder, read_config
+from raysearch.models.shape import LayerCounts, Linear, ParamCounts, Shape
 
 SHIPPED = Path(__file__).parents[1] / "pocket" / "counts.json"
 
@@ -27,10 +27,10 @@ def counts_of_model(model: str) -> ParamCounts:
     Raises:
         InputError: no such model, a folder whose weights are missing or truncated, or a model that can't be pruned.
     """
-    path = _config_file(model)
-    if path is None:
+    folder = _local_folder(model)
+    if folder is None:
         return _count(model)
-    key = _key(path.read_bytes())
+    key = _key(folder)
     own = cache_folder("counts") / f"{key}.json"
     counts = _read(SHIPPED, key) or _read(own, key)
     if counts is None:
@@ -40,6 +40,12 @@ def counts_of_model(model: str) -> ParamCounts:
     return counts
 
 
+def is_shipped(model: str) -> bool:
+    """Whether a model has the configuration of the embedded LVLM, whose counts ship with the package."""
+    folder = _local_folder(model)
+    return folder is not None and _read(SHIPPED, _key(folder)) is not None
+
+
 def _count(model: str) -> ParamCounts:
     from raysearch.models import load_config
     from raysearch.models.param_count import counts_of
@@ -47,26 +53,28 @@ def _count(model: str) -> ParamCounts:
     return counts_of(load_config(model))
 
 
-def _config_file(model: str) -> Path | None:
-    """The model's config.json, if it is on this machine."""
+def _local_folder(model: str) -> Path | None:
+    """The model's folder, if it is on this machine."""
     folder = model_folder(model)
     if folder.is_dir():
-        check_folder(folder)
-        return folder / "config.json"
+        return folder
     from huggingface_hub import try_to_load_from_cache
 
     try:
         found = try_to_load_from_cache(model, "config.json")
     except ValueError:  # no hub id
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(found).parent if isinstance(found, str) else None
 
 
-def _key(config: bytes) -> str:
-    """Hash of a configuration, of the fields of `ParamCounts`, and of the version of transformers."""
-    fields = ",".join(field.name for field in dataclasses.fields(ParamCounts))
-    versions = f"{metadata.version('transformers')} {fields}".encode()
-    return hashlib.sha256(config + versions).hexdigest()[:20]
+def _key(folder: Path) -> str:
+    """Hash of a configuration, of its tensors' names, of the fields of `ParamCounts`, and of transformers' version."""
+    config, shards = read_config(folder), check_folder(folder)
+    identity: list[Any] = [config, sorted(shards), metadata.version("transformers")]
+    identity += [field.name for field in dataclasses.fields(ParamCounts)]
+    if any(name.endswith("lm_head.weight") for name in shards) and '"tie_word_embeddings": true' in json.dumps(config):
+        identity += [path.stat().st_mtime_ns for path in sorted(set(shards.values()))]  # its values decide on the tie
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
 
 
 def _read(path: Path, key: str) -> ParamCounts | None:
@@ -76,11 +84,17 @@ def _read(path: Path, key: str) -> ParamCounts | None:
         if cached.pop("key") != key:
             return None
         cached["dense"] = Shape(**cached["dense"])
-        cached["linears"] = tuple(Linear(*map(tuple, linear.values())) for linear in cached["linears"])
+        cached["kinds"] = tuple(_kind(fields) for fields in cached["kinds"])
+        cached["fixed_layers"] = tuple(cached["fixed_layers"])
         cached["attention_choices"] = tuple((kv, heads) for kv, heads in cached["attention_choices"])
         return ParamCounts(**cached)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _kind(fields: dict[str, Any]) -> LayerCounts:
+    linears = tuple(Linear(*map(tuple, linear.values())) for linear in fields["linears"])
+    return LayerCounts(**{**fields, "layers": tuple(fields["layers"]), "linears": linears})
 
 
 def _write(path: Path, key: str, counts: ParamCounts) -> None:
@@ -89,4 +103,4 @@ def _write(path: Path, key: str, counts: ParamCounts) -> None:
 
 
 if __name__ == "__main__":
-    _write(SHIPPED, _key((model_folder("pocket") / "config.json").read_bytes()), _count("pocket"))
+    _write(SHIPPED, _key(model_folder("pocket")), _count("pocket"))

@@ -57,7 +57,7 @@ def shape_for_ratio(
     step = _step(counts, multiple)
     target = dense * (1 - ratio) + counts.num_outside
     least = counts.total(smallest_shape(counts, mode, step))
-    unit = counts.layer(counts.dense) if mode == "layerwise" else counts.dense.num_layers * step * counts.per_channel
+    unit = counts.layer(counts.dense) if mode == "layerwise" else step * counts.channels(counts.dense.num_layers)
     if target < least - unit / 2:
         most = 1 - (least - counts.num_outside) / dense
         raise InputError(
@@ -134,7 +134,7 @@ def smallest_shape(counts: ParamCounts, mode: Mode, multiple: int | None = None)
     if mode == "layerwise":
         return replace(dense, num_layers=least.num_layers)
     num_layers = dense.num_layers if mode == "widthwise" else least.num_layers
-    return Shape(num_layers, least.num_kv_heads, least.num_heads, step)
+    return Shape(num_layers, least.num_kv_heads, least.num_heads, max(step, least.num_ffn_channels))
 
 
 def default_multiple(counts: ParamCounts) -> int:
@@ -183,11 +183,11 @@ def _narrow(
     """As many heads as `attention_share` asks for, as near as whole heads allow; FFN channels take the rest."""
     dense = counts.dense
     fixed = counts.total(Shape(num_layers, 0, 0, 0))
-    prunable = num_layers * (counts.layer(dense) - counts.per_layer)
-    share = min(max((target - fixed) / prunable, 0.0), 1.0)
+    prunable = counts.total(replace(dense, num_layers=num_layers)) - fixed
+    share = min(max((target - fixed) / prunable, 0.0), 1.0) if prunable else 1.0
     wanted = _attention_left(counts, share, 1.0 if attention_share is None else attention_share, step)
     choices = sorted(counts.attention_choices, key=lambda pair: (abs(counts.attention(pair) - wanted), pair))
-    unit = num_layers * step * counts.per_channel
+    unit = step * counts.channels(num_layers)
     best: Shape | None = None
     for kv_heads, heads in choices:
         shape = _fill_with_channels(counts, Shape(num_layers, kv_heads, heads, 0), target, step, within)
@@ -201,7 +201,7 @@ def _narrow(
 
 
 def _attention_left(counts: ParamCounts, share: float, attention_share: float, step: int) -> float:
-    """Parameters of a layer's heads that stay where `share` of its prunable parameters stays.
+    """Parameters of all heads that stay where `share` of the prunable parameters stays.
 
     With A and F the dense heads' and channels' parameters and a the attention share, channels lose the share
     r = (1 - share)(A + F) / (aA + F), at most all but one step, and heads what is left to remove.
@@ -209,16 +209,19 @@ def _attention_left(counts: ParamCounts, share: float, attention_share: float, s
     heads = counts.attention((counts.dense.num_kv_heads, counts.dense.num_heads))
     if attention_share == 1:
         return share * heads
-    channels = counts.dense.num_ffn_channels * counts.per_channel
+    one = counts.channels(counts.dense.num_layers)
+    channels = counts.dense.num_ffn_channels * one
     removed = (1 - share) * (heads + channels)
-    from_channels = min(removed * channels / (attention_share * heads + channels), channels - step * counts.per_channel)
+    from_channels = min(removed * channels / (attention_share * heads + channels), channels - step * one)
     return heads + from_channels - removed
 
 
 def _fill_with_channels(counts: ParamCounts, shape: Shape, target: float, step: int, within: bool) -> Shape:
     """`shape` with the number of channels, a multiple of `step` or all of them, nearest to `target`."""
-    most = counts.dense.num_ffn_channels
-    wanted = (target - counts.total(shape)) / (shape.num_layers * counts.per_channel)
+    most, one = counts.dense.num_ffn_channels, counts.channels(shape.num_layers)
+    if not one:
+        return replace(shape, num_ffn_channels=most)
+    wanted = (target - counts.total(shape)) / one
     below = min(max(int(wanted // step) * step, step), most // step * step)
     sizes = {below, min(below + step, most), most if wanted >= most else below}
     return _nearest(counts, [replace(shape, num_ffn_channels=num) for num in sorted(sizes)], target, within)

@@ -23,6 +23,7 @@ from raysearch.data.encoding import Encoder
 from raysearch.data.loading import check_samples, fraction_order, load_samples
 from raysearch.data.samples import Sample
 from raysearch.errors import InputError
+from raysearch.files import check_free
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
@@ -30,6 +31,7 @@ from raysearch.models.shape_solver import exact_shape, shape_for_budget, shape_f
 from raysearch.pruning import compensation, prune
 from raysearch.pruning.importance import importance
 from raysearch.pruning.prune import kept_layers
+from raysearch.pruning.self_check import check_architecture
 
 
 def prune_checkpoint(
@@ -96,8 +98,10 @@ def prune_checkpoint(
     _check_use(recipe, calibration is not None, compensate)
     if quantization != "none":
         check_installed()
-    export.check_target(Path(to))
+    to = check_free(Path(to), "--to")
     config = models.load_config(model, trust_remote_code)
+    if ratio != 0:
+        check_architecture(config, mode)
     if (known := dtype or config.dtype) is not None:
         target.shape(config, known)  # refuses before weights are read
     samples: list[Sample] = []

@@ -51,7 +51,10 @@ def compensate(
 def _refit(pruned: PreTrainedModel, dense: PreTrainedModel, i: int, dense_end: int, batches: Sequence[Batch]) -> float:
     """Refit layer `i` of the pruned model to the dense state in front of layer `dense_end`."""
     layer = family_for(pruned).decoder(pruned).layers[i]
-    ffn_out = layer.get_submodule(decoder_layout(pruned).ffn_out)
+    name = decoder_layout(pruned)[i].ffn_out
+    if name is None:
+        raise InputError(f"{dense.config.model_type}: layer {i} has experts, which can't be compensated; leave it out")
+    ffn_out = layer.get_submodule(name)
     wanted_at, reached_at = _reader(dense, dense_end), _reader(pruned, i + 1)
     size = ffn_out.in_features
     squares = torch.zeros(size, size, dtype=torch.float64, device=ffn_out.weight.device)

@@ -6,7 +6,8 @@ from typing import Literal
 from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch.errors import InputError
-from raysearch.models import decoder_layout, family_for
+from raysearch.models import decoder_layout
+from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
 from raysearch.pruning.importance import Importance
@@ -36,9 +37,9 @@ def prune(model: PreTrainedModel, shape: Shape, importance: Scores) -> PreTraine
     layers = kept_layers(model.config, shape, importance)
     if shape.widths == shape_of(model.config).widths:
         return slice_model(model, layers, full_units(model))
-    scores, layout = _needed(importance, "width"), decoder_layout(model)
-    units = {i: units_to_keep(scores, layout, shape, i) for i in layers}
-    return slice_model(model, layers, units, bias_shifts(model, layout, scores, units))
+    scores, layouts = _needed(importance, "width"), decoder_layout(model)
+    units = {i: units_to_keep(scores, layouts[i], shape, i) for i in layers}
+    return slice_model(model, layers, units, bias_shifts(model, layouts, scores, units))
 
 
 def kept_layers(config: PretrainedConfig, shape: Shape, importance: Scores) -> list[int]:
@@ -46,8 +47,10 @@ def kept_layers(config: PretrainedConfig, shape: Shape, importance: Scores) -> l
     dense = shape_of(config)
     if shape.num_layers == dense.num_layers:
         return list(range(dense.num_layers))
-    fixed = family_for(config).num_leading_layers_kept(config)
-    return layers_to_keep(_needed(importance, "depth"), shape.num_layers, fixed)
+    counts = counts_of(config)
+    nums = counts.num_of_kinds(shape.num_layers)
+    scores = _needed(importance, "depth")
+    return layers_to_keep(scores, shape.num_layers, counts.fixed_layers, counts.kind_of_layer, nums)
 
 
 def _needed(importance: Scores, part: Literal["depth", "width"]) -> Importance:

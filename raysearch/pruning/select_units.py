@@ -1,6 +1,6 @@
 """Which KV groups, query heads and FFN channels each layer keeps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ def units_to_keep(importance: Importance, layout: Layout, shape: Shape, layer: i
 
     Args:
         importance: of a width criterion.
-        layout: of the dense layers.
+        layout: of the dense layer.
         shape: how many units stay.
         layer: index of the dense layer.
 
@@ -36,23 +36,21 @@ def units_to_keep(importance: Importance, layout: Layout, shape: Shape, layer: i
 
 @torch.inference_mode()
 def bias_shifts(
-    model: PreTrainedModel, layout: Layout, importance: Importance, units: Mapping[int, Units]
+    model: PreTrainedModel, layouts: Sequence[Layout], importance: Importance, units: Mapping[int, Units]
 ) -> dict[str, torch.Tensor]:
     """Additions to output biases: the removed columns times their mean inputs (arXiv 2312.11983, equation 6).
 
     Empty for scores without mean inputs, and for layers without an output bias.
     """
-    parts: tuple[tuple[UnitKind, str, int, np.ndarray | None], ...] = (
-        ("heads", layout.attention_out, layout.head_dim, importance.attention_means),
-        ("ffn_channels", layout.ffn_out, 1, importance.ffn_means),
-    )
+    means: dict[UnitKind, np.ndarray | None]
+    means = {"heads": importance.attention_means, "ffn_channels": importance.ffn_means}
     layers, shifts = family_for(model).decoder(model).layers, {}
-    for kind, name, size, means in parts:
-        for i, kept in units.items():
-            module = layers[i].get_submodule(name)
-            if means is None or module.bias is None:
+    for i, kept in units.items():
+        for kind, name, size in layouts[i].outputs:
+            module, of_kind = layers[i].get_submodule(name), means[kind]
+            if of_kind is None or module.bias is None:
                 continue
-            missing = torch.tensor(means[i], device=module.weight.device)
+            missing = torch.tensor(of_kind[i], device=module.weight.device)
             missing.view(-1, size)[torch.as_tensor(kept.of(kind))] = 0
             shifts[f"{i}.{name}.bias"] = module.weight.float() @ missing
     return shifts

@@ -44,7 +44,7 @@ class ShapeDivergence:
         Raises:
             InputError: the logits are not the head applied to the final norm.
         """
-        self._model, self._layout = model, decoder_layout(model)
+        self._model, self._layouts = model, decoder_layout(model)
         self._layers = list(family_for(model).decoder(model).layers)
         self._skipping = LayerSkippingLoss(model, batches)
         self._dense = list(self._skipping.log_probs(range(len(self._layers))))
@@ -64,7 +64,7 @@ class ShapeDivergence:
         layers = kept_layers(self._model.config, shape, importance)
         units: dict[int, Units] = {}
         if shape.widths != shape_of(self._model.config).widths:
-            units = {i: units_to_keep(importance["width"], self._layout, shape, i) for i in layers}
+            units = {i: units_to_keep(importance["width"], self._layouts[i], shape, i) for i in layers}
         divergence = 0.0
         with self._masked(units, importance.get("width")):
             for dense, pruned in zip(self._dense, self._skipping.log_probs(layers), strict=True):
@@ -74,19 +74,19 @@ class ShapeDivergence:
     @contextmanager
     def _masked(self, units: Mapping[int, Units], importance: Importance | None) -> Iterator[None]:
         """Inside, what the removed units hand to the output layers is 0, or its mean where a bias compensates."""
+        means = (
+            {} if importance is None else {"heads": importance.attention_means, "ffn_channels": importance.ffn_means}
+        )
         with ExitStack() as hooks:
             for i, kept in units.items():
-                for name, size, indices, means in (
-                    (self._layout.attention_out, self._layout.head_dim, kept.heads, importance.attention_means),  # type: ignore[union-attr]
-                    (self._layout.ffn_out, 1, kept.ffn_channels, importance.ffn_means),  # type: ignore[union-attr]
-                ):
-                    module = self._layers[i].get_submodule(name)
+                for kind, name, size in self._layouts[i].outputs:
+                    module, of_kind = self._layers[i].get_submodule(name), means[kind]
                     mask = torch.zeros(module.in_features // size)
-                    mask[torch.as_tensor(indices)] = 1
+                    mask[torch.as_tensor(kept.of(kind))] = 1
                     mask = mask.repeat_interleave(size).to(module.weight)
                     filled = None
-                    if means is not None and module.bias is not None:
-                        filled = (1 - mask) * torch.as_tensor(means[i]).to(mask)
+                    if of_kind is not None and module.bias is not None:
+                        filled = (1 - mask) * torch.as_tensor(of_kind[i]).to(mask)
                     hooks.enter_context(module.register_forward_pre_hook(_masking(mask, filled)))
             yield
 

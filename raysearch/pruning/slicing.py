@@ -4,14 +4,13 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
 from raysearch.models import Family, Layout, decoder_layout, empty_model, family_for, model_class
 from raysearch.models.layout import Units
-from raysearch.models.pruned_config import pruned_config
+from raysearch.models.pruned_config import fixed_layers, pruned_config
 from raysearch.models.shape import Shape
 
 
@@ -38,12 +37,9 @@ def slice_model(
     family = family_for(model)
     _check_layers(family, model, layers)
     shape = _common_shape(layers, units)
-    try:
-        config = pruned_config(model.config, shape, layers)
-        unchanged = type(config) is type(model.config)
-        pruned = empty_model(config, type(model) if unchanged else model_class(config))
-    except (ValueError, AssertionError, StrictDataclassError) as error:
-        raise InputError(f"{model.config.model_type}: no stock model holds {shape}: {error}") from None
+    config = pruned_config(model.config, shape, layers)
+    unchanged = type(config) is type(model.config)
+    pruned = empty_model(config, type(model) if unchanged else model_class(config))
     _fill(pruned, model, family.layers_name(model), layers, decoder_layout(model), units, bias_shift or {})
     if model.generation_config is not None:
         pruned.generation_config = copy.deepcopy(model.generation_config)
@@ -51,13 +47,13 @@ def slice_model(
 
 
 def _check_layers(family: Family, model: PreTrainedModel, layers: Sequence[int]) -> None:
-    num_layers, fixed = len(family.decoder(model).layers), family.num_leading_layers_kept(model.config)
+    num_layers, fixed = len(family.decoder(model).layers), fixed_layers(model.config)
     if list(layers) != sorted(set(layers)) or not layers or not 0 <= layers[0] <= layers[-1] < num_layers:
         raise InputError(f"layers {list(layers)}: must be increasing and of 0 to {num_layers - 1}")
-    if list(layers[:fixed]) != list(range(fixed)):
+    if not set(fixed) <= set(layers):
         raise InputError(
-            f"layers {list(layers)}: the first {fixed} layers of {model.config.model_type} take in visual features and "
-            "must stay"
+            f"layers {list(layers)}: layers {list(fixed)} of {model.config.model_type} must stay, since they take in "
+            "visual features or are of a kind that its class gives by position"
         )
 
 
@@ -73,7 +69,7 @@ def _fill(
     dense: PreTrainedModel,
     prefix: str,
     layers: Sequence[int],
-    layout: Layout,
+    layouts: Sequence[Layout],
     units: Mapping[int, Units],
     bias_shift: Mapping[str, torch.Tensor],
 ) -> None:
@@ -88,26 +84,53 @@ def _fill(
 
     def dense_name(name: str) -> str:
         layer, inner = located(name)
-        return inner if layer is None else f"{prefix}.{layer}.{layout.source(inner)[0]}"
+        return inner if layer is None else f"{prefix}.{layer}.{layouts[layer].source(inner)[0]}"
 
-    def value(name: str, source: torch.Tensor) -> torch.Tensor:
+    def value(name: str, source: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         layer, inner = located(name)
         if layer is None:
-            return source.detach().clone()
-        kept = layout.keep(inner, source, units[layer])
+            return _of_layers(source.detach(), shape, layers, len(layouts)).clone()
+        kept = layouts[layer].keep(inner, source, units[layer])
         shift = bias_shift.get(f"{layer}.{inner}")
         return kept if shift is None else kept + shift.to(kept)
 
-    filled: dict[int, nn.Parameter] = {}
+    parameters = dict(dense.named_parameters(remove_duplicate=False))
+    buffers = dict(dense.named_buffers(remove_duplicate=False))
+    filled: dict[int, tuple[int, nn.Parameter]] = {}
     for name, empty in list(pruned.named_parameters(remove_duplicate=False)):
+        source = parameters.get(dense_name(name))
+        if source is None:
+            raise _differs(dense, name, "is new")
         if id(empty) not in filled:
-            source = dense.get_parameter(dense_name(name))
-            tensor = value(name, source)
-            assert tensor.shape == empty.shape, (name, tuple(tensor.shape), tuple(empty.shape))
-            filled[id(empty)] = nn.Parameter(tensor, requires_grad=source.requires_grad)
-        _set(pruned, name, filled[id(empty)])
-    for name, _ in list(pruned.named_buffers(remove_duplicate=False)):
-        _set(pruned, name, dense.get_buffer(dense_name(name)).detach().clone())
+            tensor = value(name, source, empty.shape)
+            if tensor.shape != empty.shape:
+                raise _differs(dense, name, f"is {tuple(empty.shape)}, not {tuple(tensor.shape)}")
+            filled[id(empty)] = id(source), nn.Parameter(tensor, requires_grad=source.requires_grad)
+        if filled[id(empty)][0] != id(source):
+            raise _differs(dense, name, "is shared with another tensor")
+        _set(pruned, name, filled[id(empty)][1])
+    for name, empty in list(pruned.named_buffers(remove_duplicate=False)):
+        if dense_name(name) not in buffers:
+            raise _differs(dense, name, "is new")
+        tensor = value(name, buffers[dense_name(name)], empty.shape)
+        if tensor.shape != empty.shape:
+            raise _differs(dense, name, f"is {tuple(empty.shape)}, not {tuple(tensor.shape)}")
+        _set(pruned, name, tensor)
+
+
+def _of_layers(tensor: torch.Tensor, shape: torch.Size, layers: Sequence[int], num_layers: int) -> torch.Tensor:
+    """A tensor outside of the layers; if it has a part per layer along an axis, as embeddings per layer do, the parts
+    of the layers that stay."""
+    for axis, (size, wanted) in enumerate(zip(tensor.shape, shape, strict=False)):
+        part = size // num_layers
+        if size != wanted == part * len(layers) and size == part * num_layers:
+            parts = tensor.unflatten(axis, (num_layers, part))
+            tensor = parts.index_select(axis, torch.as_tensor(layers, device=tensor.device)).flatten(axis, axis + 1)
+    return tensor
+
+
+def _differs(dense: PreTrainedModel, name: str, how: str) -> InputError:
+    return InputError(f"{dense.config.model_type}: its class can't hold this shape: in the pruned model {name} {how}")
 
 
 def _set(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
@@ -121,5 +144,4 @@ def _set(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 def full_units(model: PreTrainedModel) -> dict[int, Units]:
     """Every unit of every layer, by layer."""
-    num_layers = len(family_for(model).decoder(model).layers)
-    return dict.fromkeys(range(num_layers), decoder_layout(model).all_units())
+    return {i: layout.all_units() for i, layout in enumerate(decoder_layout(model))}

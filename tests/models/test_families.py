@@ -18,7 +18,7 @@ from raysearch.models import decoder_layout, family_for, load
 from raysearch.models.known_families import KNOWN_FAMILIES
 from raysearch.models.layout import Layout, Units
 from raysearch.models.param_count import counts_of
-from raysearch.models.pruned_config import shape_of
+from raysearch.models.pruned_config import fixed_layers, shape_of
 from raysearch.models.shape import Shape
 from raysearch.models.shape_solver import shape_for_ratio
 from raysearch.pruning import prune
@@ -56,7 +56,7 @@ def narrower(model: PreTrainedModel) -> Shape:
 
 def random_units(model: PreTrainedModel, shape: Shape, seed: int = 0) -> dict[int, Units]:
     """Other units in each layer."""
-    rng, shapes = np.random.default_rng(seed), decoder_layout(model)
+    rng, shapes = np.random.default_rng(seed), decoder_layout(model)[0]
     units = {}
     for i in range(len(layers_of(model))):
         groups = np.sort(rng.choice(shapes.num_kv_groups, shape.num_kv_heads, replace=False))
@@ -99,9 +99,8 @@ def test_deleting_units_equals_masking_them(name: str) -> None:
     units = random_units(model, shape)
     pruned = slice_model(model, range(NUM_LAYERS), units)
     masked = copy.deepcopy(model)
-    shapes = decoder_layout(model)
     with torch.no_grad():
-        for i, layer in enumerate(layers_of(masked)):
+        for i, (layer, shapes) in enumerate(zip(layers_of(masked), decoder_layout(model), strict=True)):
             heads = layer.get_submodule(shapes.attention_out).weight.unflatten(1, (-1, shapes.head_dim))
             heads[:, np.setdiff1d(np.arange(shapes.num_heads), units[i].heads)] = 0
             channels = np.setdiff1d(np.arange(shapes.num_ffn_channels), units[i].ffn_channels)
@@ -114,8 +113,8 @@ def test_deleting_units_equals_masking_them(name: str) -> None:
 @every_family
 def test_dropping_layers_equals_skipping_them(name: str) -> None:
     model, batch = dense(name), FAMILIES[name].batch()
-    fixed = family_for(model).num_leading_layers_kept(model.config)
-    kept = [i for i in range(NUM_LAYERS) if i < fixed or i % 2 == 1]
+    fixed = fixed_layers(model.config)
+    kept = [i for i in range(NUM_LAYERS) if i in fixed or i % 2 == 1]
     pruned = slice_model(model, kept, full_units(model))
     skipped = copy.deepcopy(model)
     for i, layer in enumerate(layers_of(skipped)):
@@ -130,7 +129,7 @@ def test_dropping_layers_equals_skipping_them(name: str) -> None:
 @pytest.mark.parametrize("criterion", [c for c in WIDTH_CRITERIA if c != "random"])
 def test_units_with_zero_weights_go_first_and_change_nothing(name: str, criterion: str) -> None:
     model, batch = FAMILIES[name].model(seed=2), FAMILIES[name].batch()
-    full, shapes, rng = shape_of(model.config), decoder_layout(model), np.random.default_rng(3)
+    full, shapes, rng = shape_of(model.config), decoder_layout(model)[0], np.random.default_rng(3)
     choices = {kv for kv, heads in counts_of(model.config).attention_choices if heads == kv * shapes.heads_per_group}
     num_groups = sorted(choices)[-2] if len(choices) > 1 else full.num_kv_heads
     shape = Shape(NUM_LAYERS, num_groups, num_groups * shapes.heads_per_group, 75)
@@ -155,7 +154,7 @@ def _zero(layer: nn.Module, shapes: Layout, kind: str, gone: np.ndarray) -> None
 @pytest.mark.parametrize("criterion", LAYER_CRITERIA)
 def test_layers_are_ranked_and_an_idle_layer_is_seen(name: str, criterion: str) -> None:
     model, batch = FAMILIES[name].model(seed=4), FAMILIES[name].batch()
-    shapes = decoder_layout(model)
+    shapes = decoder_layout(model)[2]
     for output in (shapes.attention_out, shapes.ffn_out):
         for parameter in layers_of(model)[2].get_submodule(output).parameters():
             parameter.data.zero_()

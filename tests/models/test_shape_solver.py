@@ -1,12 +1,13 @@
 """Ratios and budgets to shapes: exact counts, errors of at most one unit, plain refusals."""
 
 import pytest
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, Qwen3MoeConfig
 
 from raysearch.config.budget import Budget
 from raysearch.errors import InputError
+from raysearch.models import empty_model
 from raysearch.models.param_count import counts_of
-from raysearch.models.pruned_config import shape_of
+from raysearch.models.pruned_config import pruned_config, shape_of
 from raysearch.models.shape import Shape
 from raysearch.models.shape_solver import default_multiple, shape_for_budget, shape_for_ratio, smallest_shape
 from tests.support.tiny_models import FAMILIES
@@ -75,7 +76,7 @@ def test_a_ratio_is_met_to_within_one_unit(name: str, mode: str) -> None:
     config = FAMILIES[name].config()
     counts = counts_of(config)
     decoder = counts.decoder(counts.dense)
-    unit = counts.layer(counts.dense) / 2 if mode == "layerwise" else counts.dense.num_layers * counts.per_channel
+    unit = counts.layer(counts.dense) / 2 if mode == "layerwise" else counts.channels(counts.dense.num_layers)
     for ratio in (0.0, 0.05, 0.13, 0.3, 0.45):
         shape = shape_for_ratio(counts_of(config), mode, ratio, multiple=1)
         assert abs(counts.decoder(shape) - decoder * (1 - ratio)) <= unit
@@ -92,7 +93,7 @@ def test_a_budget_is_kept_and_used_up(name: str, mode: str) -> None:
     config = FAMILIES[name].config()
     counts, dense = counts_of(config), counts_of(config).size()
     least = counts_of(config).size(smallest_shape(counts_of(config), mode))
-    unit = counts.layer(counts.dense) if mode == "layerwise" else counts.dense.num_layers * counts.per_channel
+    unit = counts.layer(counts.dense) if mode == "layerwise" else counts.channels(counts.dense.num_layers)
     for share in (0.2, 0.5, 0.9):
         bound = round(least.size_bytes + share * (dense.size_bytes - least.size_bytes))
         for budget in (Budget("bytes", size_bytes=bound), Budget("params", num_params=bound // 2)):
@@ -147,18 +148,19 @@ def test_layers_that_take_in_visual_features_stay() -> None:
     assert smallest_shape(counts_of(config), "layerwise").num_layers == 2  # two deep visual features in the tiny model
 
 
-def test_decoders_of_unequal_layers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from raysearch.models import param_count
-
-    build = param_count.empty_model
-
-    def uneven(config: object) -> object:
-        model = build(config)
-        model.model.layers[1].mlp.up_proj.weight = model.model.layers[1].mlp.down_proj.weight
-        return model
-
-    monkeypatch.setattr(param_count, "empty_model", uneven)
-    config = FAMILIES["llama"].config()
-    config.bos_token_id = 7  # another content, so that nothing is remembered
-    with pytest.raises(InputError, match="layer 1 differs from layer 0"):
-        counts_of(config)
+def test_unequal_layers_are_counted_by_kind() -> None:
+    config = Qwen3MoeConfig(
+        vocab_size=96, hidden_size=16, intermediate_size=24, moe_intermediate_size=8, num_hidden_layers=6,
+        num_experts=4, num_attention_heads=2, num_key_value_heads=1, head_dim=8, decoder_sparse_step=1,
+        mlp_only_layers=[1, 4],
+    )  # fmt: skip
+    counts = counts_of(config)
+    assert [kind.layers for kind in counts.kinds] == [(0, 2, 3, 5), (1, 4)]
+    assert [kind.per_channel for kind in counts.kinds] == [4 * 3 * 16, 0]  # of experts; the other layers keep theirs
+    assert [counts.num_of_kinds(num) for num in range(2, 7)] == [[1, 1], [2, 1], [3, 1], [3, 2], [4, 2]]
+    for num_layers in range(2, 7):
+        pruned = pruned_config(config, Shape(num_layers, 1, 2, 5), {2: [0, 1], 3: [0, 1, 2]}.get(num_layers))
+        if num_layers in (2, 3, 6):
+            built = sum(p.numel() for p in empty_model(pruned).parameters())
+            assert counts.total(Shape(num_layers, 1, 2, 5)) == built
+    assert counts.smallest == Shape(2, 1, 1, 1)

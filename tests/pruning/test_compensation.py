@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from raysearch.errors import InputError
 from raysearch.models import family_for
+from raysearch.models.pruned_config import fixed_layers
 from raysearch.pruning import compensate, compensation
 from raysearch.pruning.checkpoint import prune_checkpoint
 from raysearch.pruning.slicing import full_units, slice_model
@@ -55,8 +56,7 @@ def test_it_is_the_least_squares_optimum(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_family_comes_nearer_or_says_why_not(name: str) -> None:
     model, batch = dense(name), FAMILIES[name].batch()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    fixed = family_for(model).num_leading_layers_kept(model.config)
-    kept = [*range(max(fixed, 1)), NUM_LAYERS - 1]
+    kept = [*(fixed_layers(model.config) or [0]), NUM_LAYERS - 1]
     pruned = slice_model(model, kept, full_units(model))
     if not FAMILIES[name].adds_ffn_output:
         with pytest.raises(InputError, match="norms or scales the FFN's output"):

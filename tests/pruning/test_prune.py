@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from torch import nn
 
 from raysearch.errors import InputError
-from raysearch.models import family_for, layout_of
+from raysearch.models import Family, family_for
 from raysearch.models.layout import Units
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
@@ -127,18 +126,18 @@ def test_layers_by_order_and_by_block() -> None:
     order = Importance("greedy_loss", layers=np.zeros(5), layer_order=np.array([3, 1, 0, 4, 2]))
     assert layers_to_keep(order, 5) == [0, 1, 2, 3, 4]
     assert layers_to_keep(order, 3) == [0, 2, 4]
-    assert layers_to_keep(order, 3, num_fixed=2) == [0, 1, 2]
+    assert layers_to_keep(order, 3, fixed=(0, 1)) == [0, 1, 2]
     distance = np.array([[0.5, 0.9, 0.8], [0.4, 0.7, np.inf], [0.6, np.inf, np.inf]], np.float32)
     block = Importance("angular", layers=distance[:, 0], block_distance=distance)
     assert layers_to_keep(block, 3) == [0, 1, 2]
     assert layers_to_keep(block, 2) == [0, 2]  # layer 1 alone moves the state the least
     assert layers_to_keep(block, 1) == [0]  # layers 1 and 2 together 0.7, 0 and 1 together 0.9
-    assert layers_to_keep(block, 2, num_fixed=2) == [0, 1]
+    assert layers_to_keep(block, 2, fixed=(0, 1)) == [0, 1]
 
 
 def test_wrong_uses_are_refused() -> None:
     model = dense("qwen3_vl")
-    with pytest.raises(InputError, match="take in visual features and must stay"):
+    with pytest.raises(InputError, match=r"layers \[0, 1\] of qwen3_vl must stay"):
         slice_model(model, [0, 2, 3], full_units(model))
     for layers in ([2, 0], [0, 0, 1], [], [0, 9]):
         with pytest.raises(InputError, match="must be increasing"):
@@ -158,32 +157,35 @@ def test_wrong_uses_are_refused() -> None:
         slice_model(model, range(NUM_LAYERS), uneven)
 
 
-def test_an_unknown_architecture_is_told_what_is_missing() -> None:
-    model = copy.deepcopy(dense("aya_vision"))
+def test_layers_of_several_kinds_are_dropped_in_proportion() -> None:
+    scores = Importance("deepest", layers=np.zeros(6), layer_order=np.array([5, 4, 3, 2, 1, 0]))
+    kinds = [0, 0, 1, 0, 0, 1]
+    assert layers_to_keep(scores, 3, kinds=kinds, nums=[2, 1]) == [0, 1, 2]
+    assert layers_to_keep(scores, 3, (5,), kinds, [2, 1]) == [0, 1, 5]
+    distance = np.full((6, 6), np.inf, np.float32)
+    for start in range(6):
+        distance[start, : 6 - start] = 6 - start
+    block = Importance("angular", layers=distance[:, 0], block_distance=distance)
+    assert layers_to_keep(block, 3, kinds=kinds, nums=[2, 1]) == [0, 1, 2]
+    assert layers_to_keep(block, 4, kinds=kinds, nums=[2, 2]) == [0, 1, 2, 5]  # 3 and 4 are the last pair of kind 0
+
+
+def test_parts_of_an_unknown_architecture_are_found_by_structure() -> None:
+    model = dense("aya_vision")
     family = family_for(model)
     assert family.vision_paths == ("model.vision_tower",)
     assert family.projector_paths == ("model.multi_modal_projector",)
+    model = copy.deepcopy(model)
     model.model.seeing = model.model.vision_tower
     del model.model.vision_tower
-    with pytest.raises(InputError) as caught:
-        family_for(model)
-    for part in (
-        "aya_vision",
-        "vision tower not found",
-        "model.visual",
-        "known families",
-        "llava",
-        "known_families.py",
-    ):
-        assert part in str(caught.value)
-
-
-def test_an_unknown_layer_is_told_what_is_missing() -> None:
-    layer = nn.Module()
-    layer.self_attn = nn.Module()
-    layer.self_attn.wo = nn.Linear(4, 4)
-    with pytest.raises(InputError, match=r"attention output not found, looked for self_attn.o_proj"):
-        layout_of(layer, FAMILIES["llama"].config())
+    model.config.initializer_range = 0.5  # another configuration, so that nothing is remembered
+    assert family_for(model).vision_paths == ("model.seeing",)
+    without_projector = Family("aya_vision", vision_paths=("model.seeing",))
+    with pytest.raises(InputError, match=r"aya_vision.*projector not found.*known_families.py"):
+        without_projector.projector(model)
+    del model.model.language_model.layers
+    with pytest.raises(InputError, match="decoder not found"):
+        Family("aya_vision").decoder(model)
 
 
 def test_encoder_decoders_are_refused() -> None:

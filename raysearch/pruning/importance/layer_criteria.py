@@ -81,7 +81,7 @@ def greedy_loss(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -
     """
     skipping = LayerSkippingLoss(model, batches)
     left, order = list(range(skipping.num_layers)), []
-    while len(left) > max(1, skipping.num_fixed):
+    while len(left) > max(1, len(skipping.fixed)):
         losses = skipping.losses_without_each(left)
         order.append(min(losses, key=lambda i: losses[i]))
         left.remove(order[-1])

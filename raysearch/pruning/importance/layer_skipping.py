@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
 from raysearch.models import family_for
+from raysearch.models.pruned_config import fixed_layers
 from raysearch.pruning.importance.calibration import Batch
 
 
@@ -33,7 +34,8 @@ class LayerSkippingLoss:
         self.model, self.family = model, family_for(model)
         self.layers = list(self.family.decoder(model).layers)
         self.num_layers = len(self.layers)
-        self.num_fixed = self.family.num_leading_layers_kept(model.config)
+        self.fixed = set(fixed_layers(model.config))
+        self.num_leading = next(i for i in range(self.num_layers + 1) if i not in self.fixed)
         self.norm, self.head = self.family.final_norm(model), self.family.lm_head(model)
         self.to_logits: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.batches = [self._record(batch) for batch in batches]
@@ -45,12 +47,13 @@ class LayerSkippingLoss:
 
     def losses_without_each(self, layers: Sequence[int]) -> dict[int, float]:
         """For each droppable layer of `layers`, the loss of the others; layers in front of it run once for all."""
-        totals = {i: 0.0 for i in layers if i >= self.num_fixed}
+        totals = {i: 0.0 for i in layers if i not in self.fixed}
+        behind = [i for i in layers if i >= self.num_leading]
         for batch in self.batches:
-            hidden = self._run(batch, [i for i in layers if i < self.num_fixed])
-            droppable = [i for i in layers if i >= self.num_fixed]
-            for position, i in enumerate(droppable):
-                totals[i] += self._nll(batch, self._through(batch, hidden, droppable[position + 1 :]))
+            hidden = batch.start
+            for position, i in enumerate(behind):
+                if i in totals:
+                    totals[i] += self._nll(batch, self._through(batch, hidden, behind[position + 1 :]))
                 hidden = self._through(batch, hidden, [i])
         return {i: total / self.num_answer_tokens for i, total in totals.items()}
 
@@ -68,7 +71,7 @@ class LayerSkippingLoss:
         def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             kwargs = dict(kwargs)
             hidden = args[0] if args else kwargs.pop("hidden_states")
-            if len(calls) == self.num_fixed:
+            if len(calls) == self.num_leading:
                 start.append(hidden)  # behind it, nothing is added between layers
             calls.append((args[1:], kwargs))
 
@@ -108,7 +111,7 @@ class LayerSkippingLoss:
         )
 
     def _run(self, batch: _RecordedBatch, layers: Sequence[int]) -> torch.Tensor:
-        return self._through(batch, batch.start, [i for i in layers if i >= self.num_fixed])
+        return self._through(batch, batch.start, [i for i in layers if i >= self.num_leading])
 
     def _through(self, batch: _RecordedBatch, hidden: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
         for i in layers:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from raysearch.errors import InputError
 from raysearch.models import Layout, UnitKind, decoder_layout, family_for
 from raysearch.pruning.importance.calibration import Batch, token_mask
 from raysearch.pruning.importance.layer_criteria import forward_only
@@ -56,6 +57,7 @@ def taylor2(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Im
     gets a gradient.
     """
     layout, heads, channels = _zero_sums(model)
+    _check_outputs(model, "taylor2")
     num_samples = 0
     first = family_for(model).decoder(model).layers[0]
     with first.register_forward_pre_hook(_require_grad, with_kwargs=True):
@@ -68,7 +70,7 @@ def taylor2(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Im
                 gate = _per_head(values.double(), size).sum(-1) * (counts.sum() / counts)[:, None]
                 target[i] += gate.square().sum(0).cpu() / 2
 
-            with _output_gradients(model, layout, add):
+            with _output_gradients(model, add):
                 model(**batch, use_cache=False).loss.float().backward()
     return _of_heads("taylor2", layout, heads / max(num_samples, 1), channels / max(num_samples, 1))
 
@@ -80,6 +82,7 @@ def activation(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) ->
     Of a head, the size at a token is the L2 norm of its output; of a channel, its absolute value.
     """
     layout, heads, channels = _zero_sums(model)
+    _check_outputs(model, "activation")
     for batch in batches:
         mask = token_mask(model, batch, tokens)
         weights = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).float()  # (batch, seq)
@@ -89,34 +92,38 @@ def activation(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) ->
             means = torch.einsum("bs,bsu->bu", weights.to(values.device), values)
             (channels if is_ffn else heads)[i] += means.double().square().sum(0).cpu()
 
-        with _output_inputs(model, layout, add):
+        with _output_inputs(model, add):
             forward_only(model, batch)
     return _of_heads("activation", layout, heads.sqrt(), channels.sqrt())
 
 
 def wanda(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
     """Mean over output rows of `|W_ij| * ||X_j||` at the output layers (arXiv 2306.11695, structured as in FLAP)."""
-    layout, moments = _moments(model, batches, tokens)
-    scores = [weight.abs().mean(0).double().cpu() * second.sqrt() for weight, _, second, _ in moments]
-    heads, channels = _split(scores, layout)
-    return _of_heads("wanda", layout, heads.sum(-1), channels)
+    _check_outputs(model, "wanda")
+    layout, heads, channels = _zero_sums(model)
+    for i, is_ffn, weight, _, second, _ in _moments(model, batches, tokens):
+        scores = weight.abs().mean(0).double().cpu() * second.sqrt()
+        (channels if is_ffn else heads)[i] = scores if is_ffn else _per_head(scores, layout.head_dim).sum(-1)
+    return _of_heads("wanda", layout, heads, channels)
 
 
+@torch.inference_mode()
 def fluctuation(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
     """`Var(X_j) * ||W_:j||^2` at the output layers, mean over a head's columns (arXiv 2312.11983, equation 5).
 
     The mean inputs are returned too: where the architecture has output biases, they compensate for what is removed.
     """
-    layout, moments = _moments(model, batches, tokens)
-    scores, means = [], []
-    for weight, first, second, num_tokens in moments:
+    _check_outputs(model, "fluctuation")
+    layout, heads, channels = _zero_sums(model)
+    means = torch.zeros(len(heads), layout.num_heads * layout.head_dim), torch.zeros(channels.shape)
+    for i, is_ffn, weight, first, second, num_tokens in _moments(model, batches, tokens):
         mean = first / num_tokens
         variance = (second / num_tokens - mean.square()).clamp(min=0)
-        scores.append(variance * weight.square().sum(0).double().cpu())
-        means.append(mean.numpy().astype(np.float32))
-    heads, channels = _split(scores, layout)
-    result = _of_heads("fluctuation", layout, heads.mean(-1), channels)
-    return replace(result, attention_means=np.stack(means[0::2]), ffn_means=np.stack(means[1::2]))
+        scores = variance * weight.square().sum(0).double().cpu()
+        (channels if is_ffn else heads)[i] = scores if is_ffn else _per_head(scores, layout.head_dim).mean(-1)
+        means[is_ffn][i] = mean.float()
+    result = _of_heads("fluctuation", layout, heads, channels)
+    return replace(result, attention_means=means[0].numpy(), ffn_means=means[1].numpy())
 
 
 def random(model: PreTrainedModel, seed: int) -> Importance:
@@ -134,11 +141,26 @@ def random(model: PreTrainedModel, seed: int) -> Importance:
 
 
 def _zero_sums(model: PreTrainedModel) -> tuple[Layout, torch.Tensor, torch.Tensor]:
-    """The decoder's layout, and zeros for heads (L, H) and for channels (L, F), fp64."""
-    layout, num_layers = decoder_layout(model), len(family_for(model).decoder(model).layers)
+    """The layout of a layer with heads, and zeros for heads (L, H) and for channels (L, F), fp64."""
+    layouts = decoder_layout(model)
+    layout = next((layout for layout in layouts if layout.attention_out), layouts[0])
     sizes = layout.num_heads, layout.num_ffn_channels
-    heads, channels = (torch.zeros(num_layers, size, dtype=torch.float64) for size in sizes)
+    heads, channels = (torch.zeros(len(layouts), size, dtype=torch.float64) for size in sizes)
     return layout, heads, channels
+
+
+def _check_outputs(model: PreTrainedModel, criterion: str) -> None:
+    """Experts' outputs are not read.
+
+    Raises:
+        InputError: channels that can be pruned are those of experts.
+    """
+    for i, layout in enumerate(decoder_layout(model)):
+        if layout.ffn_out is None and any(part.kind == "ffn_channels" for part in layout.slices):
+            raise InputError(
+                f"criterion {criterion}: reads the inputs of FFN output layers, and layer {i} of "
+                f"{model.config.model_type} has experts; choose magnitude, taylor or random"
+            )
 
 
 class _UnitSums:
@@ -146,6 +168,7 @@ class _UnitSums:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layout, heads, channels = _zero_sums(model)
+        self.layouts = decoder_layout(model)
         self.layers = list(family_for(model).decoder(model).layers)
         groups = torch.zeros(len(heads), self.layout.num_kv_groups, dtype=torch.float64)
         self.sums: dict[UnitKind, torch.Tensor] = {"heads": heads, "kv_groups": groups, "ffn_channels": channels}
@@ -154,16 +177,16 @@ class _UnitSums:
         """Every weight and bias with rows or columns of units: layer, name in the layer, parameter."""
         for i, layer in enumerate(self.layers):
             for name, parameter in layer.named_parameters():
-                if self.layout.slices_of(name):
+                if self.layouts[i].slices_of(name):
                     yield i, name, parameter
 
     def add(self, layer: int, name: str, values: torch.Tensor, power: int) -> None:
         """Add `|value| ** power` of each weight."""
-        for part in self.layout.slices_of(name):
-            if values.ndim == 2:
-                lines = torch.linalg.vector_norm(values, power, 1 - part.axis, dtype=torch.float32)
-            else:
-                lines = values.float().abs()
+        for part in self.layouts[layer].slices_of(name):
+            others = [axis for axis in range(values.ndim) if axis != part.axis]
+            lines = values.float().abs()
+            if others:
+                lines = torch.linalg.vector_norm(values, power, others, dtype=torch.float32)
             lines = lines[part.start : part.start + part.size * part.num_units].double().cpu() ** power
             self.sums[part.kind][layer] += lines.reshape(part.num_units, part.size).sum(1)
 
@@ -185,12 +208,11 @@ def _reduce_and_free(sums: _UnitSums, layer: int, name: str) -> Callable[[torch.
 
 def _moments(
     model: PreTrainedModel, batches: Iterable[Batch], tokens: str
-) -> tuple[Layout, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]]:
-    """For each output layer (attention and FFN of layer 0, then 1, ...): its weight in fp32, the sum and the sum of
+) -> Iterator[tuple[int, bool, torch.Tensor, torch.Tensor, torch.Tensor, int]]:
+    """For each output layer: its decoder layer, whether it is an FFN's, its weight in fp32, the sum and the sum of
     squares of its inputs, both fp64 (features,), and the number of tokens."""
-    layout = decoder_layout(model)
-    outputs = list(_output_layers(model, layout))
-    sums = [torch.zeros(2, module.in_features, dtype=torch.float64) for module in outputs]
+    outputs = list(_output_layers(model))
+    sums = {(i, is_ffn): torch.zeros(2, module.in_features, dtype=torch.float64) for i, is_ffn, module in outputs}
     num_tokens = 0
     for batch in batches:
         mask = token_mask(model, batch, tokens)
@@ -198,38 +220,35 @@ def _moments(
 
         def add(i: int, is_ffn: bool, inputs: torch.Tensor, mask: torch.Tensor = mask) -> None:
             rows = inputs[mask.to(inputs.device)].double()
-            sums[2 * i + is_ffn] += torch.stack([rows.sum(0), rows.square().sum(0)]).cpu()
+            sums[i, is_ffn] += torch.stack([rows.sum(0), rows.square().sum(0)]).cpu()
 
-        with torch.inference_mode(), _output_inputs(model, layout, add):
+        with torch.inference_mode(), _output_inputs(model, add):
             forward_only(model, batch)
-    return layout, [
-        (module.weight.detach().float(), first, second, max(num_tokens, 1))
-        for module, (first, second) in zip(outputs, sums, strict=True)
-    ]
+    for i, is_ffn, module in outputs:
+        first, second = sums[i, is_ffn]
+        yield i, is_ffn, module.weight.detach().float(), first, second, max(num_tokens, 1)
 
 
-def _output_layers(model: PreTrainedModel, layout: Layout) -> Iterator[nn.Linear]:
-    for layer in family_for(model).decoder(model).layers:
-        yield layer.get_submodule(layout.attention_out)
-        yield layer.get_submodule(layout.ffn_out)
+def _output_layers(model: PreTrainedModel) -> Iterator[tuple[int, bool, nn.Linear]]:
+    """Each output layer: its decoder layer, whether it is an FFN's, and the module."""
+    layers = family_for(model).decoder(model).layers
+    for i, (layer, layout) in enumerate(zip(layers, decoder_layout(model), strict=True)):
+        for kind, name, _ in layout.outputs:
+            yield i, kind == "ffn_channels", layer.get_submodule(name)
 
 
 @contextmanager
-def _output_inputs(
-    model: PreTrainedModel, layout: Layout, add: Callable[[int, bool, torch.Tensor], None]
-) -> Iterator[None]:
+def _output_inputs(model: PreTrainedModel, add: Callable[[int, bool, torch.Tensor], None]) -> Iterator[None]:
     """Call `add(layer, is_ffn, inputs)` with each output layer's inputs: (batch, seq, features)."""
     with ExitStack() as hooks:
-        for i, module in enumerate(_output_layers(model, layout)):
-            hook = module.register_forward_pre_hook(lambda module, args, i=i: add(i // 2, bool(i % 2), args[0]))
+        for i, is_ffn, module in _output_layers(model):
+            hook = module.register_forward_pre_hook(lambda module, args, i=i, is_ffn=is_ffn: add(i, is_ffn, args[0]))
             hooks.enter_context(hook)
         yield
 
 
 @contextmanager
-def _output_gradients(
-    model: PreTrainedModel, layout: Layout, add: Callable[[int, bool, torch.Tensor], None]
-) -> Iterator[None]:
+def _output_gradients(model: PreTrainedModel, add: Callable[[int, bool, torch.Tensor], None]) -> Iterator[None]:
     """Call `add(layer, is_ffn, values)` with each output layer's inputs times their gradients, summed over tokens:
     (batch, features)."""
 
@@ -237,7 +256,7 @@ def _output_gradients(
         kept = inputs.detach()
         inputs.register_hook(lambda grad: add(i, is_ffn, (kept.float() * grad.float()).sum(1)))
 
-    with _output_inputs(model, layout, on_forward):
+    with _output_inputs(model, on_forward):
         yield
 
 
@@ -250,11 +269,6 @@ def _require_grad(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tup
 def _per_head(values: torch.Tensor, size: int) -> torch.Tensor:
     """(..., units * size) as (..., units, size)."""
     return values.unflatten(-1, (-1, size))
-
-
-def _split(scores: list[torch.Tensor], layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of output layers' columns as (L, H, head size) and (L, F)."""
-    return _per_head(torch.stack(scores[0::2]), layout.head_dim), torch.stack(scores[1::2])
 
 
 def _of_heads(criterion: str, layout: Layout, heads: torch.Tensor, channels: torch.Tensor) -> Importance:

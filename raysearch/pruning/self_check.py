@@ -1,0 +1,237 @@
+"""Whether an architecture can be pruned: tried on a tiny copy before anything large is loaded.
+
+A tiny copy with random weights is pruned and compared with itself: with the dropped layers skipped, or the weights of
+removed units set to 0. On the real configuration, on the meta device, every tensor of the pruned class is compared with
+what is left of the dense one. So an architecture is either right, or refused in one line.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from raysearch.config.recipe import Mode
+from raysearch.errors import InputError, first_line
+from raysearch.files import cache_folder, write_json
+from raysearch.logging import logger, quiet
+from raysearch.models import decoder_layout, empty_model, family_for, load_config
+from raysearch.models.layout import Units
+from raysearch.models.param_count import counts_of
+from raysearch.models.shape import ParamCounts, Shape
+from raysearch.models.tiny_copy import Inputs, inputs_for, logits_of, tiny_config, tiny_model
+from raysearch.pruning.importance import Importance
+from raysearch.pruning.select_layers import layers_to_keep
+from raysearch.pruning.select_units import units_to_keep
+from raysearch.pruning.slicing import full_units, slice_model
+
+Part = Literal["layers", "widths"]
+_PARTS: tuple[Part, ...] = ("layers", "widths")
+PARTS: dict[Mode, tuple[Part, ...]] = {"layerwise": ("layers",), "widthwise": ("widths",), "both": ("layers", "widths")}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one architecture.
+
+    Attributes:
+        layers, widths: why they can't be pruned; empty if they can.
+        picture: whether a picture was among the inputs.
+    """
+
+    layers: str
+    widths: str
+    picture: bool
+
+    def reasons(self, mode: Mode) -> list[str]:
+        """Why a mode would not be right; empty if it would."""
+        return [reason for part in PARTS[mode] if (reason := getattr(self, part))]
+
+
+TOLERANCE = 1e-3
+"""Of the largest logit; rounding alone gives less than 1e-5."""
+
+
+def check_architecture(config: PretrainedConfig, mode: Mode) -> None:
+    """Check that pruning a model of this configuration in `mode` is right.
+
+    Raises:
+        InputError: it isn't, or that can't be told; the message says what differs, and which mode works instead.
+    """
+    verdict = verdict_of(config)
+    if reasons := verdict.reasons(mode):
+        works = [other for other in PARTS if not verdict.reasons(other)]
+        instead = f"choose mode {' or '.join(works)}" if works else "no mode works"
+        raise InputError(f"{config.model_type}: mode {mode} would not be right: {reasons[0]}; {instead}")
+
+
+def check_model(model: str, modes: Sequence[Mode]) -> None:
+    """`check_architecture` of a folder or hub id in several modes.
+
+    Raises:
+        InputError: as `check_architecture`, or no such model.
+    """
+    config = load_config(model)
+    for mode in modes:
+        check_architecture(config, mode)
+
+
+def verdict_of(config: PretrainedConfig) -> Verdict:
+    """The verdict on a configuration's architecture, cached by configuration and versions."""
+    content = [config.to_json_string(use_diff=False), metadata.version("transformers"), _code_hash()]
+    key = hashlib.sha256(json.dumps([type(config).__name__, *content]).encode()).hexdigest()[:20]
+    path = cache_folder("checks") / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Verdict(**json.loads(path.read_text(encoding="utf-8")))
+    logger.info("trying a tiny copy of %s, once", config.model_type)
+    verdict = examine(config)
+    with contextlib.suppress(OSError):  # without a cache, it is tried again next time
+        write_json(path, dataclasses.asdict(verdict))
+    return verdict
+
+
+def _code_hash() -> str:
+    """Of the code that prunes, so that a verdict is not older than it."""
+    folder = Path(__file__).parents[1]
+    files = [*sorted((folder / "models").glob("*.py")), *sorted((folder / "pruning").glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+def examine(config: PretrainedConfig) -> Verdict:
+    """As `verdict_of`, without the cache."""
+    try:
+        counts = counts_of(config)
+        dense = empty_model(copy.deepcopy(config))
+        tiny = tiny_model(tiny_config(config))
+        inputs = inputs_for(tiny)
+    except Exception as error:
+        return Verdict(_reason(error), _reason(error), picture=False)
+    reasons: dict[str, str] = {}
+    for part in _PARTS:
+        try:
+            for seed in range(2):
+                slice_model(dense, *_selection(counts, dense, part, seed))
+                _compare(tiny, inputs, part, seed)
+            reasons[part] = ""
+        except Exception as error:  # whatever the architecture's own code raises
+            reasons[part] = _reason(error)
+    return Verdict(**reasons, picture="picture" in inputs)
+
+
+def _reason(error: Exception) -> str:
+    return first_line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def _selection(
+    counts: ParamCounts, model: PreTrainedModel, part: Part, seed: int
+) -> tuple[list[int], dict[int, Units]]:
+    """Layers and units to keep, by chance: two thirds of the layers, or fewer heads and channels."""
+    random, dense = np.random.default_rng(seed), counts.dense
+    if part == "layers":
+        num = max(counts.smallest.num_layers, dense.num_layers - max(1, dense.num_layers // 3))
+        if num == dense.num_layers:
+            raise InputError(f"none of its {num} layers can be dropped")
+        scores = random.random(dense.num_layers)
+        order = Importance("random", layers=scores, layer_order=np.argsort(scores))
+        kept = layers_to_keep(order, num, counts.fixed_layers, counts.kind_of_layer, counts.num_of_kinds(num))
+        return kept, full_units(model)
+    shape = _narrower(counts)
+    widths = dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels
+    groups, heads, channels = (random.random((dense.num_layers, width)) for width in widths)
+    units = Importance("random", kv_groups=groups, heads=heads, ffn_channels=channels)
+    layouts = decoder_layout(model)
+    every = list(range(dense.num_layers))
+    return every, {i: units_to_keep(units, layouts[i], shape, i) for i in every}
+
+
+def _narrower(counts: ParamCounts) -> Shape:
+    dense = counts.dense
+    pairs = [pair for pair in counts.attention_choices if pair != (dense.num_kv_heads, dense.num_heads)]
+    pair = pairs[len(pairs) // 3] if pairs else (dense.num_kv_heads, dense.num_heads)
+    channels = max(counts.smallest.num_ffn_channels, dense.num_ffn_channels * 2 // 3)
+    shape = Shape(dense.num_layers, *pair, channels)
+    if counts.layers(shape) == counts.layers(dense):
+        raise InputError("neither heads nor FFN channels of its layers can be pruned")
+    return shape
+
+
+def _compare(dense: PreTrainedModel, inputs: dict[str, Inputs], part: Part, seed: int) -> None:
+    layers, units = _selection(counts_of(dense.config), dense, part, seed)
+    pruned = slice_model(dense, layers, units)
+    if part == "layers":
+        with _skipping(dense, layers, inputs):
+            wanted = {name: logits_of(dense, given) for name, given in inputs.items()}
+    else:
+        masked = copy.deepcopy(dense)
+        decoder = family_for(masked).decoder(masked)
+        for i, (layer, layout) in enumerate(zip(decoder.layers, decoder_layout(dense), strict=True)):
+            layout.zero(layer, units[i])
+        wanted = {name: logits_of(masked, given) for name, given in inputs.items()}
+    for name, given in inputs.items():
+        found, scale = logits_of(pruned, given), max(1.0, float(wanted[name].abs().max()))
+        away = float((found - wanted[name]).abs().max())
+        if not away <= TOLERANCE * scale:
+            what = "the dense model without these layers" if part == "layers" else "the dense model with zeroed units"
+            raise InputError(f"on {name}, a tiny copy's logits are {away:.2g} away from {what}")
+        if torch.equal(wanted[name], logits_of(dense, given)):
+            raise InputError(f"on {name}, what is removed from a tiny copy changes nothing, so it can't be checked")
+    _check_cache(dense, pruned, inputs)
+
+
+def _check_cache(dense: PreTrainedModel, pruned: PreTrainedModel, inputs: dict[str, Inputs]) -> None:
+    """Generation with the cache gives the tokens that it gives without, if it does for the dense model."""
+    for name, given in inputs.items():
+        try:
+            with_cache, without = (_generated(dense, given, use_cache) for use_cache in (True, False))
+        except Exception:  # the architecture itself doesn't generate from these inputs
+            continue
+        if not torch.equal(with_cache, without):
+            continue
+        with_cache, without = (_generated(pruned, given, use_cache) for use_cache in (True, False))
+        if not torch.equal(with_cache, without):
+            raise InputError(f"on {name}, a pruned tiny copy generates other tokens with a cache than without")
+
+
+def _generated(model: PreTrainedModel, inputs: Inputs, use_cache: bool) -> torch.Tensor:
+    with torch.inference_mode(), quiet():
+        return model.generate(**inputs, min_new_tokens=3, max_new_tokens=3, do_sample=False, use_cache=use_cache)
+
+
+@contextmanager
+def _skipping(model: PreTrainedModel, kept: Sequence[int], inputs: dict[str, Inputs]) -> Iterator[None]:
+    """Inside, decoder layers that are not kept hand on the hidden state; what else they return is of a dense run."""
+    layers = family_for(model).decoder(model).layers
+    outputs: dict[int, Any] = {}
+    hooks = [
+        layer.register_forward_hook(lambda module, args, output, i=i: outputs.__setitem__(i, output))
+        for i, layer in enumerate(layers)
+    ]
+    logits_of(model, next(iter(inputs.values())))
+    for hook in hooks:
+        hook.remove()
+    skipped = [i for i in range(len(layers)) if i not in kept]
+    for i in skipped:
+        layers[i].forward = _handing_on(outputs[i])
+    try:
+        yield
+    finally:
+        for i in skipped:
+            del layers[i].forward
+
+
+def _handing_on(dense_output: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        states = args[0] if args else kwargs["hidden_states"]
+        return (states, *dense_output[1:]) if isinstance(dense_output, tuple) else states
+
+    return forward
