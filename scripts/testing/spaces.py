@@ -14,7 +14,7 @@ SMALL_SPACE = {
         "hidden_kd": [0.0, 1.0],
         "data_fraction": [0.5, 1.0],
     },
-    "search": {"trials": 6, "first_rung": 0.25, "seed": 3},
+    "search": {"trials": 6, "first_rung": 0.25, "shapes": 12, "seed": 3},
     "recovery": {"batch_size": 4, "max_length": 256, "zero_stage": 1},
     "slots": {"num": 1},
 }
