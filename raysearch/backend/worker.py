@@ -85,7 +85,15 @@ class Worker:
         self._has_frozen = False
         space = SearchSpace.model_validate(config["space"])
         self._runtime.start_process(max(1, int(space.slots.cpus_per_worker)))
+        self._enter("loading", "the model and the data")
         self._load(config, space)
+        if rank == 0:
+            self._coordinator.call(Coordinator.ready, self._slot)
+
+    def _enter(self, state: str, reason: str = "") -> None:
+        """Tell what this slot does."""
+        if self._rank == 0:
+            self._coordinator.submit(Coordinator.enter, self._slot, state, reason)
 
     def _load(self, config: dict[str, Any], space: SearchSpace) -> None:
         """Load what trials need, and measure what is measured once per study; or note why no trial can be run."""
@@ -111,6 +119,7 @@ class Worker:
     def _measure(self, once: Callable[[Mapping[str, Callable[[], Any]]], dict[str, Any]]) -> None:
         """Measure the dense model and judge shapes, together with the other slots."""
         started = time.monotonic()
+        self._enter("measuring the dense model")
         found = self._context.baselines
         logger.info("%s: dense model measured in %.0f s", self._slot, time.monotonic() - started)
         layers = {name: units.per_layer().tolist() for name, units in found.importances.items()}
@@ -121,6 +130,7 @@ class Worker:
     def _study_shapes(self, once: Callable[[Mapping[str, Callable[[], Any]]], dict[str, Any]]) -> None:
         """Judge shapes and post all of them."""
         started = time.monotonic()
+        self._enter("judging shapes", "before the first proposals")
         with self._runtime.shape_study(self._context) as parts:
             found = once(parts)
         num = sum(map(len, found.values()))
@@ -174,6 +184,7 @@ class Worker:
 
     def _start(self, recipe: Recipe) -> None:
         self._end_trial()
+        self._enter("training", f"{recipe.mode} {recipe.ratio:.0%}, {recipe.trained}")
         self._trial = self._runtime.open_trial(recipe, self._context)
         self._scores = self._trial.scores(self._rungs, keep_in=self._folder / RUNNING / recipe.key)
 
@@ -201,6 +212,7 @@ class Worker:
     def _finish(self, folder: Path) -> CheckpointWritten:
         """Held-out scores are here where they are known already, or the checkpoint can't give them later."""
         trial = self._trial
+        self._enter("writing a checkpoint")
         heldout = None if trial.scores_heldout_later else trial.heldout_quality()
         trial.export(folder, heldout)
         return CheckpointWritten(checkpoint=f"{CHECKPOINTS}/{folder.name}", heldout=heldout, **trial.seconds)
@@ -208,6 +220,7 @@ class Worker:
     def _score_heldout(self, folder: Path) -> HeldoutScored:
         """While another slot measures the dense model, which all scores are relative to, this one goes on."""
         self._end_trial()
+        self._enter("asking held-out questions", folder.name)
         if self._coordinator.call(Coordinator.is_free, "heldout"):
             assert self._context.heldout_baseline is not None
         return HeldoutScored(heldout=self._runtime.score_heldout(folder, self._context))

@@ -1,4 +1,4 @@
-"""The commands of `raysearch`: search, best, export, benchmark, prune, report, estimate, replicate and sync.
+"""The commands of `raysearch`: search, best, status, export, benchmark, prune, report, estimate, replicate and sync.
 
 Every command imports what it needs when it runs: `--help`, `best` and mistakes load neither torch nor ray nor MLflow.
 """
@@ -241,6 +241,24 @@ def prune(
         quantization=quantization,
     )
     print(f"{to}: {size_text(done['size_bytes'])}, {done['size_ratio']:.1%} of the dense model, by {done['criterion']}")
+
+
+@app.command()
+def status(
+    folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, verbose: Verbosity = 0
+) -> None:
+    """Say how a study stands: its search, slots, trials and front, and how to go on.
+
+    It also works while another process, on any machine that sees the folder,
+    runs the search.
+
+    Examples:
+
+      raysearch status runs/mine
+    """
+    from raysearch.report.status_text import status_lines, study_status
+
+    print(json.dumps(study_status(folder), indent=2) if as_json else "\n".join(status_lines(folder)))
 
 
 @app.command()

@@ -303,3 +303,37 @@ def test_whether_storage_has_ended_a_slot(failure, storage):
 def test_an_unknown_command_is_a_failure_and_no_attribute(open_slot):
     slot = open_slot(ThreadRuntime())
     assert slot.ask("_load").reason.startswith("AssertionError")
+
+
+class FailsToStart(ThreadRuntime):
+    def start_process(self, num_threads):
+        raise RuntimeError("gloo: no interface")
+
+
+def test_a_slot_tells_what_it_does_and_whether_it_died_before_it_could_take_a_recipe(open_slot, coordinator):
+    def states():
+        return [stage.state for stage in coordinator.call(Coordinator.stages)]
+
+    slot = open_slot(ThreadRuntime())
+    slot.ask(RunRecipe(recipe=RECIPE))
+    assert states() == ["training"]
+    slot.close()
+    assert states() == []
+    with pytest.raises(SlotDied, match="gloo: no interface") as died:
+        open_slot(FailsToStart()).ask(RunRecipe(recipe=RECIPE))
+    assert died.value.at_start
+    assert states() == []
+    slot = open_slot(ThreadRuntime(RuntimeError("out of memory")), workers=2)
+    with pytest.raises(SlotDied) as died:
+        slot.ask(RunRecipe(recipe=RECIPE))
+    assert not died.value.at_start
+
+
+def test_a_slot_that_has_no_workers_yet_waits_for_room(coordinator):
+    coordinator.call(Coordinator.begin, "slot-1", None)
+    assert [(s.state, s.reason) for s in coordinator.call(Coordinator.stages)] == [("waiting for room", "")]
+    coordinator.call(Coordinator.join, "slot-1", "worker", "node", None)
+    assert [(s.state, s.reason) for s in coordinator.call(Coordinator.stages)] == [("joining", "1 workers are there")]
+    coordinator.call(Coordinator.enter, "gone", "training")
+    coordinator.call(Coordinator.forget, "slot-1")
+    assert coordinator.call(Coordinator.stages) == []
