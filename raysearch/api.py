@@ -263,6 +263,6 @@ def _search(
 
     began = monotonic()
     to = None if out is None else Path(out)
-    checked = check(space, resume, to, budgets, limits, seed, slots, warm_start)
+    checked = check(space, resume, to, budgets, limits, seed, slots, warm_start, began)
     run(checked.plan, checked.folder, checked.prior_trials, began=began)
     return Study(checked.folder)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node  # a public function of Ray without a public place
 
 from raysearch.config.settings import Slots
 from raysearch.errors import InputError
@@ -49,6 +50,12 @@ def join_cluster(slots: Slots) -> int:
             f"{_nodes_text()}; lower slots.workers, add nodes, or set slots.autoscaling if the cluster adds them"
         )
     return num
+
+
+def joining_text() -> tuple[str, str]:
+    """What `join_cluster` will do, and where."""
+    address = os.environ.get("RAY_ADDRESS")
+    return ("joining the cluster", f"RAY_ADDRESS {address}") if address else ("starting Ray", "on this machine")
 
 
 def _start() -> None:
@@ -113,6 +120,15 @@ def num_slots(slots: Slots) -> int:
     )
     room = num_workers // slots.workers
     return min(slots.num or room, room)
+
+
+def room_text(slots: Slots) -> str:
+    """What a slot needs and what there is, for one that waits."""
+    free = available_resources_per_node().values()
+    most = {kind: max((node.get(kind, 0.0) for node in free), default=0.0) for kind in ("CPU", "GPU")}
+    needed = _text(_asked(slots))
+    each = f"{slots.workers} times {needed}" if slots.workers > 1 else needed
+    return f"it needs {each} on one node; the freest has {_text(most)}"
 
 
 def is_node_lost(nodes: Sequence[str]) -> bool:

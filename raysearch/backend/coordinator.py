@@ -17,8 +17,10 @@ from raysearch.backend.messages import Command, Reply
 from raysearch.logging import logger
 from raysearch.searching.judged_shapes import JudgedShape
 from raysearch.study.multi_objective import dominates
+from raysearch.study.status import Stage
 
 SECONDS_TO_ANSWER = 1.0
+WAITING_FOR_ROOM = "waiting for room"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -35,10 +37,11 @@ class Coordinator:
         self._num_heartbeats: dict[str, int] = defaultdict(int)
         self._owners: dict[str, Any] = {}
         self._groups: dict[str, PlacementGroup] = {}
+        self._stages: dict[str, Stage] = {}
+        self._ready: set[str] = set()
         self._measuring: dict[str, str] = {}
         self._parts: dict[str, bytes] = {}
         self._refusal: bytes | None = None
-        self._failures: dict[str, set[str]] = defaultdict(set)
         self._dense_scores: dict[str, float] | None = None
         self._layer_importance: dict[str, list[float]] = {}
         self._shapes: list[JudgedShape] | None = None
@@ -61,6 +64,7 @@ class Coordinator:
             await self.forget(other)
         if owner is not None:
             self._owners[slot] = owner
+        self._stages[slot] = Stage(state=WAITING_FOR_ROOM)
 
     async def send(self, slot: str, command: Command) -> None:
         """Queue a command for a slot."""
@@ -93,6 +97,25 @@ class Coordinator:
         self._workers[slot].append((worker, node))
         if group is not None:
             self._groups[slot] = group
+        self._stages[slot] = Stage(state="joining", reason=f"{len(self._workers[slot])} workers are there")
+
+    async def enter(self, slot: str, state: str, reason: str = "") -> None:
+        """The slot does something else from now on."""
+        if slot in self._stages:
+            self._stages[slot] = Stage(state=state, reason=reason)
+
+    async def ready(self, slot: str) -> None:
+        """The slot has loaded all, and takes recipes."""
+        self._ready.add(slot)
+        await self.enter(slot, "waiting for a recipe")
+
+    async def is_ready(self, slot: str) -> bool:
+        """Whether the slot has ever been ready."""
+        return slot in self._ready
+
+    async def stages(self) -> list[Stage]:
+        """What the slots do, in the order of their beginning."""
+        return list(self._stages.values())
 
     async def workers(self, slot: str) -> list[tuple[Any, str]]:
         """The workers of a slot, and the ids of their nodes."""
@@ -162,13 +185,6 @@ class Coordinator:
             self._refusal = error
             self._changed.notify_all()
 
-    async def fails_alike(self, slot: str, reason: str) -> bool:
-        """Note why a slot has failed before it could run a trial; whether every slot has, and one before it, for the
-        same reason."""
-        failed = self._failures[reason]
-        failed.add(slot)
-        return self._dense_scores is None and len(failed) > 1 and self._workers.keys() <= failed
-
     async def prepared(self, names: Sequence[str]) -> tuple[bytes | None, dict[str, bytes]]:
         """Why the study is refused, if it is, and these parts, all of them if it isn't; waits for either."""
         async with self._changed:
@@ -203,9 +219,18 @@ class Coordinator:
 
     async def forget(self, slot: str) -> None:
         """The slot is gone; what it was measuring, another one may."""
+        self._ready.discard(slot)
         async with self._changed:
             known: dict[str, Any]
-            slots = (self._commands, self._replies, self._workers, self._num_heartbeats, self._owners, self._groups)
+            slots = (
+                self._commands,
+                self._replies,
+                self._workers,
+                self._num_heartbeats,
+                self._owners,
+                self._groups,
+                self._stages,
+            )
             for known in slots:
                 known.pop(slot, None)
             self._measuring = {name: busy for name, busy in self._measuring.items() if busy != slot}

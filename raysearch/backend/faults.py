@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ray.exceptions import RayActorError
 
@@ -15,6 +16,13 @@ class LostFileError(FatalSearchError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason}; see to the storage")
+
+
+class SlotStartError(FatalSearchError):
+    """Slots fail at their start, again and again."""
+
+    def __init__(self, reason: str, folder: Path) -> None:
+        super().__init__(f"slots fail at their start, the last one: {reason}; see {folder}/slots and put that right")
 
 
 class LostCoordinatorError(FatalSearchError):

@@ -91,6 +91,8 @@ class Failed(_Message):
     """Whether another attempt may succeed."""
     by_storage: bool = False
     """Whether a full disk or lost storage was the cause."""
+    at_start: bool = False
+    """Whether slots fail again and again before they begin."""
     refusal: str | None = None
     """Why no trial of this study can be run, if that is so."""
 

@@ -1,5 +1,6 @@
 """One recipe on a slot, rung by rung, with the retries that failures deserve; and held-out scores after the search."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.study.front import CHECKPOINTS
 
 MAX_FAILURES = 2  # of one recipe, for reasons of its own
+MAX_ALIKE_STARTS, MAX_FAILED_STARTS = 3, 6  # of slots, before the search ends
 SECONDS_TO_MISS_A_NODE = 90.0  # Ray gives a node up after five looks that may take 10 s each
 STORAGE_PATIENCE_S, LONGEST_PAUSE_S = 600.0, 60.0  # a full disk or lost storage is no fault of a recipe's
 
@@ -50,6 +52,7 @@ class RecipeRun:
         self._open_slot, self._is_node_lost = open_slot, is_node_lost
         self._coordinator, self._folder, self._keep_scores = coordinator, folder, keep_scores
         self._slot: Slot | None = None
+        self._failed_starts: list[SlotDied] = []  # since a slot last replied
 
     def start(self, recipe: Recipe) -> None:
         """Go on with another recipe."""
@@ -67,7 +70,8 @@ class RecipeRun:
         """The recipe's next rung, and at the last one its checkpoint.
 
         A slot that dies is replaced, and the recipe goes on from its last rung: twice at most, nodes that were lost
-        apart. So is a recipe that fails for a reason that may pass. While the storage is full or away, it waits.
+        apart; one that dies before it could take a recipe, as often as `_never_starts` says. So is a recipe that fails
+        for a reason that may pass. While the storage is full or away, it waits.
         """
         reply = self._until_for_good(self._next_score)
         self._num_scores += 1
@@ -97,11 +101,22 @@ class RecipeRun:
                 reply = attempt()
             except SlotDied as death:
                 self._slot, self._num_asked = None, 0
+                if death.at_start and not death.by_storage:
+                    self._failed_starts.append(death)
+                    if self._never_starts(death):
+                        return Failed(reason=str(death), may_pass=False, at_start=True)
+                    continue
                 if not death.by_storage:
                     self._deaths.append(death)
                 reply = Failed(reason=str(death), may_pass=True, by_storage=death.by_storage)
             if not isinstance(reply, Failed) or self._is_for_good(reply):
                 return reply
+
+    def _never_starts(self, death: SlotDied) -> bool:
+        """Whether slots have failed MAX_ALIKE_STARTS times for this reason, or MAX_FAILED_STARTS times in all; those on
+        nodes that were lost apart."""
+        own = [_alike(start) for start in self._failed_starts if not self._is_node_lost(start.nodes)]
+        return own.count(_alike(death)) >= MAX_ALIKE_STARTS or len(own) >= MAX_FAILED_STARTS
 
     def close(self) -> None:
         """End the slot."""
@@ -161,4 +176,11 @@ class RecipeRun:
 
     def _ask(self, command: Command) -> Reply:
         self._slot = self._slot or self._open_slot()
-        return self._slot.ask(command)
+        reply = self._slot.ask(command)
+        self._failed_starts.clear()
+        return reply
+
+
+def _alike(death: SlotDied) -> str:
+    """The reason without what differs from one slot to the next: names, numbers and addresses."""
+    return re.sub(r"[0-9a-f]{8,}|\d+", "#", str(death))

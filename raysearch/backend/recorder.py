@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from ray import tune
 
 from raysearch.backend.coordinator import Coordinator, CoordinatorClient
-from raysearch.backend.faults import LostFileError, fatal_errors
+from raysearch.backend.faults import LostFileError, SlotStartError, fatal_errors
 from raysearch.backend.messages import Failed, PointScored, RungScored
 from raysearch.backend.trainable import HELDOUT, REPLY
 from raysearch.config.budget import Size
@@ -91,6 +91,7 @@ class Recorder(tune.Callback):
 
         Raises:
             LostFileError: the trial gave up waiting for the storage.
+            SlotStartError: its slot couldn't be started.
         """
         if HELDOUT in trial.config:
             return
@@ -98,6 +99,8 @@ class Recorder(tune.Callback):
         if isinstance(reply, Failed):
             if reply.by_storage:
                 raise LostFileError(reply.reason)
+            if reply.at_start:
+                raise SlotStartError(reply.reason, self._study.folder)
             if reply.refusal:
                 self.refusal = reply.refusal
                 self._search.searcher.exhausted = True

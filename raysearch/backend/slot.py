@@ -25,11 +25,12 @@ class SlotDied(RuntimeError):
     Attributes:
         nodes: ids of the nodes they were on.
         by_storage: whether a full disk or lost storage has ended them.
+        at_start: whether they had not come so far as to take a recipe.
     """
 
-    def __init__(self, message: str, nodes: Sequence[str], by_storage: bool = False) -> None:
+    def __init__(self, message: str, nodes: Sequence[str], by_storage: bool = False, at_start: bool = False) -> None:
         super().__init__(message)
-        self.nodes, self.by_storage = nodes, by_storage
+        self.nodes, self.by_storage, self.at_start = nodes, by_storage, at_start
 
 
 class Slot:
@@ -104,8 +105,10 @@ class Slot:
         for worker, _ in workers:
             self._runtime.kill(worker)
         self._thread.join(60)
+        is_ready = self._coordinator.call(Coordinator.is_ready, self.name)
         self._coordinator.call(Coordinator.forget, self.name)
-        return SlotDied(f"{self.name}: {reason}", [node for _, node in workers], is_by_storage(self._failure))
+        nodes = [node for _, node in workers]
+        return SlotDied(f"{self.name}: {reason}", nodes, is_by_storage(self._failure), not is_ready)
 
     def close(self) -> None:
         """Let the workers end, and wait a little for it."""

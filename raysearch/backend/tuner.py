@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,16 +18,18 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 
-from raysearch.backend.cluster import ON_HEAD, SlotCapacity
-from raysearch.backend.coordinator import Coordinator, CoordinatorClient, start_coordinator
+from raysearch.backend.cluster import ON_HEAD, SlotCapacity, room_text
+from raysearch.backend.coordinator import WAITING_FOR_ROOM, Coordinator, CoordinatorClient, start_coordinator
 from raysearch.backend.faults import FatalSearchError
 from raysearch.backend.recorder import Callback, Recorder
 from raysearch.backend.runtime import TrialRuntime
 from raysearch.backend.trainable import RecipeTrial
 from raysearch.backend.tune_searcher import TuneScheduler, TuneSearcher
 from raysearch.config.budget import Budget
+from raysearch.config.settings import Slots
 from raysearch.errors import InputError, Refused
 from raysearch.logging import logger
+from raysearch.report.narrator import Narrator
 from raysearch.searching.early_stopping.asha import AshaBracket
 from raysearch.searching.journaled_search import JournaledSearch
 from raysearch.searching.limits import Limits
@@ -37,6 +40,8 @@ from raysearch.study.front import Front
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import TrialRecord
 from raysearch.tracking.earlier_studies import PriorTrial
+
+SECONDS_BETWEEN_LOOKS, SECONDS_TO_FIND_ROOM = 1.0, 5.0
 
 
 def resume_search(plan: StudyPlan, study: Study, prior_trials: Sequence[PriorTrial] = ()) -> JournaledSearch:
@@ -85,6 +90,7 @@ def run_trials(
     callbacks: Sequence[Callback] = (),
     runtime: TrialRuntime | None = None,
     deadline: Deadline | None = None,
+    narrator: Narrator | None = None,
 ) -> Front:
     """Run the trials that a study still lacks, and return its front.
 
@@ -97,6 +103,7 @@ def run_trials(
         search: of `resume_search`.
         runtime: what runs in the workers; left out, real trials.
         deadline: of this start.
+        narrator: is told what the slots do.
 
     Raises:
         InputError: no trial could be started, or all have failed; or the study's folder or the coordinator was lost.
@@ -108,6 +115,8 @@ def run_trials(
         coordinator.call(Coordinator.post_shapes, search.searcher.shapes)
     recorder = Recorder(plan, study, search, coordinator, callbacks)
     threading.Thread(target=relay_log, args=(coordinator,), daemon=True).start()
+    if narrator:
+        threading.Thread(target=follow_slots, args=(coordinator, plan.space.slots, narrator), daemon=True).start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     try:
         _tuner(plan, study, search, recorder, coordinator, runtime or TrialRuntime(), deadline).fit()
@@ -182,6 +191,19 @@ def _tuner(
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
+
+
+def follow_slots(coordinator: CoordinatorClient, slots: Slots, narrator: Narrator) -> None:
+    """Tell a narrator what the slots do, and what a slot without room lacks, until the coordinator ends."""
+    with contextlib.suppress(RayError):
+        while True:
+            stages = coordinator.call(Coordinator.stages)
+            waiting = [stage.since for stage in stages if stage.state == WAITING_FOR_ROOM]
+            if waiting and time.time() - min(waiting) > SECONDS_TO_FIND_ROOM:
+                room = {"reason": room_text(slots)}
+                stages = [s.model_copy(update=room) if s.state == WAITING_FOR_ROOM else s for s in stages]
+            narrator.follow_slots(stages)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def relay_log(coordinator: CoordinatorClient) -> None:

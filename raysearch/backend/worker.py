@@ -86,11 +86,22 @@ class Worker:
         space = SearchSpace.model_validate(config["space"])
         try:
             self._runtime.start_process(max(1, int(space.slots.cpus_per_worker)))
+            self._enter("loading", "the model and the data")
             self._load(config, space)
         except InputError:
             raise
-        except Exception as error:  # another slot may fare better
-            self._fail(error)
+        except Exception as error:
+            # Said here already: a search that ends by it says it last, and one whose other slots fare better, never.
+            reason = f"no trial can be started: {type(error).__name__}: {first_line(error)}"
+            self._coordinator.call(Coordinator.log, logging.ERROR, reason)
+            raise
+        if rank == 0:
+            self._coordinator.call(Coordinator.ready, self._slot)
+
+    def _enter(self, state: str, reason: str = "") -> None:
+        """Tell what this slot does."""
+        if self._rank == 0:
+            self._coordinator.submit(Coordinator.enter, self._slot, state, reason)
 
     def _load(self, config: dict[str, Any], space: SearchSpace) -> None:
         """Load what trials need, and measure what is measured once per study; or note why no trial can be run."""
@@ -113,19 +124,10 @@ class Worker:
         except InputError as error:
             self._refuse(error)
 
-    def _fail(self, error: Exception) -> None:
-        """Say why, and end the slot; or refuse the study, if all slots have failed so."""
-        reason = f"no trial can be started: {type(error).__name__}: {first_line(error)}"
-        self._coordinator.call(Coordinator.log, logging.ERROR, reason)
-        if is_storage_problem(error) or not self._coordinator.call(Coordinator.fails_alike, self._slot, reason):
-            raise error
-        self._refuse(InputError(reason))
-        if self._rank:
-            raise error
-
     def _measure(self, once: Callable[[Mapping[str, Callable[[], Any]]], dict[str, Any]]) -> None:
         """Measure the dense model and judge shapes, together with the other slots."""
         started = time.monotonic()
+        self._enter("measuring the dense model")
         found = self._context.baselines
         logger.info("%s: dense model measured in %.0f s", self._slot, time.monotonic() - started)
         layers = {name: units.per_layer().tolist() for name, units in found.importances.items()}
@@ -136,6 +138,7 @@ class Worker:
     def _study_shapes(self, once: Callable[[Mapping[str, Callable[[], Any]]], dict[str, Any]]) -> None:
         """Judge shapes and post all of them."""
         started = time.monotonic()
+        self._enter("judging shapes", "before the first proposals")
         with self._runtime.shape_study(self._context) as parts:
             found = once(parts)
         num = sum(map(len, found.values()))
@@ -189,6 +192,7 @@ class Worker:
 
     def _start(self, recipe: Recipe) -> None:
         self._end_trial()
+        self._enter("training", f"{recipe.mode} {recipe.ratio:.0%}, {recipe.trained}")
         self._trial = self._runtime.open_trial(recipe, self._context)
         self._scores = self._trial.scores(self._rungs, keep_in=self._folder / RUNNING / recipe.key)
 
@@ -216,6 +220,7 @@ class Worker:
     def _finish(self, folder: Path) -> CheckpointWritten:
         """Held-out scores are here where they are known already, or the checkpoint can't give them later."""
         trial = self._trial
+        self._enter("writing a checkpoint")
         heldout = None if trial.scores_heldout_later else trial.heldout_quality()
         trial.export(folder, heldout)
         return CheckpointWritten(checkpoint=f"{CHECKPOINTS}/{folder.name}", heldout=heldout, **trial.seconds)
@@ -223,6 +228,7 @@ class Worker:
     def _score_heldout(self, folder: Path) -> HeldoutScored:
         """While another slot measures the dense model, which all scores are relative to, this one goes on."""
         self._end_trial()
+        self._enter("asking held-out questions", folder.name)
         if self._coordinator.call(Coordinator.is_free, "heldout"):
             assert self._context.heldout_baseline is not None
         return HeldoutScored(heldout=self._runtime.score_heldout(folder, self._context))

@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -219,7 +220,7 @@ def retry(
     loaded = SearchSpace.load(space or search.EMBEDDED_SPACE).fixed_to(chosen)
     settings = loaded.search.model_copy(update={"early_stopping": False, "shapes": 0})
     single = loaded.model_copy(update={"search": settings, "start": [], **({"model": model} if model else {})})
-    checked = search.check(single, None, out, None, {"trials": 1}, None, 1, None)
+    checked = search.check(single, None, out, None, {"trials": 1}, None, 1, None, monotonic(), is_silent=dry_run)
     if checked.plan.size_of(chosen) is None:
         raise InputError(f"{recipe}: {single.model} can't hold its shape; change ratio, mode or attention_share")
     if dry_run:
@@ -325,6 +326,24 @@ def prune(
         quantization=quantization,
     )
     print(f"{to}: {size_text(done['size_bytes'])}, {done['size_ratio']:.1%} of the dense model, by {done['criterion']}")
+
+
+@app.command()
+def status(
+    folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, verbose: Verbosity = 0
+) -> None:
+    """Say how a study stands: its search, slots, trials and front, and how to go on.
+
+    It also works while another process, on any machine that sees the folder,
+    runs the search.
+
+    Examples:
+
+      raysearch status runs/mine
+    """
+    from raysearch.report.status_text import status_lines, study_status
+
+    print(json.dumps(study_status(folder), indent=2) if as_json else "\n".join(status_lines(folder)))
 
 
 @app.command()

@@ -82,7 +82,7 @@ def search(
     """
     began = monotonic()
     limits = {"trials": trials, "runs": runs, "time": time, "gpu_hours": gpu_hours, "until_gain": until_gain}
-    checked = check(space, resume, out, budget, limits, seed, slots, warm_start)
+    checked = check(space, resume, out, budget, limits, seed, slots, warm_start, began, is_silent=dry_run)
     if dry_run:
         from raysearch.cli.cost_estimate import estimate_lines
 
@@ -114,8 +114,14 @@ def check(
     seed: int | None,
     slots: int | None,
     warm_start: Sequence[str] | None,
+    began: float,
+    is_silent: bool = False,
 ) -> CheckedSearch:
     """Check a search before anything is loaded or written.
+
+    Args:
+        began: when the person's waiting began, by `time.monotonic`.
+        is_silent: whether nothing is said while that takes long.
 
     Raises:
         InputError: the space, an option or an earlier study can't be used.
@@ -124,14 +130,17 @@ def check(
     if resume is not None and seed not in (None, study_space.search.seed):
         raise InputError(f"--seed {seed}: a resumed study keeps its seed, {study_space.search.seed}; leave it out")
     prior_trials = _prior_trials(warm_start or [], resume, folder)
+    from raysearch.report.narrator import Narrator
     from raysearch.study.plan import plan_study
 
-    plan = plan_study(with_options(study_space, budget, limits, seed, slots))
-    check_architecture(plan)
-    from raysearch.cli.cost_estimate import check_limits, pace_of_study
+    with Narrator("checking the space, its model and its data", began) as narrator:
+        narrator.is_silent = is_silent
+        plan = plan_study(with_options(study_space, budget, limits, seed, slots))
+        check_architecture(plan)
+        from raysearch.cli.cost_estimate import check_limits, pace_of_study
 
-    pace = pace_of_study(folder) if resume else None
-    check_limits(plan, pace)
+        pace = pace_of_study(folder) if resume else None
+        check_limits(plan, pace)
     return CheckedSearch(plan, folder, prior_trials, pace)
 
 
@@ -152,22 +161,26 @@ def run(
     Raises:
         InputError: as `resume_search` and `run_trials`.
     """
-    from raysearch.backend.cluster import join_cluster
-    from raysearch.backend.tuner import resume_search, run_trials
-    from raysearch.report.live_view import LiveView
-    from raysearch.report.outlook import Outlook
-    from raysearch.report.plots import write_pictures
-    from raysearch.report.terminal import print_result
-    from raysearch.searching.pace import Deadline
+    from raysearch.report.narrator import Narrator
     from raysearch.study.folder import Study, locked
-    from raysearch.tracking.tracker import Tracker
 
     began = monotonic() if began is None else began
     slots = plan.space.slots
-    with _nothing_left_if_refused(folder), locked(folder):
+    with _nothing_left_if_refused(folder), locked(folder), Narrator("loading Ray", began) as narrator:
+        from raysearch.backend.cluster import join_cluster, joining_text
+        from raysearch.backend.tuner import resume_search, run_trials
+        from raysearch.report.live_view import LiveView
+        from raysearch.report.outlook import Outlook
+        from raysearch.report.plots import write_pictures
+        from raysearch.report.terminal import print_result
+        from raysearch.searching.pace import Deadline
+        from raysearch.tracking.tracker import Tracker
+
+        narrator.enter("reading the study", str(folder))
         study = Study(folder, plan.space)
         # A study that can't be resumed, or a cluster too small for a trial, is refused before anything is written.
         search = resume_search(plan, study, prior_trials)
+        narrator.enter(*joining_text())
         num_slots = join_cluster(slots)
         outlook = Outlook(study, search.searcher, num_slots)
         seconds = plan.space.search.seconds(num_slots * slots.workers * slots.gpus_per_worker)
@@ -176,15 +189,20 @@ def run(
             deadline = Deadline(seconds, study.records, num_evaluations(plan), began)
             seconds -= monotonic() - began
         study.create()
+        narrator.listeners.append(lambda status: status.write(folder))
+        narrator.enter("starting the slots")
         with closing(Tracker(study, dense=plan.dense)) as tracker:
+            narrator.listeners.append(tracker.status)
             try:
                 # Closed before the tracker, so that an interrupted search says at once how to resume it.
-                with LiveView(plan, study, outlook.text, seconds) as view:
-                    front = run_trials(plan, study, search, [tracker, view], runtime, deadline)
+                with LiveView(plan, study, outlook.text, seconds, narrator) as view:
+                    front = run_trials(plan, study, search, [tracker, view], runtime, deadline, narrator)
                 tracker.is_complete = True
                 if outlook.save():
                     tracker.forecast(outlook.text(), outlook.points())
             finally:
+                narrator.follow_slots([])
+                narrator.enter("writing pictures and sending the rest to MLflow")
                 if study.front:
                     write_pictures(study.folder, study.front, study.records)
     print_result(front, folder)

@@ -12,6 +12,7 @@ from typing import Any
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.report.front_info import staircase
+from raysearch.report.narrator import Narrator
 from raysearch.report.terminal import budget_lines, front_table, own_command, print_rich, rich_table, shell_path
 from raysearch.study.folder import Study
 from raysearch.study.front import Front
@@ -19,6 +20,7 @@ from raysearch.study.plan import StudyPlan
 from raysearch.study.records import Score, TrialRecord, seconds_text
 
 MIN_TRIALS_TO_FORECAST = 3
+MAX_STAGES = 4  # lines about what slots do
 SYMBOLS = {"stopped": "×", "finished": "·", "staircase": "─", "front": "●"}
 
 
@@ -38,12 +40,19 @@ class LiveView:
     Args:
         outlook: what further trials are expected to add, in a line; asked for whenever a trial has ended.
         seconds: time from now on to the end of the search, if the time ends it.
+        narrator: prints the lines, and knows what the slots do.
     """
 
     def __init__(
-        self, plan: StudyPlan, study: Study, outlook: Callable[[], str] = lambda: "", seconds: float | None = None
+        self,
+        plan: StudyPlan,
+        study: Study,
+        outlook: Callable[[], str] = lambda: "",
+        seconds: float | None = None,
+        narrator: Narrator | None = None,
     ) -> None:
         self._plan, self._study = plan, study
+        self._narrator = narrator or Narrator("searching")
         self._outlook, self._outlook_text, self._seconds = outlook, "", seconds
         self._num_samples_before = _num_samples(study.records)
         self._running: dict[str, _Running] = {}
@@ -57,8 +66,9 @@ class LiveView:
         space = self._plan.space
         num_trials = space.search.num_trials
         left = f"{num_trials - len(self._study.records)} trials" if num_trials else space.search.limits_text()
-        print(f"{space.name}: {left} on {space.model}, into {self._study.folder}", flush=True)
+        self._narrator.say(f"{space.name}: {left} on {space.model}, into {self._study.folder}")
         if is_interactive():
+            self._narrator.is_silent = True
             from rich.live import Live
 
             self._live = Live(get_renderable=self.render, refresh_per_second=2, transient=True)
@@ -70,6 +80,7 @@ class LiveView:
     ) -> None:
         if self._live:
             self._live.stop()
+            self._narrator.is_silent = False
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             self._print_interrupted()
 
@@ -89,7 +100,7 @@ class LiveView:
         self._outlook_text = self._outlook()
         if self._live is None:
             number = f"{len(self._study.records):>3}{self._of_trials()}"
-            print(f"{number}  {self._clock():>6}  {ended_line(record, self._plan.dense)}", flush=True)
+            self._narrator.say(f"{number}  {self._clock():>6}  {ended_line(record, self._plan.dense)}")
 
     def front_changed(self, front: Front) -> None:
         """Print the new front, or how many of its points have been scored on held-out questions, unless the view is
@@ -97,12 +108,12 @@ class LiveView:
         known, self._front = self._front, front
         self._is_scoring = known is not None and _differ_by_heldout(known, front)
         if self._live is None and self._is_scoring:
-            print(f"  {self._heldout_text(front)}", flush=True)
+            self._narrator.say(f"  {self._heldout_text(front)}")
         elif self._live is None:
             retentions = {point.key: f"{point.retention:.1%}" for point in front.points}
             answers = [f"{budget} {retentions.get(key or '', 'none yet')}" for budget, key in front.budgets.items()]
             area = f"hypervolume {front.hypervolume:.3f}"
-            print("; ".join([f"  front of {len(front.points)}, {area}", *answers]), flush=True)
+            self._narrator.say("; ".join([f"  front of {len(front.points)}, {area}", *answers]))
 
     def _heldout_text(self, front: Front) -> str:
         num, num_points = len(front.points) - len(front.unscored()), len(front.points)
@@ -151,6 +162,7 @@ class LiveView:
         drawing = sketch_study(front, self._study.records) if front else ["no trial has finished yet"]
         parts: list[Any] = [
             Text(self._counts()),
+            *(Text(line, no_wrap=True, overflow="ellipsis") for line in self._narrator.status().lines()[:MAX_STAGES]),
             Columns([Panel("\n".join(drawing), title="retention over size", width=66), self._running_table()]),
         ]
         if front:

@@ -51,7 +51,8 @@ class Sender:
 
     def put(self, *events: Event) -> None:
         """Queue events; returns at once."""
-        self._num_put += len(events)
+        with self._progress:
+            self._num_put += len(events)
         for event in events:
             self._queue.put(event)
 

@@ -4,7 +4,9 @@ One parent run per study has the space, the environment, the hypervolume over ti
 recipe has its fields as parameters and every rung as metrics (step = samples seen).
 """
 
+import math
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -18,11 +20,14 @@ from raysearch.study.folder import Study, is_study, read_space
 from raysearch.study.front import Front
 from raysearch.study.records import Score, TrialRecord
 from raysearch.study.secrets import mask
+from raysearch.study.status import ENDED, Status
 from raysearch.tracking import events
 from raysearch.tracking.mlflow_runs import MlflowRuns, local_store
 from raysearch.tracking.sender import UNSENT, Sender, read_unsent
 
 ARTIFACTS = ("front.json", "front.png", "front.html", "report.html", "trials.jsonl", "decisions.jsonl")
+
+SECONDS_BETWEEN_STATES = 30.0
 
 
 def tracking_uri(folder: Path) -> str:
@@ -54,6 +59,7 @@ class Tracker:
         self._study, self._uri = study, uri or tracking_uri(study.folder)
         self._dense = dense or (study.front.baseline.size if study.front else None)
         self._keys: dict[str, str] = {}
+        self._status_sent_at = -math.inf
         self._started: set[str] = set()
         self._ends = Counter[str](record.end for record in study.records)
         self._front = {point.key for point in study.front.points} if study.front else set()
@@ -92,6 +98,13 @@ class Tracker:
         """Send what further trials are expected to add, as a tag in words and as metrics in points."""
         self.sender.put(events.forecast_event(text, metrics, len(self._study.records)))
 
+    def status(self, status: Status) -> None:
+        """Send what the search and its slots do, as a tag, every half minute at most."""
+        text = "; ".join(status.lines())
+        if time.monotonic() - self._status_sent_at > SECONDS_BETWEEN_STATES:
+            self._status_sent_at = time.monotonic()
+            self.sender.put(events.event_of(None, tags={"state": text}))
+
     def run_id(self, trial: str) -> str | None:
         """MLflow's id of a trial's run; None before the server has given one."""
         return self.sender.ids.get(self._keys.get(trial, ""))
@@ -109,7 +122,7 @@ class Tracker:
         status = "FINISHED" if is_complete else "KILLED"
         if self.sender.flush(seconds):
             fill_run_ids(self._study.folder, self.sender.ids)
-        self.sender.put(events.event_of(None, files=ARTIFACTS, status=status))
+        self.sender.put(events.event_of(None, files=ARTIFACTS, tags={"state": ENDED}, status=status))
         self.sender.close(seconds)
 
 

@@ -314,12 +314,12 @@ def test_a_crash_leaves_no_stale_lock(tmp_path):
 def test_what_a_crash_has_left_is_swept_away(tmp_path):
     folder = tmp_path / "study"
     study = stand_in.drive(stand_in.plan(8), folder)
-    (folder / ".front.json.a1b2c3").write_text("{")
-    for name in ("checkpoints/gone", f"running/{study.records[0].key}", "running/going-on"):
+    (folder / ".front.json.a1b2c3.unfinished").write_text("{")
+    for name in ("checkpoints/0123456789", f"running/{study.records[0].key}", "running/going-on"):
         (folder / name).mkdir(parents=True)
     Study(folder, study.space).create()
-    assert not (folder / ".front.json.a1b2c3").exists()
-    assert not (folder / "checkpoints/gone").exists()
+    assert not (folder / ".front.json.a1b2c3.unfinished").exists()
+    assert not (folder / "checkpoints/0123456789").exists()
     assert [path.name for path in (folder / "running").iterdir()] == ["going-on"]
 
 

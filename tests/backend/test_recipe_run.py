@@ -28,6 +28,7 @@ from scripts.testing.local_coordinator import LocalCoordinator
 RECIPE = Recipe(mode="layerwise", ratio=0.3, criterion="deepest")
 SEEN = [10, 30, 90]
 DIES, LOST_NODE, NO_STORAGE = "dies", "lost node", "no storage"
+STARTS = ["slot-0123abcd: no room on 10.0.0.1", "slot-4567cdef: no room on 10.0.0.2", "slot-89abcdef: port 5 is taken"]
 HELDOUT = Measured(retention=0.9, retention_ci=(0.8, 1.0), scores={})
 FULL = Failed(reason="OSError: no space left", may_pass=True, by_storage=True)
 
@@ -58,6 +59,8 @@ class ScriptedSlot:
         wrong = self.script.steps.pop(0) if self.script.steps else None
         if wrong in (DIES, LOST_NODE, NO_STORAGE):
             raise SlotDied(wrong, ["gone" if wrong == LOST_NODE else "here"], wrong == NO_STORAGE)
+        if isinstance(wrong, str):
+            raise SlotDied(wrong, [], at_start=True)
         if wrong is not None:
             return wrong
         if isinstance(command, FinishTrial):
@@ -113,6 +116,23 @@ def test_a_slot_that_dies_is_replaced_and_no_rung_comes_twice(run, script, momen
 def test_a_recipe_whose_slots_die_twice_has_failed(run, script):
     (reply,) = run(DIES, DIES)
     assert (reply.reason, script.num_slots) == (DIES, 2)
+
+
+def test_three_starts_that_fail_alike_end_the_search(run, script):
+    (reply,) = run(STARTS[0], STARTS[2], STARTS[1], STARTS[0])
+    assert (reply.at_start, reply.reason) == (True, STARTS[0])
+    assert script.num_slots == 4
+
+
+def test_starts_that_fail_for_a_while_are_no_fault_of_the_recipe(run, script):
+    assert seen(run(STARTS[0], STARTS[1], STARTS[2], None, DIES, STARTS[0], STARTS[1])) == SEEN
+    assert script.num_slots == 7
+
+
+def test_starts_that_always_fail_end_the_search_whatever_they_say(run, script):
+    (reply,) = run(*(f"slot-0123abcd: {'x' * number}" for number in range(9)))
+    assert reply.at_start
+    assert script.num_slots == recipe_run.MAX_FAILED_STARTS
 
 
 def test_lost_nodes_are_no_fault_of_the_recipe(run, script):

@@ -220,36 +220,17 @@ def test_a_study_that_one_worker_refuses_is_refused_by_all(open_slot):
     assert second.ask(RunRecipe(recipe=RECIPE)).refusal == "benchmarks: own: at chance"
 
 
-def test_a_failure_of_all_slots_before_the_first_trial_is_said_once_and_ends_the_study(
-    open_slot, coordinator, monkeypatch
-):
+def test_a_failure_before_the_first_trial_is_said_once(open_slot, coordinator, monkeypatch):
     monkeypatch.setattr(slot_module, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
 
     class Broken(ThreadRuntime):
         def open_context(self, space, teacher_folder, measure_once_per_study):
             raise AttributeError("no such layer\nin line 7")
 
-    reason = "no trial can be started: AttributeError: no such layer"
-    slots = [open_slot(Broken())]
     with pytest.raises(SlotDied, match="no such layer"):
-        slots[0].ask(RunRecipe(recipe=RECIPE))
-    reply = open_slot(Broken()).ask(RunRecipe(recipe=RECIPE))
-    assert (reply.refusal, reply.may_pass) == (reason, False)
+        open_slot(Broken()).ask(RunRecipe(recipe=RECIPE))
+    reason = "no trial can be started: AttributeError: no such layer"
     assert coordinator.coordinator.log_lines == [(logging.ERROR, reason)]
-
-
-def test_a_slot_that_fails_alone_ends_no_study(open_slot, monkeypatch):
-    monkeypatch.setattr(slot_module, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
-
-    class Broken(ThreadRuntime):
-        def open_context(self, space, teacher_folder, measure_once_per_study):
-            raise RuntimeError("CUDA out of memory")
-
-    good = open_slot(ThreadRuntime())
-    assert good.ask(RunRecipe(recipe=RECIPE)).score.samples_seen == 10
-    for _ in range(3):
-        with pytest.raises(SlotDied, match="CUDA out of memory"):
-            open_slot(Broken()).ask(RunRecipe(recipe=RECIPE))
 
 
 def test_what_goes_wrong_with_one_recipe_does_not_end_the_slot(open_slot):
@@ -335,3 +316,37 @@ def test_whether_storage_has_ended_a_slot(failure, storage):
 def test_an_unknown_command_is_a_failure_and_no_attribute(open_slot):
     slot = open_slot(ThreadRuntime())
     assert slot.ask("_load").reason.startswith("AssertionError")
+
+
+class FailsToStart(ThreadRuntime):
+    def start_process(self, num_threads):
+        raise RuntimeError("gloo: no interface")
+
+
+def test_a_slot_tells_what_it_does_and_whether_it_died_before_it_could_take_a_recipe(open_slot, coordinator):
+    def states():
+        return [stage.state for stage in coordinator.call(Coordinator.stages)]
+
+    slot = open_slot(ThreadRuntime())
+    slot.ask(RunRecipe(recipe=RECIPE))
+    assert states() == ["training"]
+    slot.close()
+    assert states() == []
+    with pytest.raises(SlotDied, match="gloo: no interface") as died:
+        open_slot(FailsToStart()).ask(RunRecipe(recipe=RECIPE))
+    assert died.value.at_start
+    assert states() == []
+    slot = open_slot(ThreadRuntime(RuntimeError("out of memory")), workers=2)
+    with pytest.raises(SlotDied) as died:
+        slot.ask(RunRecipe(recipe=RECIPE))
+    assert not died.value.at_start
+
+
+def test_a_slot_that_has_no_workers_yet_waits_for_room(coordinator):
+    coordinator.call(Coordinator.begin, "slot-1", None)
+    assert [(s.state, s.reason) for s in coordinator.call(Coordinator.stages)] == [("waiting for room", "")]
+    coordinator.call(Coordinator.join, "slot-1", "worker", "node", None)
+    assert [(s.state, s.reason) for s in coordinator.call(Coordinator.stages)] == [("joining", "1 workers are there")]
+    coordinator.call(Coordinator.enter, "gone", "training")
+    coordinator.call(Coordinator.forget, "slot-1")
+    assert coordinator.call(Coordinator.stages) == []

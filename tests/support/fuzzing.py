@@ -46,7 +46,14 @@ RECIPE = {
     "hidden_kd": 1.0,
     "lr": 1e-3,
 }
-FILES = ("trials.jsonl", "space.json", "layer-importance.json", "search-state.json", "search-events.jsonl")
+FILES = (
+    "trials.jsonl",
+    "status.json",
+    "space.json",
+    "layer-importance.json",
+    "search-state.json",
+    "search-events.jsonl",
+)
 COMMANDS = (
     "search",
     "inspect",
@@ -59,6 +66,8 @@ COMMANDS = (
     "estimate",
     "replicate",
     "sync",
+    "status",
+    "retry",
 )
 OPTIONS = (
     *("--budget", "--trials", "--out", "--seed", "--slots", "--warm-start", "--resume", "--dry-run", "--json"),
@@ -280,6 +289,7 @@ def fuzz_study_files(place: Workplace, num: int) -> None:
     contents = {
         "trials.jsonl": lines,
         "search-events.jsonl": events,
+        "status.json": {"started": 1.0, "stage": {"state": "training"}, "slots": [{"state": "loading", "reason": "x"}]},
         "space.json": json.loads((place.whole / "space.json").read_text()),
         "layer-importance.json": {"deepest": [0.1, 0.2]},
         "search-state.json": {"num_events": 1, "searcher": {}, "scheduler": {}},
@@ -293,6 +303,7 @@ def fuzz_study_files(place: Workplace, num: int) -> None:
         place.with_file(name, content)
         place.check("search", "--resume", str(place.study), "--dry-run")
         place.check("estimate", str(synthetic_study.POCKET), "--like", str(place.study))
+        place.check("status", str(place.study))
         if data.draw(st.integers(0, 9)) == 0:
             place.check("report", str(place.study), may_write=True)
 
