@@ -26,10 +26,10 @@ class BadRow(InputError):
 
 @contextmanager
 def only_bad_rows(doing: str) -> Iterator[None]:
-    """Make a `BadRow` of whatever is raised inside by data and by code that reads them, but not of lost storage.
+    """Make a bad row of whatever is raised inside, by data and by code that reads them, but not of lost storage.
 
     Raises:
-        BadRow: anything was raised inside.
+        BadRow: something was raised.
     """
     try:
         yield

@@ -67,7 +67,11 @@ def decompressed(path: Path) -> Path:
 
 
 def in_utf8(path: Path) -> Path:
-    """The text file, decompressed, in UTF-8 if its mark says that it is in UTF-16."""
+    """The text file, decompressed, in UTF-8 if its mark says that it is in UTF-16.
+
+    Raises:
+        InputError: it is not what its first bytes say.
+    """
     plain = decompressed(path)
     if _encoding(plain) != "utf-16":
         return plain
@@ -84,7 +88,11 @@ def in_utf8(path: Path) -> Path:
 
 
 def csv_as_json(path: Path, delimiter: str) -> Path:
-    """A file of comma- or tab-separated values with a row of names, as JSON lines; empty cells are left out."""
+    """A file of comma- or tab-separated values with a row of names, as JSON lines; empty cells are left out.
+
+    Raises:
+        InputError: it is no such file.
+    """
     plain = decompressed(path)
 
     def write(to: Path) -> None:
@@ -101,7 +109,11 @@ def csv_as_json(path: Path, delimiter: str) -> Path:
 
 
 def tar_index(path: Path) -> Path:
-    """JSON lines, one per row of a WebDataset: its key, and by the end of their names its files' [start, size]."""
+    """JSON lines, one per row of a WebDataset: its key, and by the end of their names its files' [start, size].
+
+    Raises:
+        InputError: it is no tar file.
+    """
 
     def write(to: Path) -> None:
         with tarfile.open(path, "r:") as tar, open(to, "w", encoding="utf-8") as stream:

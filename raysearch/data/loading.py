@@ -1,6 +1,7 @@
 """Recovery data: samples of one or several sources, read when they are needed, and the order in which fractions take
 them."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -14,8 +15,8 @@ from raysearch.data.samples import Sample, sample_from_row, source_of
 from raysearch.data.tables import FORMATS, Table, open_table
 from raysearch.errors import InputError
 
-NUM_ROWS_CHECKED = 20_000
-"""Most rows that are read before a search starts, evenly spread."""
+NUM_ROWS_CHECKED, SECONDS_OF_CHECK = 20_000, 15.0
+"""How much is read before a search starts."""
 
 
 class Samples(Sequence[Sample]):
@@ -112,7 +113,9 @@ def _weighted(num_rows: int, weight: float) -> np.ndarray:
 
 
 def check_samples(samples: Samples, allowed: float = BAD_ROWS_ALLOWED) -> BadRows:
-    """Read rows, at most `NUM_ROWS_CHECKED`, and warn of those that can't be used.
+    """Read rows in a fixed random order, and warn of those that can't be used.
+
+    It ends at `NUM_ROWS_CHECKED` or `SECONDS_OF_CHECK`.
 
     Args:
         allowed: share of the rows that may be unusable.
@@ -120,11 +123,15 @@ def check_samples(samples: Samples, allowed: float = BAD_ROWS_ALLOWED) -> BadRow
     Raises:
         BadData: too many are.
     """
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), NUM_ROWS_CHECKED)).astype(int))
-    bad = BadRows(samples.name, len(chosen), allowed)
-    for index in chosen:
+    began, found, num_read = time.monotonic(), {}, 0
+    for index in fraction_order(len(samples), seed=0)[:NUM_ROWS_CHECKED]:
         if problem := samples[int(index)].problem:
-            bad.add(f"row {samples[int(index)].id}", problem)
+            found[int(index)] = problem
+        num_read += 1
+        if time.monotonic() - began > SECONDS_OF_CHECK:
+            break
+    bad = BadRows(samples.name, num_read, allowed, {f"row {samples[i].id}": found[i] for i in sorted(found)})
+    bad.check()
     bad.report()
     return bad
 

@@ -69,7 +69,11 @@ def answers_of(value: Any) -> list[Any]:
 
 
 def read_text(value: Any, options: Sequence[str] = ()) -> str:
-    """Any text but an empty one."""
+    """Any text but an empty one.
+
+    Raises:
+        ValueError: it is empty, or no text.
+    """
     text = "" if _is_missing(value) else _text(value, "the answer")
     if not text:
         raise ValueError("the answer is empty")
@@ -77,7 +81,11 @@ def read_text(value: Any, options: Sequence[str] = ()) -> str:
 
 
 def read_choice(value: Any, options: Sequence[str]) -> str:
-    """The letter of the right option, given as its letter, its index from 0 or its text."""
+    """The letter of the right option, given as its letter, its index from 0 or its text.
+
+    Raises:
+        ValueError: it is none of them, or may be two.
+    """
     letters = LETTERS[: len(options)]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -105,7 +113,11 @@ def read_choice(value: Any, options: Sequence[str]) -> str:
 
 
 def read_yes_no(value: Any, options: Sequence[str]) -> str:
-    """`yes` or `no`, from these words, from true and false, or from 1 and 0."""
+    """`yes` or `no`, from these words, from true and false, or from 1 and 0.
+
+    Raises:
+        ValueError: it is neither.
+    """
     text = {"true": "yes", "false": "no", "1": "yes", "0": "no"}.get(str(value).strip().lower(), str(value))
     found = said_yes_no(text)
     if found is None or normalised(text) != found:

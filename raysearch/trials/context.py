@@ -41,6 +41,7 @@ from raysearch.recovery.deepspeed_engine import current_device, on_device
 from raysearch.recovery.hidden_states import DistillationPoints
 from raysearch.recovery.teacher import Teacher
 from raysearch.recovery.teacher_cache import GB, CachedTeacher
+from raysearch.trials.shared_answers import answer_together
 
 logger = logging.getLogger(__name__)
 
@@ -128,12 +129,12 @@ class TrialContext:
             InputError: the dense model is at chance on a benchmark, or scores nothing on the early questions; or the
                 teacher's states don't fit on the disk.
         """
-        measures: dict[str, Callable[[], Any]] = {"search": partial(self.evaluate_search, self.model)}
+        measures: dict[str, Callable[[], Any]] = {"search": partial(self.evaluate_search, self.model, together=False)}
         num_samples, criteria = self.space.calibration.num_samples, self.space.criteria()
         for name in criteria:
             measures[f"importance by {name}"] = partial(self.importance, name, num_samples)
         if self.space.search.keep_scores:  # else only what is handed over is compared with them
-            measures["heldout"] = partial(self.evaluate, self.model, self.heldout)
+            measures["heldout"] = partial(self.evaluate, self.model, self.heldout, together=False)
         found = self._measure_once_per_study(measures)
         search, early = found["search"]
         if "heldout" in found:
@@ -148,7 +149,7 @@ class TrialContext:
     @functools.cached_property
     def heldout_baseline(self) -> Results:
         """Scores of the dense model on the questions that the search never sees; measured when first needed."""
-        return self.first_of_study("heldout", partial(self.evaluate, self.model, self.heldout))
+        return self.first_of_study("heldout", partial(self.evaluate, self.model, self.heldout, together=False))
 
     def _check_above_chance(self, search: Results) -> None:
         """Raise an error for a benchmark at chance on both splits; on one alone, the split may just be small."""
@@ -160,20 +161,26 @@ class TrialContext:
                 "more questions, or leave it out"
             )
 
-    def evaluate(self, model: PreTrainedModel, benchmarks: Iterable[Benchmark]) -> Results:
-        """Scores of `model` on `benchmarks`."""
-        benchmarks = list(benchmarks)
-        return score_answers(self._answers(model, benchmarks), benchmarks)
+    def evaluate(self, model: PreTrainedModel, benchmarks: Iterable[Benchmark], together: bool = True) -> Results:
+        """Scores of `model` on `benchmarks`.
 
-    def evaluate_search(self, model: PreTrainedModel) -> tuple[Results, Results]:
-        """Scores of `model` on the search's questions, and on the early ones among them, each answered once."""
-        answers = self._answers(model, self.questions)
+        Args:
+            together: all workers of the slot call it, and answer a part of the questions each.
+        """
+        benchmarks = list(benchmarks)
+        return score_answers(self._answers(model, benchmarks, together), benchmarks)
+
+    def evaluate_search(self, model: PreTrainedModel, together: bool = True) -> tuple[Results, Results]:
+        """Scores of `model` on the search's questions, and on the early ones among them, each answered once; `together`
+        as for `evaluate`."""
+        answers = self._answers(model, self.questions, together)
         early = {name: given[self._early_rows[name]] for name, given in answers.items()}
         return score_answers(answers, self.questions), score_answers(early, self.early_questions)
 
-    def _answers(self, model: PreTrainedModel, benchmarks: Sequence[Benchmark]) -> Answers:
+    def _answers(self, model: PreTrainedModel, benchmarks: Sequence[Benchmark], together: bool) -> Answers:
+        answers = partial(answer, model, self.family, self.encoder)
         with on_device(model, current_device()), in_fast_precision(model), self.vision.serving(model):
-            return answer(model, self.family, self.encoder, benchmarks)
+            return answer_together(answers, benchmarks) if together else answers(benchmarks)
 
     def prune(self, recipe: Recipe, importances: Mapping[str, Importance] | None = None) -> PreTrainedModel:
         """A new model without what the recipe removes; the dense one stays as it is.

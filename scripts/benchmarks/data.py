@@ -24,7 +24,7 @@ PARTS = {
     "datasets, again": "rows = datasets.load_dataset('json', data_files=path, split='train')",
     "raysearch": "rows = loading.load_samples(path)",
     "raysearch, again": "rows = loading.load_samples(path)",
-    "raysearch, first batch": "rows = loading.load_samples(path); [rows[at] for at in range(0, len(rows), len(rows) // 64)]",
+    "raysearch, first batch": "rows = loading.load_samples(path); list(rows[:: len(rows) // 64])",
     "raysearch, dry run": "rows = loading.load_samples(path); loading.check_samples(rows)",
 }
 
