@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node  # a public function of Ray without a public place
+from ray._private.state import available_resources_per_node  # public, but for its place
+from ray.util.placement_group import placement_group_table
 
 from raysearch.config.settings import Slots
 from raysearch.errors import InputError
@@ -27,6 +28,7 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per slot; a lost slot is replaced without notice of it
     "RAY_worker_niceness": "0",  # trials are the work here; Ray would step back behind everything else
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a call after the end would start another Ray
 }
 
 
@@ -123,12 +125,14 @@ def num_slots(slots: Slots) -> int:
 
 
 def room_text(slots: Slots) -> str:
-    """What a slot needs and what there is, for one that waits."""
-    free = available_resources_per_node().values()
-    most = {kind: max((node.get(kind, 0.0) for node in free), default=0.0) for kind in ("CPU", "GPU")}
-    needed = _text(_asked(slots))
-    each = f"{slots.workers} times {needed}" if slots.workers > 1 else needed
-    return f"it needs {each} on one node; the freest has {_text(most)}"
+    """Why a slot that waits has no workers yet: what it needs and what there is, or that Ray starts their processes."""
+    if all(group["state"] not in ("PENDING", "RESCHEDULING") for group in placement_group_table().values()):
+        return "Ray starts its processes"
+    asked, free = {kind: amount for kind, amount in _asked(slots).items() if amount}, available_resources_per_node()
+    most = {kind: max((node.get(kind, 0.0) for node in free.values()), default=0.0) for kind in asked}
+    needed, freest = (" and ".join(f"{amount:g} {kind}" for kind, amount in one.items()) for one in (asked, most))
+    each = f"{slots.workers} times {needed}, each" if slots.workers > 1 else needed
+    return f"it needs {each} on one node; the freest has {freest}"
 
 
 def is_node_lost(nodes: Sequence[str]) -> bool:

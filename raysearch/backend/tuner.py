@@ -115,9 +115,11 @@ def run_trials(
         coordinator.call(Coordinator.post_shapes, search.searcher.shapes)
     recorder = Recorder(plan, study, search, coordinator, callbacks)
     threading.Thread(target=relay_log, args=(coordinator,), daemon=True).start()
-    if narrator:
-        threading.Thread(target=follow_slots, args=(coordinator, plan.space.slots, narrator), daemon=True).start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
+    is_over = threading.Event()
+    arguments = (coordinator, plan.space.slots, narrator or Narrator("searching"), is_over)
+    following = threading.Thread(target=follow_slots, args=arguments, daemon=True)
+    following.start()
     try:
         _tuner(plan, study, search, recorder, coordinator, runtime or TrialRuntime(), deadline).fit()
         front = recorder.conclude()
@@ -128,6 +130,8 @@ def run_trials(
             recorder.conclude()
         raise
     finally:
+        is_over.set()
+        following.join(SECONDS_BETWEEN_LOOKS)
         ray.shutdown()
     if recorder.refusal:
         raise Refused(recorder.refusal)
@@ -193,17 +197,16 @@ def _tuner(
     )
 
 
-def follow_slots(coordinator: CoordinatorClient, slots: Slots, narrator: Narrator) -> None:
-    """Tell a narrator what the slots do, and what a slot without room lacks, until the coordinator ends."""
+def follow_slots(coordinator: CoordinatorClient, slots: Slots, narrator: Narrator, is_over: threading.Event) -> None:
+    """Tell a narrator what the slots do, and what one without room lacks, until the search or its coordinator ends."""
     with contextlib.suppress(RayError):
-        while True:
+        while not is_over.wait(SECONDS_BETWEEN_LOOKS):
             stages = coordinator.call(Coordinator.stages)
             waiting = [stage.since for stage in stages if stage.state == WAITING_FOR_ROOM]
             if waiting and time.time() - min(waiting) > SECONDS_TO_FIND_ROOM:
                 room = {"reason": room_text(slots)}
                 stages = [s.model_copy(update=room) if s.state == WAITING_FOR_ROOM else s for s in stages]
             narrator.follow_slots(stages)
-            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def relay_log(coordinator: CoordinatorClient) -> None:
