@@ -84,8 +84,8 @@ class ParamCounts:
 
     Attributes:
         num_outside: parameters outside the decoder (vision tower, projector); of them `num_projector` the projector's.
-        num_decoder_rest: embeddings, language head (once if tied) and final norm; of them `rest_per_layer` for each layer
-            (embeddings per layer).
+        num_decoder_rest: embeddings, language head (once if tied) and final norm.
+        rest_per_layer: the part of `num_decoder_rest` that goes with each layer, such as embeddings per layer.
         kinds: of decoder layers. A hybrid decoder has several, such as recurrent and attention layers.
         num_buffer_values, buffer_bytes: saved buffers that are floating point (in values), and the others.
         fixed_layers: the decoder layers that can't be dropped.

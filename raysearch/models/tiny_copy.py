@@ -1,6 +1,7 @@
 """A tiny copy of an architecture, to try things on: the configuration's own classes, flags, tokens and kinds of layers,
 only narrower, and shorter where all layers are alike; and inputs for it, with a picture where it takes one."""
 
+import inspect
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from raysearch.models.transformers_classes import empty_model, model_class
 
 MAX_PARAMS = 400_000_000
 MAX_PICTURE_SECONDS = 10.0
+NUM_LOGITS = 8
 _HIDDEN = ("hidden_size", "embed_dim", "d_model", "dim", "width", "n_embd")
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "attention_heads", "resampler_n_heads")
 _INNER = re.compile(r"intermediate|ffn|mlp_dim|n_inner|feed_forward|block_ff_dim")
@@ -242,13 +244,19 @@ def inputs_for(model: PreTrainedModel) -> dict[str, Inputs]:
 
 
 def logits_of(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    """Logits without a cache: (batch, seq, vocabulary)."""
+    """Logits of the last tokens, without a cache: (batch, at most `NUM_LOGITS`, vocabulary)."""
+    takes = "logits_to_keep" in inspect.signature(model.forward).parameters
     with torch.inference_mode(), quiet():
-        return model(**inputs, use_cache=False).logits
+        logits = model(**inputs, use_cache=False, **({"logits_to_keep": NUM_LOGITS} if takes else {})).logits
+    return logits[:, -NUM_LOGITS:]
 
 
 def _picture(model: PreTrainedModel, token: int, generator: torch.Generator) -> Inputs | None:
+    forward = inspect.signature(model.forward).parameters
+    takes = dict(forward) | dict(inspect.signature(getattr(model, "get_image_features", model.forward)).parameters)
     for image in _images(model.config, generator):
+        if not image.keys() <= takes.keys() or ("image_grid_thw" in takes) != ("image_grid_thw" in image):
+            continue
         num_tokens = _num_tokens(model, image)
         tried: set[int] = set()
         while num_tokens and num_tokens not in tried and len(tried) < 3:
@@ -269,7 +277,7 @@ def _picture(model: PreTrainedModel, token: int, generator: torch.Generator) -> 
                 except Exception as error:
                     wanted = wanted or _features_in(str(error), num_tokens)
                     continue
-                if answer.shape[1] == ids.shape[1] and answer.isfinite().all() and not torch.equal(answer, other):
+                if answer.shape[1] == NUM_LOGITS and answer.isfinite().all() and not torch.equal(answer, other):
                     return inputs
             num_tokens = wanted
     return None
