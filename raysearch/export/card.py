@@ -9,6 +9,7 @@ import yaml
 from raysearch.config.budget import rate_text, size_text
 from raysearch.config.quantization import describe
 from raysearch.config.recipe import Recipe
+from raysearch.export.origin import UNKNOWN, card_metadata
 from raysearch.study.front import Front, FrontPoint, Speed, retention_text
 
 Rows = Mapping[str, Any]
@@ -35,13 +36,13 @@ def model_card(multimodal: bool, recipe: Recipe | None, sections: Mapping[str, R
         "tags": ["pruning", "raysearch"],
     }
     base = str(card.get("base_model", ""))
-    if "/" in base and not Path(base).exists():  # a hub id
-        metadata["base_model"] = base
+    if base:
+        metadata |= card_metadata(base)
     rows = {name: value for name, value in card.items() if name not in ("base_model", "title", "note")}
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {card.get('title') or 'Pruned model'}",
-        f"Made by raysearch from {Path(base).name}." if base else "",
+        f"Made by raysearch from {Path(base).name}. {_license_text(metadata)}" if base else "",
         card.get("note", ""),
         _table(rows),
         *(f"## {title}\n\n{_table(section)}" for title, section in sections.items() if section),
@@ -51,6 +52,12 @@ def model_card(multimodal: bool, recipe: Recipe | None, sections: Mapping[str, R
         f'model = {auto}.from_pretrained("FOLDER")\nprocessor = {processor}.from_pretrained("FOLDER")\n```',
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _license_text(metadata: Rows) -> str:
+    if metadata["license"] == UNKNOWN:
+        return "The licence of that model is unknown: its card names none; it holds for this model too."
+    return f"The licence of that model holds for it: {metadata.get('license_name') or metadata['license']}."
 
 
 def front_card(front: Front, point: FrontPoint, multimodal: bool, note: str = "") -> str:

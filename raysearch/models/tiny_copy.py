@@ -1,6 +1,7 @@
 """A tiny copy of an architecture, to try things on: the configuration's own classes, flags, tokens and kinds of layers,
 only narrower, and shorter where all layers are alike; and inputs for it, with a picture where it takes one."""
 
+import contextlib
 import inspect
 import re
 import time
@@ -35,9 +36,26 @@ _TEXT = {
 """Widths of special decoders, where they are larger."""
 
 
-def tiny_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration of a tiny copy. Tokens, image sizes and all flags stay, and the layers where
-    they differ.
+def tiny_copy(config: PretrainedConfig) -> tuple[PreTrainedModel, "dict[str, Inputs]"]:
+    """A tiny copy with random weights, and inputs that it takes; see `tiny_model` and `inputs_for`.
+
+    Raises:
+        InputError: none can be made.
+    """
+    with contextlib.suppress(InputError):  # some classes derive other numbers from the size of a picture
+        model = tiny_model(tiny_config(config, smaller_pictures=True))
+        inputs = inputs_for(model)
+        if "picture" in inputs:
+            return model, inputs
+    model = tiny_model(tiny_config(config))
+    return model, inputs_for(model)
+
+
+def tiny_config(config: PretrainedConfig, smaller_pictures: bool = False) -> PretrainedConfig:
+    """The configuration of a tiny copy. Tokens and all flags stay, and the layers where they differ.
+
+    Args:
+        smaller_pictures: of 4 x 4 patches.
 
     Raises:
         InputError: its class refuses the numbers.
@@ -59,6 +77,8 @@ def tiny_config(config: PretrainedConfig) -> PretrainedConfig:
         for name, value in part.items():
             if type(value) is int and value in widths and _WIDTH.search(name) and not _NO_WIDTH.search(name):
                 part[name] = widths[value]
+    if smaller_pictures:
+        _shrink_pictures(values)
     tokens = [value for name, value in values.items() if name.endswith(("token_id", "token_index"))]
     if type(text.get("vocab_size")) is int:  # default configurations may lack the image token's row
         text["vocab_size"] = max([text["vocab_size"], *(token + 1 for token in tokens if type(token) is int)])
@@ -133,13 +153,14 @@ def _shrink_text(text: dict[str, Any], widths: dict[int, int]) -> None:
     for own in (text.get("per_layer_config") or {}).values():
         for name, value in own.items():
             if name == "head_dim" and value:
-                own[name] = new_dim * max(1, value // head_dim)
+                own[name] = new_dim * min(max(1, value // head_dim), 4)
             elif name == "num_key_value_heads" and value:
                 own[name] = min(value, new_groups)
             elif _INNER.search(name):
                 own[name] = _narrowed(value, 96)
     for key in ("rope_parameters", "rope_scaling"):
-        text[key] = _shrink_rope(text.get(key), round(new_dim * rotary) // 2)
+        if isinstance(text.get(key), dict):
+            text[key] = _shrink_rope(text[key], round(new_dim * rotary) // 2)
 
 
 def _rotary_share(text: dict[str, Any]) -> float:
@@ -179,6 +200,16 @@ def _shrink_part(part: dict[str, Any], widths: dict[int, int]) -> None:
     for name, value in part.items():
         if _INNER.search(name):
             part[name] = _narrowed(value, 48)
+
+
+def _shrink_pictures(values: dict[str, Any]) -> None:
+    for part in _parts(values):
+        size, patch = part.get("image_size"), part.get("patch_size")
+        if type(size) is int and type(patch) is int and size > 4 * patch:
+            part["image_size"] = 4 * patch
+            for name in ("image_grid_pinpoints", "vision_feature_grid_pinpoints"):
+                if values.get(name):
+                    values[name] = [[4 * patch, 4 * patch], [4 * patch, 8 * patch]]
 
 
 def _narrowed(value: Any, width: int) -> Any:

@@ -29,7 +29,7 @@ from raysearch.models import decoder_layout, empty_model, family_for, load_confi
 from raysearch.models.layout import Units
 from raysearch.models.param_count import counts_of
 from raysearch.models.shape import ParamCounts, Shape
-from raysearch.models.tiny_copy import Inputs, inputs_for, logits_of, tiny_config, tiny_model
+from raysearch.models.tiny_copy import Inputs, logits_of, tiny_copy
 from raysearch.pruning.importance import Importance
 from raysearch.pruning.select_layers import layers_to_keep
 from raysearch.pruning.select_units import units_to_keep
@@ -112,8 +112,7 @@ def examine(config: PretrainedConfig) -> Verdict:
     try:
         counts = counts_of(config)
         dense = empty_model(copy.deepcopy(config))
-        tiny = tiny_model(tiny_config(config))
-        inputs = inputs_for(tiny)
+        tiny, inputs = tiny_copy(config)
         answers = {name: _Answers.of(tiny, given) for name, given in inputs.items()}
     except Exception as error:
         return Verdict(_reason(error), _reason(error), picture=False)
@@ -159,7 +158,8 @@ def _narrower(counts: ParamCounts) -> Shape:
     dense = counts.dense
     pairs = [pair for pair in counts.attention_choices if pair != (dense.num_kv_heads, dense.num_heads)]
     pair = pairs[len(pairs) // 3] if pairs else (dense.num_kv_heads, dense.num_heads)
-    channels = max(counts.smallest.num_ffn_channels, dense.num_ffn_channels * 2 // 3)
+    step = counts.channels_multiple
+    channels = max(counts.smallest.num_ffn_channels, dense.num_ffn_channels * 2 // (3 * step) * step)
     shape = Shape(dense.num_layers, *pair, channels)
     if counts.layers(shape) == counts.layers(dense):
         raise InputError("neither heads nor FFN channels of its layers can be pruned")

@@ -70,7 +70,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
     **{
         name: {"text_config.rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}}
-        for name in ("glm4v", "glm46v", "glm_ocr", "glm4v_moe", "glmga", "paddleocr_vl")
+        for name in (*("glm4v", "glm46v", "glm_ocr", "glm4v_moe", "glmga", "paddleocr_vl", "qwen2_vl", "qwen2_5_vl"),)
     },
 }
 """By type, values that replace those of the default configuration, by dotted names."""

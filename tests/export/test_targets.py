@@ -91,7 +91,7 @@ def test_a_target_is_checked_and_links_are_followed(mine: Path) -> None:
     assert check_free(mine / "disk", "--to") == check_free(mine / "empty", "--to") == mine / "disk"
     assert check_free(mine / "dangling", "--to") == mine / "disk" / "new"
     for name in ("circle", "x" * 300, "null\0byte"):
-        with pytest.raises(InputError, match="--to .*name another") as caught:
+        with pytest.raises(InputError, match=r"--to .*name another") as caught:
             check_free(mine / name, "--to")
         assert "\n" not in str(caught.value)
 

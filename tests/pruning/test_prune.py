@@ -181,7 +181,7 @@ def test_parts_of_an_unknown_architecture_are_found_by_structure() -> None:
     model.config.initializer_range = 0.5  # another configuration, so that nothing is remembered
     assert family_for(model).vision_paths == ("model.seeing",)
     without_projector = Family("aya_vision", vision_paths=("model.seeing",))
-    with pytest.raises(InputError, match="aya_vision.*projector not found.*known_families.py"):
+    with pytest.raises(InputError, match=r"aya_vision.*projector not found.*known_families.py"):
         without_projector.projector(model)
     del model.model.language_model.layers
     with pytest.raises(InputError, match="decoder not found"):
