@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from raysearch.config.recipe import Recipe
 from raysearch.export.card import flatten, model_card
+from raysearch.export.origin import copy_license_files
 from raysearch.export.packed import save_packed
 from raysearch.files import check_free, replace_folder, write_text
 from raysearch.logging import quiet
@@ -30,7 +31,8 @@ def save(
     card: dict[str, Any] | None = None,
     replaces: bool = False,
 ) -> None:
-    """Write the folder whole or not at all: sharded safetensors, configurations, processor, recipe, scores, card.
+    """Write the folder whole or not at all: sharded safetensors, configurations, processor, recipe, scores, card, and
+    the licence's files of the model that the card names.
 
     Args:
         model: a model of transformers' own classes; tied weights are written once.
@@ -60,6 +62,8 @@ def save(
             (unfinished / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
         for name, text in _score_files(model, recipe, scores, card).items():
             (unfinished / name).write_text(text)
+        if card and card.get("base_model"):
+            copy_license_files(str(card["base_model"]), unfinished)
         _drop_references_to_code(unfinished)
         os.chmod(unfinished, 0o755)
         for path in unfinished.rglob("*"):

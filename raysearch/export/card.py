@@ -1,7 +1,6 @@
 """The model card of a checkpoint: README.md with the metadata that the Hugging Face hub reads."""
 
 import html
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from raysearch.config.budget import rate_text, size_text
 from raysearch.config.quantization import describe
 from raysearch.config.recipe import Recipe
 from raysearch.errors import printable
+from raysearch.export.origin import UNKNOWN, card_metadata
 from raysearch.study.front import Front, FrontPoint, Speed, retention_text
 
 Rows = Mapping[str, Any]
@@ -38,13 +38,13 @@ def model_card(multimodal: bool, recipe: Recipe | None, sections: Mapping[str, R
         "tags": ["pruning", "raysearch"],
     }
     base = str(card.get("base_model", ""))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():  # a hub id
-        metadata["base_model"] = base
+    if base:
+        metadata |= card_metadata(base)
     rows = {name: value for name, value in card.items() if name not in ("base_model", "title", "note")}
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {_plain(card.get('title') or 'Pruned model')}",
-        f"Made by raysearch from {_plain(Path(base).name)}." if base else "",
+        f"Made by raysearch from {_plain(Path(base).name)}. {_license_text(metadata)}" if base else "",
         _plain(card.get("note", "")),
         _table(rows),
         *(f"## {title}\n\n{_table(section)}" for title, section in sections.items() if section),
@@ -54,6 +54,12 @@ def model_card(multimodal: bool, recipe: Recipe | None, sections: Mapping[str, R
         f'model = {auto}.from_pretrained("FOLDER")\nprocessor = {processor}.from_pretrained("FOLDER")\n```',
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _license_text(metadata: Rows) -> str:
+    if metadata["license"] == UNKNOWN:
+        return "The licence of that model is unknown: its card names none; it holds for this model too."
+    return f"The licence of that model holds for it: {_plain(str(metadata.get('license_name') or metadata['license']))}."
 
 
 def front_card(front: Front, point: FrontPoint, multimodal: bool, note: str = "") -> str:

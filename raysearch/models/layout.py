@@ -181,7 +181,8 @@ def layouts_of(
         _LAYOUTS.clear()
     known = _LAYOUTS.setdefault(key, {})
     signatures = [signature_of(layer) for layer in layers]
-    new = {signature: i for i, signature in reversed(list(enumerate(signatures))) if signature not in known}
+    # The last layer of each kind, since some classes give the very last one a kind of its own.
+    new = {signature: i for i, signature in enumerate(signatures) if signature not in known}
     if new:
         places = sorted(new.values())
         probe, fewer = probe_of_channels(text_config, places)

@@ -24,7 +24,7 @@ class _Decoder:
     """A dense decoder; tries on the meta device which head counts its stock class can hold.
 
     Attributes:
-        places: the first layer of each kind; the other fields have an entry for each of them.
+        places: the last layer of each kind; the other fields have an entry for each of them.
     """
 
     dense: Shape
@@ -96,12 +96,13 @@ def _count(config: PretrainedConfig) -> ParamCounts:
     layers, layouts = list(decoder.layers), decoder_layout(model)
     if len(layers) != dense.num_layers:
         raise InputError(f"{config.model_type}: has {len(layers)} layers, and {dense.num_layers} by its configuration")
-    places: dict[Any, list[int]] = {}
+    by_signature: dict[Any, list[int]] = {}
     for i, layer in enumerate(layers):
-        places.setdefault(signature_of(layer), []).append(i)
-    firsts = [of_kind[0] for of_kind in places.values()]
-    tensors = [{name: parameter.shape for name, parameter in layers[i].named_parameters()} for i in firsts]
-    candidates = _Decoder(dense, text_config, type(decoder), firsts, [layouts[i] for i in firsts], tensors)
+        by_signature.setdefault(signature_of(layer), []).append(i)
+    places = sorted(by_signature.values(), key=max)
+    lasts = [of_kind[-1] for of_kind in places]
+    tensors = [{name: parameter.shape for name, parameter in layers[i].named_parameters()} for i in lasts]
+    candidates = _Decoder(dense, text_config, type(decoder), lasts, [layouts[i] for i in lasts], tensors)
     choices = candidates.attention_choices()
 
     total = sum(p.numel() for p in model.parameters())
@@ -110,11 +111,13 @@ def _count(config: PretrainedConfig) -> ParamCounts:
     in_layers = sum(p.numel() for p in decoder.layers.parameters())
     buffers = [b for name, b in model.named_buffers() if name in model.state_dict()]
     kinds = []
-    for of_kind, shapes in zip(places.values(), tensors, strict=True):
+    for of_kind, shapes in zip(places, tensors, strict=True):
         layout = layouts[of_kind[0]]
         per_unit = [_per_unit(layout, shapes, kind, _nums(dense)) for kind in UNIT_KINDS]
         per_layer = sum(shape.numel() for shape in shapes.values()) - sum(map(mul, dense.widths, per_unit))
         kinds.append(LayerCounts(tuple(of_kind), per_layer, *per_unit, _linears(layers[of_kind[0]], layout), 0))
+    owned = {part.tensor for layout in layouts for part in layout.slices if part.kind == "ffn_channels"}
+    has_experts = any(len(shape) == 3 for of_kind in tensors for name, shape in of_kind.items() if name in owned)
     choices.sort(key=lambda pair: sum(len(kind.layers) * kind.attention(pair) for kind in kinds), reverse=True)
     if len(choices) > 1:
         split = candidates.num_linears(choices[-1])
@@ -129,6 +132,7 @@ def _count(config: PretrainedConfig) -> ParamCounts:
         num_buffer_values=sum(b.numel() for b in buffers if b.is_floating_point()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in buffers if not b.is_floating_point()),
         fixed_layers=fixed_layers(config),
+        channels_multiple=min(8 if has_experts else 1, dense.num_ffn_channels),
         hidden_size=int(text_config.hidden_size),
         head_dim=head_dim_of(text_config),
         vocab_size=int(text_config.vocab_size),

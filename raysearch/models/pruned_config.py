@@ -111,7 +111,7 @@ def pruned_text_config(text: PretrainedConfig, shape: Shape, layers: Sequence[in
     assert len(layers) == shape.num_layers, (shape, layers)
     fields: dict[str, Any] = text.to_dict()
     per_layer = {} if shape.num_layers == dense.num_layers else _cut_to(layers, fields, dense.num_layers)
-    fields |= per_layer
+    fields |= copy.deepcopy(per_layer)  # some classes change the list that they are given
     fields["num_hidden_layers"] = shape.num_layers
     if (shape.num_kv_heads, shape.num_heads) != (dense.num_kv_heads, dense.num_heads):
         if not getattr(text, "is_heterogeneous", False):

@@ -84,11 +84,14 @@ class ParamCounts:
 
     Attributes:
         num_outside: parameters outside the decoder (vision tower, projector); of them `num_projector` the projector's.
-        num_decoder_rest: embeddings, language head (once if tied) and final norm; of them `rest_per_layer` for each
-            layer (embeddings per layer).
-        kinds: of decoder layers. A hybrid decoder has several, such as recurrent and attention layers.
+        num_decoder_rest: embeddings, language head (once if tied) and final norm.
+        rest_per_layer: the part of `num_decoder_rest` that goes with each layer, such as embeddings per layer.
+        kinds: of decoder layers, in the order of their last ones. A hybrid decoder has several, such as recurrent and
+            attention layers.
         num_buffer_values, buffer_bytes: saved buffers that are floating point (in values), and the others.
         fixed_layers: the decoder layers that can't be dropped.
+        channels_multiple: that the class demands of the number of FFN channels. Grouped products over experts need rows
+            of whole 16 bytes.
         hidden_size, head_dim, vocab_size: of the decoder; pruning leaves them alone.
         attention_choices: all (KV heads, query heads) with equally many query heads per group that the stock class
             holds, the largest first.
@@ -103,6 +106,7 @@ class ParamCounts:
     num_buffer_values: int
     buffer_bytes: int
     fixed_layers: tuple[int, ...]
+    channels_multiple: int
     hidden_size: int
     head_dim: int
     vocab_size: int
@@ -194,4 +198,4 @@ class ParamCounts:
         kv, heads = min(self.attention_choices, key=self.attention)
         least = sum(max(1, sum(layer in kind.layers for layer in self.fixed_layers)) for kind in self.kinds)
         has_channels = any(kind.per_channel for kind in self.kinds)
-        return Shape(least, kv, heads, 1 if has_channels else self.dense.num_ffn_channels)
+        return Shape(least, kv, heads, self.channels_multiple if has_channels else self.dense.num_ffn_channels)

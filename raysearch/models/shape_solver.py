@@ -4,6 +4,7 @@ Every function returns the shape whose parameter count is nearest to the target 
 it (for a budget), to within one unit: one layer, or one step of FFN channels.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -119,6 +120,10 @@ def exact_shape(counts: ParamCounts, kept: Mapping[str, int]) -> Shape:
         least = counts.smallest.num_layers if name == "num_layers" else 1
         if not least <= num <= getattr(dense, name):
             raise InputError(f"{name} {num}: outside {least} to {getattr(dense, name)}, what this decoder has")
+    if shape.num_ffn_channels % counts.channels_multiple and shape.num_ffn_channels != dense.num_ffn_channels:
+        raise InputError(
+            f"num_ffn_channels {shape.num_ffn_channels}: the class needs a multiple of {counts.channels_multiple}"
+        )
     if (shape.num_kv_heads, shape.num_heads) not in counts.attention_choices:
         pairs = ", ".join(f"{kv} and {heads}" for kv, heads in counts.attention_choices[:12])
         raise InputError(
@@ -138,12 +143,12 @@ def smallest_shape(counts: ParamCounts, mode: Mode, multiple: int | None = None)
 
 
 def default_multiple(counts: ParamCounts) -> int:
-    """Rounding step of FFN channels: 64 from 4096 channels on, for tensor cores; else 1."""
-    return 64 if counts.dense.num_ffn_channels >= 4096 else 1
+    """Rounding step of FFN channels: 64 from 4096 channels on, for tensor cores; else what the class demands."""
+    return 64 if counts.dense.num_ffn_channels >= 4096 else counts.channels_multiple
 
 
 def _step(counts: ParamCounts, multiple: int | None) -> int:
-    step = default_multiple(counts) if multiple is None else multiple
+    step = default_multiple(counts) if multiple is None else math.lcm(multiple, counts.channels_multiple)
     if not 1 <= step <= counts.dense.num_ffn_channels:
         raise InputError(f"multiple {step}: outside 1 to {counts.dense.num_ffn_channels}, this decoder's FFN channels")
     return step

@@ -1,6 +1,8 @@
 """A tiny copy of an architecture, to try things on: the configuration's own classes, flags, tokens and kinds of layers,
 only narrower, and shorter where all layers are alike; and inputs for it, with a picture where it takes one."""
 
+import contextlib
+import inspect
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from raysearch.models.transformers_classes import empty_model, model_class
 
 MAX_PARAMS = 400_000_000
 MAX_PICTURE_SECONDS = 10.0
+NUM_LOGITS = 8
 _HIDDEN = ("hidden_size", "embed_dim", "d_model", "dim", "width", "n_embd")
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "attention_heads", "resampler_n_heads")
 _INNER = re.compile(r"intermediate|ffn|mlp_dim|n_inner|feed_forward|block_ff_dim")
@@ -33,9 +36,26 @@ _TEXT = {
 """Widths of special decoders, where they are larger."""
 
 
-def tiny_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration of a tiny copy. Tokens, image sizes and all flags stay, and the layers where
-    they differ.
+def tiny_copy(config: PretrainedConfig) -> tuple[PreTrainedModel, "dict[str, Inputs]"]:
+    """A tiny copy with random weights, and inputs that it takes; see `tiny_model` and `inputs_for`.
+
+    Raises:
+        InputError: none can be made.
+    """
+    with contextlib.suppress(InputError):  # some classes derive other numbers from the size of a picture
+        model = tiny_model(tiny_config(config, smaller_pictures=True))
+        inputs = inputs_for(model)
+        if "picture" in inputs:
+            return model, inputs
+    model = tiny_model(tiny_config(config))
+    return model, inputs_for(model)
+
+
+def tiny_config(config: PretrainedConfig, smaller_pictures: bool = False) -> PretrainedConfig:
+    """The configuration of a tiny copy. Tokens and all flags stay, and the layers where they differ.
+
+    Args:
+        smaller_pictures: of 4 x 4 patches.
 
     Raises:
         InputError: its class refuses the numbers.
@@ -57,6 +77,8 @@ def tiny_config(config: PretrainedConfig) -> PretrainedConfig:
         for name, value in part.items():
             if type(value) is int and value in widths and _WIDTH.search(name) and not _NO_WIDTH.search(name):
                 part[name] = widths[value]
+    if smaller_pictures:
+        _shrink_pictures(values)
     tokens = [value for name, value in values.items() if name.endswith(("token_id", "token_index"))]
     if type(text.get("vocab_size")) is int:  # default configurations may lack the image token's row
         text["vocab_size"] = max([text["vocab_size"], *(token + 1 for token in tokens if type(token) is int)])
@@ -131,13 +153,14 @@ def _shrink_text(text: dict[str, Any], widths: dict[int, int]) -> None:
     for own in (text.get("per_layer_config") or {}).values():
         for name, value in own.items():
             if name == "head_dim" and value:
-                own[name] = new_dim * max(1, value // head_dim)
+                own[name] = new_dim * min(max(1, value // head_dim), 4)
             elif name == "num_key_value_heads" and value:
                 own[name] = min(value, new_groups)
             elif _INNER.search(name):
                 own[name] = _narrowed(value, 96)
     for key in ("rope_parameters", "rope_scaling"):
-        text[key] = _shrink_rope(text.get(key), round(new_dim * rotary) // 2)
+        if isinstance(text.get(key), dict):
+            text[key] = _shrink_rope(text[key], round(new_dim * rotary) // 2)
 
 
 def _rotary_share(text: dict[str, Any]) -> float:
@@ -177,6 +200,16 @@ def _shrink_part(part: dict[str, Any], widths: dict[int, int]) -> None:
     for name, value in part.items():
         if _INNER.search(name):
             part[name] = _narrowed(value, 48)
+
+
+def _shrink_pictures(values: dict[str, Any]) -> None:
+    for part in _parts(values):
+        size, patch = part.get("image_size"), part.get("patch_size")
+        if type(size) is int and type(patch) is int and size > 4 * patch:
+            part["image_size"] = 4 * patch
+            for name in ("image_grid_pinpoints", "vision_feature_grid_pinpoints"):
+                if values.get(name):
+                    values[name] = [[4 * patch, 4 * patch], [4 * patch, 8 * patch]]
 
 
 def _narrowed(value: Any, width: int) -> Any:
@@ -242,13 +275,19 @@ def inputs_for(model: PreTrainedModel) -> dict[str, Inputs]:
 
 
 def logits_of(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    """Logits without a cache: (batch, seq, vocabulary)."""
+    """Logits of the last tokens, without a cache: (batch, at most `NUM_LOGITS`, vocabulary)."""
+    takes = "logits_to_keep" in inspect.signature(model.forward).parameters
     with torch.inference_mode(), quiet():
-        return model(**inputs, use_cache=False).logits
+        logits = model(**inputs, use_cache=False, **({"logits_to_keep": NUM_LOGITS} if takes else {})).logits
+    return logits[:, -NUM_LOGITS:]
 
 
 def _picture(model: PreTrainedModel, token: int, generator: torch.Generator) -> Inputs | None:
+    forward = inspect.signature(model.forward).parameters
+    takes = dict(forward) | dict(inspect.signature(getattr(model, "get_image_features", model.forward)).parameters)
     for image in _images(model.config, generator):
+        if not image.keys() <= takes.keys() or ("image_grid_thw" in takes) != ("image_grid_thw" in image):
+            continue
         num_tokens = _num_tokens(model, image)
         tried: set[int] = set()
         while num_tokens and num_tokens not in tried and len(tried) < 3:
@@ -269,7 +308,7 @@ def _picture(model: PreTrainedModel, token: int, generator: torch.Generator) -> 
                 except Exception as error:
                     wanted = wanted or _features_in(str(error), num_tokens)
                     continue
-                if answer.shape[1] == ids.shape[1] and answer.isfinite().all() and not torch.equal(answer, other):
+                if answer.shape[1] == NUM_LOGITS and answer.isfinite().all() and not torch.equal(answer, other):
                     return inputs
             num_tokens = wanted
     return None

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from raysearch.models import decoder_layout, empty_model, family_for, load_confi
 from raysearch.models.layout import Units
 from raysearch.models.param_count import counts_of
 from raysearch.models.shape import ParamCounts, Shape
-from raysearch.models.tiny_copy import Inputs, inputs_for, logits_of, tiny_config, tiny_model
+from raysearch.models.tiny_copy import Inputs, logits_of, tiny_copy
 from raysearch.pruning.importance import Importance
 from raysearch.pruning.select_layers import layers_to_keep
 from raysearch.pruning.select_units import units_to_keep
@@ -112,16 +112,16 @@ def examine(config: PretrainedConfig) -> Verdict:
     try:
         counts = counts_of(config)
         dense = empty_model(copy.deepcopy(config))
-        tiny = tiny_model(tiny_config(config))
-        inputs = inputs_for(tiny)
+        tiny, inputs = tiny_copy(config)
+        answers = {name: _Answers.of(tiny, given) for name, given in inputs.items()}
     except Exception as error:
         return Verdict(_reason(error), _reason(error), picture=False)
     reasons: dict[str, str] = {}
     for part in _PARTS:
         try:
-            for seed in range(2):
+            for seed in range(2 if part == "layers" and len(counts_of(tiny.config).kinds) > 1 else 1):
                 slice_model(dense, *_selection(counts, dense, part, seed))
-                _compare(tiny, inputs, part, seed)
+                _compare(tiny, inputs, answers, part, seed)
             reasons[part] = ""
         except Exception as error:  # whatever the architecture's own code raises
             reasons[part] = _reason(error)
@@ -158,14 +158,34 @@ def _narrower(counts: ParamCounts) -> Shape:
     dense = counts.dense
     pairs = [pair for pair in counts.attention_choices if pair != (dense.num_kv_heads, dense.num_heads)]
     pair = pairs[len(pairs) // 3] if pairs else (dense.num_kv_heads, dense.num_heads)
-    channels = max(counts.smallest.num_ffn_channels, dense.num_ffn_channels * 2 // 3)
+    step = counts.channels_multiple
+    channels = max(counts.smallest.num_ffn_channels, dense.num_ffn_channels * 2 // (3 * step) * step)
     shape = Shape(dense.num_layers, *pair, channels)
     if counts.layers(shape) == counts.layers(dense):
         raise InputError("neither heads nor FFN channels of its layers can be pruned")
     return shape
 
 
-def _compare(dense: PreTrainedModel, inputs: dict[str, Inputs], part: Part, seed: int) -> None:
+@dataclass(frozen=True)
+class _Answers:
+    """Of the dense tiny copy to some inputs: its logits, and the tokens that it generates with the cache; None if it
+    generates none, or others without."""
+
+    logits: torch.Tensor
+    tokens: torch.Tensor | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, inputs: Inputs) -> Self:
+        try:
+            with_cache, without = (_generated(model, inputs, use_cache) for use_cache in (True, False))
+        except Exception:  # the architecture itself doesn't generate from these inputs
+            return cls(logits_of(model, inputs), None)
+        return cls(logits_of(model, inputs), with_cache if torch.equal(with_cache, without) else None)
+
+
+def _compare(
+    dense: PreTrainedModel, inputs: dict[str, Inputs], answers: dict[str, _Answers], part: Part, seed: int
+) -> None:
     layers, units = _selection(counts_of(dense.config), dense, part, seed)
     pruned = slice_model(dense, layers, units)
     if part == "layers":
@@ -183,23 +203,12 @@ def _compare(dense: PreTrainedModel, inputs: dict[str, Inputs], part: Part, seed
         if not away <= TOLERANCE * scale:
             what = "the dense model without these layers" if part == "layers" else "the dense model with zeroed units"
             raise InputError(f"on {name}, a tiny copy's logits are {away:.2g} away from {what}")
-        if torch.equal(wanted[name], logits_of(dense, given)):
+        if torch.equal(wanted[name], answers[name].logits):
             raise InputError(f"on {name}, what is removed from a tiny copy changes nothing, so it can't be checked")
-    _check_cache(dense, pruned, inputs)
-
-
-def _check_cache(dense: PreTrainedModel, pruned: PreTrainedModel, inputs: dict[str, Inputs]) -> None:
-    """Generation with the cache gives the tokens that it gives without, if it does for the dense model."""
-    for name, given in inputs.items():
-        try:
-            with_cache, without = (_generated(dense, given, use_cache) for use_cache in (True, False))
-        except Exception:  # the architecture itself doesn't generate from these inputs
-            continue
-        if not torch.equal(with_cache, without):
-            continue
-        with_cache, without = (_generated(pruned, given, use_cache) for use_cache in (True, False))
-        if not torch.equal(with_cache, without):
-            raise InputError(f"on {name}, a pruned tiny copy generates other tokens with a cache than without")
+        if answers[name].tokens is not None:
+            with_cache, without = (_generated(pruned, given, use_cache) for use_cache in (True, False))
+            if not torch.equal(with_cache, without):
+                raise InputError(f"on {name}, a pruned tiny copy generates other tokens with a cache than without")
 
 
 def _generated(model: PreTrainedModel, inputs: Inputs, use_cache: bool) -> torch.Tensor:

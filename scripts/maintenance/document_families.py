@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
+from transformers.utils import logging as transformers_logging
 
 from raysearch.errors import first_line
 from raysearch.pruning.self_check import Verdict, examine
@@ -66,9 +67,10 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "vision_config.patch_size": 14,
         "image_grid_pinpoints": [[56, 56]],
     },
+    "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
     **{
         name: {"text_config.rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}}
-        for name in ("glm4v", "glm46v", "glm_ocr", "glm4v_moe", "glmga", "paddleocr_vl")
+        for name in (*("glm4v", "glm46v", "glm_ocr", "glm4v_moe", "glmga", "paddleocr_vl", "qwen2_vl", "qwen2_5_vl"),)
     },
 }
 """By type, values that replace those of the default configuration, by dotted names."""
@@ -122,6 +124,7 @@ def is_right(found: str) -> bool:
 def main(names: list[str]) -> None:
     """Try the types, and write the page after each, so that what is done is kept."""
     warnings.filterwarnings("ignore")
+    transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)
     text = PAGE.read_text(encoding="utf-8")
     written, _, tables = text.partition(HEADING)

@@ -9,7 +9,13 @@ from raysearch.models import empty_model
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import pruned_config, shape_of
 from raysearch.models.shape import Shape
-from raysearch.models.shape_solver import default_multiple, shape_for_budget, shape_for_ratio, smallest_shape
+from raysearch.models.shape_solver import (
+    default_multiple,
+    exact_shape,
+    shape_for_budget,
+    shape_for_ratio,
+    smallest_shape,
+)
 from tests.support.tiny_models import FAMILIES
 
 EVERY = pytest.mark.parametrize("name", list(FAMILIES))
@@ -150,17 +156,20 @@ def test_layers_that_take_in_visual_features_stay() -> None:
 
 def test_unequal_layers_are_counted_by_kind() -> None:
     config = Qwen3MoeConfig(
-        vocab_size=96, hidden_size=16, intermediate_size=24, moe_intermediate_size=8, num_hidden_layers=6,
+        vocab_size=96, hidden_size=16, intermediate_size=24, moe_intermediate_size=24, num_hidden_layers=6,
         num_experts=4, num_attention_heads=2, num_key_value_heads=1, head_dim=8, decoder_sparse_step=1,
         mlp_only_layers=[1, 4],
     )  # fmt: skip
     counts = counts_of(config)
-    assert [kind.layers for kind in counts.kinds] == [(0, 2, 3, 5), (1, 4)]
-    assert [kind.per_channel for kind in counts.kinds] == [4 * 3 * 16, 0]  # of experts; the other layers keep theirs
-    assert [counts.num_of_kinds(num) for num in range(2, 7)] == [[1, 1], [2, 1], [3, 1], [3, 2], [4, 2]]
-    for num_layers in range(2, 7):
-        pruned = pruned_config(config, Shape(num_layers, 1, 2, 5), {2: [0, 1], 3: [0, 1, 2]}.get(num_layers))
-        if num_layers in (2, 3, 6):
-            built = sum(p.numel() for p in empty_model(pruned).parameters())
-            assert counts.total(Shape(num_layers, 1, 2, 5)) == built
-    assert counts.smallest == Shape(2, 1, 1, 1)
+    assert [kind.layers for kind in counts.kinds] == [(1, 4), (0, 2, 3, 5)]
+    assert [kind.per_channel for kind in counts.kinds] == [0, 4 * 3 * 16]  # of experts; the other layers keep theirs
+    assert [counts.num_of_kinds(num) for num in range(2, 7)] == [[1, 1], [1, 2], [1, 3], [2, 3], [2, 4]]
+    for layers in ([0, 1], [1, 2, 5], [0, 1, 2, 3, 4, 5]):
+        shape = Shape(len(layers), 1, 2, 16)
+        assert counts.total(shape) == sum(
+            p.numel() for p in empty_model(pruned_config(config, shape, layers)).parameters()
+        )
+    assert counts.smallest == Shape(2, 1, 1, 8)
+    assert shape_for_ratio(counts, "widthwise", 0.2).num_ffn_channels in (8, 16)
+    with pytest.raises(InputError, match="num_ffn_channels 9: the class needs a multiple of 8"):
+        exact_shape(counts, {"num_ffn_channels": 9})
