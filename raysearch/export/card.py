@@ -59,7 +59,8 @@ def model_card(multimodal: bool, recipe: Recipe | None, sections: Mapping[str, R
 def _license_text(metadata: Rows) -> str:
     if metadata["license"] == UNKNOWN:
         return "The licence of that model is unknown: its card names none; it holds for this model too."
-    return f"The licence of that model holds for it: {_plain(str(metadata.get('license_name') or metadata['license']))}."
+    name = _plain(str(metadata.get("license_name") or metadata["license"]))
+    return f"The licence of that model holds for it: {name}."
 
 
 def front_card(front: Front, point: FrontPoint, multimodal: bool, note: str = "") -> str:

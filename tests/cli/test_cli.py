@@ -230,7 +230,7 @@ def pretend_search(monkeypatch, tmp_path, fail_at, exhausted=False):
 
     told = []
 
-    def run(plan, study, search, callbacks, runtime, deadline):
+    def run(plan, study, search, callbacks, runtime, deadline, narrator):
         search.searcher.exhausted = exhausted
         study.front = Front.build("x", "pocket", synthetic_study.BASELINE, [])
         return study.front
@@ -242,6 +242,9 @@ def pretend_search(monkeypatch, tmp_path, fail_at, exhausted=False):
     class Told:
         def __init__(self, study, dense):
             told.append("opened")
+
+        def status(self, status):
+            pass
 
         def close(self):
             told.append("closed")
@@ -289,7 +292,22 @@ def test_a_cluster_that_is_too_small_leaves_no_folder(monkeypatch, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    "command", ["search", "best", "export", "benchmark", "prune", "report", "estimate", "replicate", "retry", "sync"]
+    "command",
+    [
+        "search",
+        "best",
+        "export",
+        "benchmark",
+        "prune",
+        "report",
+        "estimate",
+        "replicate",
+        "retry",
+        "status",
+        "inspect",
+        "evaluate",
+        "sync",
+    ],
 )
 def test_every_help_has_examples(command, capsys):
     status, out, _ = call(capsys, command, "--help")
@@ -327,7 +345,7 @@ def test_the_version_is_printed(capsys):
 
 @pytest.mark.parametrize(("old", "new"), [("measure", "benchmark"), ("study", "replicate")])
 def test_a_renamed_command_answers_to_its_old_name(old, new, tmp_path, capsys):
-    assert f" {old} " not in call(capsys, "--help")[1]
+    assert f"│ {old} " not in call(capsys, "--help")[1]
     wanted = call(capsys, new, tmp_path / "no")
     status, out, err = call(capsys, old, tmp_path / "no")
     notice, line = err.splitlines()
