@@ -18,8 +18,8 @@ class BenchmarkConfig(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name in scores, reports and MLflow."""
     data: PathOrName
-    """Questions: a JSON or JSONL file with its images beside it, a Parquet file, a folder of Parquet files or of the
-    datasets library, or a hub id. Columns: question, answer or answers, image or images, and optionally options,
+    """Questions: a file or folder of any format that data may have (docs/reference/data.md), or a hub id. Columns:
+    question, answer or answers, image or images, and optionally options,
     category, id, image_id. `pocket` for fewer questions of the embedded benchmark `name`."""
     split: str | None = None
     """Split of `data`, if it has several."""

@@ -8,18 +8,18 @@ forward pass over the right answers replaces generation, and questions about one
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, compress
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from raysearch.data.bad_rows import BadRow
+from raysearch.data.bad_rows import BadRow, BadRows
 from raysearch.data.encoding import Batch, Encoded, Encoder
 from raysearch.data.labels import answer_labels, answer_states, num_answer_labels
 from raysearch.data.samples import Sample
-from raysearch.errors import InputError
 from raysearch.evaluation import shared_prefix
 from raysearch.evaluation.benchmarks import Benchmark
 from raysearch.evaluation.questions import Question
@@ -32,7 +32,7 @@ GENERATION_BATCH = 16
 
 Answers = Mapping[str, np.ndarray]
 """Per benchmark, (num_questions,): 1.0 or 0.0 for right and wrong where the metric is teacher-forced, else the text of
-each response."""
+each response; NaN or None for a question that can't be asked."""
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def answer(
         batch_size: questions per forward pass; batched by length, so that there is little padding.
 
     Raises:
-        InputError: a question can't be encoded, since an image is unreadable or the answer too long.
+        InputError: too many questions can't be encoded, since images are unreadable or answers too long.
     """
     teacher_forced = [benchmark for benchmark in benchmarks if benchmark.scorer.teacher_forced]
     with _in_eval_mode(model):
@@ -73,12 +73,21 @@ def score_answers(answers: Answers, benchmarks: Iterable[Benchmark]) -> Results:
         answers: of `answer`, or a part of them.
         benchmarks: with the questions that were answered, in the same order.
     """
-    benchmarks = list(benchmarks)
+    benchmarks = [answered(benchmark, answers[benchmark.name]) for benchmark in benchmarks]
     return Results(
-        scores={b.name: _scores(b, answers[b.name]) for b in benchmarks},
+        scores={b.name: _scores(b, answers[b.name][_is_asked(answers[b.name])]) for b in benchmarks},
         images={b.name: np.array([question.image_id for question in b.questions]) for b in benchmarks},
         chance={b.name: b.chance for b in benchmarks},
     )
+
+
+def answered(benchmark: Benchmark, answers: np.ndarray) -> Benchmark:
+    """The benchmark without the questions that couldn't be asked: the same ones for every model."""
+    return replace(benchmark, questions=tuple(compress(benchmark.questions, _is_asked(answers))))
+
+
+def _is_asked(answers: np.ndarray) -> np.ndarray:
+    return np.array([given is not None and given == given for given in answers], dtype=bool)  # NaN is not itself
 
 
 def _scores(benchmark: Benchmark, answers: np.ndarray) -> np.ndarray:
@@ -94,17 +103,20 @@ def generate_answers(
     max_new_tokens: int = 64,
     batch_size: int = GENERATION_BATCH,
     name: str = "questions",
-) -> list[str]:
+) -> list[str | None]:
     """The model's greedy answers as text, in the order of `questions`; batches are padded on the left.
 
     Args:
         name: name of the benchmark, for error messages.
 
+    Returns:
+        (num_questions,); None for a question that can't be encoded, which is reported.
+
     Raises:
-        InputError: a question can't be encoded.
+        InputError: too many questions can't be encoded.
     """
-    rows = [_encoded(encoder.encode_prompt, question, name) for question in questions]
-    answers = [""] * len(rows)
+    asked, rows = _encoded(encoder.encode_prompt, questions, name)
+    answers: list[str | None] = [None] * len(questions)
     for batch in _by_length(rows, batch_size):
         chosen = list(chain.from_iterable(batch))
         inputs = encoder.collate([rows[index] for index in chosen], padding_side="left")
@@ -113,17 +125,23 @@ def generate_answers(
         new = tokens[:, inputs["input_ids"].shape[1] :]
         texts = encoder.tokenizer.batch_decode(new, skip_special_tokens=True)
         for index, text in zip(chosen, texts, strict=True):
-            answers[index] = text.strip()
+            answers[asked[index]] = text.strip()
     return answers
 
 
 def _teacher_forced_scores(
     model: PreTrainedModel, family: Family, encoder: Encoder, benchmarks: Sequence[Benchmark], batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Per benchmark, (num_questions,) 1.0 where every answer token is the most likely one, else 0.0."""
-    questions = [question for benchmark in benchmarks for question in benchmark.questions]
-    rows = [_encoded(encoder.encode, q, b.name) for b in benchmarks for q in b.questions]
-    groups = _groups(model, family, encoder, rows, [question.image_id for question in questions])
+    """Per benchmark, (num_questions,) 1.0 where every answer token is the most likely one, else 0.0; NaN for a question
+    that can't be encoded, which is reported."""
+    rows: list[Encoded] = []
+    image_ids: list[str] = []
+    places: dict[str, list[int]] = {}
+    for benchmark in benchmarks:
+        places[benchmark.name], own = _encoded(encoder.encode, benchmark.questions, benchmark.name)
+        rows += own
+        image_ids += [benchmark.questions[place].image_id for place in places[benchmark.name]]
+    groups = _groups(model, family, encoder, rows, image_ids)
     right = np.zeros(len(rows))
     for chosen in _by_length(rows, batch_size, groups):
         parts = [[rows[index] for index in group] for group in chosen]
@@ -132,8 +150,10 @@ def _teacher_forced_scores(
         hits = answer_logits(model, family, batch).argmax(-1).cpu() == answer_labels(batch)  # (num_answer_tokens,)
         hits = hits.split([num_answer_labels(row) for row in flat])
         right[list(chain.from_iterable(chosen))] = [bool(row.all()) for row in hits]
-    scores = np.split(right, np.cumsum([len(benchmark.questions) for benchmark in benchmarks]))
-    return {benchmark.name: values for benchmark, values in zip(benchmarks, scores, strict=False)}
+    scores = {benchmark.name: np.full(len(benchmark.questions), np.nan) for benchmark in benchmarks}
+    for name, asked in places.items():
+        scores[name][asked], right = right[: len(asked)], right[len(asked) :]
+    return scores
 
 
 def _groups(
@@ -154,11 +174,24 @@ def answer_logits(model: PreTrainedModel, family: Family, batch: Batch) -> torch
     return family.lm_head(model)(answer_states(model, batch))
 
 
-def _encoded(encode: Callable[[Sample], Encoded], question: Question, benchmark: str) -> Encoded:
-    try:
-        return encode(question.sample)
-    except BadRow as error:
-        raise InputError(f"benchmarks: {benchmark}: question {question.id}: {error}") from None
+def _encoded(
+    encode: Callable[[Sample], Encoded], questions: Sequence[Question], benchmark: str
+) -> tuple[list[int], list[Encoded]]:
+    """Indices and rows of the questions that can be encoded; the others are reported.
+
+    Raises:
+        InputError: too many can't.
+    """
+    bad = BadRows(f"benchmarks: {benchmark}", len(questions))
+    asked, rows = [], []
+    for index, question in enumerate(questions):
+        try:
+            rows.append(encode(question.sample))
+            asked.append(index)
+        except BadRow as error:
+            bad.add(f"question {question.id}", str(error))
+    bad.report()
+    return asked, rows
 
 
 def _by_length(

@@ -261,7 +261,7 @@ def _images(row: Mapping[str, Any], entry: BenchmarkConfig) -> list[Any]:
     """The row's images, from column `images`, `image`, or `image_1`, `image_2` and so on."""
     for field in ("images", "image"):
         found = _cell(row, entry, field)
-        if found is not None:
+        if found is not None and found != "":
             return list(found) if isinstance(found, list | tuple) else [found]
     numbered = sorted((int(name[6:]), name) for name in row if re.fullmatch(r"image_\d+", str(name)))
     return [row[name] for _, name in numbered if row[name] is not None]

@@ -53,7 +53,7 @@ def chosen_letter(response: str, options: Sequence[str]) -> str | None:
     """The letter of the option that a response names; None if it names none or several.
 
     By the first of: what is in `<answer>` or `\\boxed{}`; a lone letter (`B`, `(b)`, `**B**`), also on the first or the
-    last line; `answer is B`; `option B`; a letter before the rest (`B. a dog`); an option's text; the only letter in
+    last line; an option's text; `answer is B`; `option B`; a letter before the rest (`B. a dog`); the only letter in
     brackets; the only option whose text is in the response and not denied.
     """
     options = options[: len(LETTERS)]

@@ -13,7 +13,7 @@ from raysearch import models
 from raysearch.data.encoding import Encoder
 from raysearch.errors import InputError
 from raysearch.evaluation.benchmarks import Benchmark
-from raysearch.evaluation.evaluator import answer, generate_answers, score_answers
+from raysearch.evaluation.evaluator import answer, answered, generate_answers, score_answers
 from raysearch.evaluation.retention import Results
 from raysearch.files import write_text
 from raysearch.logging import logger
@@ -59,18 +59,18 @@ def answer_all(model: str, benchmarks: Sequence[Benchmark], max_length: int) -> 
         for benchmark in benchmarks:
             logger.info("%s: %d questions of %s", model, len(benchmark.questions), benchmark.name)
             answers |= answer(loaded, family, encoder, [benchmark])
-            given = list(answers[benchmark.name])
-            if benchmark.scorer.teacher_forced:
-                wrong = [index for index, is_right in enumerate(given) if not is_right]
-                asked = [benchmark.questions[index] for index in wrong]
-                said = generate_answers(loaded, encoder, asked, benchmark.max_new_tokens, name=benchmark.name)
-                given = [question.answer for question in benchmark.questions]
-                for index, text in zip(wrong, said, strict=True):
-                    given[index] = text
             (scores,) = score_answers(answers, [benchmark]).scores.values()
+            asked = answered(benchmark, answers[benchmark.name]).questions
+            if benchmark.scorer.teacher_forced:
+                wrong = [question for question, score in zip(asked, scores, strict=True) if not score]
+                said = generate_answers(loaded, encoder, wrong, benchmark.max_new_tokens, name=benchmark.name)
+                by_id = {question.id: text for question, text in zip(wrong, said, strict=True)}
+                given = [by_id.get(question.id, question.answer) for question in asked]
+            else:
+                given = [text for text in answers[benchmark.name] if text is not None]
             rows += [
                 AnsweredQuestion(benchmark.name, q.id, q.image_id, q.prompt, q.answers, str(text), float(score))
-                for q, text, score in zip(benchmark.questions, given, scores, strict=True)
+                for q, text, score in zip(asked, given, scores, strict=True)
             ]
     return score_answers(answers, benchmarks), rows
 

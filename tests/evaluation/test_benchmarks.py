@@ -323,8 +323,23 @@ def test_a_question_that_cannot_be_asked_is_named(loaded, tmp_path):
     lost = dataclasses.replace(lost, sample=dataclasses.replace(lost.sample, images=(tmp_path / "gone.png",)))
     for metric in ("exact", "normalised"):
         broken = Benchmark("mine", (lost,), 0.0, metric)
-        with pytest.raises(InputError, match=rf"mine: question {lost.id}: image .*gone\.png"):
+        with pytest.raises(InputError, match=rf"mine: more than .* \(question {lost.id}: image .*gone\.png"):
             evaluate(model, encoder.family, encoder, [broken])
+
+
+def test_a_question_in_a_hundred_that_cannot_be_asked_is_left_out(loaded, tmp_path, caplog):
+    model, encoder = loaded
+    (benchmark,) = load_benchmarks(["digits"], "heldout")
+    questions = list(benchmark.questions[:100])
+    whole = evaluate(model, encoder.family, encoder, [Benchmark("mine", tuple(questions), 0.0)])
+    lost = dataclasses.replace(questions[7].sample, images=(tmp_path / "gone.png",))
+    questions[7] = dataclasses.replace(questions[7], sample=lost)
+    found = evaluate(model, encoder.family, encoder, [Benchmark("mine", tuple(questions), 0.0)])
+    assert found.scores["mine"].tolist() == np.delete(whole.scores["mine"], 7).tolist()
+    assert found.images["mine"].tolist() == np.delete(whole.images["mine"], 7).tolist()
+    said = generate_answers(model, encoder, questions, 1, name="mine")
+    assert [index for index, text in enumerate(said) if text is None] == [7]
+    assert f"benchmarks: mine: left out 1 of 100 rows (question {questions[7].id}: image" in caplog.text
 
 
 def test_at_chance_is_a_matter_of_noise():
