@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -36,8 +37,18 @@ def is_storage_problem(error: BaseException | None) -> bool:
 
 
 def cache_folder(kind: str) -> Path:
-    """This user's folder of reproducible files, under `$XDG_CACHE_HOME`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysearch" / kind
+    """This user's folder of reproducible files, under `$XDG_CACHE_HOME`; where there is no home folder, or none that
+    can be written to, under the temporary one."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache") / "raysearch" / kind
+
+
+def home_folder() -> Path:
+    """This user's home folder; where there is none that can be written to, one below the temporary folder."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and no entry in the password file
+        home = Path("/nonexistent")
+    return home if os.access(home, os.W_OK) else Path(tempfile.gettempdir()) / f"raysearch-home-{os.getuid()}"
 
 
 def write_text(path: Path, text: str) -> None:

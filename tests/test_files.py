@@ -4,17 +4,27 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
-from raysearch.files import append_json, delete_folder, json_lines, read_json_lines, write_json, write_tensors
+from raysearch.files import (
+    append_json,
+    cache_folder,
+    delete_folder,
+    json_lines,
+    read_json_lines,
+    write_json,
+    write_tensors,
+)
 
 # A process that may write no more than 100 bytes to a file: what a full disk does to it, without filling one.
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from raysearch.files import append_json, write_json
+from raysearch.files import append_json, cache_folder, write_json
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 path = Path(sys.argv[2])
 for number in range(9):
@@ -93,3 +103,19 @@ def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError, match="Out of range"):
         write_json(tmp_path / "front.json", {"hypervolume": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_home_that_can_be_written_to_files_go_below_the_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder("models") == tmp_path / ".cache" / "raysearch" / "models"
+    elsewhere = tmp_path / f"raysearch-home-{os.getuid()}" / ".cache" / "raysearch" / "models"
+    monkeypatch.setenv("HOME", "/proc/nope")
+    assert cache_folder("models") == elsewhere
+
+    def no_entry():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_entry)
+    assert cache_folder("models") == elsewhere

@@ -3,12 +3,15 @@
 import logging
 import os
 import socket
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray._private.state import available_resources_per_node  # public, but for its place
 from ray.util.placement_group import placement_group_table
 
@@ -16,6 +19,8 @@ from raysearch.config.settings import Slots
 from raysearch.errors import InputError
 from raysearch.logging import logger
 
+LOOPBACK = "127.0.0.1"
+MAX_SOCKET_PATH, CHARS_BELOW = 107, 65  # of `session_2026-11-30_18-39-54_404421_1135012/sockets/plasma_store.123`
 SECONDS_BETWEEN_LOOKS = 10.0
 SECONDS_TO_ANSWER = 10.0
 ON_HEAD = {"node:__internal_head__": 0.001}
@@ -43,6 +48,7 @@ def join_cluster(slots: Slots) -> int:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("USER", f"uid{os.getuid()}")  # getpass asks for it before the password file
     if not ray.is_initialized():
         _start()
     num = num_slots(slots)
@@ -81,10 +87,18 @@ def _start() -> None:
 
 
 def _start_local(**verbosity: Any) -> None:
-    """Start Ray on this machine; once more if its processes didn't come up in time, as on a crowded machine."""
+    """Start Ray on this machine, where no other can reach it; once more if its processes didn't come up in time, as on
+    a crowded machine."""
+    _listen_on_loopback()
     for is_last in (False, True):
         try:
-            ray.init(address="local", include_dashboard=False, **verbosity)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                _node_ip_address=LOOPBACK,
+                _temp_dir=_short_temporary_folder(),
+                **verbosity,
+            )
             return
         except Exception as error:  # Ray raises bare ones here
             ray.shutdown()
@@ -93,6 +107,22 @@ def _start_local(**verbosity: Any) -> None:
                 raise InputError(
                     f"Ray can't be started on this machine ({reason}); free processors or memory"
                 ) from None
+
+
+def _listen_on_loopback() -> None:
+    """Ray's own switch for a node of one machine, its default on Windows and macOS; read once, at Ray's import."""
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _short_temporary_folder() -> str | None:
+    """Where Ray's sockets go if its own choice, below TMPDIR, makes their paths too long for the kernel; else None."""
+    own = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"
+    if len(os.fsencode(own)) + CHARS_BELOW <= MAX_SOCKET_PATH:
+        return None
+    short = Path("/tmp") / f"ray-{os.getuid()}"
+    logger.info("%s: too long for Ray's sockets; they go to %s", own, short)
+    return str(short)
 
 
 def _check_address(address: str) -> None:

@@ -104,6 +104,10 @@ class Coordinator:
         if slot in self._stages:
             self._stages[slot] = Stage(state=state, reason=reason)
 
+    async def groups(self) -> list[str]:
+        """Ids of the placement groups of slots whose workers have joined."""
+        return [group.id.hex() for group in self._groups.values()]
+
     async def ready(self, slot: str) -> None:
         """The slot has loaded all, and takes recipes."""
         self._ready.add(slot)

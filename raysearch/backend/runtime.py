@@ -33,6 +33,8 @@ class TrialRuntime:
         from ray.train import RunConfig, ScalingConfig, get_context
         from ray.train.torch import TorchTrainer
 
+        from raysearch.backend.process_group import AddressedTorchConfig
+
         def ranked(config: dict[str, Any]) -> None:
             loop(config, get_context().get_world_rank(), get_context().get_world_size())
 
@@ -41,7 +43,13 @@ class TrialRuntime:
             num_workers=slots.workers, resources_per_worker=resources, use_gpu=slots.gpus_per_worker > 0
         )
         run = RunConfig(name=name, storage_path=str(folder))
-        TorchTrainer(ranked, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
+        TorchTrainer(
+            ranked,
+            train_loop_config=config,
+            torch_config=AddressedTorchConfig(),
+            scaling_config=scaling,
+            run_config=run,
+        ).fit()
 
     def start_process(self, num_threads: int) -> None:
         """Make a worker's process ready for training, together with the others of its slot."""

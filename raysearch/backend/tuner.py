@@ -21,6 +21,7 @@ from ray.exceptions import RayError
 from raysearch.backend.cluster import ON_HEAD, SlotCapacity, room_text
 from raysearch.backend.coordinator import WAITING_FOR_ROOM, Coordinator, CoordinatorClient, start_coordinator
 from raysearch.backend.faults import FatalSearchError
+from raysearch.backend.placement_groups import GroupSweeper, remove, reserved
 from raysearch.backend.recorder import Callback, Recorder
 from raysearch.backend.runtime import TrialRuntime
 from raysearch.backend.trainable import RecipeTrial
@@ -131,7 +132,9 @@ def run_trials(
         raise
     finally:
         is_over.set()
-        following.join(SECONDS_BETWEEN_LOOKS)
+        following.join(2 * SECONDS_BETWEEN_LOOKS)
+        with contextlib.suppress(Exception):  # the head may be gone
+            remove(reserved())
         ray.shutdown()
     if recorder.refusal:
         raise Refused(recorder.refusal)
@@ -198,15 +201,19 @@ def _tuner(
 
 
 def follow_slots(coordinator: CoordinatorClient, slots: Slots, narrator: Narrator, is_over: threading.Event) -> None:
-    """Tell a narrator what the slots do, and what one without room lacks, until the search or its coordinator ends."""
+    """Tell a narrator what the slots do, and what one without room lacks, and give back what dead slots had reserved,
+    until the search or its coordinator ends."""
+    sweeper = GroupSweeper()
     with contextlib.suppress(RayError):
         while not is_over.wait(SECONDS_BETWEEN_LOOKS):
-            stages = coordinator.call(Coordinator.stages)
+            stages, groups = coordinator.call(Coordinator.stages), coordinator.call(Coordinator.groups)
             waiting = [stage.since for stage in stages if stage.state == WAITING_FOR_ROOM]
             if waiting and time.time() - min(waiting) > SECONDS_TO_FIND_ROOM:
                 room = {"reason": room_text(slots)}
                 stages = [s.model_copy(update=room) if s.state == WAITING_FOR_ROOM else s for s in stages]
             narrator.follow_slots(stages)
+            for group in sweeper.sweep(groups, waiting):
+                logger.info("placement group %s: given back, since its slot is gone", group)
 
 
 def relay_log(coordinator: CoordinatorClient) -> None:

@@ -16,7 +16,7 @@ from raysearch.config.budget import Budget
 from raysearch.config.settings import LIMITS, MAX_SEED, MAX_SLOTS, SearchSettings
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError, Refused
-from raysearch.files import check_free
+from raysearch.files import check_free, home_folder
 from raysearch.logging import configure
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ def _prior_trials(sources: Sequence[str], resume: Path | None, folder: Path) -> 
 def _default_folder(name: str) -> Path:
     """runs/NAME-TIME here; under the home folder in a Ray job, whose working folder is deleted."""
     in_job = "runtime_resources" in Path.cwd().parts
-    runs = Path.home() / "raysearch-runs" if in_job else Path("runs")
+    runs = home_folder() / "raysearch-runs" if in_job else Path("runs")
     return runs / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 

@@ -1,11 +1,12 @@
 """Plots of a front, by matplotlib (PNG) and plotly (HTML), from the values of `front_info`."""
 
 import html
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from raysearch.files import write_text
+from raysearch.files import cache_folder, write_text
 from raysearch.report.front_info import FrontInfo, PlotPoint, axis_ranges, front_info, off_front, trial_points
 from raysearch.study.front import Front
 from raysearch.study.records import TrialRecord
@@ -29,6 +30,7 @@ def write_pictures(folder: Path, front: Front, records: Iterable[TrialRecord]) -
 
 def draw_front(info: FrontInfo, path: Path, trials: Sequence[PlotPoint] = ()) -> None:
     """Write a PNG: every trial faintly, the front as a staircase with intervals, the budgets as vertical lines."""
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder("matplotlib")))  # the home folder may be read-only
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter

@@ -13,7 +13,7 @@ from jsonschema import ValidationError
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raysearch.backend import node_check
+from raysearch.backend import cluster, node_check
 from raysearch.backend.cluster import join_cluster, num_slots
 from raysearch.backend.node_check import check_node, versions
 from raysearch.config.settings import Slots
@@ -192,3 +192,31 @@ def test_storage_that_is_away_is_not_told_as_a_wrong_folder(tmp_path, monkeypatc
     monkeypatch.setattr(Path, "read_text", away)
     with pytest.raises(OSError, match="Stale"):  # which the trial waits for, where a wrong folder ends the search
         check_node(tmp_path, {}, versions())
+
+
+@pytest.mark.parametrize(
+    ("length", "chosen"), [(30, None), (38, None), (39, f"/tmp/ray-{os.getuid()}"), (300, f"/tmp/ray-{os.getuid()}")]
+)
+def test_sockets_get_a_short_folder_where_the_temporary_one_is_long(length, chosen, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * (length - 1))
+    assert cluster._short_temporary_folder() == chosen
+
+
+def test_where_ray_is_joined_is_said(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster.joining_text() == ("starting Ray", "on this machine")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert cluster.joining_text() == ("joining the cluster", "RAY_ADDRESS 10.0.0.1:6379")
+
+
+def test_a_slot_that_waits_says_what_it_lacks(monkeypatch):
+    groups = {"a": {"state": "CREATED"}}
+    monkeypatch.setattr(cluster, "placement_group_table", lambda: groups)
+    free = {"n1": {"CPU": 1.0, "GPU": 0.0}, "n2": {"CPU": 0.5, "memory": 1e9}}
+    monkeypatch.setattr(cluster, "available_resources_per_node", lambda: free)
+    assert cluster.room_text(Slots()) == "Ray starts its processes"
+    groups["b"] = {"state": "PENDING"}
+    assert cluster.room_text(Slots(cpus_per_worker=2)) == "it needs 2 CPU on one node; the freest has 1 CPU"
+    assert cluster.room_text(Slots(workers=2, gpus_per_worker=1)) == (
+        "it needs 2 times 1 CPU and 1 GPU, each on one node; the freest has 1 CPU and 0 GPU"
+    )

@@ -1,0 +1,68 @@
+"""Workers of a slot find each other at the addresses that Ray knows them by.
+
+gloo takes the address that a host's name resolves to, which Debian's hosts file makes 127.0.1.1, and NCCL the first
+interface of its own order. Neither need be the one that the nodes reach each other by.
+"""
+
+import os
+import socket
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import ray
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+class AddressedTorchConfig(TorchConfig):
+    """Torch's process group over the interface that has the node's address in Ray."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What Ray Train calls when the workers are there."""
+        return AddressedTorchBackend
+
+
+class AddressedTorchBackend(_TorchBackend):
+    """Chooses the interface before the workers meet, and names their addresses if they don't."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Let the workers meet.
+
+        Raises:
+            RuntimeError: they can't reach each other.
+        """
+        worker_group.execute(choose_interface)
+        try:
+            super().on_start(worker_group, backend_config)
+        except Exception as error:
+            places = "; ".join(dict.fromkeys(worker_group.execute(describe_addresses)))
+            raise RuntimeError(
+                f"the workers of a slot can't reach each other ({places}); set {' and '.join(INTERFACE_VARIABLES)} on "
+                f"the nodes to the interface that they reach each other by: {' '.join(str(error).split())[:300]}"
+            ) from error
+
+
+def choose_interface() -> None:
+    """Set the interface of this process's groups, unless the node's environment does."""
+    name = interface_of(ray.util.get_node_ip_address())
+    for variable in INTERFACE_VARIABLES if name else ():
+        os.environ.setdefault(variable, name or "")
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an address; None if none has."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, entries in found if any(entry.address == address for entry in entries)), None)
+
+
+def describe_addresses() -> str:
+    """This node by the address that Ray uses and the one that its name stands for, and the interface chosen."""
+    name, resolved = socket.gethostname(), "nothing"
+    with suppress(OSError):
+        resolved = socket.gethostbyname(name)
+    chosen = os.environ.get(INTERFACE_VARIABLES[0], "none")
+    return f"Ray's address {ray.util.get_node_ip_address()}, {name} resolves to {resolved}, interface {chosen}"

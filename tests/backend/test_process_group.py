@@ -1,0 +1,63 @@
+"""The network interface of process groups is the one that has the node's address in Ray."""
+
+import os
+
+import pytest
+import ray
+from ray.train.torch.config import _TorchBackend
+
+from raysearch.backend import process_group
+from raysearch.backend.process_group import (
+    INTERFACE_VARIABLES,
+    AddressedTorchBackend,
+    AddressedTorchConfig,
+    choose_interface,
+    interface_of,
+)
+
+
+@pytest.fixture
+def address(monkeypatch):
+    for variable in INTERFACE_VARIABLES:
+        monkeypatch.setenv(variable, "")  # so that what is set below is undone
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+
+
+def test_the_interface_that_has_an_address():
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.77") is None
+
+
+def test_what_the_node_says_holds(address, monkeypatch):
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    choose_interface()
+    assert [os.environ[name] for name in INTERFACE_VARIABLES] == ["lo", "ib0"]
+
+
+def test_an_address_that_no_interface_has_changes_nothing(address, monkeypatch):
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "203.0.113.77")
+    choose_interface()
+    assert not set(INTERFACE_VARIABLES) & os.environ.keys()
+
+
+def test_workers_that_do_not_meet_are_told_with_both_addresses_and_the_setting(address, monkeypatch):
+    class Group:
+        def execute(self, function):
+            return [function(), function()]
+
+    def fail(self, group, config):
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "lo", "chosen before they meet"
+        raise OSError("connectFullMesh failed\nat once")
+
+    monkeypatch.setattr(_TorchBackend, "on_start", fail)
+    monkeypatch.setattr(process_group.socket, "gethostname", lambda: "h1")
+    monkeypatch.setattr(process_group.socket, "gethostbyname", lambda name: "127.0.1.1")
+    assert AddressedTorchConfig().backend_cls is AddressedTorchBackend
+    with pytest.raises(RuntimeError) as error:
+        AddressedTorchBackend().on_start(Group(), AddressedTorchConfig())
+    assert str(error.value) == (
+        "the workers of a slot can't reach each other (Ray's address 127.0.0.1, h1 resolves to 127.0.1.1, interface "
+        "lo); set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME on the nodes to the interface that they reach each other "
+        "by: connectFullMesh failed at once"
+    )
