@@ -94,6 +94,8 @@ def _count(config: PretrainedConfig) -> ParamCounts:
     model = empty_model(config)
     decoder, text_config = family.decoder(model), family.text_config(config)
     layers, layouts = list(decoder.layers), decoder_layout(model)
+    if not (int(text_config.hidden_size) > 0 and int(text_config.vocab_size) > 0):
+        raise InputError(f"{config.model_type}: its decoder has no features or no tokens by its configuration")
     if len(layers) != dense.num_layers:
         raise InputError(f"{config.model_type}: has {len(layers)} layers, and {dense.num_layers} by its configuration")
     by_signature: dict[Any, list[int]] = {}

@@ -43,8 +43,7 @@ _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [16, 2
 CORRECTIONS: dict[str, dict[str, Any]] = {
     "aya_vision": {"vision_config.num_attention_heads": 16},
     "gemma3": {"vision_config.image_size": 896},
-    "qwen3_vl": {"vision_config.out_hidden_size": 4096},
-    "qwen3_vl_moe": {"vision_config.out_hidden_size": 2048},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 151652, "vision_end_token_id": 151653},
     "chameleon": {"vocabulary_map": {"<image>": 8711, "IMGIMGBSZ": 8710}},
     "emu3": {"vocabulary_map": {"<image>": 5, "<|extra_200|>": 6}},
     "hunyuan_vl": {"text_config.head_dim": 128},
@@ -77,12 +76,17 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
 
 
 def config_of(model_type: str) -> PretrainedConfig:
-    """The default configuration, corrected."""
+    """The default configuration, corrected; a tower whose outputs are not the decoder's width gets that width."""
     cls = CONFIG_MAPPING[model_type]
-    if model_type not in CORRECTIONS:
-        return cls()
-    values = cls().to_dict()
-    for name, value in CORRECTIONS[model_type].items():
+    default = cls()
+    values, text = default.to_dict(), default.get_text_config(decoder=True)
+    corrections = dict(CORRECTIONS.get(model_type, {}))
+    vision = values.get("vision_config")
+    if isinstance(vision, dict) and "out_hidden_size" in vision:
+        corrections = {"vision_config.out_hidden_size": text.hidden_size} | corrections
+    if not corrections:
+        return default
+    for name, value in corrections.items():
         *parents, leaf = name.split(".")
         part = values
         for parent in parents:
