@@ -90,8 +90,8 @@ def counts_of(config: PretrainedConfig) -> ParamCounts:
 
 
 def _count(config: PretrainedConfig) -> ParamCounts:
-    dense, family = shape_of(config), family_for(config)
     model = empty_model(config)
+    dense, family = shape_of(config), family_for(config)
     decoder, text_config = family.decoder(model), family.text_config(config)
     layers, layouts = list(decoder.layers), decoder_layout(model)
     if not (int(text_config.hidden_size) > 0 and int(text_config.vocab_size) > 0):
