@@ -138,7 +138,7 @@ def _shrink_text(text: dict[str, Any], widths: dict[int, int]) -> None:
     rotary = _rotary_share(text)
     new_dim = 16 if rotary == 1 else 32
     new_groups = 4 if groups == heads else min(groups, 2)
-    new_hidden = 4 * new_dim if head_dim * heads == hidden else 6 * new_dim
+    new_hidden = 4 * new_dim if not text.get("head_dim") or head_dim * heads == hidden else 6 * new_dim
     widths[hidden] = new_hidden
     for name, value in text.items():
         if name in (hidden_key, *_HEADS, "num_key_value_heads", "head_dim", "global_head_dim"):

@@ -213,8 +213,9 @@ class Trial:
         card = card_rows(context, self.recipe)
         with collective_io():
             if is_rank_zero():
-                options = {"recipe": self.recipe, "scores": scores, "card": card}
-                export.save(model, context.processor, folder, **options, replaces=True)
+                export.save(
+                    model, context.processor, folder, recipe=self.recipe, scores=scores, card=card, replaces=True
+                )
 
     def close(self) -> None:
         """Free the engine and the model."""

@@ -1,17 +1,10 @@
 """The table of architectures: every type has a row, and a slow test tries each again."""
 
-import re
-
 import pytest
 
-from scripts.maintenance.document_families import DECODERS, HEADING, LVLMS, PAGE, is_right, page, row
+from scripts.maintenance.document_families import DECODERS, HEADING, LVLMS, PAGE, is_right, page, row, rows_of
 
-ROWS = {
-    found[1]: found[0]
-    for found in re.finditer(
-        r"^\| `([^`]+)` \|.*$", PAGE.read_text(encoding="utf-8").partition(HEADING)[2], re.MULTILINE
-    )
-}
+ROWS = rows_of(PAGE.read_text(encoding="utf-8").partition(HEADING)[2])
 
 
 def test_every_vision_language_type_has_a_row_and_most_are_right() -> None:
