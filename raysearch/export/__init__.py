@@ -31,8 +31,8 @@ def save(
     card: dict[str, Any] | None = None,
     replaces: bool = False,
 ) -> None:
-    """Write the folder whole or not at all: sharded safetensors, configurations, processor, recipe, scores, card, and
-    the licence's files of the model that the card names.
+    """Write the folder whole or not at all: sharded safetensors, configurations, processor, recipe, scores and card,
+    and the licence's files of the model that the card names.
 
     Args:
         model: a model of transformers' own classes; tied weights are written once.

@@ -109,7 +109,7 @@ def _shards_of(index: Path) -> list[str]:
     """The files that an index names; plain names only, so that none lies outside the folder."""
     content = _read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    shards = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+    shards: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
     if not all(isinstance(shard, str) and shard.endswith(".safetensors") and "/" not in shard for shard in shards):
         raise InputError(f"{index}: not an index of shards; download the folder again")
     return sorted(set(shards))

@@ -9,7 +9,7 @@ What heads own is found by the names in `ATTENTION`; what channels own is what f
 configuration. Both are checked against the stock class (`param_count`, `pruning.self_check`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from raysearch.errors import InputError
 from raysearch.models.family import family_for
 from raysearch.models.pruned_config import probe_of_channels, shape_of
 from raysearch.models.transformers_classes import empty_model
@@ -158,11 +157,7 @@ def _positions(part: WeightSlice, kept: np.ndarray) -> np.ndarray:
 
 
 def decoder_layout(model: PreTrainedModel) -> tuple[Layout, ...]:
-    """The layouts of a model's decoder layers, one each.
-
-    Raises:
-        InputError: the FFN's weights don't follow their number in the configuration.
-    """
+    """The layouts of a model's decoder layers, one each."""
     family = family_for(model)
     decoder = family.decoder(model)
     return layouts_of(list(decoder.layers), family.text_config(model.config), type(decoder))
@@ -202,7 +197,7 @@ def _layout_of(layer: nn.Module, narrow: nn.Module, text_config: PretrainedConfi
     tensors = {name: parameter.shape for name, parameter in layer.named_parameters()}
     linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
     attention_out, head_dim, heads = _attention(tensors, linears, dense.num_heads, dense.num_kv_heads)
-    channels = list(_channels(tensors, dict(signature_of(narrow)), dense.num_ffn_channels, fewer, text_config))
+    channels = _channels(tensors, dict(signature_of(narrow)), dense.num_ffn_channels, fewer)
     outs = [
         part.tensor.removesuffix(".weight")
         for part in channels
@@ -250,25 +245,18 @@ def _attention(
 
 
 def _channels(
-    dense: Mapping[str, torch.Size],
-    narrow: Mapping[str, torch.Size],
-    num_channels: int,
-    fewer: int,
-    text_config: PretrainedConfig,
-) -> Iterator[WeightSlice]:
-    """What follows the number of channels: a tensor with c F entries along an axis holds c blocks of F."""
+    dense: Mapping[str, torch.Size], narrow: Mapping[str, torch.Size], num_channels: int, fewer: int
+) -> list[WeightSlice]:
+    """What follows the number of channels: a tensor with c F entries along an axis holds c blocks of F. None where the
+    class builds another number than the configuration has, or other tensors."""
+    found = []
+    if dense.keys() != narrow.keys():
+        return []
     for name, shape in dense.items():
-        other = narrow.get(name)
-        if other is None or len(other) != len(shape):
-            raise InputError(f"{text_config.model_type}: {name} comes and goes with the number of FFN channels")
-        for axis, (size, smaller) in enumerate(zip(shape, other, strict=True)):
-            if size == smaller:
-                continue
+        for axis, (size, smaller) in enumerate(zip(shape, narrow[name], strict=True)):
             blocks, rest = divmod(size, num_channels)
-            if rest or size - smaller != blocks * fewer:
-                raise InputError(
-                    f"{text_config.model_type}: its class rounds the FFN channels that the configuration asks for, so "
-                    "that they can't be pruned one by one"
-                )
-            for block in range(blocks):
-                yield WeightSlice(name, "ffn_channels", axis, block * num_channels, 1, num_channels)
+            if size != smaller and (rest or size - smaller != blocks * fewer):
+                return []
+            starts = range(0, size, num_channels) if size != smaller else ()
+            found += [WeightSlice(name, "ffn_channels", axis, start, 1, num_channels) for start in starts]
+    return found

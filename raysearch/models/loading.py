@@ -1,5 +1,6 @@
 """Load a model and its processor from a folder, which is checked to be complete first."""
 
+import copy
 import json
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -26,7 +27,7 @@ from raysearch.models.chat_template import check_chat_template
 from raysearch.models.checkpoint_files import check_folder, model_folder, read_config, stored_folder
 from raysearch.models.family import family_for
 from raysearch.models.published import bunny, internvl_chat
-from raysearch.models.transformers_classes import model_class
+from raysearch.models.transformers_classes import empty_model, model_class
 
 ProcessorLike = Any
 """A transformers processor, or a tokenizer for a plain language model; None when the folder has neither."""
@@ -76,9 +77,22 @@ def load_config(model: str | Path, trust_remote_code: bool = False) -> Pretraine
             config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
     except Exception as error:
         raise InputError(f"{source}/config.json: can't be read by transformers ({first_line(error)})") from None
+    if shards:
+        _check_bytes(config, source, shards)
     if _has_own_head(config, shards):
         _untie(config)
     return config
+
+
+def _check_bytes(config: PretrainedConfig, source: Path, shards: Mapping[str, Path]) -> None:
+    """Refuse a configuration that asks for far more than the files hold, before that is allocated."""
+    num_params = sum(parameter.numel() for parameter in empty_model(copy.deepcopy(config)).parameters())
+    num_bytes = sum(path.stat().st_size for path in set(shards.values()))
+    if not 0 < num_params <= 4 * num_bytes:
+        raise InputError(
+            f"{source}: config.json asks for {num_params:,} parameters, and the files hold {num_bytes:,} bytes; "
+            "config.json and the weights are of different models"
+        )
 
 
 def _has_own_head(config: PretrainedConfig, shards: Mapping[str, Path]) -> bool:

@@ -90,10 +90,12 @@ def counts_of(config: PretrainedConfig) -> ParamCounts:
 
 
 def _count(config: PretrainedConfig) -> ParamCounts:
-    dense, family = shape_of(config), family_for(config)
     model = empty_model(config)
+    dense, family = shape_of(config), family_for(config)
     decoder, text_config = family.decoder(model), family.text_config(config)
     layers, layouts = list(decoder.layers), decoder_layout(model)
+    if not (int(text_config.hidden_size) > 0 and int(text_config.vocab_size) > 0):
+        raise InputError(f"{config.model_type}: its decoder has no features or no tokens by its configuration")
     if len(layers) != dense.num_layers:
         raise InputError(f"{config.model_type}: has {len(layers)} layers, and {dense.num_layers} by its configuration")
     by_signature: dict[Any, list[int]] = {}
@@ -113,9 +115,11 @@ def _count(config: PretrainedConfig) -> ParamCounts:
     kinds = []
     for of_kind, shapes in zip(places, tensors, strict=True):
         layout = layouts[of_kind[0]]
-        per_unit = [_per_unit(layout, shapes, kind, _nums(dense)) for kind in UNIT_KINDS]
+        per_unit = group, head, channel = [_per_unit(layout, shapes, kind, _nums(dense)) for kind in UNIT_KINDS]
         per_layer = sum(shape.numel() for shape in shapes.values()) - sum(map(mul, dense.widths, per_unit))
-        kinds.append(LayerCounts(tuple(of_kind), per_layer, *per_unit, _linears(layers[of_kind[0]], layout), 0))
+        kinds.append(
+            LayerCounts(tuple(of_kind), per_layer, group, head, channel, _linears(layers[of_kind[0]], layout), 0)
+        )
     owned = {part.tensor for layout in layouts for part in layout.slices if part.kind == "ffn_channels"}
     has_experts = any(len(shape) == 3 for of_kind in tensors for name, shape in of_kind.items() if name in owned)
     choices.sort(key=lambda pair: sum(len(kind.layers) * kind.attention(pair) for kind in kinds), reverse=True)

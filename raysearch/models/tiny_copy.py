@@ -65,12 +65,14 @@ def tiny_config(config: PretrainedConfig, smaller_pictures: bool = False) -> Pre
     for name in _path_to(config, config.get_text_config(decoder=True)) or ():
         text = text[name]
     widths: dict[int, int] = {}
+    named = [value for part in _parts(values) for name, value in part.items() if "feature_layer" in name]
+    feature_layers = [layer for value in named for layer in (value if isinstance(value, list) else [value])]
     _shorten(text, "num_hidden_layers", 6)
     _shrink_text(text, widths)
     for part in _parts(values):
         if part is not text:
             _shrink_part(part, widths)
-            if part is not values and values.get("vision_feature_layer", -1) in (-1, -2):
+            if part is not values and all(layer in (-1, -2) for layer in feature_layers):
                 _shorten(part, "num_hidden_layers", 3)
                 _shorten(part, "depth", 3)
     for part in _parts(values):
@@ -136,7 +138,7 @@ def _shrink_text(text: dict[str, Any], widths: dict[int, int]) -> None:
     rotary = _rotary_share(text)
     new_dim = 16 if rotary == 1 else 32
     new_groups = 4 if groups == heads else min(groups, 2)
-    new_hidden = 4 * new_dim if head_dim * heads == hidden else 6 * new_dim
+    new_hidden = 4 * new_dim if not text.get("head_dim") or head_dim * heads == hidden else 6 * new_dim
     widths[hidden] = new_hidden
     for name, value in text.items():
         if name in (hidden_key, *_HEADS, "num_key_value_heads", "head_dim", "global_head_dim"):
@@ -165,8 +167,8 @@ def _shrink_text(text: dict[str, Any], widths: dict[int, int]) -> None:
 
 def _rotary_share(text: dict[str, Any]) -> float:
     rope = text.get("rope_parameters") or {}
-    shares = [part.get("partial_rotary_factor") for part in (text, rope, *rope.values()) if isinstance(part, dict)]
-    return min([share for share in shares if share] or [1.0])
+    shares = [part.get("partial_rotary_factor") for part in (rope, *rope.values()) if isinstance(part, dict)]
+    return min([share for share in shares if share] or [text.get("partial_rotary_factor") or 1.0])
 
 
 def _shrink_rope(rope: Any, num_frequencies: int) -> Any:
@@ -187,16 +189,19 @@ def _shrink_rope(rope: Any, num_frequencies: int) -> Any:
 
 
 def _shrink_part(part: dict[str, Any], widths: dict[int, int]) -> None:
+    """A part beside the decoder: at most 4 heads of 8 features, or of as many as make its width."""
     heads_keys = [name for name in _HEADS if type(part.get(name)) is int]
-    for name in _HIDDEN:
-        if heads_keys and type(part.get(name)) is int:
-            part[name] = widths.setdefault(part[name], 32)
+    hidden_keys = [name for name in _HIDDEN if heads_keys and type(part.get(name)) is int]
+    old = [(part[hidden_keys[0]], part[heads_keys[0]])] if hidden_keys else []
+    for name in hidden_keys:
+        part[name] = widths.setdefault(part[name], 32)
     for name in (*heads_keys, "num_key_value_heads"):
         if type(part.get(name)) is int and part[name] > 4:
             part[name] = 4
     for name in ("head_dim", "global_head_dim", "resampler_head_dim"):
         if type(part.get(name)) is int:
-            part[name] = min(part[name], 8)
+            is_quotient = any(hidden == heads * part[name] for hidden, heads in old)
+            part[name] = part[hidden_keys[0]] // part[heads_keys[0]] if is_quotient else min(part[name], 8)
     for name, value in part.items():
         if _INNER.search(name):
             part[name] = _narrowed(value, 48)
@@ -284,13 +289,16 @@ def logits_of(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
 
 def _picture(model: PreTrainedModel, token: int, generator: torch.Generator) -> Inputs | None:
     forward = inspect.signature(model.forward).parameters
-    takes = dict(forward) | dict(inspect.signature(getattr(model, "get_image_features", model.forward)).parameters)
+    features = _features(model)
+    takes = dict(forward) | dict(inspect.signature(features).parameters if features else {})
     for image in _images(model.config, generator):
         if not image.keys() <= takes.keys() or ("image_grid_thw" in takes) != ("image_grid_thw" in image):
             continue
-        num_tokens = _num_tokens(model, image)
-        tried: set[int] = set()
-        while num_tokens and num_tokens not in tried and len(tried) < 3:
+        open_numbers, tried = [_num_tokens(model, image)] if features else [16, 4, 1], {0}
+        while open_numbers:
+            num_tokens = open_numbers.pop(0)
+            if num_tokens in tried or len(tried) > 4:
+                continue
             tried.add(num_tokens)
             ids = torch.randint(60, 90, (1, num_tokens + 10), generator=generator)
             ids[:, 1 : 1 + num_tokens] = token
@@ -310,7 +318,7 @@ def _picture(model: PreTrainedModel, token: int, generator: torch.Generator) -> 
                     continue
                 if answer.shape[1] == NUM_LOGITS and answer.isfinite().all() and not torch.equal(answer, other):
                     return inputs
-            num_tokens = wanted
+            open_numbers.append(wanted)
     return None
 
 
@@ -342,17 +350,24 @@ def _images(config: PretrainedConfig, generator: torch.Generator) -> Iterator[In
         sizes = torch.tensor([[length, length]])
         yield {"pixel_values": pixels}
         yield {"pixel_values": pixels[:, None]}
+        yield {"pixel_values": pixels[:, None], "pixel_attention_mask": torch.ones(1, 1, length, length).long()}
         yield {"pixel_values": pixels, "image_sizes": sizes}
         yield {"pixel_values": torch.stack([pixels, pixels], 1), "image_sizes": sizes}
         yield {"pixel_values": pixels[:, None], "image_sizes": sizes}
         yield {"pixel_values": pixels, "high_res_pixel_values": torch.randn(1, 3, 1024, 1024, generator=generator)}
 
 
+def _features(model: PreTrainedModel) -> Callable[..., Any] | None:
+    for part in (model, model.base_model):
+        if hasattr(part, "get_image_features"):
+            return part.get_image_features
+    return None
+
+
 def _num_tokens(model: PreTrainedModel, image: Inputs) -> int:
     """How many image tokens a picture takes: rows of its features, or what the error says."""
-    features: Callable[..., Any] | None = getattr(model, "get_image_features", None)
-    if features is None:
-        return 0
+    features = _features(model)
+    assert features is not None
     try:
         with torch.inference_mode(), quiet():
             found = features(**image)

@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from raysearch.errors import first_line
+from raysearch.files import write_text
 from raysearch.pruning.self_check import Verdict, examine
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
@@ -43,8 +44,12 @@ _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [16, 2
 CORRECTIONS: dict[str, dict[str, Any]] = {
     "aya_vision": {"vision_config.num_attention_heads": 16},
     "gemma3": {"vision_config.image_size": 896},
-    "qwen3_vl": {"vision_config.out_hidden_size": 4096},
-    "qwen3_vl_moe": {"vision_config.out_hidden_size": 2048},
+    "qwen2_5_omni_thinker": {
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "text_config.rope_parameters": _MROPE,
+    },
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 151652, "vision_end_token_id": 151653},
     "chameleon": {"vocabulary_map": {"<image>": 8711, "IMGIMGBSZ": 8710}},
     "emu3": {"vocabulary_map": {"<image>": 5, "<|extra_200|>": 6}},
     "hunyuan_vl": {"text_config.head_dim": 128},
@@ -77,12 +82,17 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
 
 
 def config_of(model_type: str) -> PretrainedConfig:
-    """The default configuration, corrected."""
+    """The default configuration, corrected; a tower whose outputs are not the decoder's width gets that width."""
     cls = CONFIG_MAPPING[model_type]
-    if model_type not in CORRECTIONS:
-        return cls()
-    values = cls().to_dict()
-    for name, value in CORRECTIONS[model_type].items():
+    default = cls()
+    values, text = default.to_dict(), default.get_text_config(decoder=True)
+    corrections = dict(CORRECTIONS.get(model_type, {}))
+    vision = values.get("vision_config")
+    if isinstance(vision, dict) and "out_hidden_size" in vision:
+        corrections = {"vision_config.out_hidden_size": text.hidden_size} | corrections
+    if not corrections:
+        return default
+    for name, value in corrections.items():
         *parents, leaf = name.split(".")
         part = values
         for parent in parents:
@@ -126,13 +136,16 @@ def main(names: list[str]) -> None:
     warnings.filterwarnings("ignore")
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)
-    text = PAGE.read_text(encoding="utf-8")
-    written, _, tables = text.partition(HEADING)
-    rows = {found[1]: found[0] for found in re.finditer(r"^\| `([^`]+)` \|.*$", tables, re.MULTILINE)}
     for name in names or [*LVLMS, *DECODERS]:
-        rows[name] = row(name)
-        print(rows[name], flush=True)
-        PAGE.write_text(written.rstrip() + "\n\n" + HEADING + page(rows), encoding="utf-8")
+        found = row(name)
+        print(found, flush=True)
+        written, _, tables = PAGE.read_text(encoding="utf-8").partition(HEADING)
+        write_text(PAGE, written.rstrip() + "\n\n" + HEADING + page(rows_of(tables) | {name: found}))
+
+
+def rows_of(tables: str) -> dict[str, str]:
+    """The rows of the page's tables by type."""
+    return {found[1]: found[0] for found in re.finditer(r"^\| `([^`]+)` \|.*$", tables, re.MULTILINE)}
 
 
 def page(rows: dict[str, str]) -> str:

@@ -70,13 +70,15 @@ def test_everything_is_in_the_folder(tmp_path: Path) -> None:
 
 def test_an_interrupted_save_leaves_the_older_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export.save(dense("llama"), None, tmp_path / "out", card={"title": "first"})
+    with pytest.raises(InputError, match="name a new or empty one"):
+        export.save(dense("llama"), None, tmp_path / "out", card={"title": "second"})
     monkeypatch.setattr(export, "model_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        export.save(dense("llama"), None, tmp_path / "out", card={"title": "second"})
+        export.save(dense("llama"), None, tmp_path / "out", card={"title": "second"}, replaces=True)
     assert "# first" in (tmp_path / "out" / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     monkeypatch.undo()
-    export.save(dense("llama"), None, tmp_path / "out", card={"title": "third"})
+    export.save(dense("llama"), None, tmp_path / "out", card={"title": "third"}, replaces=True)
     assert "# third" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -190,7 +192,7 @@ def broken(folder: Path, how: str) -> None:
     ("how", "message"),
     [
         ("missing", r"model-00002-of-\d+.safetensors: missing"),
-        ("truncated", r"model-00002-of-\d+.safetensors: truncated, \d+ bytes of \d+"),
+        ("truncated", r"model-00002-of-\d+.safetensors: truncated or no safetensors file, \d+ bytes"),
         ("empty", "truncated or no safetensors file"),
         ("pointer", "truncated or no safetensors file"),
         ("other widths", r"mlp.down_proj.weight is \(64, 96\) in the files and \(64, 80\) by the configuration"),
@@ -199,7 +201,7 @@ def broken(folder: Path, how: str) -> None:
         ("pickled", "pickled .bin files"),
         ("no config", "no config.json"),
         ("unknown type", "can't be read by transformers"),
-        ("bad index", "not an index of shards"),
+        ("bad index", "index.json: can't be read as JSON"),
     ],
 )
 def test_a_broken_folder_is_refused_in_one_line(folder: Path, how: str, message: str) -> None:
