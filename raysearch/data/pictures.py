@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ FORMATS = (
 """Formats that are read, by Pillow's names: none of those that start a program (EPS) or need other packages."""
 MAX_PIXELS = 89_478_485
 """Most pixels of a picture: Pillow's own bound, above which it warns."""
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such pictures are refused by name
 _SOURCE_KEYS = ("bytes", "path", "url", "image", "image_url", "base64", "data")
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0AKg", "AAAA")
 _NUM_CHARACTERS_SHOWN = 120

@@ -157,8 +157,8 @@ class TrialContext:
         for name in sorted(set(doubtful) & set(at_chance(self.heldout_baseline) if doubtful else ())):
             raise InputError(
                 f"benchmarks: {name}: the dense model scores {search.means()[name]:.1%} where guessing gets "
-                f"{search.chance[name]:.1%}, so retention means nothing there; mend its prompt, answers or metric, ask "
-                "more questions, or leave it out"
+                f"{search.chance[name]:.1%}, so retention means nothing there; see its answers by raysearch "
+                f"evaluate {self.space.model}; mend its prompt, answers or metric, ask more questions, or leave it out"
             )
 
     def evaluate(self, model: PreTrainedModel, benchmarks: Iterable[Benchmark], together: bool = True) -> Results:
