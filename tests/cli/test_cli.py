@@ -55,6 +55,8 @@ COMMANDS = {
     "best as JSON": ["best", "STUDY", "--budget", "60%", "--json"],
     "dry run": ["search", "--dry-run"],
     "dry run of a space": ["search", SPACE, "--budget", "60%", "--trials", "9", "--dry-run"],
+    "status": ["status", "STUDY"],
+    "status as JSON": ["status", "STUDY", "--json"],
     "estimate": ["estimate", SPACE],
     "estimate by an earlier study": ["estimate", SPACE, "--like", "STUDY"],
     "wrong budget": ["best", "STUDY", "--budget", "60"],
@@ -70,7 +72,7 @@ def test_answers_come_without_heavy_imports(name, study, tmp_path):
     args = [{"STUDY": study, "NOWHERE": tmp_path / "no"}.get(arg, arg) for arg in COMMANDS[name]]
     status, heavy, _ = alone(*args)
     assert heavy == []
-    assert status == (0 if name.startswith(("help", "best", "dry run", "estimate")) else 2)
+    assert status == (0 if name.startswith(("help", "best", "dry run", "estimate", "status")) else 2)
 
 
 def test_a_dry_run_of_own_model_and_data_is_as_light(tmp_path):
@@ -225,7 +227,7 @@ def pretend_search(monkeypatch, tmp_path, fail_at, exhausted=False):
 
     told = []
 
-    def run(plan, study, search, callbacks, runtime, deadline):
+    def run(plan, study, search, callbacks, runtime, deadline, narrator):
         search.searcher.exhausted = exhausted
         study.front = Front.build("x", "pocket", synthetic_study.BASELINE, [])
         return study.front
@@ -237,6 +239,9 @@ def pretend_search(monkeypatch, tmp_path, fail_at, exhausted=False):
     class Told:
         def __init__(self, study, dense):
             told.append("opened")
+
+        def status(self, status):
+            pass
 
         def close(self):
             told.append("closed")
@@ -284,7 +289,7 @@ def test_a_cluster_that_is_too_small_leaves_no_folder(monkeypatch, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    "command", ["search", "best", "export", "benchmark", "prune", "report", "estimate", "replicate", "sync"]
+    "command", ["search", "best", "export", "benchmark", "prune", "report", "estimate", "replicate", "status", "sync"]
 )
 def test_every_help_has_examples(command, capsys):
     status, out, _ = call(capsys, command, "--help")
