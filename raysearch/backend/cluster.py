@@ -69,7 +69,7 @@ def joining_text() -> tuple[str, str]:
 def _start() -> None:
     verbosity = {
         "log_to_driver": logger.isEnabledFor(logging.DEBUG),
-        "logging_level": logging.INFO if logger.isEnabledFor(logging.INFO) else logging.ERROR,
+        "logging_level": logging.INFO if logger.isEnabledFor(logging.INFO) else logging.CRITICAL,
     }
     address = os.environ.get("RAY_ADDRESS")
     if address is None:

@@ -332,7 +332,7 @@ def prune(
 def status(
     folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, verbose: Verbosity = 0
 ) -> None:
-    """Say how a study stands: its search, slots, trials and front, and how to go on.
+    """Say what a search does, what it has found, and how to go on.
 
     It also works while another process, on any machine that sees the folder,
     runs the search.

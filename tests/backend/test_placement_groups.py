@@ -1,5 +1,9 @@
 """What slots had reserved is given back, and nothing else is."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import ray
 
@@ -57,3 +61,41 @@ def test_a_group_that_was_there_before_the_slots_that_wait_is_given_back(table, 
     assert sweeper.sweep([group(3)], waiting_since=[1008.0]) == []
     assert sorted(table) == sorted([group(2), group(3), group(4, OTHER_JOB)])
     assert sweeper.sweep([group(3)], waiting_since=[]) == [group(2)], "no slot is left that it could be of"
+
+
+ORPHAN = """
+import time
+import ray
+from ray.util.placement_group import placement_group
+from raysearch.backend.cluster import join_cluster
+from raysearch.backend.placement_groups import GroupSweeper, reserved
+from raysearch.config.settings import Slots
+
+@ray.remote(num_cpus=0)
+class Maker:
+    def make(self):
+        self.group = placement_group([{"CPU": 1}])
+        ray.get(self.group.ready())
+
+join_cluster(Slots(num=1))
+maker, sweeper = Maker.remote(), GroupSweeper()
+ray.get(maker.make.remote())
+assert sweeper.sweep([], [time.time() - 1]) == []
+ray.kill(maker)
+time.sleep(4)
+(orphan,) = reserved()
+assert sweeper.sweep([], [time.time()]) == [orphan]
+while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+    time.sleep(0.1)
+assert reserved() == []
+ports = ray.get_runtime_context().gcs_address
+ray.shutdown()
+print("given back", ports)
+"""
+
+
+@pytest.mark.slow
+def test_ray_keeps_the_group_of_a_dead_actor_until_it_is_given_back():
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", ORPHAN], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith("given back 127.0.0.1:"), done.stderr

@@ -56,6 +56,8 @@ COMMANDS = {
     "best as JSON": ["best", "STUDY", "--budget", "60%", "--json"],
     "dry run": ["search", "--dry-run"],
     "dry run of a space": ["search", SPACE, "--budget", "60%", "--trials", "9", "--dry-run"],
+    "status": ["status", "STUDY"],
+    "status as JSON": ["status", "STUDY", "--json"],
     "estimate": ["estimate", SPACE],
     "estimate by an earlier study": ["estimate", SPACE, "--like", "STUDY"],
     "wrong budget": ["best", "STUDY", "--budget", "60"],
@@ -71,7 +73,7 @@ def test_answers_come_without_heavy_imports(name, study, tmp_path):
     args = [{"STUDY": study, "NOWHERE": tmp_path / "no"}.get(arg, arg) for arg in COMMANDS[name]]
     status, heavy, _ = alone(*args)
     assert heavy == []
-    assert status == (0 if name.startswith(("help", "best", "dry run", "estimate")) else 2)
+    assert status == (0 if name.startswith(("help", "best", "dry run", "estimate", "status")) else 2)
 
 
 def test_a_dry_run_of_own_model_and_data_is_as_light(tmp_path):
