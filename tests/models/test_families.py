@@ -133,9 +133,9 @@ def test_units_with_zero_weights_go_first_and_change_nothing(name: str, criterio
     choices = {kv for kv, heads in counts_of(model.config).attention_choices if heads == kv * shapes.heads_per_group}
     num_groups = sorted(choices)[-2] if len(choices) > 1 else full.num_kv_heads
     shape = Shape(NUM_LAYERS, num_groups, num_groups * shapes.heads_per_group, 75)
-    for layer in layers_of(model):
-        _zero(layer, shapes, "kv_groups", rng.permutation(shapes.num_kv_groups)[shape.num_kv_heads :])
-        _zero(layer, shapes, "ffn_channels", rng.permutation(shapes.num_ffn_channels)[shape.num_ffn_channels :])
+    for layer, own in zip(layers_of(model), decoder_layout(model), strict=True):
+        _zero(layer, own, "kv_groups", rng.permutation(shapes.num_kv_groups)[shape.num_kv_heads :])
+        _zero(layer, own, "ffn_channels", rng.permutation(shapes.num_ffn_channels)[shape.num_ffn_channels :])
     scores = importance(model, [batch], criterion)
     pruned = prune(model, shape, {"width": scores})
     torch.testing.assert_close(logits(pruned, batch), logits(model, batch), atol=1e-5, rtol=1e-5)

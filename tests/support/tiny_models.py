@@ -287,7 +287,7 @@ def _smollm3() -> hf.SmolLM3Config:
 
 def _qwen3_5() -> hf.Qwen3_5TextConfig:
     """A hybrid: layers of gated linear attention beside layers of gated attention."""
-    kinds = ["linear_attention", "full_attention", "full_attention", "linear_attention"]
+    kinds = ["full_attention", "linear_attention", "full_attention", "full_attention"]
     sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
     dims = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
     return hf.Qwen3_5TextConfig(**_text(head_dim=16), layer_types=kinds, **sizes, **dims)
