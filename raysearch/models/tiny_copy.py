@@ -25,7 +25,8 @@ _INNER = re.compile(r"intermediate|ffn|mlp_dim|n_inner|feed_forward|block_ff_dim
 _NO_WIDTH = re.compile(r"image|vocab|position|patch|window|kernel|stride|token|resolution|length|crop|tile|chunk")
 _WIDTH = re.compile(r"hidden|dim|size|width|channels|features")
 _TEXT = {
-    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "qk_head_dim": 16, "v_head_dim": 8,
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "qk_head_dim": 16,
+    "v_head_dim": 8,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "ssm_state_size": 8, "mamba_d_state": 8, "mamba_num_heads": 8, "mamba_n_heads": 8, "mamba_n_groups": 1,
     "mamba_chunk_size": 8, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4, "laurel_rank": 8,
