@@ -106,6 +106,9 @@ def pruned_text_config(text: PretrainedConfig, shape: Shape, layers: Sequence[in
     Two decoders become Mistral, with the same logits, where their own class refuses a head count: Llama, whose hidden
     size must be a multiple of the heads, and Phi-3 with long rotary factors, whose number must match that quotient.
     Mistral has no biases and no partial rotary embedding, so they must have none.
+
+    Raises:
+        InputError: as `pruned_config`.
     """
     dense, layers = shape_of(text), range(shape.num_layers) if layers is None else layers
     assert len(layers) == shape.num_layers, (shape, layers)

@@ -25,7 +25,8 @@ _INNER = re.compile(r"intermediate|ffn|mlp_dim|n_inner|feed_forward|block_ff_dim
 _NO_WIDTH = re.compile(r"image|vocab|position|patch|window|kernel|stride|token|resolution|length|crop|tile|chunk")
 _WIDTH = re.compile(r"hidden|dim|size|width|channels|features")
 _TEXT = {
-    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "qk_head_dim": 16,
+    "v_head_dim": 8,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "ssm_state_size": 8, "mamba_d_state": 8, "mamba_num_heads": 8, "mamba_n_heads": 8, "mamba_n_groups": 1,
     "mamba_chunk_size": 8, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4, "laurel_rank": 8,
@@ -136,7 +137,8 @@ def _shrink_text(text: dict[str, Any], widths: dict[int, int]) -> None:
     groups = text.get("num_key_value_heads") or heads
     head_dim = text.get("head_dim") or hidden // heads
     rotary = _rotary_share(text)
-    new_dim = 16 if rotary == 1 else 32
+    rotary_only = text.get("qk_rope_head_dim") and head_dim == text["qk_rope_head_dim"]  # of compressed attention
+    new_dim = 8 if rotary_only else 16 if rotary == 1 else 32
     new_groups = 4 if groups == heads else min(groups, 2)
     new_hidden = 4 * new_dim if not text.get("head_dim") or head_dim * heads == hidden else 6 * new_dim
     widths[hidden] = new_hidden

@@ -25,6 +25,7 @@ from raysearch.data.samples import Sample
 from raysearch.errors import InputError
 from raysearch.files import check_free
 from raysearch.models.param_count import counts_of
+from raysearch.models.param_count_cache import is_shipped
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
 from raysearch.models.shape_solver import exact_shape, shape_for_budget, shape_for_ratio
@@ -100,7 +101,7 @@ def prune_checkpoint(
         check_installed()
     to = check_free(Path(to), "--to")
     config = models.load_config(model, trust_remote_code)
-    if ratio != 0:
+    if ratio != 0 and not is_shipped(str(model)):
         check_architecture(config, mode)
     if (known := dtype or config.dtype) is not None:
         target.shape(config, known)  # refuses before weights are read

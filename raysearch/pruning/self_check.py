@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from raysearch.config.recipe import Mode
 from raysearch.errors import InputError, first_line
 from raysearch.files import cache_folder, write_json
-from raysearch.logging import logger, quiet
+from raysearch.logging import quiet
 from raysearch.models import decoder_layout, empty_model, family_for, load_config
 from raysearch.models.layout import Units
 from raysearch.models.param_count import counts_of
@@ -93,7 +94,7 @@ def verdict_of(config: PretrainedConfig) -> Verdict:
     path = cache_folder("checks") / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Verdict(**json.loads(path.read_text(encoding="utf-8")))
-    logger.info("trying a tiny copy of %s, once", config.model_type)
+    print(f"raysearch: trying pruning on a tiny copy of {config.model_type}, once", file=sys.stderr, flush=True)
     verdict = examine(config)
     with contextlib.suppress(OSError):  # without a cache, it is tried again next time
         write_json(path, dataclasses.asdict(verdict))

@@ -34,7 +34,7 @@ commands do before they load a model: a tiny copy with random weights is pruned 
 or units zeroed, and every tensor of the real size is compared on the meta device. "right" means equal logits, with the
 cache and without; *picture* says whether a picture was among the inputs. All other entries are the line that a person
 gets, before any weight is read. {num_lvlms} of {all_lvlms} vision-language types and {num_decoders} of {all_decoders}
-text decoders are right in at least one mode.
+text decoders are right in at least one mode; {num_untried} types have no row, since they have not been tried here.
 """
 COLUMNS = "| type | layers | widths | picture |\n|---|---|---|---|\n"
 LVLMS = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
@@ -158,6 +158,7 @@ def page(rows: dict[str, str]) -> str:
         "all_lvlms": len(LVLMS),
         "num_decoders": len(right & set(DECODERS)),
         "all_decoders": len(DECODERS),
+        "num_untried": len({*LVLMS, *DECODERS} - rows.keys()),
     }
     introduction = INTRODUCTION.format(version=transformers.__version__, **numbers)
     parts = (

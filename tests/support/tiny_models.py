@@ -285,6 +285,14 @@ def _smollm3() -> hf.SmolLM3Config:
     return hf.SmolLM3Config(**_text(), no_rope_layers=[1, 0, 1, 1])
 
 
+def _qwen3_5() -> hf.Qwen3_5TextConfig:
+    """A hybrid: layers of gated linear attention beside layers of gated attention."""
+    kinds = ["full_attention", "linear_attention", "full_attention", "full_attention"]
+    sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    dims = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    return hf.Qwen3_5TextConfig(**_text(head_dim=16), layer_types=kinds, **sizes, **dims)
+
+
 def _aya_vision() -> hf.AyaVisionConfig:
     """It has no row in `KNOWN_FAMILIES`; its parts are found by transformers' conventions."""
     text = _text(layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=8, logit_scale=0.5)
@@ -330,6 +338,7 @@ FAMILIES: dict[str, TinyFamily] = {
     "granite": TinyFamily(
         lambda: hf.GraniteConfig(**_text(), logits_scaling=3.0, residual_multiplier=0.5), adds_ffn_output=False
     ),
+    "qwen3_5": TinyFamily(_qwen3_5),
     "olmo2": TinyFamily(lambda: hf.Olmo2Config(**_text()), adds_ffn_output=False),
 }
 
