@@ -259,7 +259,7 @@ def _search(
     slots: int | None,
     warm_start: Sequence[str],
 ) -> Study:
-    from raysearch.cli.search import check, run
+    from raysearch.backend.search_job import check, run
 
     began = monotonic()
     to = None if out is None else Path(out)

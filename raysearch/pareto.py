@@ -4,8 +4,8 @@ python -m raysearch.pareto                                    # the embedded LVL
 python -m raysearch.pareto my-space.yaml --budget 3.2GB --out runs/mine
 ray job submit --working-dir . -- python -m raysearch.pareto search_spaces/pocket.yaml
 
-The same as `raysearch search`. `cli.search.search` checks the space and the folder, `study.plan.plan` counts what the
-search would take, and `cli.search.run` locks the folder, runs the trials on Ray and writes the front.
+The same as `raysearch search`. `backend.search_job.check` checks the space and the folder, and counts what the search
+would take; `backend.search_job.run` locks the folder, runs the trials on Ray and writes the front.
 """
 
 from raysearch.cli.exit_codes import App

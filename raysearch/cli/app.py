@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from raysearch.backend import search_job
 from raysearch.cli import evaluate, search
 from raysearch.cli.exit_codes import App
 from raysearch.cli.search import Verbosity
@@ -217,18 +218,18 @@ def retry(
     from raysearch.config.space import SearchSpace, load_recipe
 
     chosen = load_recipe(recipe)
-    loaded = SearchSpace.load(space or search.EMBEDDED_SPACE).fixed_to(chosen)
+    loaded = SearchSpace.load(space or search_job.EMBEDDED_SPACE).fixed_to(chosen)
     settings = loaded.search.model_copy(update={"early_stopping": False, "shapes": 0})
     single = loaded.model_copy(update={"search": settings, "start": [], **({"model": model} if model else {})})
-    checked = search.check(single, None, out, None, {"trials": 1}, None, 1, None, monotonic(), is_silent=dry_run)
+    checked = search_job.check(single, None, out, None, {"trials": 1}, None, 1, None, monotonic(), is_silent=dry_run)
     if checked.plan.size_of(chosen) is None:
         raise InputError(f"{recipe}: {single.model} can't hold its shape; change ratio, mode or attention_share")
     if dry_run:
-        from raysearch.cli.cost_estimate import estimate_lines
+        from raysearch.report.cost_estimate import estimate_lines
 
         print("\n".join([*checked.plan.describe(), *estimate_lines(checked.plan)]))
         return
-    search.run(checked.plan, checked.folder)
+    search_job.run(checked.plan, checked.folder)
 
 
 @app.command()
@@ -379,8 +380,8 @@ def estimate(
 
       raysearch estimate search_spaces/pocket.yaml --like runs/first
     """
-    from raysearch.cli.cost_estimate import estimate_lines
     from raysearch.config.space import SearchSpace
+    from raysearch.report.cost_estimate import estimate_lines
     from raysearch.study.plan import plan_study
 
     plan = plan_study(SearchSpace.load(space))
@@ -416,17 +417,17 @@ def replicate(
 
     if space is None and resume is None:
         raise InputError("replicate: needs SPACE.yaml; start from search_spaces/pocket-study.yaml or paper-grid.yaml")
-    loaded, folder = search.study_of(space, resume, out)
+    loaded, folder = search_job.study_of(space, resume, out)
     if resume and not loaded.search.keep_scores:
         raise InputError(f"--resume {resume}: holds a search; resume it with raysearch search --resume {resume}")
-    plan = plan_study(search.with_options(as_grid(loaded), None, {}, None, slots))
-    search.check_architecture(plan)
+    plan = plan_study(search_job.with_options(as_grid(loaded), None, {}, None, slots))
+    search_job.check_architecture(plan)
     if dry_run:
         print("\n".join(plan.describe()))
         return
     recipes = [recipe for recipe in grid(plan.space) if plan.size_of(recipe)]
     if len(Study(folder, plan.space).records) < len(recipes):
-        search.run(plan, folder)
+        search_job.run(plan, folder)
     if not any(record.end == "finished" and record.recipe.ratio for record in Study(folder, plan.space).records):
         raise InputError(f"{folder}: no recipe that prunes has finished; {folder}/trials.jsonl has the reasons")
     from raysearch.replication.markdown_page import write_page

@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 from scipy.stats import t as student
 
-from raysearch.cli.search import EMBEDDED_SPACE
+from raysearch.backend.search_job import EMBEDDED_SPACE
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raysearch.cli.search import EMBEDDED_SPACE
+from raysearch.backend.search_job import EMBEDDED_SPACE
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json, read_json_lines
 from raysearch.searching.early_stopping.asha import AshaBracket

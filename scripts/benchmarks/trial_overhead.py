@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from raysearch.backend.cluster import join_cluster
+from raysearch.backend.search_job import EMBEDDED_SPACE
 from raysearch.backend.tuner import resume_search, run_trials
-from raysearch.cli.search import EMBEDDED_SPACE
 from raysearch.config.space import SearchSpace
 from raysearch.study.folder import Study
 from raysearch.study.plan import plan_study

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from raysearch.cli.search import EMBEDDED_SPACE
+from raysearch.backend.search_job import EMBEDDED_SPACE
 from raysearch.config.budget import Budget
 from raysearch.evaluation.retention import load_results, retention
 from raysearch.files import write_text

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raysearch.cli.search import EMBEDDED_SPACE
+from raysearch.backend.search_job import EMBEDDED_SPACE
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation.benchmarks import load_benchmarks

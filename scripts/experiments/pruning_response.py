@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from raysearch.cli.search import EMBEDDED_SPACE
+from raysearch.backend.search_job import EMBEDDED_SPACE
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation.retention import retention

@@ -9,7 +9,7 @@ is shown is measured on held-out questions, and the difference is paired.
 import argparse
 from dataclasses import dataclass
 
-from raysearch.cli.search import EMBEDDED_SPACE
+from raysearch.backend.search_job import EMBEDDED_SPACE
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation.retention import Results, difference, retention

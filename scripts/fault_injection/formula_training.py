@@ -22,8 +22,8 @@ import ray
 import typer
 
 from raysearch.backend.runtime import TrialRuntime, WorkerLoop
+from raysearch.backend.search_job import run, study_of
 from raysearch.cli.exit_codes import App
-from raysearch.cli.search import run, study_of
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Slots

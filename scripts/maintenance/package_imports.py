@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "raysearch"
 DRAWING = PACKAGE.parent / "docs" / "images" / "packages.svg"
 ORDER = [
     *("errors", "files", "logging", "config", "pocket", "models", "data", "evaluation", "study", "export", "pruning"),
-    *("recovery", "trials", "searching", "tracking", "report", "backend", "replication", "cli", "api", "pareto"),
+    *("recovery", "trials", "searching", "tracking", "report", "backend", "replication", "api", "cli", "pareto"),
 ]
 """Lowest first: imports run from right to left. docs/architecture.md says what each is for."""
 

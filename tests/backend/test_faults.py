@@ -13,13 +13,12 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError
 
-from raysearch.backend import coordinator
+from raysearch.backend import coordinator, search_job
 from raysearch.backend.faults import LostCoordinatorError, LostFileError, fatal_errors
 from raysearch.backend.messages import Failed
 from raysearch.backend.recorder import Recorder
 from raysearch.backend.trainable import REPLY
 from raysearch.backend.tuner import refuse_all_failed, resume_search
-from raysearch.cli import search
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
 from raysearch.searching.journaled_search import JOURNAL, STATE
@@ -207,7 +206,7 @@ def test_a_state_of_another_version_is_refused_before_anything_is_written(tmp_pa
     (folder / STATE).write_text(json.dumps(state))
     before = contents(folder)
     with pytest.raises(InputError, match=r"search-state\.json: no state of this version.*delete it"):
-        search.run(stand_in.plan(20), folder)
+        search_job.run(stand_in.plan(20), folder)
     assert contents(folder) == before
 
 

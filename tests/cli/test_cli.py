@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 
 from raysearch import pocket
+from raysearch.backend.search_job import with_options
 from raysearch.cli.app import app
-from raysearch.cli.search import with_options
 from raysearch.config.budget import Budget
 from raysearch.config.space import SearchSpace, load_recipe
 from raysearch.errors import InputError

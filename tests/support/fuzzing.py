@@ -167,7 +167,7 @@ def workplace() -> Iterator["Workplace"]:
         environment = {"XDG_CACHE_HOME": f"{name}/cache", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
         environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
         stack.enter_context(patch.dict(os.environ, environment))
-        stack.enter_context(patch("raysearch.cli.search.run", lambda *started, **more: None))
+        stack.enter_context(patch("raysearch.backend.search_job.run", lambda *started, **more: None))
         for target in (
             "raysearch.pruning.checkpoint.prune_checkpoint",
             "raysearch.export.export_checkpoint.export_checkpoint",

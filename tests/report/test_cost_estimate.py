@@ -6,16 +6,6 @@ import pytest
 import torch
 
 from raysearch import models
-from raysearch.cli.cost_estimate import (
-    MAX_DRAWN,
-    Pace,
-    Work,
-    draw_recipes,
-    estimate_lines,
-    measured_pace,
-    memory_needs,
-    total_work,
-)
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
@@ -25,6 +15,16 @@ from raysearch.pruning import prune
 from raysearch.pruning.importance import importance
 from raysearch.recovery.memory_planner import needs_of
 from raysearch.recovery.trainable_params import choose_trained
+from raysearch.report.cost_estimate import (
+    MAX_DRAWN,
+    Pace,
+    Work,
+    draw_recipes,
+    estimate_lines,
+    measured_pace,
+    memory_needs,
+    total_work,
+)
 from raysearch.study.plan import plan_study
 from raysearch.study.records import Score, TrialRecord
 from tests.support import synthetic_study
@@ -149,7 +149,7 @@ def test_what_is_not_drawn_is_extrapolated(tmp_path):
 
 
 def test_gpus_that_are_not_here_are_not_made_up(monkeypatch):
-    monkeypatch.setattr("raysearch.cli.cost_estimate.shutil.which", lambda name: None)
+    monkeypatch.setattr("raysearch.report.cost_estimate.shutil.which", lambda name: None)
     content = POCKET.model_dump(mode="json")
     content["slots"] = {"workers": 2, "gpus_per_worker": 1}
     lines = estimate_lines(plan_study(SearchSpace.model_validate(content)))
