@@ -31,9 +31,8 @@ class TrialRuntime:
             Exception: whatever ended them.
         """
         from ray.train import RunConfig, ScalingConfig, get_context
-        from ray.train.torch import TorchTrainer
 
-        from raysearch.backend.process_group import AddressedTorchConfig
+        from raysearch.backend.process_group import AddressedTorchConfig, SlotTrainer
 
         def ranked(config: dict[str, Any]) -> None:
             loop(config, get_context().get_world_rank(), get_context().get_world_size())
@@ -43,7 +42,7 @@ class TrialRuntime:
             num_workers=slots.workers, resources_per_worker=resources, use_gpu=slots.gpus_per_worker > 0
         )
         run = RunConfig(name=name, storage_path=str(folder))
-        TorchTrainer(
+        SlotTrainer(
             ranked,
             train_loop_config=config,
             torch_config=AddressedTorchConfig(),

@@ -11,6 +11,7 @@ from raysearch.backend.process_group import (
     INTERFACE_VARIABLES,
     AddressedTorchBackend,
     AddressedTorchConfig,
+    SlotTrainer,
     choose_interface,
     interface_of,
 )
@@ -61,3 +62,9 @@ def test_workers_that_do_not_meet_are_told_with_both_addresses_and_the_setting(a
         "lo); set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME on the nodes to the interface that they reach each other "
         "by: connectFullMesh failed at once"
     )
+
+
+def test_a_slot_has_no_process_for_datasets_or_for_placement_groups():
+    kinds = {type(callback).__name__ for callback in SlotTrainer(print)._create_default_callbacks()}
+    assert kinds >= {"BackendSetupCallback", "AcceleratorSetupCallback"}
+    assert not kinds & {"DatasetsCallback", "PlacementGroupCleanerCallback"}
