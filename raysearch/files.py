@@ -243,8 +243,7 @@ def replace_folder(built: Path, final: Path) -> None:
     """Move the folder `built` to `final`, on the same file system, replacing an older one."""
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
-        old = final.with_name(f".{final.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+        old = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
         os.replace(final, old)
         os.replace(built, final)
         shutil.rmtree(old)
