@@ -13,7 +13,7 @@ from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.logging import logger
 from raysearch.searching.journaled_search import JournaledSearch
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.front import CHECKPOINTS, Baseline, Front
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import Score, TrialRecord
@@ -45,7 +45,7 @@ class Recorder(tune.Callback):
     def __init__(
         self,
         plan: StudyPlan,
-        study: Study,
+        study: StudyFolder,
         search: JournaledSearch,
         coordinator: CoordinatorClient,
         callbacks: Sequence[Callback] = (),

@@ -102,7 +102,7 @@ def run(
         InputError: as `resume_search` and `run_trials`.
     """
     from raysearch.report.narrator import Narrator
-    from raysearch.study.folder import Study, locked
+    from raysearch.study.folder import StudyFolder, locked
 
     began = monotonic() if began is None else began
     slots = plan.space.slots
@@ -117,7 +117,7 @@ def run(
         from raysearch.tracking.tracker import Tracker
 
         narrator.enter("reading the study", str(folder))
-        study = Study(folder, plan.space)
+        study = StudyFolder(folder, plan.space)
         # A study that can't be resumed, or a cluster too small for a trial, is refused before anything is written.
         search = resume_search(plan, study, prior_trials)
         narrator.enter(*joining_text())

@@ -36,7 +36,7 @@ from raysearch.searching.journaled_search import JournaledSearch
 from raysearch.searching.limits import Limits
 from raysearch.searching.pace import Deadline
 from raysearch.searching.searcher import Searcher
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.front import Front
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import TrialRecord
@@ -45,7 +45,7 @@ from raysearch.tracking.earlier_studies import PriorTrial
 SECONDS_BETWEEN_LOOKS, SECONDS_TO_FIND_ROOM = 1.0, 5.0
 
 
-def resume_search(plan: StudyPlan, study: Study, prior_trials: Sequence[PriorTrial] = ()) -> JournaledSearch:
+def resume_search(plan: StudyPlan, study: StudyFolder, prior_trials: Sequence[PriorTrial] = ()) -> JournaledSearch:
     """The searcher and the bracket of a study, in the state of the last event of an earlier start if there was one.
 
     Nothing is written. A study that starts takes up `prior_trials`: what was on the front there is run first, the rest
@@ -86,7 +86,7 @@ def resume_search(plan: StudyPlan, study: Study, prior_trials: Sequence[PriorTri
 
 def run_trials(
     plan: StudyPlan,
-    study: Study,
+    study: StudyFolder,
     search: JournaledSearch,
     callbacks: Sequence[Callback] = (),
     runtime: TrialRuntime | None = None,
@@ -159,7 +159,7 @@ def refuse_all_failed(folder: Path, records: Sequence[TrialRecord]) -> None:
 
 def _tuner(
     plan: StudyPlan,
-    study: Study,
+    study: StudyFolder,
     search: JournaledSearch,
     recorder: Recorder,
     coordinator: CoordinatorClient,

@@ -412,7 +412,7 @@ def replicate(
         InputError: the space, an option or the folder can't be used, or no recipe that prunes has finished.
     """
     from raysearch.searching.samplers.grid import as_grid, grid
-    from raysearch.study.folder import Study
+    from raysearch.study.folder import StudyFolder
     from raysearch.study.plan import plan_study
 
     if space is None and resume is None:
@@ -426,9 +426,9 @@ def replicate(
         print("\n".join(plan.describe()))
         return
     recipes = [recipe for recipe in grid(plan.space) if plan.size_of(recipe)]
-    if len(Study(folder, plan.space).records) < len(recipes):
+    if len(StudyFolder(folder, plan.space).records) < len(recipes):
         search_job.run(plan, folder)
-    if not any(record.end == "finished" and record.recipe.ratio for record in Study(folder, plan.space).records):
+    if not any(record.end == "finished" and record.recipe.ratio for record in StudyFolder(folder, plan.space).records):
         raise InputError(f"{folder}: no recipe that prunes has finished; {folder}/trials.jsonl has the reasons")
     from raysearch.replication.markdown_page import write_page
     from raysearch.replication.probes import measure

@@ -14,7 +14,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.report.front_info import staircase
 from raysearch.report.narrator import Narrator
 from raysearch.report.terminal import budget_lines, front_table, own_command, print_rich, rich_table, shell_path
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.front import Front
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import Score, TrialRecord, seconds_text
@@ -46,7 +46,7 @@ class LiveView:
     def __init__(
         self,
         plan: StudyPlan,
-        study: Study,
+        study: StudyFolder,
         outlook: Callable[[], str] = lambda: "",
         seconds: float | None = None,
         narrator: Narrator | None = None,

@@ -8,7 +8,7 @@ from raysearch.report.terminal import own_command, shell_path
 from raysearch.searching.forecast import NUM_RUNS, Forecast, Gain
 from raysearch.searching.pace import seconds_per_run
 from raysearch.searching.searcher import Searcher
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.records import seconds_text
 
 FORECAST = "forecast.json"
@@ -21,7 +21,7 @@ class Outlook:
         num_slots: trials at a time, for the time that further runs would take.
     """
 
-    def __init__(self, study: Study, searcher: Searcher, num_slots: int = 1) -> None:
+    def __init__(self, study: StudyFolder, searcher: Searcher, num_slots: int = 1) -> None:
         self._study, self._searcher, self._num_slots = study, searcher, num_slots
         self._known: tuple[int, Forecast | None] = -1, None
 

@@ -30,7 +30,7 @@ _LAYER_SCORES = TypeAdapter(dict[str, Annotated[list[FiniteFloat], Field(min_len
 logger = logging.getLogger(__name__)
 
 
-class Study:
+class StudyFolder:
     """A study's folder, new or with the files of earlier starts. Lines are appended whole and flushed; other files are
     replaced whole."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.front import Front, Speed
 from raysearch.study.records import Score, TrialRecord
 from raysearch.study.secrets import mask
@@ -21,7 +21,7 @@ PACKAGES = ("raysearch", "torch", "transformers", "ray", "deepspeed", "optuna", 
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
-def parent_event(study: Study) -> Event:
+def parent_event(study: StudyFolder) -> Event:
     """The parent run: space and environment."""
     space = mask(study.space.model_dump(mode="json"))
     params = {name: space[name] for name in ("model", "data", "retention")}

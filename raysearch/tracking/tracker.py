@@ -16,7 +16,7 @@ from pathlib import Path
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError, first_line
-from raysearch.study.folder import Study, is_study, read_space
+from raysearch.study.folder import StudyFolder, is_study, read_space
 from raysearch.study.front import Front
 from raysearch.study.records import Score, TrialRecord
 from raysearch.study.secrets import mask
@@ -48,7 +48,7 @@ class Tracker:
 
     is_complete = False
 
-    def __init__(self, study: Study, uri: str | None = None, dense: Size | None = None) -> None:
+    def __init__(self, study: StudyFolder, uri: str | None = None, dense: Size | None = None) -> None:
         """Send the parent run, and the ended trials that MLflow has not received; existing runs are continued.
 
         Args:
@@ -138,7 +138,7 @@ def sync_unsent(folder: Path, uri: str | None = None) -> tuple[int, int]:
     if not is_study(folder):
         raise InputError(f"{folder}: no study; give the --out folder of a search")
     server = uri or tracking_uri(folder)
-    study = Study(folder, read_space(folder))
+    study = StudyFolder(folder, read_space(folder))
     dense = study.front.baseline.size if study.front else None
     on_front = {point.key for point in study.front.points} if study.front else set()
     joined = [events.event_of(key, tags={"front": "yes"}) for key in sorted(on_front)]

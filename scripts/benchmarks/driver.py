@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from raysearch.config.recipe import Recipe
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.tracking.mlflow_runs import read_state
 from raysearch.tracking.tracker import Tracker
 from scripts.testing import stand_in
@@ -49,15 +49,15 @@ def main() -> None:
     options = parser.parse_args()
     marks: list[tuple[int, int, float]] = []  # trials and results so far, processor seconds
 
-    def watched(study: Study, record, before=Study.record) -> None:
+    def watched(study: StudyFolder, record, before=StudyFolder.record) -> None:
         before(study, record)
         num_results = (marks[-1][1] if marks else 0) + max(1, len(record.rungs))
         marks.append((len(study.records), num_results, time.process_time()))
 
-    Study.record = watched  # type: ignore[method-assign]
+    StudyFolder.record = watched  # type: ignore[method-assign]
     trackers: list[Tracker] = []
 
-    def tracked(study: Study) -> list[Tracker]:
+    def tracked(study: StudyFolder) -> list[Tracker]:
         trackers.append(Tracker(study, f"sqlite:///{study.folder}/mlflow.db", stand_in.DENSE))
         return trackers
 

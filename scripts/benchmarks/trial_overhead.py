@@ -20,7 +20,7 @@ from raysearch.backend.cluster import join_cluster
 from raysearch.backend.search_job import EMBEDDED_SPACE
 from raysearch.backend.tuner import resume_search, run_trials
 from raysearch.config.space import SearchSpace
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.plan import plan_study
 from raysearch.study.records import TrialRecord
 from raysearch.tracking.tracker import Tracker
@@ -51,7 +51,7 @@ def main() -> None:
     content["search"]["trials"], content["slots"]["num"] = options.trials, 1
     planned, watch = plan_study(SearchSpace.model_validate(content)), Ends()
     with tempfile.TemporaryDirectory() as name:
-        study = Study(Path(name) / "study", planned.space)
+        study = StudyFolder(Path(name) / "study", planned.space)
         search = resume_search(planned, study)
         join_cluster(planned.space.slots)
         study.create()

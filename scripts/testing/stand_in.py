@@ -21,7 +21,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.models.param_count_cache import counts_of_model
 from raysearch.searching.pace import Deadline
-from raysearch.study.folder import Study, locked
+from raysearch.study.folder import StudyFolder, locked
 from raysearch.study.front import CHECKPOINTS, Baseline, Measured
 from raysearch.study.plan import StudyPlan
 from raysearch.study.records import Score
@@ -125,9 +125,9 @@ def drive(
     name: str = "t",
     log: Path | None = None,
     seconds: Callable[[Recipe], float] = lambda recipe: 1.0,
-    callbacks: Callable[[Study], Sequence[Callback]] = lambda study: (),
+    callbacks: Callable[[StudyFolder], Sequence[Callback]] = lambda study: (),
     deadline: Deadline | None = None,
-) -> Study:
+) -> StudyFolder:
     """Begin a study, or go on with it, and run it to its end.
 
     Args:
@@ -138,7 +138,7 @@ def drive(
         deadline: of this start.
     """
     with locked(folder):
-        study = Study(folder, plan.space)
+        study = StudyFolder(folder, plan.space)
         search = resume_search(plan, study)
         study.create()
         search.begin()
@@ -214,7 +214,7 @@ class _Tune:
         return not stop
 
 
-def _points(coordinator: LocalCoordinator, study: Study) -> Iterator[TrialReply]:
+def _points(coordinator: LocalCoordinator, study: StudyFolder) -> Iterator[TrialReply]:
     """What a trial without a recipe would reply."""
     while (key := coordinator.call(Coordinator.next_unscored)) is not None:
         point = next(point for point in study.front.points if point.key == key) if study.front else None

@@ -22,7 +22,7 @@ from raysearch.backend.tuner import refuse_all_failed, resume_search
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
 from raysearch.searching.journaled_search import JOURNAL, STATE
-from raysearch.study.folder import Study, locked
+from raysearch.study.folder import StudyFolder, locked
 from raysearch.study.front import Front
 from scripts.fault_injection import driver as driver_faults
 from scripts.fault_injection import processes
@@ -241,7 +241,7 @@ def test_a_file_that_cannot_be_written_ends_the_search_and_is_blamed_on_no_trial
 
 def recorder(tmp_path, coordinator):
     plan = stand_in.plan(4)
-    study = Study(tmp_path, plan.space)
+    study = StudyFolder(tmp_path, plan.space)
     return Recorder(plan, study, resume_search(plan, study), coordinator), study
 
 
@@ -316,7 +316,7 @@ def test_what_a_crash_has_left_is_swept_away(tmp_path):
     (folder / ".front.json.a1b2c3.unfinished").write_text("{")
     for name in ("checkpoints/0123456789", f"running/{study.records[0].key}", "running/going-on"):
         (folder / name).mkdir(parents=True)
-    Study(folder, study.space).create()
+    StudyFolder(folder, study.space).create()
     assert not (folder / ".front.json.a1b2c3.unfinished").exists()
     assert not (folder / "checkpoints/0123456789").exists()
     assert [path.name for path in (folder / "running").iterdir()] == ["going-on"]
@@ -381,4 +381,4 @@ def test_a_vanished_checkpoint_costs_its_held_out_score_and_no_more(tmp_path, ca
 
 def search_state(folder):
     plan = stand_in.plan(40)
-    return resume_search(plan, Study(folder, plan.space)).state()
+    return resume_search(plan, StudyFolder(folder, plan.space)).state()

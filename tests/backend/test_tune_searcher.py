@@ -10,14 +10,14 @@ from raysearch.backend.tune_searcher import TuneScheduler, TuneSearcher
 from raysearch.backend.tuner import resume_search
 from raysearch.config.recipe import Recipe
 from raysearch.searching.judged_shapes import JudgedShape
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.records import Score
 from scripts.testing import stand_in
 
 
 def search_of(folder, num_trials=1, sampler="ehvi"):
     plan = stand_in.plan(num_trials, sampler)
-    return resume_search(plan, Study(folder, plan.space))
+    return resume_search(plan, StudyFolder(folder, plan.space))
 
 
 def scored(seen, retention, size_ratio=0.5):

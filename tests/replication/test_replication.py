@@ -17,7 +17,7 @@ from raysearch.replication.figure import curves, write_figure
 from raysearch.replication.markdown_page import page
 from raysearch.replication.probes import Probes
 from raysearch.replication.table import Cell, Table, cell_of, gap_over_seeds, percent, retention_over_seeds
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 
 ROOT = Path(__file__).parents[2]
 W, L = "widthwise", "layerwise"
@@ -265,7 +265,7 @@ def test_the_picture_shows_what_was_measured(tmp_path):
 )
 def test_mistakes_get_one_line_and_nothing_is_written(arguments, said, tmp_path, capsys, monkeypatch):
     search, empty = tmp_path / "search", tmp_path / "empty"
-    Study(search, SearchSpace.load(ROOT / "search_spaces" / "pocket.yaml")).create()
+    StudyFolder(search, SearchSpace.load(ROOT / "search_spaces" / "pocket.yaml")).create()
     empty.mkdir()
     monkeypatch.chdir(ROOT)
     before = sorted(ROOT.glob("runs/*"))

@@ -9,7 +9,7 @@ from raysearch.backend.tuner import resume_search
 from raysearch.files import read_json_lines
 from raysearch.searching.journaled_search import JOURNAL, STATE
 from raysearch.searching.limits import Limits
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from scripts.testing import stand_in
 from scripts.testing.stand_in import NUM_SAMPLES
 
@@ -109,7 +109,7 @@ def test_no_trial_begins_that_is_too_long_and_the_end_of_time_is_an_event(tmp_pa
 
 def test_the_journal_tells_of_lengths_and_of_the_end_of_time(tmp_path):
     plan = stand_in.plan(None, time="2h")
-    search = resume_search(plan, Study(tmp_path, plan.space))
+    search = resume_search(plan, StudyFolder(tmp_path, plan.space))
     search.begin()
     search.suggest("a", 300.0)
     search.end_time()
@@ -123,7 +123,7 @@ def test_the_journal_tells_of_lengths_and_of_the_end_of_time(tmp_path):
 
 def test_while_others_may_be_stopped_a_slot_waits(tmp_path):
     plan = stand_in.plan(None, runs=1)
-    search = resume_search(plan, Study(tmp_path, plan.space))
+    search = resume_search(plan, StudyFolder(tmp_path, plan.space))
     names = []
     while not search.must_wait():
         names.append(f"t{len(names)}")

@@ -10,7 +10,7 @@ from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.export.export_checkpoint import checkpoint_of
 from raysearch.study import folder as study_module
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.front import Front, Measured
 from raysearch.study.records import Score
 from raysearch.trials.context import TrialContext
@@ -31,7 +31,7 @@ def recipe(ratio):
 def study(folder, quota_mb, budgets=("45%",)):
     space = synthetic_study.space(budgets=list(budgets))
     settings = space.recovery.model_copy(update={"checkpoint_quota_gb": quota_mb and quota_mb / 1000})
-    made = Study(folder, space.model_copy(update={"recovery": settings}))
+    made = StudyFolder(folder, space.model_copy(update={"recovery": settings}))
     made.create()
     return made
 
@@ -151,7 +151,7 @@ def trained(tmp_path_factory):
         "calibration": {"num_samples": 4},
         "recovery": {"max_length": 256, "zero_stage": 1},
     }
-    made = Study(tmp_path_factory.mktemp("trained") / "study", SearchSpace.model_validate(content))
+    made = StudyFolder(tmp_path_factory.mktemp("trained") / "study", SearchSpace.model_validate(content))
     made.create()
     chosen = Recipe(mode="both", ratio=0.3, criterion="deepest+magnitude", trained="projector+lora", hidden_kd=1.0)
     trial = Trial(chosen, TrialContext(made.space.fixed_to(chosen)))
@@ -171,7 +171,7 @@ def test_a_deleted_checkpoint_is_made_again_to_the_last_bit(trained, tmp_path):
     folder = tmp_path / "study"
     shutil.copytree(trained.folder, folder)
     settings = trained.space.recovery.model_copy(update={"checkpoint_quota_gb": 1e-6})
-    made = Study(folder, trained.space.model_copy(update={"recovery": settings}))
+    made = StudyFolder(folder, trained.space.model_copy(update={"recovery": settings}))
     made.create()
     (point,) = made.front.points
     with pytest.raises(InputError, match=r"checkpoint_quota_gb was reached; add --rebuild to make it again"):

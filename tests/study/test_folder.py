@@ -7,7 +7,7 @@ import pytest
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.report.terminal import print_result
-from raysearch.study.folder import LAYERS, TRIALS, Study, read_layer_importance, read_trials
+from raysearch.study.folder import LAYERS, TRIALS, StudyFolder, read_layer_importance, read_trials
 from raysearch.study.front import Front
 from raysearch.study.records import TrialRecord, seconds_text
 from tests.support import synthetic_study
@@ -72,7 +72,7 @@ def test_a_front_that_names_a_checkpoint_elsewhere_is_refused(tmp_path, checkpoi
     front = json.loads((study.folder / "front.json").read_text())
     front["points"][0]["checkpoint"] = checkpoint
     (study.folder / "front.json").write_text(json.dumps(front))
-    for read in (Front.load, lambda folder: Study(folder, study.space)):
+    for read in (Front.load, lambda folder: StudyFolder(folder, study.space)):
         with pytest.raises(InputError, match=r"front\.json: checkpoint .* is no folder in .*checkpoints; correct it"):
             read(study.folder)
 
@@ -113,7 +113,7 @@ def test_what_is_not_of_the_study_stays_and_what_a_crash_left_goes(tmp_path):
     links = [folder / "checkpoints" / "abcdef0123", folder / "running" / study.records[1].key]
     for link in links:
         link.symlink_to(victim)
-    Study(folder, study.space).create()
+    StudyFolder(folder, study.space).create()
     assert [name for name in mine if not (folder / name).exists()] == []
     assert [name for name in left if (folder / name).exists()] == []
     assert (victim / "thesis.tex").exists()

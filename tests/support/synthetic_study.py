@@ -8,7 +8,7 @@ import numpy as np
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.searching.early_stopping.asha import AshaBracket
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.front import Baseline, Measured
 from raysearch.study.records import Score
 
@@ -49,9 +49,9 @@ def retention_after(recipe: Recipe, samples_seen: int) -> float:
     return 1 - lost * (1 - share * (1 - np.exp(-samples_seen / 900)))
 
 
-def make(folder: Path, num_trials: int = 40, seed: int = 0, fail: bool = True) -> Study:
+def make(folder: Path, num_trials: int = 40, seed: int = 0, fail: bool = True) -> StudyFolder:
     """A finished study of `num_trials` trials; some stopped, one failed if `fail`."""
-    study = Study(folder, space())
+    study = StudyFolder(folder, space())
     study.create()
     suggester, noise = RandomSuggester(seed), np.random.default_rng(seed)
     bracket = AshaBracket(max_t=NUM_SAMPLES, grace_period=NUM_SAMPLES // 9)

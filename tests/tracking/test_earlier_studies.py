@@ -3,7 +3,7 @@
 import pytest
 
 from raysearch.errors import InputError
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.tracking.earlier_studies import read_prior_trials
 from raysearch.tracking.tracker import Tracker
 from tests.support import synthetic_study
@@ -24,7 +24,7 @@ def test_the_finished_trials_of_a_folder_and_which_were_on_its_front(prior):
 
 def test_an_experiment_in_mlflow_gives_the_same(prior, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    copied = Study(prior.folder, prior.space)
+    copied = StudyFolder(prior.folder, prior.space)
     Tracker(copied, uri).close()
     found = read_prior_trials("synthetic", uri)
     told = {(trial.recipe.key, trial.size_bytes, trial.retention, trial.on_front) for trial in found}

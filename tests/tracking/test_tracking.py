@@ -11,7 +11,7 @@ from raysearch.cli.app import app
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.front import Front, Speed
 from raysearch.study.records import Score
 from raysearch.study.secrets import mask
@@ -44,7 +44,7 @@ def replay(tmp_path, request):
     study = synthetic_study.make(tmp_path / "made", num_trials=12)
     name = request.node.name.replace("[", "-").replace("]", "")
     space = study.space.model_copy(update={"name": name})
-    fresh = Study(tmp_path / "run", space)
+    fresh = StudyFolder(tmp_path / "run", space)
     fresh.create()
     return Replay(fresh, study.records, study.front)
 
@@ -202,7 +202,7 @@ def test_a_killed_driver_loses_no_ended_trial(store, client, replay):
     replay.study.records += replay.records
     replay.write_trials()
     replay.final_front.save(replay.study.folder)
-    reopened = Study(replay.study.folder, replay.study.space)
+    reopened = StudyFolder(replay.study.folder, replay.study.space)
     late = Tracker(reopened, store)
     late.close(PATIENCE)
     check_everything_is_there(client, replay)
@@ -403,7 +403,7 @@ def test_secrets_are_masked_in_what_is_sent(tmp_path):
         update={"deepspeed": {"wandb": {"api_key": "abc", "team": "mine"}, "hf_token": "x"}}
     )
     space = synthetic_study.space(model="https://me:pw@host/model", recovery=recovery)
-    sent = parent_event(Study(tmp_path, space)).model_dump_json(indent=1)
+    sent = parent_event(StudyFolder(tmp_path, space)).model_dump_json(indent=1)
     assert "abc" not in sent
     assert "pw@" not in sent
     assert '"team": "mine"' in sent

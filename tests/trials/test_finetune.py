@@ -14,7 +14,7 @@ from raysearch.errors import InputError
 from raysearch.evaluation.retention import Estimate
 from raysearch.files import write_json
 from raysearch.models.param_count_cache import counts_of_model
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.front import Baseline, Front, FrontPoint, Measured
 from raysearch.trials.finetune import Finetuned, finetune
 
@@ -37,7 +37,7 @@ def make_study(folder, change):
         "recipe": {**RECIPE, "lr": 0.002, "hidden_kd": [0.0, 1.0]},
         "recovery": {"max_length": 256, "zero_stage": 1},
     }
-    Study(folder, SearchSpace.model_validate(content)).create()
+    StudyFolder(folder, SearchSpace.model_validate(content)).create()
     recipe = Recipe(**RECIPE, lr=0.002, data_fraction=0.5)
     checkpoint = folder / "checkpoints" / recipe.key
     shutil.copytree(pocket.weights_folder(), checkpoint)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from raysearch.config.recipe import Recipe
 from raysearch.recovery.deepspeed_engine import start_distributed
-from raysearch.study.folder import Study
+from raysearch.study.folder import StudyFolder
 from raysearch.study.front import Baseline, FrontPoint
 from raysearch.study.records import TrialRecord
 from raysearch.trials.context import TrialContext
@@ -148,7 +148,7 @@ def test_a_rung_that_is_better_than_the_end_is_handed_over(context, tmp_path, ch
 
 def test_what_is_rebuilt_is_what_was_handed_over(context, unrecovered, tmp_path):
     plain, plain_heldout, folder = unrecovered
-    study = Study(tmp_path / "study", context.space)
+    study = StudyFolder(tmp_path / "study", context.space)
     study.create()
     trial = Trial(HARMFUL, context)
     scores = list(trial.scores([8]))
@@ -168,7 +168,7 @@ def test_what_is_rebuilt_is_what_was_handed_over(context, unrecovered, tmp_path)
 
 
 def test_a_study_that_never_measured_the_unrecovered_model_is_rebuilt_as_it_was(context, tmp_path):
-    study = Study(tmp_path / "study", context.space)
+    study = StudyFolder(tmp_path / "study", context.space)
     study.create()
     trial = Trial(HARMFUL, context)
     trial.keeps_best = False
