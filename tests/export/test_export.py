@@ -154,7 +154,7 @@ def test_calibration_rows_that_cannot_be_used_are_named(tmp_path: Path, caplog: 
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     prune_checkpoint("pocket", mode="layerwise", ratio=0.3, to=tmp_path / "out", calibration=tmp_path / "rows.json")
     (warning,) = caplog.messages
-    assert warning.startswith(f"{tmp_path / 'rows.json'}: left out 1 of 2 rows (row torn: image ")
+    assert warning.startswith(f"{tmp_path / 'rows.json'}: left out 1 of 2 rows (row 1: image ")
 
 
 def broken(folder: Path, how: str) -> None:

@@ -18,11 +18,13 @@ WRITING = {
     "export": ["export", "STUDY", "--budget", "100%", "--to", "TARGET"],
     "search": ["search", "--out", "TARGET", "--trials", "1"],
     "replicate": ["replicate", "search_spaces/pocket-study.yaml", "--out", "TARGET"],
+    "retry": ["retry", "RECIPE", "--out", "TARGET"],
+    "evaluate": ["evaluate", "pocket", "--benchmarks", "digits", "--to", "TARGET"],
 }
-"""Every command with an option that names a folder to write, with its arguments."""
+"""Every command with an option that names a folder or file to write, with its arguments."""
 
 
-def test_every_command_that_names_a_folder_to_write_is_under_test() -> None:
+def test_every_command_that_names_what_to_write_is_under_test() -> None:
     commands = {name: c for name, c in typer.main.get_command(app).commands.items() if not c.hidden}
     assert {name for name, c in commands.items() if {"to", "out"} & {p.name for p in c.params}} == WRITING.keys()
 
@@ -36,6 +38,7 @@ def mine(tmp_path: Path) -> Path:
         (model / path.name).write_bytes(path.read_bytes())
     (model / "notes.txt").write_text("years of work")
     synthetic_study.make(tmp_path / "study", num_trials=6, fail=False)
+    (tmp_path / "recipe.yaml").write_text("{mode: layerwise, ratio: 0.3, criterion: deepest, trained: nothing}")
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text("{}")
@@ -74,7 +77,8 @@ TARGETS: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_is_there_stays_as_it_is(command: str, target: str, mine: Path, capsys: pytest.CaptureFixture) -> None:
     before = listing(mine)
-    places = {"MODEL": mine / "models" / "mine", "STUDY": mine / "study", "TARGET": TARGETS[target](mine)}
+    places = {"MODEL": mine / "models" / "mine", "STUDY": mine / "study", "RECIPE": mine / "recipe.yaml"}
+    places["TARGET"] = TARGETS[target](mine)
     with pytest.raises(SystemExit) as ended:
         app([str(places.get(part, part)) for part in WRITING[command]])
     assert ended.value.code == 2

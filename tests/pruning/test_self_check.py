@@ -92,8 +92,8 @@ def test_a_list_by_layer_that_is_not_cut_is_refused(monkeypatch: pytest.MonkeyPa
     layers."""
     cut = pruned_config._cut_to
     monkeypatch.setattr(pruned_config, "_cut_to", lambda layers, *rest: cut(range(len(layers)), *rest))
-    kinds = ["sliding_attention"] * 2 + ["full_attention"] * 2
-    verdict = examine(hf.Gemma3TextConfig(**TEXT, layer_types=kinds, sliding_window=4))
+    kinds = ["sliding_attention"] * 3 + ["full_attention"] * 3  # of four layers that stay, two and two
+    verdict = examine(hf.Gemma3TextConfig(**TEXT | {"num_hidden_layers": 6}, layer_types=kinds, sliding_window=4))
     assert "on text, a tiny copy's logits are" in verdict.layers
     assert "away from the dense model without these layers" in verdict.layers
     assert verdict.widths == ""

@@ -12,6 +12,7 @@ from raysearch.errors import InputError
 from raysearch.report import narrator as narrator_module
 from raysearch.report.narrator import Narrator
 from raysearch.report.status_text import status_lines, study_status
+from raysearch.study.folder import StudyFolder
 from raysearch.study.status import ENDED, SECONDS_TO_MISS, STATUS, Stage, Status, read_status
 from tests.support import synthetic_study
 
@@ -136,7 +137,7 @@ def test_a_search_that_does_not_run_says_how_to_go_on(study, change, said):
 
 
 def test_a_new_study_has_a_status_and_what_is_none_is_refused(tmp_path, capsys):
-    made = synthetic_study.Study(tmp_path / "study", synthetic_study.space())
+    made = StudyFolder(tmp_path / "study", synthetic_study.space())
     made.create()
     assert "front       none yet" in "\n".join(status_lines(made.folder))
     with pytest.raises(SystemExit) as ended:

@@ -95,7 +95,7 @@ def test_what_further_training_harms_is_left_as_it_was(tmp_path):
 
 def test_the_choice_is_by_the_search_questions():
     point = FrontPoint(
-        key="k", recipe=Recipe(**RECIPE), num_params=1, size_bytes=2, size_ratio=1.0, retention=0.5,
+        key="0", recipe=Recipe(**RECIPE), num_params=1, size_bytes=2, size_ratio=1.0, retention=0.5,
         retention_ci=(0.4, 0.6), scores={}, samples_seen=1,
     )  # fmt: skip
     low, high = (Measured(retention=kept, retention_ci=(0, 1), scores={}) for kept in (0.6, 0.7))
