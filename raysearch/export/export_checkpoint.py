@@ -39,7 +39,7 @@ def export_checkpoint(
     try:
         shutil.copytree(checkpoint, copy, dirs_exist_ok=True)
         copy.chmod(0o755)
-        num_params, speed = load_in_clean_process(copy, speed=True)
+        num_params, speed = load_in_clean_process(copy, speed=True, num_params=point.num_params)
         if num_params != point.num_params:
             raise InputError(
                 f"{checkpoint}: has {num_params} parameters, front.json says {point.num_params}; "
@@ -75,8 +75,13 @@ def measure_front(study: Path) -> Front:
     return front
 
 
-def load_in_clean_process(model: Path | str, speed: bool = False) -> tuple[int, Speed | None]:
+def load_in_clean_process(
+    model: Path | str, speed: bool = False, num_params: int | None = None
+) -> tuple[int, Speed | None]:
     """Load a checkpoint in a clean process, by transformers and without raysearch, and let it generate.
+
+    Args:
+        num_params: the speed of a model of another size is not measured.
 
     Returns:
         Its number of parameters, and its speed if `speed`.
@@ -87,12 +92,13 @@ def load_in_clean_process(model: Path | str, speed: bool = False) -> tuple[int, 
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **quiet}
     command = [sys.executable, "-I", str(CHECK), str(model), *(["--speed"] if speed else [])]
+    command += [] if num_params is None else [str(num_params)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise InputError(f"{model}: transformers can't use this checkpoint ({reason}); choose another budget")
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    return found["num_params"], Speed(**found["speed"]) if speed else None
+    return found["num_params"], Speed(**found["speed"]) if "speed" in found else None
 
 
 def checkpoint_of(study: Path, point: FrontPoint) -> Path:

@@ -1,8 +1,9 @@
 """Check without raysearch that a folder loads with transformers and generates text; imported by nothing.
 
-    python -I raysearch/export/stock_check.py FOLDER [--speed]
+    python -I raysearch/export/stock_check.py FOLDER [--speed] [NUM_PARAMS]
 
-Prints one JSON line: number of parameters, text generated for a grey image, and with --speed its speed and memory.
+Prints one JSON line: number of parameters, text generated for a grey image, and with --speed its speed and memory,
+unless it has another number of parameters than NUM_PARAMS.
 """
 
 import json
@@ -25,7 +26,7 @@ NUM_DECODED = 32
 MIN_RUNS, MAX_RUNS, SECONDS_TO_MEASURE = 3, 20, 2.0
 
 
-def main(folder: str, speed: bool = False) -> None:
+def main(folder: str, speed: bool = False, wanted: int | None = None) -> None:
     """Load, generate, measure, print."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
     if speed and torch.cuda.is_available():
@@ -36,7 +37,7 @@ def main(folder: str, speed: bool = False) -> None:
         answer = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         text = processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         found = {"num_params": num_params(model), "text": text}
-        if speed:
+        if speed and wanted in (None, found["num_params"]):
             found["speed"] = measure(model, inputs)
             files = Path(folder).glob("*.safetensors")
             found["speed"]["checkpoint_bytes"] = sum(path.stat().st_size for path in files)
@@ -125,4 +126,4 @@ def peak_bytes(model: Any) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], "--speed" in sys.argv[2:])
+    main(sys.argv[1], "--speed" in sys.argv[2:], next((int(given) for given in sys.argv[2:] if given.isdigit()), None))

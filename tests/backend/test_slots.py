@@ -255,7 +255,8 @@ def test_data_of_no_use_end_the_study_and_not_the_trial_alone(open_slot):
         assert not reply.may_pass
 
 
-def test_several_workers_go_on_only_after_what_goes_wrong_on_all_of_them(open_slot):
+def test_several_workers_go_on_only_after_what_goes_wrong_on_all_of_them(open_slot, monkeypatch):
+    monkeypatch.setattr(slot_module, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
     slot = open_slot(ThreadRuntime(error=StorageProblem(errno.ENOSPC, "no space left")), workers=2)
     assert slot.ask(RunRecipe(recipe=RECIPE)).by_storage
     runtime = ThreadRuntime(error=FULL)  # of one of them: the other would wait for it
@@ -323,7 +324,11 @@ class FailsToStart(ThreadRuntime):
         raise RuntimeError("gloo: no interface")
 
 
-def test_a_slot_tells_what_it_does_and_whether_it_died_before_it_could_take_a_recipe(open_slot, coordinator):
+def test_a_slot_tells_what_it_does_and_whether_it_died_before_it_could_take_a_recipe(
+    open_slot, coordinator, monkeypatch
+):
+    monkeypatch.setattr(slot_module, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
+
     def states():
         return [stage.state for stage in coordinator.call(Coordinator.stages)]
 

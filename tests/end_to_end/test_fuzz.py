@@ -21,7 +21,7 @@ def test_recipes():
     [
         (fuzzing.fuzz_spaces, 60),
         (fuzzing.fuzz_fronts, 60),
-        (fuzzing.fuzz_study_files, 40),
+        (fuzzing.fuzz_study_files, 24),
         (fuzzing.fuzz_tracking, 60),
         (fuzzing.fuzz_command_lines, 60),
     ],
