@@ -20,6 +20,14 @@ def fast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if slow else dtype
 
 
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model's floating-point parameters a precision, in place. Buffers keep that of a loaded model: rotary
+    frequencies in bf16 turn positions wrongly, the more so the farther they are apart."""
+    for param in model.parameters():
+        if param.is_floating_point():
+            param.data = param.data.to(dtype)
+
+
 @contextmanager
 def in_fast_precision(model: nn.Module) -> Iterator[None]:
     """Inside, a bf16 model on a CPU that multiplies bf16 slowly has the same weights in fp32; afterwards its own."""

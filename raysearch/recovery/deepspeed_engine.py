@@ -187,10 +187,14 @@ def start_engine(module: nn.Module, trained: list[nn.Parameter], config: dict[st
     """A DeepSpeed engine over `module` that updates `trained` by `config`'s optimizer, else AdamW without decay."""
     start_distributed()
     deepspeed = quiet_deepspeed()
+    buffers = [(part, name, buffer) for part in module.modules() for name, buffer in part.named_buffers(recurse=False)]
     optimizer = None
     if "optimizer" not in config:
         optimizer = torch.optim.AdamW(trained, lr=lr, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=trained, config=config)
+    for part, name, buffer in buffers:
+        # DeepSpeed casts buffers too; a checkpoint is loaded with its own (see `cast_weights`).
+        setattr(part, name, buffer.to(getattr(part, name).device))
     return engine
 
 

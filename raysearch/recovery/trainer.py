@@ -20,6 +20,7 @@ from raysearch.data.encoding import Batch, Encoder
 from raysearch.data.samples import Sample
 from raysearch.errors import InputError
 from raysearch.models import Family
+from raysearch.models.precision import cast_weights
 from raysearch.models.vision_cache import VisionCache
 from raysearch.recovery import checkpoint, trainable_params
 from raysearch.recovery.batching import Microbatch, MicrobatchLoader
@@ -150,6 +151,7 @@ class RecoveryTrainer:
             if self._stage == 3:
                 model = self._gathered_copy()
                 trainable_params.merge_for_good(model)
+                self._family.decoder(model).set_attn_implementation(self._stored_attention)
                 yield model.eval()
                 return
             with trainable_params.merged(self.model), self._attention_as_stored():
@@ -180,7 +182,8 @@ class RecoveryTrainer:
         self._family.decoder(model).set_attn_implementation(self._stored_attention)
         if self._plan.checkpointing:
             model.gradient_checkpointing_disable()
-        return model.to(self._stored_dtype).eval()
+        cast_weights(model, self._stored_dtype)
+        return model.eval()
 
     def save(self, folder: Path) -> None:
         """Write trained weights, optimizer state and position (see `checkpoint.save`); every worker must call it.
@@ -225,7 +228,8 @@ class RecoveryTrainer:
         """Choose what is trained, and move the model to where it is trained."""
         torch.manual_seed(self.recipe.seed)
         trained = trainable_params.choose_trained(self.model, self._family, self.recipe)
-        self.model.to(device=self._device, dtype=self._dtype)
+        self.model.to(self._device)
+        cast_weights(self.model, self._dtype)
         if self._device.type == "cpu":  # where the backward pass of fused attention takes twice as long
             self._decoder.set_attn_implementation("eager")
         return trained
@@ -397,7 +401,8 @@ class RecoveryTrainer:
         copied = type(self.model)._from_config(self.model.config, dtype=self._dtype)
         if "lora" in self.recipe.trained:
             trainable_params.choose_trained(copied, self._family, self.recipe)
-        copied.to(device=self._device, dtype=self._dtype)
+        copied.to(self._device)
+        cast_weights(copied, self._dtype)
         with self._gathered(), torch.no_grad():
             copied.load_state_dict(self.model.state_dict())
         return copied

@@ -78,6 +78,21 @@ def test_only_what_the_recipe_names_is_trained(part: str) -> None:
     recovery.close()
 
 
+@pytest.mark.parametrize("stage", [1, 3])
+def test_in_bf16_a_model_is_scored_as_it_will_be_loaded(stage: int, tmp_path: Path) -> None:
+    """Rotary frequencies stay in fp32, as in a loaded checkpoint: the same logits, bit by bit."""
+    recovery = start({"precision": "bf16", "zero_stage": stage}, trained="decoder")
+    recovery.train_until(8)
+    with recovery.weights_for_evaluation() as model:
+        scored = logits(model)
+        assert {buffer.dtype for buffer in model.buffers() if buffer.is_floating_point()} == {torch.float32}
+    model = recovery.finished_model()
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    recovery.close()
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert torch.equal(logits(loaded), scored)
+
+
 def test_losses_are_named_as_weighed_and_fall() -> None:
     """Distillation alone, then cross-entropy alone: the teacher here is random, so together they would quarrel."""
     for weights in ({"sft": 0.0}, {"logits_kd": 0.0, "hidden_kd": 0.0}):

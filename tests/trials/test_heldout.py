@@ -42,7 +42,9 @@ def test_it_is_the_score_of_the_finished_trial(context, trained, tmp_path):
     assert scores.pop("heldout") == json.loads(wanted.model_dump_json())
     (later / "scores.json").write_text(json.dumps(scores))
     (later / "README.md").write_text("as it was before")
-    assert score_heldout(later, context) == wanted
+    found = score_heldout(later, context)
+    assert (found.retention, found.scores) == (wanted.retention, wanted.scores)
+    assert found == wanted
     assert texts(later) == texts(at_once)
     assert scores["search"]["retention"] == last.retention
 
