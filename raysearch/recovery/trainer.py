@@ -1,5 +1,6 @@
 """Recovery training: a pruned model, a recipe's losses, and a DeepSpeed engine, up to any number of samples seen."""
 
+import copy
 import gc
 import logging
 import math
@@ -398,7 +399,8 @@ class RecoveryTrainer:
 
     def _gathered_copy(self) -> PreTrainedModel:
         """A whole plain copy of a partitioned model."""
-        copied = type(self.model)._from_config(self.model.config, dtype=self._dtype)
+        # Of its own configuration, in which the kind of attention may differ from training's.
+        copied = type(self.model)._from_config(copy.deepcopy(self.model.config), dtype=self._dtype)
         if "lora" in self.recipe.trained:
             trainable_params.choose_trained(copied, self._family, self.recipe)
         copied.to(self._device)
