@@ -17,7 +17,7 @@ from raysearch.config.budget import Budget
 from raysearch.config.space import SearchSpace, load_recipe
 from raysearch.errors import InputError
 from raysearch.study.front import Front
-from tests.support import synthetic_study
+from tests.support import fuzzing, synthetic_study
 
 HEAVY = ("torch", "ray", "transformers", "optuna", "mlflow", "matplotlib", "plotly", "pandas")
 
@@ -293,24 +293,7 @@ def test_a_cluster_that_is_too_small_leaves_no_folder(monkeypatch, tmp_path, cap
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "search",
-        "best",
-        "export",
-        "benchmark",
-        "prune",
-        "report",
-        "estimate",
-        "replicate",
-        "retry",
-        "status",
-        "inspect",
-        "evaluate",
-        "sync",
-    ],
-)
+@pytest.mark.parametrize("command", fuzzing.COMMANDS)
 def test_every_help_has_examples(command, capsys):
     status, out, _ = call(capsys, command, "--help")
     assert status == 0

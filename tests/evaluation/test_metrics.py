@@ -1,7 +1,5 @@
 """Metrics of published benchmarks, by hand."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
@@ -9,15 +7,7 @@ from raysearch.evaluation import metrics
 from raysearch.evaluation.metrics import METRICS
 from raysearch.evaluation.retention import Results, retention
 from raysearch.evaluation.stored_answers import options_of
-
-
-@dataclass(frozen=True)
-class Gold:
-    answers: tuple[str, ...]
-    options: tuple[str, ...] = ()
-    image_id: str = ""
-    category: str = ""
-
+from tests.support.gold import Gold
 
 ANIMALS = ("a dog", "a cat", "an owl", "hot dog")
 

@@ -13,6 +13,7 @@ from PIL import Image
 from raysearch.config.benchmarks import BenchmarkConfig, MetricName
 from raysearch.evaluation.benchmarks import load_benchmarks
 from raysearch.evaluation.metrics import METRICS, chance
+from tests.support.gold import Gold
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -60,16 +61,6 @@ RESPONSES = (
     "9" * 400,
     "yes\0no",
 )
-
-
-@dataclass(frozen=True)
-class Gold:
-    """What a metric reads of a question."""
-
-    answers: tuple[str, ...]
-    options: tuple[str, ...] = ()
-    image_id: str = "1"
-    category: str = ""
 
 
 def gold(name: str, *stored: Any) -> Gold:

@@ -1,7 +1,6 @@
 """Responses and stored answers as they are found, with the value that is right."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from raysearch.evaluation.metrics import METRICS
 from raysearch.evaluation.responses import LETTERS, chosen_letter, items_of, number_in, number_of, said_yes_no
 from raysearch.evaluation.stored_answers import answers_of, options_of
-
-
-@dataclass(frozen=True)
-class Gold:
-    answers: tuple[str, ...]
-    options: tuple[str, ...] = ()
-    image_id: str = "1"
-    category: str = ""
+from tests.support.gold import Gold
 
 
 def score(metric: str, response: str, *answers: str, options: tuple[str, ...] = ()) -> float:

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import typer
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
@@ -54,21 +55,7 @@ FILES = (
     "search-state.json",
     "search-events.jsonl",
 )
-COMMANDS = (
-    "search",
-    "inspect",
-    "evaluate",
-    "best",
-    "export",
-    "benchmark",
-    "prune",
-    "report",
-    "estimate",
-    "replicate",
-    "sync",
-    "status",
-    "retry",
-)
+COMMANDS = tuple(name for name, c in typer.main.get_command(app).commands.items() if not c.hidden)
 OPTIONS = (
     *("--budget", "--trials", "--out", "--seed", "--slots", "--warm-start", "--resume", "--dry-run", "--json"),
     *("--mlflow", "--uri", "--to", "--finetune", "--epochs", "--mode", "--ratio", "--criterion", "--calibration"),
