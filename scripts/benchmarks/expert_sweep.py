@@ -1,16 +1,19 @@
 """What a search adds to what an expert does without one: a sensible recipe swept over sizes, on the embedded LVLM.
 
-    python scripts/benchmarks/expert_sweep.py --seeds 3              # 9 minutes of search and three sweeps a seed
+    python scripts/benchmarks/expert_sweep.py --seeds 3              # 9 minutes of search, sweeps and guide, a seed
     python scripts/benchmarks/expert_sweep.py --sides sweep-ffn      # one of the sweeps alone
     python scripts/benchmarks/expert_sweep.py --without shapes       # the search without one of its parts
 
 The sides: `search` is the embedded space as it stands, for `--minutes`; `sweep-equal` is one recipe at nine sizes that
 narrows heads and FFN by the same share, on all data; `sweep-ffn` keeps all heads, at seven sizes, on a quarter of the
-data; `sweep-ffn-long` is the same on all data, with the search's three smallest sizes as well. All run through the same
-trials, questions and slots. Prints the hypervolume after 3 minutes and at the end, the held-out retention of each
-budget's answer (a sweep has none below its smallest size), samples trained and minutes per side and
-seed; the search's hypervolume when it had trained as many samples as each sweep; and paired differences with their 95%
-intervals.
+data; `sweep-ffn-long` is the same on all data, with the search's three smallest sizes as well; `guide` is the decision
+guide of arXiv 2604.24380 at its four ratios: layers up to 30%, widths beyond, projector and decoder by SFT and hidden
+states. All run through the same trials, questions and slots.
+
+Prints the hypervolume after 3 minutes and at the end, the held-out retention of each budget's answer (a sweep has none
+below its smallest size), samples trained and minutes per side and seed; the search's hypervolume when it had trained as
+many samples as each sweep; paired differences with their 95% intervals; and what each side's front keeps of the
+held-out questions at the guide's sizes. With `--out`, sides and seeds that stand in the file aren't run again.
 """
 
 import argparse
@@ -28,6 +31,7 @@ import yaml
 from scipy.stats import t as student
 
 from raysearch.backend.search_job import EMBEDDED_SPACE
+from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json
@@ -46,10 +50,11 @@ LOSSES = {
     "lr": 5e-4,
 }
 SHAPE = {"mode": "both", "criterion": "greedy_loss+taylor"}
+FULL = {**SHAPE, "data_fraction": 1.0}
 SWEEPS: dict[str, tuple[tuple[float, ...], dict[str, Any]]] = {
     "sweep-equal": (
         (0.36, 0.42, 0.48, 0.54, 0.60, 0.68, 0.76, 0.84, 0.92),
-        {**SHAPE, "depth_share": 0.75, "attention_share": 1.0, "data_fraction": 1.0},
+        {**FULL, "depth_share": 0.75, "attention_share": 1.0},
     ),
     "sweep-ffn": (
         (0.36, 0.40, 0.44, 0.48, 0.54, 0.60, 0.75),
@@ -57,10 +62,31 @@ SWEEPS: dict[str, tuple[tuple[float, ...], dict[str, Any]]] = {
     ),
     "sweep-ffn-long": (
         (0.22, 0.27, 0.31, 0.36, 0.40, 0.44, 0.48, 0.54, 0.60, 0.75),
-        {**SHAPE, "depth_share": 0.5, "attention_share": 0.0, "data_fraction": 1.0},
+        {**FULL, "depth_share": 0.5, "attention_share": 0.0},
     ),
 }
 """Size ratios and recipe of each sweep; what they rest on is in docs/measurements/log.md, 2026-11-29."""
+GUIDE = {
+    ratio: Recipe(
+        mode=mode,
+        criterion=criterion,
+        ratio=ratio,
+        trained="projector+decoder",
+        sft=1.0,
+        hidden_kd=1.0,
+        hidden_match="mse",
+        lr=3e-4,
+        data_fraction=1.0,
+    )
+    for ratio, mode, criterion in (
+        (0.15, "layerwise", "block_influence"),
+        (0.30, "layerwise", "block_influence"),
+        (0.45, "widthwise", "taylor"),
+        (0.60, "widthwise", "taylor"),
+    )
+}
+"""By the share of the decoder that goes; criteria and rate as in search_spaces/pocket-study.yaml."""
+SIDES = ("search", *SWEEPS, "guide")
 
 
 def recipe_at(plan: StudyPlan, size_ratio: float, fields: dict[str, Any]) -> Recipe:
@@ -74,13 +100,20 @@ def recipe_at(plan: StudyPlan, size_ratio: float, fields: dict[str, Any]) -> Rec
     return Recipe(ratio=high, **fields)
 
 
-def sweep_space(name: str, content: dict[str, Any], plan: StudyPlan) -> dict[str, Any]:
-    """The embedded space with the recipes of a sweep alone, never stopped early."""
-    sizes, fields = SWEEPS[name]
-    recipes = [recipe_at(plan, size, {**fields, **LOSSES}).as_dict() for size in sizes]
+def recipes_of(side: str, plan: StudyPlan) -> list[Recipe]:
+    """What an expert would train."""
+    if side == "guide":
+        return list(GUIDE.values())
+    sizes, fields = SWEEPS[side]
+    return [recipe_at(plan, size, {**fields, **LOSSES}) for size in sizes]
+
+
+def space_of(side: str, content: dict[str, Any], plan: StudyPlan) -> dict[str, Any]:
+    """The embedded space with an expert's recipes alone, never stopped early."""
+    recipes = [recipe.as_dict() for recipe in recipes_of(side, plan)]
     every = {key: sorted({recipe[key] for recipe in recipes}, key=str) for key in recipes[0] if key != "criterion"}
     search = {**content["search"], "runs": None, "trials": len(recipes), "early_stopping": False, "shapes": 0}
-    criteria = str(recipes[0]["criterion"]).split("+")
+    criteria = sorted({name for recipe in recipes for name in str(recipe["criterion"]).split("+")})
     return {**content, "recipe": {**every, "criterion": criteria}, "start": recipes, "search": search}
 
 
@@ -90,7 +123,7 @@ def run(side: str, content: dict[str, Any], plan: StudyPlan, seed: int, minutes:
     Returns:
         Figures, and under `curve` (seconds, samples trained, hypervolume) after each trial, as the file grew.
     """
-    space = content if side == "search" else sweep_space(side, content, plan)
+    space = content if side == "search" else space_of(side, content, plan)
     with tempfile.TemporaryDirectory() as name:
         path, out, started = Path(name) / "space.yaml", Path(name) / "study", time.monotonic()
         path.write_text(yaml.safe_dump(json.loads(json.dumps(space))))
@@ -115,11 +148,23 @@ def run(side: str, content: dict[str, Any], plan: StudyPlan, seed: int, minutes:
         "at 3 min": max((area for seconds, _, area in curve if seconds <= 180), default=0.0),
         "hypervolume": area,
         "held out": heldout,
+        "at the guide's sizes": at_sizes_of_guide(front, plan),
         "samples": samples,
         "minutes": took,
         "trials": len(records),
         "curve": curve,
     }
+
+
+def at_sizes_of_guide(front: Front, plan: StudyPlan) -> dict[str, float]:
+    """What the front's answer keeps of the held-out questions, by the share of the decoder that the guide removes."""
+    answers = {}
+    for ratio, recipe in GUIDE.items():
+        size = plan.size_of(recipe)
+        point = front.pick(Budget.parse(f"{size.size_bytes / 1e6:.6f}MB")) if size else None
+        if point and point.heldout:
+            answers[f"{ratio:.0%}"] = point.heldout.retention
+    return answers
 
 
 def reached(records: Sequence[TrialRecord], plan: StudyPlan) -> tuple[float, float]:
@@ -136,14 +181,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=9, help="of the search")
-    parser.add_argument("--sides", default=f"search,{','.join(SWEEPS)}")
+    parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--without", choices=["shapes"], help="a part of the search to leave out")
-    parser.add_argument("--out", type=Path, help="a file that takes every row as a line of JSON")
+    parser.add_argument("--out", type=Path, help="a file that takes every row as a line of JSON, and is gone on with")
     options = parser.parse_args()
     space = SearchSpace.load(EMBEDDED_SPACE)
     content, plan = space.model_dump(mode="json"), plan_study(space)
     if options.without == "shapes":
         content["search"]["shapes"] = 0
+    kept = options.out.read_text().splitlines() if options.out and options.out.exists() else []
+    done = {(row["side"], row["seed"]): row for row in map(json.loads, kept)}
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in options.sides.split(",")}
     print(
         "| side | seed | hypervolume after 3 minutes | at the end | held out at the budgets | samples | trials | min |"
@@ -151,12 +198,12 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for side, rows in found.items():
-            row = run(side, content, plan, seed, options.minutes)
+            row = done.get((side, seed)) or run(side, content, plan, seed, options.minutes)
             rows.append(row)
             answers = ", ".join(f"{100 * kept:.1f}" for kept in row["held out"].values())
             cells = f"{row['at 3 min']:.3f} | {row['hypervolume']:.3f} | {answers} | {row['samples']:,.0f}"
             print(f"| {side} | {seed} | {cells} | {row['trials']} | {row['minutes']:.1f} |", flush=True)
-            if options.out:
+            if options.out and (side, seed) not in done:
                 append_json(options.out, {"side": side, "seed": seed, **row})
     if "search" in found and len(found) > 1:
         compare(found)
@@ -172,13 +219,25 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> None:
             before = [area for _, samples, area in ours["curve"] if samples <= theirs["samples"]]
             alike.append(max(before, default=0.0) - theirs["hypervolume"])
         print(f"| {side} | {_gap(at_end)} | {_gap(alike)} |")
+    print("\nHeld out at the guide's sizes, by the share of the decoder that goes: points ahead of each side.")
+    print(f"\n| against | {' | '.join(f'{ratio:.0%}' for ratio in GUIDE)} |\n|{'---|' * (len(GUIDE) + 1)}")
+    for side in (side for side in found if side != "search"):
+        cells = []
+        for ratio in (f"{ratio:.0%}" for ratio in GUIDE):
+            pairs = [
+                (a["at the guide's sizes"], b["at the guide's sizes"])
+                for a, b in zip(found["search"], found[side], strict=True)
+            ]
+            gaps = [100 * (ours[ratio] - theirs[ratio]) for ours, theirs in pairs if ratio in ours and ratio in theirs]
+            cells.append(_gap(gaps, 1) if gaps else "nothing so small")
+        print(f"| {side} | {' | '.join(cells)} |")
 
 
-def _gap(gaps: list[float]) -> str:
+def _gap(gaps: list[float], digits: int = 3) -> str:
     if len(gaps) == 1:
-        return f"{gaps[0]:+.3f}"
+        return f"{gaps[0]:+.{digits}f}"
     half = student.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1) / len(gaps) ** 0.5
-    return f"{np.mean(gaps):+.3f} +- {half:.3f} ({', '.join(f'{gap:+.3f}' for gap in gaps)})"
+    return f"{np.mean(gaps):+.{digits}f} +- {half:.{digits}f} ({', '.join(f'{gap:+.{digits}f}' for gap in gaps)})"
 
 
 if __name__ == "__main__":
