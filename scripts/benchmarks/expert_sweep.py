@@ -36,6 +36,7 @@ from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json
+from raysearch.searching.samplers.suggesters import RandomSuggester
 from raysearch.study.folder import TRIALS, read_trials
 from raysearch.study.front import Front
 from raysearch.study.multi_objective import hypervolume
@@ -86,6 +87,39 @@ GUIDE = {
     )
 }
 """By the share of the decoder that goes; criteria and rate as in search_spaces/pocket-study.yaml."""
+
+
+def without_long_training(content: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """Trials of at most a part of the data, with a first rung after as many samples."""
+    fractions = sorted(map(float, space.values_of("data_fraction")))
+    shorter = fractions[-2] / (fractions[-1] * max(map(float, space.values_of("epochs")), default=1))
+    recipe = {**content["recipe"], "data_fraction": fractions[:-1], "epochs": 1}
+    first_rung = min(1.0, content["search"]["first_rung"] / shorter)
+    return {**content, "recipe": recipe, "search": {**content["search"], "first_rung": first_rung}}
+
+
+def without_openers(content: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """One random recipe in place of the openers."""
+    return {**content, "start": [space.suggest(RandomSuggester(np.random.default_rng(7))).as_dict()]}
+
+
+def without_shapes(content: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """No shapes judged before training."""
+    return {**content, "search": {**content["search"], "shapes": 0}}
+
+
+def without_unrecovered(content: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """No trial without recovery."""
+    trained = [value for value in space.values_of("trained") if value != "nothing"]
+    return {**content, "recipe": {**content["recipe"], "trained": trained}}
+
+
+PARTS = {
+    "shapes": without_shapes,
+    "openers": without_openers,
+    "long-training": without_long_training,
+    "unrecovered": without_unrecovered,
+}
 SPACES = Path(__file__).parents[2] / "search_spaces"
 
 
@@ -155,6 +189,7 @@ def run(side: str, content: dict[str, Any], plan: StudyPlan, seed: int, until: S
         "samples": samples,
         "minutes": took,
         "trials": len(records),
+        "earlier states": sum(record.rungs[-1].best_at is not None for record in records if record.end == "finished"),
         "curve": curve,
     }
 
@@ -187,13 +222,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9, help="of the search")
     parser.add_argument("--runs", type=float, help="full runs of the search, in place of minutes")
     parser.add_argument("--sides", help="default: all of the space")
-    parser.add_argument("--without", choices=["shapes"], help="a part of the search to leave out")
+    parser.add_argument("--without", choices=PARTS, help="a part of the search to leave out")
     parser.add_argument("--out", type=Path, help="a file that takes every row as a line of JSON, and is gone on with")
     options = parser.parse_args()
     space = SearchSpace.load(SPACES / f"{options.space}.yaml")
     content, plan = space.model_dump(mode="json"), plan_study(space)
-    if options.without == "shapes":
-        content["search"]["shapes"] = 0
+    content = PARTS[options.without](content, space) if options.without else content
     kept = options.out.read_text().splitlines() if options.out and options.out.exists() else []
     done = {(row["side"], row["seed"]): row for row in map(json.loads, kept)}
     until = ("--runs", f"{options.runs:g}") if options.runs else ("--time", f"{options.minutes:g}m")
