@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
-from raysearch import export, models
+from raysearch import models
 from raysearch.config.budget import Budget
 from raysearch.config.criteria import WITHOUT_DATA, needs_data
 from raysearch.config.problems import first_problem
@@ -24,6 +24,7 @@ from raysearch.data.encoding import Encoder
 from raysearch.data.loading import check_samples, fraction_order, load_samples
 from raysearch.data.samples import Sample
 from raysearch.errors import InputError
+from raysearch.export.save_checkpoint import save_checkpoint
 from raysearch.files import check_free
 from raysearch.models.param_count import counts_of
 from raysearch.models.param_count_cache import is_shipped
@@ -270,4 +271,4 @@ def _save(pruned: PreTrainedModel, processor: Any, to: str | Path, recipe: Recip
         "layers kept": ", ".join(map(str, summary["layers_kept"])),
     }
     reached = recipe.model_copy(update={"ratio": summary["ratio"]})
-    export.save(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)
+    save_checkpoint(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)
