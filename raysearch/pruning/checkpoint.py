@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from raysearch import export, models
 from raysearch.config.budget import Budget
 from raysearch.config.criteria import WITHOUT_DATA, needs_data
+from raysearch.config.problems import first_problem
 from raysearch.config.quantization import Quantization, check_installed
 from raysearch.config.recipe import Mode, Recipe, check_ratio
 from raysearch.data.bad_rows import BadRow, BadRows
@@ -168,7 +169,7 @@ class _SizeTarget:
         try:
             return Recipe(**fields, seed=seed, trained="nothing")
         except ValidationError as error:
-            raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+            raise InputError(first_problem(error, fields)) from None
 
 
 def _samples(

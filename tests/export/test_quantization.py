@@ -291,7 +291,7 @@ def test_the_smallest_model_is_a_rounded_one():
 
 
 def test_bad_input_is_one_plain_line(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match=r"recipe\.quantization: Input should be 'none', 'int8' or 'int4'"):
+    with pytest.raises(ValueError, match=r"recipe\.quantization: must be 'none', 'int8' or 'int4'"):
         space(quantization=["int4", "int3"])
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     for wrong in (
