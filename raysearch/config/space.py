@@ -1,6 +1,6 @@
 """A search space, read from YAML: the model, its data, the recipes to search and all settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ from raysearch.config.dimensions import (
     param_name,
     read_dimension,
 )
-from raysearch.config.recipe import LOSS_FIELDS, Recipe, applies
+from raysearch.config.recipe import DEFAULT_EXPERT_CRITERION, LOSS_FIELDS, Recipe, applies
 from raysearch.config.settings import (
     Calibration,
     DataSource,
@@ -31,6 +31,7 @@ from raysearch.config.settings import (
     Slots,
     Strict,
 )
+from raysearch.config.shape_rules import ShapeRules
 from raysearch.errors import InputError
 from raysearch.files import parse_json, parse_yaml
 
@@ -63,6 +64,8 @@ class SearchSpace(Strict):
     """Recipes to run first, by their fields; they are never stopped early. Left out, one is made for each budget."""
     search: SearchSettings = SearchSettings()
     """Settings of the search algorithm."""
+    shapes: ShapeRules = ShapeRules()
+    """Numbers that every pruned model must have."""
     calibration: Calibration = Calibration()
     """Settings of importance scores."""
     recovery: RecoverySettings = RecoverySettings()
@@ -210,7 +213,10 @@ class SearchSpace(Strict):
     def criteria(self) -> list[str]:
         """The criteria that some recipe of the space may use."""
         kinds = {name for mode in self.values_of("mode") for known in criteria_kinds(mode) for name in known}
-        return [value for value in dict.fromkeys(self.values_of("criterion")) if value in kinds]
+        named = [value for value in self.values_of("criterion") if value in kinds]
+        if any(self.values_of("expert_ratio")):
+            named += self.values_of("expert_criterion") or [DEFAULT_EXPERT_CRITERION]
+        return list(dict.fromkeys(named))
 
     def uses_teacher(self) -> bool:
         """Whether some recipe of the space has a distillation loss."""
@@ -239,6 +245,20 @@ def load_recipe(path: str | Path) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path}: {first_problem(error, Recipe)}") from None
+
+
+def shape_rules(given: ShapeRules | Mapping[str, Any] | None) -> ShapeRules:
+    """Rules from a mapping with the keys of `ShapeRules`; no rules for None.
+
+    Raises:
+        InputError: an unknown key or an invalid value.
+    """
+    if isinstance(given, ShapeRules):
+        return given
+    try:
+        return ShapeRules.model_validate({**(given or {})})
+    except ValidationError as error:
+        raise InputError(f"shapes.{first_problem(error, ShapeRules)}") from None
 
 
 def _read_yaml(path: str | Path, way_out: str) -> Any:

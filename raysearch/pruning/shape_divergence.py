@@ -1,7 +1,8 @@
 """How far a pruned model's predictions are from the dense model's, without building it: removed units are masked.
 
-A head whose output is 0 and a channel whose activation is 0 contribute nothing, so the masked dense decoder computes
-what the smaller one would. One judgement takes a forward pass of the calibration samples through the kept layers.
+A head whose output is 0, a channel whose activation is 0 and an expert that no token goes to contribute nothing, so the
+masked dense decoder computes what the smaller one would. One judgement takes a forward pass of the calibration samples
+through the kept layers.
 """
 
 import math
@@ -20,8 +21,9 @@ from raysearch.models.shape import Shape
 from raysearch.pruning.importance.calibration import Batch
 from raysearch.pruning.importance.layer_skipping import LayerSkippingLoss
 from raysearch.pruning.importance.result import Importance
-from raysearch.pruning.prune import Scores, kept_layers
-from raysearch.pruning.select_units import units_to_keep
+from raysearch.pruning.prune import kept_layers
+from raysearch.pruning.routing import routing_among
+from raysearch.pruning.select_units import Scores, units_to_keep
 
 
 class ShapeDivergence:
@@ -62,13 +64,15 @@ class ShapeDivergence:
             InputError: as `prune`.
         """
         layers = kept_layers(self._model.config, shape, importance)
+        dense = shape_of(self._model.config)
+        shape = shape.filled(dense)
         units: dict[int, Units] = {}
-        if shape.widths != shape_of(self._model.config).widths:
-            units = {i: units_to_keep(importance["width"], self._layouts[i], shape, i) for i in layers}
+        if shape.widths != dense.widths:
+            units = {i: units_to_keep(importance, self._layouts[i], shape, i) for i in layers}
         divergence = 0.0
-        with self._masked(units, importance.get("width")):
-            for dense, pruned in zip(self._dense, self._skipping.log_probs(layers), strict=True):
-                divergence += float(nn.functional.kl_div(pruned, dense, reduction="sum", log_target=True))
+        with self._masked(units, importance.get("width")), routing_among(self._model, units):
+            for wanted, pruned in zip(self._dense, self._skipping.log_probs(layers), strict=True):
+                divergence += float(nn.functional.kl_div(pruned, wanted, reduction="sum", log_target=True))
         return divergence / self.num_answer_tokens if math.isfinite(divergence) else math.inf
 
     @contextmanager
@@ -82,7 +86,7 @@ class ShapeDivergence:
                 for kind, name, size in self._layouts[i].outputs:
                     module, of_kind = self._layers[i].get_submodule(name), means[kind]
                     mask = torch.zeros(module.in_features // size)
-                    mask[torch.as_tensor(kept.of(kind))] = 1
+                    mask[torch.as_tensor(kept[kind])] = 1
                     mask = mask.repeat_interleave(size).to(module.weight)
                     filled = None
                     if of_kind is not None and module.bias is not None:

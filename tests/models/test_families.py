@@ -66,7 +66,8 @@ def random_units(model: PreTrainedModel, shape: Shape, seed: int = 0) -> dict[in
             for g in groups
         ]
         channels = np.sort(rng.choice(shapes.num_ffn_channels, shape.num_ffn_channels, replace=False))
-        units[i] = Units(groups, np.concatenate(heads), channels)
+        experts = np.arange(shapes.num_experts)
+        units[i] = {"kv_groups": groups, "heads": np.concatenate(heads), "ffn_channels": channels, "experts": experts}
     return units
 
 

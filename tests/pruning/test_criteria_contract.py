@@ -48,8 +48,8 @@ def same(a: Importance, b: Importance, **tolerance: float) -> None:
 def test_scores_have_the_shapes_of_what_the_row_says(criterion: str, name: str) -> None:
     scores, row, shape = scored(criterion, name=name), CRITERIA[criterion], shape_of(dense(name).config)
     assert scores.criterion == criterion
-    assert (scores.layers is not None) == (criterion in LAYER_CRITERIA) == (row.scores in ("layers", "both"))
-    assert (scores.heads is not None) == (criterion in WIDTH_CRITERIA) == (row.scores in ("widths", "both"))
+    assert (scores.layers is not None) == (criterion in LAYER_CRITERIA) == ("layers" in row.scores)
+    assert (scores.heads is not None) == (criterion in WIDTH_CRITERIA) == ("widths" in row.scores)
     if scores.layers is not None:
         assert scores.layers.shape == (NUM_LAYERS,)
         assert scores.layers.dtype == np.float32
