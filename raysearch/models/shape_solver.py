@@ -138,8 +138,8 @@ def exact_shape(counts: ParamCounts, kept: Mapping[str, int]) -> Shape:
         pairs = ", ".join(f"{kv} and {heads}" for kv, heads in counts.attention_choices[:12])
         within = f" within shapes {counts.rules}" * bool(counts.rules)
         raise InputError(
-            f"num_kv_heads {shape.num_kv_heads} and num_heads {shape.num_heads}: the stock class can't hold these{within}; "
-            f"choose {pairs}"
+            f"num_kv_heads {shape.num_kv_heads} and num_heads {shape.num_heads}: the stock class can't hold "
+            f"these{within}; choose {pairs}"
         )
     return shape
 

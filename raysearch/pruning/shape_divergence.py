@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from raysearch.models import decoder_layout, family_for
+from raysearch.models import Layout, decoder_layout, family_for
 from raysearch.models.layout import Units
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
@@ -78,13 +79,15 @@ class ShapeDivergence:
     @contextmanager
     def _masked(self, units: Mapping[int, Units], importance: Importance | None) -> Iterator[None]:
         """Inside, what the removed units hand to the output layers is 0, or its mean where a bias compensates."""
-        means = (
-            {} if importance is None else {"heads": importance.attention_means, "ffn_channels": importance.ffn_means}
-        )
+        means: dict[str, Any] = {}
+        if importance is not None:
+            means = {"heads": importance.attention_means, "ffn_channels": importance.ffn_means}
         with ExitStack() as hooks:
             for i, kept in units.items():
+                if self._layouts[i].ffn_out is None:
+                    hooks.enter_context(_without_channels(self._layers[i], self._layouts[i], kept["ffn_channels"]))
                 for kind, name, size in self._layouts[i].outputs:
-                    module, of_kind = self._layers[i].get_submodule(name), means[kind]
+                    module, of_kind = self._layers[i].get_submodule(name), means.get(kind)
                     mask = torch.zeros(module.in_features // size)
                     mask[torch.as_tensor(kept[kind])] = 1
                     mask = mask.repeat_interleave(size).to(module.weight)
@@ -93,6 +96,26 @@ class ShapeDivergence:
                         filled = (1 - mask) * torch.as_tensor(of_kind[i]).to(mask)
                     hooks.enter_context(module.register_forward_pre_hook(_masking(mask, filled)))
             yield
+
+
+@contextmanager
+def _without_channels(layer: nn.Module, layout: Layout, kept: np.ndarray) -> Iterator[None]:
+    """Inside, the weights of experts' outputs are 0 for removed channels: nothing else reads what a channel gives."""
+    gone = torch.as_tensor(np.setdiff1d(np.arange(layout.num_ffn_channels), kept))
+    of_channels = [
+        [part for part in parts if part.kind == "ffn_channels"] for parts in layout.by_tensor.values()
+    ]  # gate and up parts that lie in one tensor need not be set, too
+    outputs = [parts[0] for parts in of_channels if len(parts) == 1]
+    saved = []
+    for part in outputs if len(gone) else ():
+        tensor, index = layer.get_parameter(part.tensor).detach(), gone.to(layer.get_parameter(part.tensor).device)
+        saved.append((tensor, part.axis, index, tensor.index_select(part.axis, index)))
+        tensor.index_fill_(part.axis, index, 0)
+    try:
+        yield
+    finally:
+        for tensor, axis, index, values in saved:
+            tensor.index_copy_(axis, index, values)
 
 
 def _masking(mask: torch.Tensor, filled: torch.Tensor | None) -> Any:

@@ -104,7 +104,7 @@ def test_deleting_units_equals_masking_them(name: str) -> None:
         for i, (layer, shapes) in enumerate(zip(layers_of(masked), decoder_layout(model), strict=True)):
             for kind, name, size in shapes.outputs:  # the output weights alone
                 columns = layer.get_submodule(name).weight.unflatten(1, (-1, size))
-                columns[:, np.setdiff1d(np.arange(columns.shape[1]), units[i].of(kind))] = 0
+                columns[:, np.setdiff1d(np.arange(columns.shape[1]), units[i][kind])] = 0
     assert shape_of(pruned.config) == shape != shape_of(model.config)
     torch.testing.assert_close(logits(pruned, batch), logits(masked, batch), atol=1e-5, rtol=1e-5)
     assert (logits(pruned, batch) - logits(model, batch)).abs().max() > 1e-2
