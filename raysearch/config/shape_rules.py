@@ -17,7 +17,7 @@ class ShapeRules(Strict):
     kv_heads_multiple: int = Field(1, ge=1, le=MAX_MULTIPLE)
     """KV heads come in multiples of this."""
     ffn_multiple: int | None = Field(None, ge=1, le=MAX_MULTIPLE)
-    """FFN channels come in multiples of this; left out, of 64 from 4096 channels on, or all stay."""
+    """FFN channels come in multiples of this; left out, of 64 where the dense model has 4096 or more."""
     hidden_multiple: int = Field(1, ge=1, le=MAX_MULTIPLE)
     """The hidden size is a multiple of this."""
     tensor_parallel: int = Field(1, ge=1, le=MAX_MULTIPLE)

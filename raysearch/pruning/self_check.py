@@ -62,6 +62,8 @@ class Verdict:
 
 
 _COMPARED = {"layers": "without these layers", "widths": "with zeroed units", "experts": "routed among the others"}
+NO_EXPERTS = "it has no experts"
+KEEPS_EXPERTS = "its class holds no other number of experts, or routes among groups of them"
 TOLERANCE = 1e-3
 """Of the largest logit; rounding alone gives less than 1e-5."""
 
@@ -164,7 +166,7 @@ def _narrower(counts: ParamCounts, part: Part) -> Shape:
     dense = counts.dense
     if part == "experts":
         if counts.least_experts == dense.num_experts:
-            raise InputError("it has no experts that can be dropped")
+            raise InputError(KEEPS_EXPERTS if dense.num_experts else NO_EXPERTS)
         return replace(dense, num_experts=max(counts.least_experts, dense.num_experts - max(1, dense.num_experts // 3)))
     pairs = [pair for pair in counts.attention_choices if pair != (dense.num_kv_heads, dense.num_heads)]
     pair = pairs[len(pairs) // 3] if pairs else (dense.num_kv_heads, dense.num_heads)
