@@ -36,6 +36,7 @@ CRITERIA = {
     "angular": Criterion(("layers",), tokens="last"),
     "one_shot_loss": Criterion(("layers",), needs_labels=True),
     "greedy_loss": Criterion(("layers",), needs_labels=True),
+    "greedy_kl": Criterion(("layers",), needs_labels=True),
     "deepest": Criterion(("layers",), needs_data=False),
     "magnitude": Criterion(("widths", "experts"), needs_data=False),
     "taylor": Criterion(("widths", "experts"), needs_labels=True),
