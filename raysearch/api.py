@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PrivateAttr, ValidationError
 
 from raysearch.config.budget import Budget
+from raysearch.config.problems import first_problem
 from raysearch.config.recipe import Recipe
-from raysearch.config.shape_rules import ShapeRules
-from raysearch.config.space import SearchSpace, first_problem, shape_rules
+from raysearch.config.shape_rules import ShapeRules, shape_rules
+from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.study.folder import is_study, read_space, read_trials
 from raysearch.study.front import Front, FrontPoint
@@ -87,7 +88,7 @@ def prune(
         try:
             recipe = Recipe.model_validate({"trained": "nothing", **recipe})
         except ValidationError as error:
-            raise InputError(f"recipe: {first_problem(error, Recipe)}") from None
+            raise InputError(f"recipe: {first_problem(error, recipe, Recipe)}") from None
     shape = shape_for(counts_of(model.config).under(shape_rules(shapes)), recipe)
     batches = None if calibration is None else list(calibration)
     names = recipe.scored_by
@@ -247,7 +248,7 @@ def _checked(space: str | Path | Mapping[str, Any] | SearchSpace | None) -> Path
     try:
         return SearchSpace.model_validate(dict(space))
     except ValidationError as error:
-        raise InputError(f"space: {first_problem(error, SearchSpace)}") from None
+        raise InputError(f"space: {first_problem(error, space, SearchSpace)}") from None
 
 
 def _search(

@@ -1,10 +1,14 @@
 """Which shapes a runtime takes: multiples that the numbers of heads, channels and features must be."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from raysearch.config.problems import first_problem
 from raysearch.config.settings import Strict
+from raysearch.errors import InputError
 
 MAX_MULTIPLE = 2**20
 
@@ -47,3 +51,17 @@ class ShapeRules(Strict):
         """The rules in words of the space's keys, e.g. `heads_multiple 4, ffn_multiple 64`; empty without any."""
         given = self.model_dump(exclude_defaults=True)
         return ", ".join(name if value is True else f"{name} {value}" for name, value in given.items())
+
+
+def shape_rules(given: ShapeRules | Mapping[str, Any] | None) -> ShapeRules:
+    """Rules from a mapping with the keys of `ShapeRules`; none for None.
+
+    Raises:
+        InputError: an unknown key or an invalid value.
+    """
+    if isinstance(given, ShapeRules):
+        return given
+    try:
+        return ShapeRules.model_validate({**(given or {})})
+    except ValidationError as error:
+        raise InputError(f"shapes.{first_problem(error, given, ShapeRules)}") from None

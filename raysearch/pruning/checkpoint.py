@@ -13,18 +13,19 @@ import torch
 from pydantic import ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
-from raysearch import export, models
+from raysearch import models
 from raysearch.config.budget import Budget
 from raysearch.config.criteria import WITHOUT_DATA, ExpertCriterion, needs_data
+from raysearch.config.problems import first_problem
 from raysearch.config.quantization import Quantization, check_installed
 from raysearch.config.recipe import DEFAULT_EXPERT_CRITERION, Mode, Recipe, check_ratio
-from raysearch.config.shape_rules import ShapeRules
-from raysearch.config.space import shape_rules
+from raysearch.config.shape_rules import ShapeRules, shape_rules
 from raysearch.data.bad_rows import BadRow, BadRows
 from raysearch.data.encoding import Encoder
 from raysearch.data.loading import check_samples, fraction_order, load_samples
 from raysearch.data.samples import Sample
 from raysearch.errors import InputError
+from raysearch.export.save_checkpoint import save_checkpoint
 from raysearch.files import check_free
 from raysearch.models.param_count import counts_of
 from raysearch.models.param_count_cache import is_shipped
@@ -183,7 +184,7 @@ class _SizeTarget:
         try:
             return Recipe(**fields, seed=seed, trained="nothing")
         except ValidationError as error:
-            raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+            raise InputError(first_problem(error, fields)) from None
 
 
 def _samples(
@@ -290,4 +291,4 @@ def _save(pruned: PreTrainedModel, processor: Any, to: str | Path, recipe: Recip
     reached = recipe.model_copy(update={"ratio": summary["ratio"], "expert_ratio": summary["expert_ratio"]})
     if not reached.expert_ratio:
         reached = reached.model_copy(update={"expert_criterion": None})
-    export.save(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)
+    save_checkpoint(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)

@@ -6,9 +6,10 @@ from typing import Any
 
 import yaml
 
-from raysearch import export, models
+from raysearch import models
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError, first_line
+from raysearch.export.save_checkpoint import replace_scores
 from raysearch.recovery.deepspeed_engine import collective_io, is_rank_zero
 from raysearch.study.front import Measured
 from raysearch.trials.context import TrialContext
@@ -33,7 +34,7 @@ def score_heldout(folder: Path, context: TrialContext) -> Measured:
     scores = checkpoint_scores(scores.get("search"), heldout, scores.get("pruning", {}).get("layers_kept"))
     with collective_io():
         if is_rank_zero():
-            export.replace_scores(model, folder, recipe, scores, card_rows(context, recipe))
+            replace_scores(model, folder, recipe, scores, card_rows(context, recipe))
     return heldout
 
 

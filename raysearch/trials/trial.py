@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from raysearch import export
 from raysearch.config.recipe import Recipe
 from raysearch.evaluation.benchmarks import Benchmark
 from raysearch.evaluation.retention import Results, retention, score_intervals
 from raysearch.export.packed import fake_quantized
+from raysearch.export.save_checkpoint import save_checkpoint
 from raysearch.models.shape_solver import shape_for
 from raysearch.recovery.deepspeed_engine import all_reduce_min, collective_io, is_rank_zero
 from raysearch.recovery.trainer import RecoveryTrainer
@@ -212,7 +212,7 @@ class Trial:
         card = card_rows(context, self.recipe)
         with collective_io():
             if is_rank_zero():
-                export.save(
+                save_checkpoint(
                     model, context.processor, folder, recipe=self.recipe, scores=scores, card=card, replaces=True
                 )
 

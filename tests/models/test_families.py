@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from raysearch import export
 from raysearch.config.criteria import LAYER_CRITERIA, WIDTH_CRITERIA, needs_data
 from raysearch.errors import InputError
+from raysearch.export.save_checkpoint import save_checkpoint
 from raysearch.models import decoder_layout, family_for, load
 from raysearch.models.known_families import KNOWN_FAMILIES
 from raysearch.models.layout import Layout, Units
@@ -180,7 +180,7 @@ def smaller(model: PreTrainedModel) -> PreTrainedModel:
 @every_family
 def test_round_trip_through_a_folder(name: str, tmp_path) -> None:
     pruned = smaller(dense(name))
-    export.save(pruned, None, tmp_path / "out", card={"base_model": name})
+    save_checkpoint(pruned, None, tmp_path / "out", card={"base_model": name})
     loaded, processor = load(tmp_path / "out")
     batch = FAMILIES[name].batch(padded=False)
     assert processor is None
@@ -209,7 +209,7 @@ def test_a_process_without_raysearch_loads_and_generates(tmp_path) -> None:
     expected = {}
     for name, family in FAMILIES.items():
         pruned, batch = smaller(dense(name)), family.batch(padded=False)
-        export.save(pruned, None, tmp_path / name)
+        save_checkpoint(pruned, None, tmp_path / name)
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         torch.save(inputs, tmp_path / name / "inputs.pt")
         expected[name] = logits(pruned, batch)

@@ -7,8 +7,8 @@ import transformers as hf
 from pydantic import ValidationError
 
 from raysearch.config.budget import Budget
-from raysearch.config.shape_rules import ShapeRules
-from raysearch.config.space import SearchSpace, shape_rules
+from raysearch.config.shape_rules import ShapeRules, shape_rules
+from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.models.param_count import counts_of
 from raysearch.models.param_count_cache import counts_of_model
