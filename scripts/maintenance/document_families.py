@@ -31,11 +31,11 @@ HEADING = "## Every architecture of transformers\n"
 INTRODUCTION = """
 Written by `python scripts/maintenance/document_families.py`, which tries each type of transformers {version} as the
 commands do before they load a model: a tiny copy with random weights is pruned and compared with itself, layers
-skipped, units zeroed or tokens routed among fewer experts, and every tensor of the real size is compared on the meta device.
-"right" means equal logits, with the cache and without; "none" that there are no experts. *picture* says whether a
-picture was among the inputs. All other entries are the line that a person gets, before any weight is read. {num_lvlms}
-of {all_lvlms} vision-language types and {num_decoders} of {all_decoders} text decoders are right in at least one mode;
-{num_untried} types have no row, since they have not been tried here.
+skipped, units zeroed or tokens routed among fewer experts, and every tensor of the real size is compared on the meta
+device. "right" means equal logits, with the cache and without; "none" that there are no experts. *picture* says
+whether a picture was among the inputs. All other entries are the line that a person gets, before any weight is read.
+{num_lvlms} of {all_lvlms} vision-language types and {num_decoders} of {all_decoders} text decoders are right in at
+least one mode; {num_untried} types have no row, since they have not been tried here.
 """
 COLUMNS = "| type | layers | widths | experts | picture |\n|---|---|---|---|---|\n"
 LVLMS = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)

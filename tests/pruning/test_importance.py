@@ -123,7 +123,10 @@ def test_greedy_by_divergence_drops_what_changes_predictions_least() -> None:
         whole, gone = log_probs([]), []
         for dropped in order[:-1]:
             left = [i for i in range(NUM_LAYERS) if i not in gone]
-            found = {i: torch.nn.functional.kl_div(log_probs([*gone, i]), whole, log_target=True) for i in left}
+            found = {
+                i: torch.nn.functional.kl_div(log_probs([*gone, i]), whole, reduction="sum", log_target=True)
+                for i in left
+            }
             assert min(found, key=lambda i: float(found[i])) == dropped
             gone.append(dropped)
 
