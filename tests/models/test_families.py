@@ -66,7 +66,8 @@ def random_units(model: PreTrainedModel, shape: Shape, seed: int = 0) -> dict[in
             for g in groups
         ]
         channels = np.sort(rng.choice(shapes.num_ffn_channels, shape.num_ffn_channels, replace=False))
-        units[i] = Units(groups, np.concatenate(heads), channels)
+        experts = np.arange(shapes.num_experts)
+        units[i] = {"kv_groups": groups, "heads": np.concatenate(heads), "ffn_channels": channels, "experts": experts}
     return units
 
 
@@ -103,7 +104,7 @@ def test_deleting_units_equals_masking_them(name: str) -> None:
         for i, (layer, shapes) in enumerate(zip(layers_of(masked), decoder_layout(model), strict=True)):
             for kind, name, size in shapes.outputs:  # the output weights alone
                 columns = layer.get_submodule(name).weight.unflatten(1, (-1, size))
-                columns[:, np.setdiff1d(np.arange(columns.shape[1]), units[i].of(kind))] = 0
+                columns[:, np.setdiff1d(np.arange(columns.shape[1]), units[i][kind])] = 0
     assert shape_of(pruned.config) == shape != shape_of(model.config)
     torch.testing.assert_close(logits(pruned, batch), logits(masked, batch), atol=1e-5, rtol=1e-5)
     assert (logits(pruned, batch) - logits(model, batch)).abs().max() > 1e-2
