@@ -33,11 +33,12 @@ _CONVERTER = ("vendor/llama.cpp/convert_hf_to_gguf.py", "vendor/llama.cpp/conver
 """The parts of the source package that a conversion needs; the rest is deleted once it is built."""
 _SECONDS_BETWEEN_LINES = 15
 _WITH_PACKAGES_BEHIND = """
-import os, runpy, sys
-sys.path[0:1] = [os.path.dirname(sys.argv[2])]
-sys.path.append(sys.argv[1])
-del sys.argv[:2]
-runpy.run_path(sys.argv[0], run_name="__main__")
+import runpy, sys
+source, packages, script, *arguments = sys.argv[1:]
+sys.path[0] = source
+sys.path.append(packages)
+sys.argv = [script, *arguments]
+runpy.run_path(script, run_name="__main__")
 """
 
 
@@ -64,7 +65,7 @@ class Environment:
 
     def converter(self, script: Path) -> list[str | Path]:
         """The start of a command that runs a script in raysearch's Python, with this runtime's packages behind its own."""
-        return [sys.executable, "-c", _WITH_PACKAGES_BEHIND, self.packages, script]
+        return [sys.executable, "-c", _WITH_PACKAGES_BEHIND, self.folder / "source", self.packages, script]
 
     @property
     def version(self) -> str:

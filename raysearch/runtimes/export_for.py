@@ -13,9 +13,9 @@ from raysearch.errors import InputError
 from raysearch.export.card import table
 from raysearch.files import check_free
 from raysearch.models.checkpoint_files import stored_folder
-from raysearch.runtimes import llama_cpp
+from raysearch.runtimes import llama_cpp, onnx_runtime
 from raysearch.runtimes.environments import Environment, RuntimeName, environment
-from raysearch.runtimes.proof import Proof, ask_runtime, ask_transformers, pocket_samples, prove, speed_in
+from raysearch.runtimes.proof import Proof, ask_runtime, ask_transformers, prove, questions_of, speed_in
 
 _NOT_WEIGHTS = ("recipe.yaml", "scores.json")
 _LICENCES = re.compile(r"(licen[cs]e|notice|copying)", re.IGNORECASE)
@@ -40,6 +40,7 @@ class Runtime:
 
 RUNTIMES: dict[RuntimeName, Runtime] = {
     "llama.cpp": Runtime(llama_cpp.convert, llama_cpp.DRIVER, llama_cpp.usage, keeps_processor=False),
+    "onnxruntime": Runtime(onnx_runtime.convert, onnx_runtime.DRIVER, onnx_runtime.usage, keeps_processor=True),
 }
 
 
@@ -57,7 +58,7 @@ def export_for(
         samples: questions of the proof; None takes embedded ones.
 
     Raises:
-        InputError: the runtime isn't installed or refuses the model, or `to` is not empty.
+        InputError: the runtime isn't installed, refuses the model or computes something else; or `to` is not empty.
     """
     runtime, kind = environment(name), RUNTIMES[name]
     to = check_free(to, "--to")
@@ -67,9 +68,13 @@ def export_for(
         made = work / "made"
         made.mkdir()
         files, note = kind.convert(runtime, checkpoint, made)
-        with_pictures = bool(files.get("mmproj"))
-        asked = ask_transformers(checkpoint, samples or pocket_samples(), with_pictures, work / "questions")
+        with_pictures = bool(files["mmproj"])
+        asked = ask_transformers(checkpoint, samples or questions_of(), with_pictures, work / "questions")
         proof = replace(prove(runtime, kind.driver, files, asked, work), note=note)
+        if not proof.holds:
+            raise InputError(
+                f"{name}: computes something else than transformers: {proof.describe()}; it doesn't support this model"
+            )
         if dense:
             (work / "dense").mkdir()
             dense_files, _ = kind.convert(runtime, stored_folder(dense), work / "dense")

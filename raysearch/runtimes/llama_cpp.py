@@ -8,6 +8,7 @@ from raysearch.errors import InputError
 from raysearch.runtimes.environments import Environment, run
 
 DRIVER = Path(__file__).parent / "llama_cpp_driver.py"
+_CONVERTER = Path(__file__).parent / "gguf_converter.py"
 _TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _PACKED_TYPES = {8: "q8_0", 4: "q4_0"}
 _PICTURES = "vision_config"
@@ -60,8 +61,7 @@ def usage(files: dict[str, str | None]) -> str:
 
 
 def _run_converter(runtime: Environment, checkpoint: Path, to: Path, kind: str, *options: str) -> None:
-    converter = runtime.converter(runtime.folder / "source" / "convert_hf_to_gguf.py")
-    run([*converter, checkpoint, "--outfile", to, "--outtype", kind, *options], "converting for llama.cpp")
+    run([*runtime.converter(_CONVERTER), checkpoint, "--outfile", to, "--outtype", kind, *options], "converting for llama.cpp")
 
 
 def _type_of(config: dict[str, Any]) -> str:

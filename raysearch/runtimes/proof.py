@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from raysearch import models, pocket
+from raysearch import models
+from raysearch.config.benchmarks import BenchmarkEntry
 from raysearch.config.budget import rate_text, size_text
-from raysearch.config.settings import EMBEDDED_BENCHMARKS
 from raysearch.data.encoding import Encoder
 from raysearch.data.pictures import open_image
-from raysearch.data.samples import Sample, sample_from_row
+from raysearch.data.samples import Sample
 from raysearch.errors import InputError, first_line
+from raysearch.evaluation.benchmarks import load_benchmarks
 from raysearch.export.card import speed_rows
 from raysearch.export.stock_check import device_name
 from raysearch.logging import quiet
@@ -93,6 +95,12 @@ class Proof:
     dense: Speed | None = None
     note: str = ""
 
+    @property
+    def holds(self) -> bool:
+        """Whether it is the same model: no logit differs by more than the logits do among themselves. Arithmetic of 16
+        bits stays below half of that, a wrong weight or mask does not."""
+        return self.largest_difference <= self.logit_std
+
     def rows(self) -> dict[str, str]:
         """Lines for the model card, by name."""
         asked = "questions about pictures" if self.with_pictures else "questions without pictures"
@@ -119,16 +127,15 @@ class Proof:
         )
 
 
-def pocket_samples() -> list[Sample]:
-    """Questions about pictures that any model can be asked, the same ones each time."""
-    samples = []
-    for number in range(NUM_QUESTIONS):
-        rows = pocket.questions(EMBEDDED_BENCHMARKS[number % len(EMBEDDED_BENCHMARKS)], "heldout")
-        row = rows[number]
-        prompt = [{"type": "image"}, {"type": "text", "text": row["prompt"]}]
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": row["answer"]}]
-        samples.append(sample_from_row({"messages": turns, "image": row["image"]}, row["id"]))
-    return samples
+def questions_of(benchmarks: str | Sequence[BenchmarkEntry] = "pocket") -> list[Sample]:
+    """Held-out questions for a proof, from all benchmarks in turn.
+
+    Raises:
+        InputError: they can't be read.
+    """
+    found = [[question.sample for question in of.questions] for of in load_benchmarks(benchmarks, "heldout")]
+    in_turn = [sample for turn in zip_longest(*found) for sample in turn if sample is not None]
+    return in_turn[:NUM_QUESTIONS]
 
 
 def ask_transformers(checkpoint: Path, samples: Sequence[Sample], with_pictures: bool, folder: Path) -> Reference:
@@ -254,12 +261,11 @@ def ask_runtime(
 
 def speed_in(found: dict[str, Any], files: dict[str, str | None]) -> Speed:
     """The speed that a driver has measured."""
-    weights = [Path(path) for path in files.values() if path]
-    num_bytes = sum(
-        part.stat().st_size for path in weights for part in ([path] if path.is_file() else path.iterdir())
-    )
+    paths = [Path(path) for path in files.values() if path]
+    weights = {part for path in paths for part in ([path] if path.is_file() else path.iterdir())}
+    num_bytes = sum(part.stat().st_size for part in weights)
     return Speed(
-        device=device_name(_Cpu()), dtype=weights[0].stem.rpartition("-")[2], checkpoint_bytes=num_bytes, **found["speed"]
+        device=device_name(_Cpu()), dtype=paths[0].stem.rpartition("-")[2], checkpoint_bytes=num_bytes, **found["speed"]
     )
 
 

