@@ -149,7 +149,8 @@ def export(
         Literal["transformers", RuntimeName], typer.Option("--for", help="Runtime that the files are for.")
     ] = "transformers",
     dense: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="With --for and a checkpoint: compare its speed with this one's.")
+        str | None,
+        typer.Option(metavar="MODEL", help="With --for and a checkpoint: compare its speed with this one's."),
     ] = None,
     verbose: Verbosity = 0,
 ) -> None:
@@ -226,9 +227,7 @@ def export(
         print(f"Registered in MLflow: {register}, version {lookup.register(folder, point, to, register)}")
 
 
-def _export_for(
-    runtime: RuntimeName, checkpoint: Path, to: Path, dense: str | None, study: Path | None = None
-) -> None:
+def _export_for(runtime: RuntimeName, checkpoint: Path, to: Path, dense: str | None, study: Path | None = None) -> None:
     """Write a checkpoint's files for a runtime, and say what they answer there.
 
     Args:

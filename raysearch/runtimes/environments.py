@@ -64,7 +64,7 @@ class Environment:
         return next(self.folder.glob("lib/python3*/site-packages"))
 
     def converter(self, script: Path) -> list[str | Path]:
-        """The start of a command that runs a script in raysearch's Python, with this runtime's packages behind its own."""
+        """The start of a command that runs a script in raysearch's Python, this runtime's packages behind its own."""
         return [sys.executable, "-c", _WITH_PACKAGES_BEHIND, self.folder / "source", self.packages, script]
 
     @property

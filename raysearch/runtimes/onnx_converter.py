@@ -2,7 +2,7 @@
 
     python raysearch/runtimes/onnx_converter.py CHECKPOINT FOLDER
 
-Writes `embeddings.onnx` (tokens to embeddings), `decoder.onnx` (embeddings and a KV cache to logits and the grown cache)
+Writes `embeddings.onnx` (tokens to embeddings), `decoder.onnx` (embeddings and a KV cache to logits and the new cache)
 and, for a class whose decoder takes nothing of a picture but its features, `pictures.onnx` (the processor's tensors to
 features). All in fp32, for one row. Prints one JSON line: what is not possible.
 """
@@ -94,7 +94,9 @@ def main(checkpoint: str, folder: str) -> None:
             if not takes_features(model, int(family.image_token_id(config) or 0), inputs):
                 raise ValueError("the decoder takes more of a picture than its features")
             names = [name for name in inputs if name not in TOKEN_KEYS]
-            export(Pictures(model, names), ([inputs[name] for name in names],), names, ["features"], to / "pictures.onnx")
+            export(
+                Pictures(model, names), ([inputs[name] for name in names],), names, ["features"], to / "pictures.onnx"
+            )
         except Exception as error:
             for path in to.glob("pictures.onnx*"):
                 path.unlink()
@@ -104,7 +106,12 @@ def main(checkpoint: str, folder: str) -> None:
     cache = model(input_ids=torch.arange(NUM_PAST)[None], use_cache=True).past_key_values
     past = [part for layer in cache.layers for part in (layer.keys, layer.values)]
     names = [f"{kind}.{layer}" for layer in range(len(past) // 2) for kind in ("key", "value")]
-    example = (embed(ids), torch.ones(1, NUM_PAST + NUM_TOKENS), torch.arange(NUM_PAST, NUM_PAST + NUM_TOKENS)[None], past)
+    example = (
+        embed(ids),
+        torch.ones(1, NUM_PAST + NUM_TOKENS),
+        torch.arange(NUM_PAST, NUM_PAST + NUM_TOKENS)[None],
+        past,
+    )
     shapes = ({1: Dim.DYNAMIC}, {1: Dim.DYNAMIC}, {1: Dim.DYNAMIC}, [{2: Dim.DYNAMIC}] * len(past))
     export(
         Decoder(model),

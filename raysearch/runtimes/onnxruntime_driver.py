@@ -65,9 +65,7 @@ class Model:
 
     def prefill(self, ids: Sequence[int], tensors: str) -> np.ndarray:
         """(vocabulary,) logits behind a prompt, from an empty cache."""
-        self.past = {
-            one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32) for one in self.past_inputs
-        }
+        self.past = {one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32) for one in self.past_inputs}
         self.num_past = 0
         return self.step(self.embed(ids, tensors))
 

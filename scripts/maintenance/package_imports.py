@@ -13,7 +13,19 @@ PACKAGE = Path(__file__).parents[2] / "raysearch"
 DRAWING = PACKAGE.parent / "docs" / "images" / "packages.svg"
 ORDER = [
     *("errors", "files", "logging", "config", "pocket", "models", "data", "evaluation", "study", "export", "runtimes"),
-    *("pruning", "recovery", "trials", "searching", "tracking", "report", "backend", "replication", "api", "cli", "pareto"),
+    *(
+        "pruning",
+        "recovery",
+        "trials",
+        "searching",
+        "tracking",
+        "report",
+        "backend",
+        "replication",
+        "api",
+        "cli",
+        "pareto",
+    ),
 ]
 """Lowest first: imports run from right to left. docs/architecture.md says what each is for."""
 

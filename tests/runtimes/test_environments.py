@@ -50,7 +50,7 @@ def test_an_installation_that_fails_leaves_nothing(cache, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    with pytest.raises(InputError, match="installing onnxruntime: failed .*raysearch-no-such-runtime"):
+    with pytest.raises(InputError, match=r"installing onnxruntime: failed .*raysearch-no-such-runtime"):
         install("onnxruntime")
     assert [path.name for path in (cache / "raysearch" / "runtimes").iterdir()] == [".onnxruntime.lock"]
 
