@@ -97,10 +97,10 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether it is the same model: no logit differs by more than a quarter of the logits' standard deviation.
-        Arithmetic of 16 bits stays below a ninth of it (docs/measurements/benchmarks.md); a wrong tower or mask does
-        not."""
-        return self.largest_difference <= self.logit_std / 4
+        """Whether it is the same model: half of the answers are the same, or no logit differs by more than a quarter of
+        the logits' standard deviation. Arithmetic of 16 bits stays below a ninth of it; pictures that a runtime resizes
+        in its own way may not."""
+        return 2 * self.num_same >= self.num_questions or self.largest_difference <= self.logit_std / 4
 
     def rows(self) -> dict[str, str]:
         """Lines for the model card, by name."""
