@@ -168,9 +168,7 @@ def _use(written: str, text: str) -> dict[str, int]:
     numbers = {name: int(value) if re.fullmatch(r"\s*[0-9]{1,9}\s*", value) else 0 for name, value in pairs}
     is_braced = re.fullmatch(r"\s*\{[^{}]*\}\s*", written) and len(pairs) == written.count(":")
     if not is_braced or set(numbers) - set(_USE) or not all(numbers.values()):
-        raise InputError(
-            f"budget {text!r}: write what it is for as @ {{tokens: 4096, batch: 1}}, with image tokens"
-        )
+        raise InputError(f"budget {text!r}: write what it is for as @ {{tokens: 4096, batch: 1}}, with image tokens")
     return _USE | numbers
 
 

@@ -114,7 +114,7 @@ def install(name: RuntimeName) -> Environment:
 def _build(name: RuntimeName, folder: Path) -> None:
     what = f"installing {name}"
     run([sys.executable, "-m", "venv", folder], what)
-    pip = [Environment(name, folder).python, "-m", "pip", "--disable-pip-version-check"]
+    pip: list[str | Path] = [Environment(name, folder).python, "-m", "pip", "--disable-pip-version-check"]
     if name in _FROM_SOURCE:
         source = folder / "download"
         run([*pip, "download", "--no-deps", "--no-binary", ":all:", "-d", source, PACKAGES[name][0]], what)

@@ -67,7 +67,7 @@ class LlavaTower(MmprojModel):
         yield (f"{PROJECTOR[stem]}.{kind}" if stem in PROJECTOR else self.map_tensor_name(name), data_torch)
 
 
-def adapted(model: type, config: dict[str, Any]) -> type:
+def adapted(model: Any, config: dict[str, Any]) -> Any:
     """The converter's class of a model, with what a pruned checkpoint of transformers 5 needs."""
     layer_types = (config.get("text_config") or config).get("layer_types") or []
 
@@ -84,7 +84,7 @@ def adapted(model: type, config: dict[str, Any]) -> type:
 
     has_tower = (config.get("vision_config") or {}).get("model_type") in TOWERS
     methods = {"filter_tensors": classmethod(filter_tensors), "prepare_metadata": prepare_metadata}
-    made = type(model.__name__, (model,), {"model_arch": model.model_arch, **methods})
+    made: Any = type(model.__name__, (model,), {"model_arch": model.model_arch, **methods})
     return made
 
 
@@ -93,7 +93,7 @@ def main() -> None:
     config = json.loads((Path(sys.argv[1]) / "config.json").read_text())
     original, original_name = converter.get_model_class, converter.get_model_architecture
 
-    def get_model_class(name: str, mmproj: bool = False) -> type:
+    def get_model_class(name: str, mmproj: bool = False) -> Any:
         tower = (config.get("vision_config") or {}).get("model_type")
         if mmproj and name == LLAVA and tower in TOWERS:
             return adapted(LlavaTower, config)

@@ -72,6 +72,6 @@ def _type_of(config: dict[str, Any]) -> str:
     if packed:
         groups = packed.get("config_groups", {}).values()
         bits = {(group.get("weights") or {}).get("num_bits") for group in groups}
-        return _PACKED_TYPES.get(next(iter(bits), None) if len(bits) == 1 else None, "f16")
+        return _PACKED_TYPES.get(bits.pop(), "f16") if len(bits) == 1 else "f16"
     dtype = config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
     return _TYPES.get(str(dtype), "f16")

@@ -138,7 +138,8 @@ class Model:
 
 def measure(model: Model, ids: Sequence[int], chunks: Sequence[Any], num_decoded: int) -> dict[str, Any]:
     """Prefill and decoding of a batch of one; times are medians over the runs of SECONDS_TO_MEASURE."""
-    prefill, decode = [], []
+    prefill: list[float] = []
+    decode: list[float] = []
     model.answer(ids, chunks, num_decoded, ())
     while len(prefill) < MIN_RUNS or (len(prefill) < MAX_RUNS and sum(prefill) + sum(decode) < SECONDS_TO_MEASURE):
         started = time.perf_counter()
