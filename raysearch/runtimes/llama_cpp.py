@@ -10,15 +10,14 @@ from raysearch.runtimes.environments import Environment, run
 DRIVER = Path(__file__).parent / "llama_cpp_driver.py"
 _CONVERTER = Path(__file__).parent / "gguf_converter.py"
 _TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-_PACKED_TYPES = {8: "q8_0", 4: "q4_0"}
 _PICTURES = "vision_config"
 
 
 def convert(runtime: Environment, checkpoint: Path, to: Path) -> tuple[dict[str, str | None], str]:
     """Write the decoder, and the vision tower with the projector if llama.cpp has its class, to the folder `to`.
 
-    Weights keep their type. Packed int8 and int4 weights become llama.cpp's q8_0 and q4_0, whose blocks of 32 inputs
-    have a scale each.
+    Weights keep their type. Packed int8 and int4 weights become llama.cpp's q8_0, which has a scale per 32 inputs: its
+    formats of 4 bits choose scales of their own, and would round int4 weights a second time.
 
     Returns:
         The files as the driver takes them, and what is not possible.
@@ -29,16 +28,7 @@ def convert(runtime: Environment, checkpoint: Path, to: Path) -> tuple[dict[str,
     config = json.loads((checkpoint / "config.json").read_text())
     kind = _type_of(config)
     model, note = to / f"model-{kind}.gguf", ""
-    if kind == "q4_0":
-        whole = to / "model-f16.gguf"
-        _run_converter(runtime, checkpoint, whole, "f16")
-        request = to / "request.json"
-        request.write_text(json.dumps({"quantize": [str(whole), str(model)]}))
-        run([runtime.python, "-I", DRIVER, request, to / "unused"], "rounding to q4_0")
-        whole.unlink()
-        request.unlink()
-    else:
-        _run_converter(runtime, checkpoint, model, kind)
+    _run_converter(runtime, checkpoint, model, kind)
     files: dict[str, str | None] = {"model": str(model), "mmproj": None}
     if _PICTURES in config:
         projector = to / f"mmproj-{kind if kind in _TYPES.values() else 'f16'}.gguf"
@@ -70,8 +60,6 @@ def _run_converter(runtime: Environment, checkpoint: Path, to: Path, kind: str, 
 def _type_of(config: dict[str, Any]) -> str:
     packed = config.get("quantization_config")
     if packed:
-        groups = packed.get("config_groups", {}).values()
-        bits = {(group.get("weights") or {}).get("num_bits") for group in groups}
-        return _PACKED_TYPES.get(bits.pop(), "f16") if len(bits) == 1 else "f16"
+        return "q8_0"
     dtype = config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
     return _TYPES.get(str(dtype), "f16")

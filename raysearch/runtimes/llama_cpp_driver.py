@@ -66,7 +66,11 @@ class Model:
         return list(tokens[:num])
 
     def chunks(self, pictures: Sequence[str]) -> list[Any]:
-        """The image parts that llama.cpp makes of pictures, in their order."""
+        """The image parts that llama.cpp makes of pictures, in their order.
+
+        Raises:
+            Refusal: it can't read or prepare one.
+        """
         found = []
         for path in pictures:
             bitmap = mt.mtmd_helper_bitmap_init_from_file(self.projector, path.encode(), False)
@@ -83,7 +87,11 @@ class Model:
         return found
 
     def prefill(self, ids: Sequence[int], chunks: Sequence[Any]) -> np.ndarray:
-        """(vocabulary,) logits behind a prompt, from an empty cache."""
+        """(vocabulary,) logits behind a prompt, from an empty cache.
+
+        Raises:
+            Refusal: it makes another number of image tokens than the prompt has, or can't evaluate them.
+        """
         ll.llama_memory_clear(ll.llama_get_memory(self.context), True)
         self.num_past = 0
         runs = [(is_image, list(run)) for is_image, run in groupby(ids, lambda token: token == self.image_token)]
@@ -108,7 +116,11 @@ class Model:
         self.num_past = past.value
 
     def text(self, ids: Sequence[int]) -> None:
-        """Append tokens to the sequence."""
+        """Append tokens to the sequence.
+
+        Raises:
+            Refusal: they can't be decoded.
+        """
         for start in range(0, len(ids), NUM_BATCH):
             part = ids[start : start + NUM_BATCH]
             batch = ll.llama_batch_init(len(part), 0, 1)
@@ -165,22 +177,9 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def quantize(source: str, target: str) -> None:
-    """Round the decoder's matrices to 4 bits in blocks of 32, as they are stored in the checkpoint; embeddings and head
-    stay."""
-    params = ll.llama_model_quantize_default_params()
-    params.ftype, params.pure = ll.LLAMA_FTYPE_MOSTLY_Q4_0, True
-    params.output_tensor_type = params.token_embedding_type = ll.GGML_TYPE_F16
-    if ll.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)):
-        raise Refusal("llama.cpp can't quantise the converted model")
-
-
 def main(request_path: str, result_path: str) -> None:
     """Answer a request."""
     request = json.loads(Path(request_path).read_text())
-    if "quantize" in request:
-        quantize(*request["quantize"])
-        return
     model = Model(request)
     found: dict[str, Any] = {"answers": [], "same_tokens": []}
     logits = {}

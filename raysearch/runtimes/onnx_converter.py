@@ -19,6 +19,7 @@ from transformers import AutoConfig, DynamicCache
 
 from raysearch import models
 from raysearch.data.encoding import TOKEN_KEYS
+from raysearch.errors import first_line
 from raysearch.export.stock_check import encode
 from raysearch.logging import quiet
 
@@ -81,26 +82,31 @@ def takes_features(model: Any, image_token: int, inputs: dict[str, torch.Tensor]
     return float((whole - placed).abs().max()) < LARGEST_DIFFERENCE
 
 
+def export_pictures(model: Any, checkpoint: str, image_token: int | None, to: Path) -> str:
+    """Write the graph for pictures; the reason if there can't be one."""
+    reason = "the decoder takes more of a picture than its features"
+    try:
+        inputs = dict(encode(models.load_processor(checkpoint)))
+        if image_token is not None and takes_features(model, image_token, inputs):
+            names = [name for name in inputs if name not in TOKEN_KEYS]
+            export(Pictures(model, names), ([inputs[name] for name in names],), names, ["features"], to)
+            return ""
+    except Exception as error:
+        reason = first_line(error)
+    for path in to.parent.glob(f"{to.name}*"):
+        path.unlink()
+    return f"pictures: the decoder alone is converted ({reason})"
+
+
 def main(checkpoint: str, folder: str) -> None:
-    """Export."""
+    """Export all graphs."""
     to, note = Path(folder), ""
     config = AutoConfig.from_pretrained(checkpoint)
     model = models.model_class(config).from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     model.eval().requires_grad_(False)
     family, embed = models.family_for(model), model.get_input_embeddings()
     if family.is_multimodal:
-        try:
-            inputs = dict(encode(models.load_processor(checkpoint)))
-            if not takes_features(model, int(family.image_token_id(config) or 0), inputs):
-                raise ValueError("the decoder takes more of a picture than its features")
-            names = [name for name in inputs if name not in TOKEN_KEYS]
-            export(
-                Pictures(model, names), ([inputs[name] for name in names],), names, ["features"], to / "pictures.onnx"
-            )
-        except Exception as error:
-            for path in to.glob("pictures.onnx*"):
-                path.unlink()
-            note = f"pictures: the decoder alone is converted ({str(error).splitlines()[0][:200]})"
+        note = export_pictures(model, checkpoint, family.image_token_id(config), to / "pictures.onnx")
     ids = torch.arange(NUM_TOKENS)[None]
     export(embed, (ids,), ["tokens"], ["embeddings"], to / "embeddings.onnx", ({1: Dim.DYNAMIC},))
     cache = model(input_ids=torch.arange(NUM_PAST)[None], use_cache=True).past_key_values

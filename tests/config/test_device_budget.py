@@ -46,7 +46,7 @@ def test_forms(written, text, limits, tokens, batch):
     [
         "memory 3", "memory 3B", "memory 60%", "memory", "memory 3GB @ {tokens: 0}", "memory 3GB @ {tokens: x}",
         "memory 3GB @ {images: 1}", "memory 3GB @ tokens: 7", "60% @ {tokens: 7}", "phone:", "phone: memory 3 parsecs",
-        "prefill 300ms", {"memory": "3GB", "colour": 1}, {}, {"memory": 3}, "memory 3GB, ", 
+        "prefill 300ms", {"memory": "3GB", "colour": 1}, {}, {"memory": 3}, "memory 3GB, ",
         "memory 3GB @ {tokens: 7} x",
     ],
 )  # fmt: skip
