@@ -61,7 +61,8 @@ def choose_interface() -> None:
     """Set the interface of this process's groups, unless the node's environment does."""
     name = interface_of(ray.util.get_node_ip_address())
     for variable in INTERFACE_VARIABLES if name else ():
-        os.environ.setdefault(variable, name or "")
+        # NCCL takes every interface whose name begins so, but for the sign; the loopback too, if it is named.
+        os.environ.setdefault(variable, f"={name}" if variable.startswith("NCCL") else f"{name}")
 
 
 def interface_of(address: str) -> str | None:

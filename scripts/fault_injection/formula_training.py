@@ -158,7 +158,7 @@ def _ask_for(what: str) -> Callable[[Path], None]:
 
     def act(study: Path) -> None:
         request = faults_of(study) / f"please-{what}"
-        write_text(request, ray.get_runtime_context().get_node_id())
+        write_text(request, f"{ray.get_runtime_context().get_node_id()} {ray.util.get_node_ip_address()}")
         while request.exists():
             time.sleep(0.1)
 
@@ -174,7 +174,19 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "storage-away": _raises(OSError(errno.EIO, os.strerror(errno.EIO), "running")),
     **{
         kind: _ask_for(kind)
-        for kind in ("node-lost", "driver-killed", "disk-really-full", "second-driver", "mlflow-away")
+        for kind in (
+            "node-lost",
+            "driver-killed",
+            "disk-really-full",
+            "second-driver",
+            "mlflow-away",
+            "host-cut",
+            "raylet-killed",
+            "agent-killed",
+            "gcs-killed",
+            "coordinator-killed",
+            "trial-killed",
+        )
     },
 }
 
@@ -187,7 +199,8 @@ def fail_if_asked(study: Path) -> None:
 
 
 class FormulaRuntime(TrialRuntime):
-    """Trials whose retention is known beforehand, on one actor per slot, where Ray Train would start a dozen."""
+    """Trials whose retention is known beforehand, on one actor per slot, where Ray Train would start a dozen; on Ray
+    Train's with RAYSEARCH_RAY_TRAIN."""
 
     def run_workers(self, loop: WorkerLoop, config: dict[str, Any], slots: Slots, name: str, folder: Path) -> None:
         """Start the slot's worker and wait until it ends.
@@ -195,6 +208,9 @@ class FormulaRuntime(TrialRuntime):
         Raises:
             RayActorError: it was killed.
         """
+        if os.environ.get("RAYSEARCH_RAY_TRAIN"):
+            super().run_workers(loop, config, slots, name, folder)
+            return
         actor = ray.remote(num_cpus=slots.cpus_per_worker, scheduling_strategy="DEFAULT")(_Process).remote()
         ray.get(actor.run.remote(loop, config))
 

@@ -36,6 +36,11 @@ def test_what_the_node_says_holds(address, monkeypatch):
     assert [os.environ[name] for name in INTERFACE_VARIABLES] == ["lo", "ib0"]
 
 
+def test_nccl_gets_the_name_as_a_whole(address):
+    choose_interface()
+    assert [os.environ[name] for name in INTERFACE_VARIABLES] == ["lo", "=lo"]
+
+
 def test_an_address_that_no_interface_has_changes_nothing(address, monkeypatch):
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "203.0.113.77")
     choose_interface()
