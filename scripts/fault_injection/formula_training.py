@@ -199,8 +199,14 @@ def fail_if_asked(study: Path) -> None:
 
 
 class FormulaRuntime(TrialRuntime):
-    """Trials whose retention is known beforehand, on one actor per slot, where Ray Train would start a dozen; on Ray
-    Train's with RAYSEARCH_RAY_TRAIN."""
+    """Trials whose retention is known beforehand, on one actor per slot, where Ray Train would start a dozen.
+
+    Args:
+        on_ray_train: start them by Ray Train all the same.
+    """
+
+    def __init__(self, on_ray_train: bool = False) -> None:
+        self._on_ray_train = on_ray_train
 
     def run_workers(self, loop: WorkerLoop, config: dict[str, Any], slots: Slots, name: str, folder: Path) -> None:
         """Start the slot's worker and wait until it ends.
@@ -208,7 +214,7 @@ class FormulaRuntime(TrialRuntime):
         Raises:
             RayActorError: it was killed.
         """
-        if os.environ.get("RAYSEARCH_RAY_TRAIN"):
+        if self._on_ray_train:
             super().run_workers(loop, config, slots, name, folder)
             return
         actor = ray.remote(num_cpus=slots.cpus_per_worker, scheduling_strategy="DEFAULT")(_Process).remote()
@@ -245,10 +251,11 @@ def main(
     space: Annotated[Path | None, typer.Argument()] = None,
     out: Annotated[Path | None, typer.Option()] = None,
     resume: Annotated[Path | None, typer.Option()] = None,
+    on_ray_train: Annotated[bool, typer.Option()] = False,
 ) -> None:
     """Run a search on the cluster that RAY_ADDRESS names."""
     loaded, folder = study_of(space, resume, out)
-    run(plan_study(loaded), folder, runtime=FormulaRuntime())
+    run(plan_study(loaded), folder, runtime=FormulaRuntime(on_ray_train))
 
 
 if __name__ == "__main__":

@@ -209,8 +209,8 @@ class OnHosts(Broken):
 
     def _start(self, *arguments: str) -> subprocess.Popen:
         self._machines.mend()
-        command = [sys.executable, "-m", formula_training.__name__, *arguments]
-        environment = {**self._machines.environment, "CI": "true", "RAYSEARCH_RAY_TRAIN": "1"}
+        command = [sys.executable, "-m", formula_training.__name__, "--on-ray-train", *arguments]
+        environment = {**self._machines.environment, "CI": "true"}
         with self._log.open("a") as log:
             driver = self._machines.command(1, *command)
             process = subprocess.Popen(driver, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -282,7 +282,7 @@ class OnHosts(Broken):
 def name_of(process: psutil.Process) -> str:
     """What a process of Ray calls itself; empty for one that is gone."""
     try:
-        return process.cmdline()[0]
+        return process.cmdline()[0].strip()
     except (psutil.NoSuchProcess, IndexError):
         return ""
 

@@ -21,7 +21,7 @@ esac
 echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN ${RAY_ADDRESS:-none} $*" >>"$LOG"
 case "$*" in
   *"search"*" WAIT") trap 'exit 130' TERM; while true; do sleep 0.05; done ;;
-  *"-m raysearch"*) exit 3 ;;
+  *"-m raysearch"*) sleep 2; exit 3 ;;
   *) exec sleep 60 ;;
 esac
 """
