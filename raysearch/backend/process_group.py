@@ -15,17 +15,32 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 class SlotTrainer(TorchTrainer):
-    """Ray Train without two processes per run that a slot has no use for, 115 MB of the head each: one for datasets of
-    Ray's, and one that gives placement groups back (`placement_groups` does)."""
+    """Ray Train without processes that a slot has no use for, 115 MB of the head each: per run one for datasets of Ray's
+    and one that gives placement groups back (`placement_groups` does), and one that asks the cluster for nodes, which
+    would outlive the search."""
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        return super()._initialize_and_run_controller(**{**arguments, "scaling_policy": OwnGroup(self.scaling_config)})
 
     def _create_default_callbacks(self) -> list[Any]:
         needless = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
+
+
+class OwnGroup(FixedScalingPolicy):
+    """Workers of a placement group, whose waiting is all that an autoscaling cluster needs to add nodes."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Don't register with Ray's actor that asks for nodes."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Ask nobody."""
 
 
 class AddressedTorchConfig(TorchConfig):

@@ -1,9 +1,12 @@
 """The network interface of process groups is the one that has the node's address in Ray."""
 
+import asyncio
 import os
 
 import pytest
 import ray
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
 from ray.train.torch.config import _TorchBackend
 
 from raysearch.backend import process_group
@@ -73,3 +76,18 @@ def test_a_slot_has_no_process_for_datasets_or_for_placement_groups():
     kinds = {type(callback).__name__ for callback in SlotTrainer(print)._create_default_callbacks()}
     assert kinds >= {"BackendSetupCallback", "AcceleratorSetupCallback"}
     assert not kinds & {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+
+
+def test_a_slot_registers_with_no_actor_that_asks_for_nodes(monkeypatch):
+    given = {}
+    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda self, **named: given.update(named))
+    scaling = ScalingConfig(num_workers=3, resources_per_worker={"CPU": 2})
+    trainer = SlotTrainer(lambda: None, scaling_config=scaling)
+    trainer._initialize_and_run_controller(scaling_policy=None, train_fn_ref="f")
+    policy = given["scaling_policy"]
+    assert given["train_fn_ref"] == "f"
+    policy.after_controller_start(None)
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert (decision.num_workers, decision.resources_per_worker) == (3, {"CPU": 2})
+    asyncio.run(policy.before_controller_shutdown())
+    assert policy._coordinator_client is None, "nobody was asked"
