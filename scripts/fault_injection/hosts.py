@@ -270,11 +270,11 @@ class OnHosts(Broken):
 
     def _trial_killed(self, request: Path) -> None:
         """Twice: the second one in its first seconds."""
-        first = self._machines.kill(1, "ray::RecipeTrial")
+        first = self._machines.kill(1, "ray::ResourceTrainable")
         check(first, "no trial's process")
         request.unlink()
         deadline = time.monotonic() + 60
-        while not self._machines.kill(1, "ray::RecipeTrial"):
+        while not self._machines.kill(1, "ray::ResourceTrainable"):
             check(time.monotonic() < deadline, "no new process of the trial")
             time.sleep(0.1)
 
