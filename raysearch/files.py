@@ -261,6 +261,15 @@ def replace_folder(built: Path, final: Path) -> None:
         os.replace(built, final)
 
 
+def open_to_readers(folder: Path) -> None:
+    """Give a folder and what it holds the permissions that the person's umask leaves: temporary folders and
+    safetensors are readable by their owner alone."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
 def check_free(folder: Path, option: str) -> Path:
     """Check that a command may write a folder that an option names; its links are followed.
 

@@ -192,7 +192,8 @@ def check_architecture(plan: "StudyPlan") -> None:
     if not is_shipped(plan.space.model):
         from raysearch.pruning.self_check import check_model
 
-        check_model(plan.space.model, plan.space.values_of("mode"))
+        drops_experts = any(plan.space.values_of("expert_ratio"))
+        check_model(plan.space.model, plan.space.values_of("mode"), drops_experts)
 
 
 @contextmanager

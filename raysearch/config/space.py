@@ -20,7 +20,7 @@ from raysearch.config.dimensions import (
     read_dimension,
 )
 from raysearch.config.problems import first_problem
-from raysearch.config.recipe import LOSS_FIELDS, Recipe, applies
+from raysearch.config.recipe import DEFAULT_EXPERT_CRITERION, LOSS_FIELDS, Recipe, applies
 from raysearch.config.settings import (
     Calibration,
     DataSource,
@@ -32,6 +32,7 @@ from raysearch.config.settings import (
     Slots,
     Strict,
 )
+from raysearch.config.shape_rules import ShapeRules
 from raysearch.errors import InputError
 from raysearch.files import parse_json, parse_yaml
 
@@ -64,6 +65,8 @@ class SearchSpace(Strict):
     """Recipes to run first, by their fields; they are never stopped early. Left out, one is made for each budget."""
     search: SearchSettings = SearchSettings()
     """Settings of the search algorithm."""
+    shapes: ShapeRules = ShapeRules()
+    """Numbers that every pruned model must have."""
     calibration: Calibration = Calibration()
     """Settings of importance scores."""
     recovery: RecoverySettings = RecoverySettings()
@@ -211,7 +214,10 @@ class SearchSpace(Strict):
     def criteria(self) -> list[str]:
         """The criteria that some recipe of the space may use."""
         kinds = {name for mode in self.values_of("mode") for known in criteria_kinds(mode) for name in known}
-        return [value for value in dict.fromkeys(self.values_of("criterion")) if value in kinds]
+        named = [value for value in self.values_of("criterion") if value in kinds]
+        if any(self.values_of("expert_ratio")):
+            named += self.values_of("expert_criterion") or [DEFAULT_EXPERT_CRITERION]
+        return list(dict.fromkeys(named))
 
     def uses_teacher(self) -> bool:
         """Whether some recipe of the space has a distillation loss."""

@@ -40,6 +40,8 @@ def stored_folder(model: str | Path, with_weights: bool = True) -> Path:
     folder = model_folder(model)
     if folder.is_dir():
         return folder
+    if folder.is_absolute() or str(model).startswith((".", "~")):
+        raise InputError(f"model {str(model)!r}: no such folder; give a Hugging Face folder or hub id")
     try:
         from huggingface_hub import snapshot_download
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from raysearch import export, models
+from raysearch import models
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError, first_line
+from raysearch.export.save_checkpoint import replace_scores
 from raysearch.files import parse_yaml, read_json
 from raysearch.recovery.deepspeed_engine import collective_io, is_rank_zero
 from raysearch.study.front import Measured
@@ -31,7 +32,7 @@ def score_heldout(folder: Path, context: TrialContext) -> Measured:
     scores = checkpoint_scores(scores.get("search"), heldout, scores.get("pruning", {}).get("layers_kept"))
     with collective_io():
         if is_rank_zero():
-            export.replace_scores(model, folder, recipe, scores, card_rows(context, recipe))
+            replace_scores(model, folder, recipe, scores, card_rows(context, recipe))
     return heldout
 
 
