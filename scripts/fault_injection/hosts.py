@@ -229,6 +229,7 @@ class OnHosts(Broken):
     def compare(self, wanted: dict) -> None:
         """As elsewhere; and nobody waits in silence."""
         super().compare(wanted)
+        check("(raylet)" not in self._log.read_text(), "Ray's own pages on the terminal")
         silent = f"silent for {self.longest_silence_s:.0f} s"
         check(self.longest_silence_s <= MOST_SECONDS_SILENT + 2, silent)  # a busy machine writes late
 
