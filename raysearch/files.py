@@ -148,6 +148,16 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: it isn't JSON in UTF-8, or nested too deeply.
+        OSError: it can't be read.
+    """
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text, of at most MAX_YAML_VALUES, each alias counted as what it stands for.
 

@@ -16,6 +16,7 @@ from raysearch.files import (
     delete_folder,
     json_lines,
     open_to_readers,
+    read_json,
     read_json_lines,
     write_json,
     write_tensors,
@@ -134,3 +135,10 @@ def test_without_a_home_that_can_be_written_to_files_go_below_the_temporary_fold
 
     monkeypatch.setattr(Path, "home", no_entry)
     assert cache_folder("models") == elsewhere
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 50_000, b"{", b"\xff\xfe", b"9" * 10_000, b""])
+def test_json_of_any_depth_and_size_is_a_value_or_a_value_error(content, tmp_path):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"."):
+        read_json(tmp_path / "a.json")

@@ -7,7 +7,9 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from raysearch.config.problems import known_names
 from raysearch.config.settings import EMBEDDED_BENCHMARKS, Name, PathOrName, Scalar, Strict
 
-MetricName = Literal["exact", "normalised", "choice", "yes_no", "yes_no_f1", "mme", "anls", "relaxed", "vqa", "list_f1"]
+MetricName = Literal[
+    "exact", "normalised", "choice", "yes_no", "yes_no_f1", "mme", "anls", "relaxed", "vqa", "list_f1", "cider"
+]
 """One name per row of `evaluation.metrics.METRICS`, in its order."""
 RetentionForm = Literal["ratio_of_averages", "mean_of_ratios", "chance_corrected"]
 _QUESTION_FIELDS = ("question", "answer", "answers", "image", "images", "options", "category", "id", "image_id")
@@ -47,7 +49,7 @@ class BenchmarkConfig(Strict):
     max_new_tokens: int = Field(32, ge=1, le=100_000)
     """Most tokens of a generated answer."""
     scale: float = Field(100.0, gt=0)
-    """A perfect score as published: 100; 2000 and 800 for the two parts of MME."""
+    """A perfect score as published: 100; 2000 and 800 for the two parts of MME; 1000 for CIDEr."""
 
     @field_validator("columns")
     @classmethod

@@ -14,7 +14,7 @@ from raysearch.config.recipe import Recipe
 from raysearch.export.card import flatten, model_card
 from raysearch.export.origin import copy_license_files
 from raysearch.export.packed import save_packed
-from raysearch.files import check_free, open_to_readers, replace_folder, write_text
+from raysearch.files import check_free, open_to_readers, read_json, replace_folder, write_text
 from raysearch.logging import quiet
 from raysearch.models import ProcessorLike, family_for
 
@@ -95,6 +95,6 @@ def _score_files(
 def _drop_references_to_code(folder: Path) -> None:
     """Remove `auto_map` from JSON files: it names Python files of the original, which stock classes don't need."""
     for path in folder.glob("*.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if isinstance(content, dict) and content.pop("auto_map", None) is not None:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

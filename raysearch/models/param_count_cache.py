@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raysearch.files import cache_folder, write_json
+from raysearch.files import cache_folder, read_json, write_json
 from raysearch.models.checkpoint_files import check_folder, model_folder, read_config
 from raysearch.models.shape import LayerCounts, ParamCounts, Shape, Tensor
 
@@ -80,7 +80,7 @@ def _key(folder: Path) -> str:
 def _read(path: Path, key: str) -> ParamCounts | None:
     """Cached counts; None if there are none of this key, or none that can be read."""
     try:
-        cached: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        cached: dict[str, Any] = read_json(path)
         if cached.pop("key") != key:
             return None
         cached["dense"] = Shape(**cached["dense"])

@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch.config.recipe import Mode
 from raysearch.errors import InputError, first_line
-from raysearch.files import cache_folder, write_json
+from raysearch.files import cache_folder, read_json, write_json
 from raysearch.logging import quiet
 from raysearch.models import decoder_layout, empty_model, family_for, load_config
 from raysearch.models.layout import Units
@@ -103,7 +103,7 @@ def verdict_of(config: PretrainedConfig) -> Verdict:
     key = hashlib.sha256(json.dumps([type(config).__name__, *content]).encode()).hexdigest()[:20]
     path = cache_folder("checks") / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Verdict(**json.loads(path.read_text(encoding="utf-8")))
+        return Verdict(**read_json(path))
     print(f"raysearch: trying pruning on a tiny copy of {config.model_type}, once", file=sys.stderr, flush=True)
     verdict = examine(config)
     with contextlib.suppress(OSError):  # without a cache, it is tried again next time
