@@ -67,7 +67,7 @@ def main() -> None:
         folder.mkdir()
         num_params = write_model(config_of(parser.parse_args().layers), folder)
         print(f"{num_params:,} parameters in {len(list(folder.glob('*.safetensors')))} shards", flush=True)
-        for mode in ("layerwise", "widthwise"):
+        for mode in ("widthwise", "layerwise"):
             command = ["-m", "raysearch", "prune", str(folder), "--mode", mode, "--ratio", "0.3"]
             started = time.perf_counter()
             subprocess.run([sys.executable, *command, "--to", f"{name}/{mode}"], check=True)
