@@ -17,7 +17,7 @@ from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
 from raysearch.models.shape_solver import exact_shape, shape_for, shape_for_budget, shape_for_ratio
-from raysearch.pruning import prune
+from raysearch.pruning import checkpoint, prune
 from raysearch.pruning.checkpoint import prune_checkpoint
 from raysearch.pruning.importance import Importance, importance
 from raysearch.pruning.routing import routing_among
@@ -167,6 +167,27 @@ def test_a_folder_without_experts_is_loaded_by_transformers_alone(tmp_path: Path
     assert torch.equal(logits(loaded, batch), logits(wanted, batch))
     assert done["num_params"] == sum(p.numel() for p in loaded.parameters())
     assert decoder_layout(loaded)[1].num_experts == 3
+
+
+def test_only_what_a_shape_removes_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense("qwen2_moe").save_pretrained(tmp_path / "dense")
+    scored: list[str] = []
+
+    def counted(model: PreTrainedModel, data: object, name: str, *rest: object) -> Importance:
+        scored.append(name)
+        return importance(model, data, name)
+
+    monkeypatch.setattr(checkpoint, "importance", counted)
+    prune_checkpoint(
+        tmp_path / "dense", mode="widthwise", exact={"num_experts": 2}, to=tmp_path / "a", expert_criterion="random"
+    )
+    assert scored == ["random"]
+    with pytest.raises(InputError, match="expert_criterion random: no experts are removed"):
+        prune_checkpoint(tmp_path / "dense", mode="widthwise", ratio=0.2, to=tmp_path / "b", expert_criterion="random")
+    with pytest.raises(InputError, match="expert_ratio: not beside an exact shape"):
+        prune_checkpoint(
+            tmp_path / "dense", mode="widthwise", exact={"num_layers": 3}, to=tmp_path / "b", expert_ratio=0.5
+        )
 
 
 def test_a_space_may_search_over_experts(tmp_path: Path) -> None:
