@@ -6,18 +6,17 @@ import platform
 import re
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping
-from importlib import metadata
 from typing import Any
 
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.study.folder import StudyFolder
 from raysearch.study.front import Front, Speed
+from raysearch.study.provenance import versions
 from raysearch.study.records import Score, TrialRecord
 from raysearch.study.secrets import mask
 from raysearch.tracking.mlflow_runs import Event
 
-PACKAGES = ("raysearch", "torch", "transformers", "ray", "deepspeed", "optuna", "peft", "mlflow")
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -34,15 +33,9 @@ def parent_event(study: StudyFolder) -> Event:
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine, as tags; imports none of the packages."""
-    found = {"env.python": platform.python_version(), "env.platform": platform.platform()}
-    found["env.num_cpus"] = str(os.cpu_count())
-    for package in PACKAGES:
-        try:
-            found[f"env.{package}"] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Versions and machine, as tags."""
+    found = {f"env.{name}": version for name, version in versions().items()}
+    return found | {"env.platform": platform.platform(), "env.num_cpus": str(os.cpu_count())}
 
 
 def start_event(trial: str, recipe: Recipe, size: Size, dense: Size | None, on_front: bool = False) -> Event:
