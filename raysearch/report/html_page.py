@@ -60,15 +60,18 @@ class PageContent:
     starts: Sequence[Start] = ()
 
     @classmethod
-    def read(cls, folder: Path) -> "PageContent":
+    def read(cls, folder: Path, empty: Front | None = None) -> "PageContent":
         """What a study's folder holds.
+
+        Args:
+            empty: the front of a study that has none yet.
 
         Raises:
             InputError: it holds no study, or one without a front, or a damaged file.
         """
         if not is_study(folder):
             raise InputError(f"{folder}: no study; give the --out folder of a search")
-        front = Front.load(folder)
+        front = empty if empty and not (folder / "front.json").exists() else Front.load(folder)
         answers = [key for key in dict.fromkeys(front.budgets.values()) if key] or [p.key for p in front.points[-1:]]
         found = {key: read_examples(folder, key) for key in answers[:MAX_SHOWN_EXAMPLES]}
         return cls(
@@ -93,11 +96,12 @@ def write_report(folder: Path) -> Path:
     return folder / REPORT
 
 
-def report_html(content: PageContent, is_live: bool = False) -> str:
+def report_html(content: PageContent, is_live: bool = False, is_update: bool = False) -> str:
     """The page in HTML, with all that it needs, so that it needs no network.
 
     Args:
         is_live: whether a server sends its changes (`live_page`).
+        is_update: leave out plotly, for a browser that has it.
     """
     import jinja2
 
@@ -109,7 +113,7 @@ def report_html(content: PageContent, is_live: bool = False) -> str:
     data = {"figures": figures, "dark": DARK, "trials": _trial_table(content)}
     slices = [name for name in figures if name.startswith("slice-")]
     values |= {"figures": set(figures), "slices": slices, "texts": texts, "num_axes": num_axes}
-    packed = {"data": _packed(json.dumps(data, separators=(",", ":"))), "plotly": _packed_plotly()}
+    packed = {"data": _packed(json.dumps(data, separators=(",", ":"))), "plotly": "" if is_update else _packed_plotly()}
     return environment.from_string(files["report.html"]).render(**values, **packed)
 
 

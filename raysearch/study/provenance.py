@@ -76,7 +76,7 @@ def read_starts(folder: Path) -> list[Start]:
 def note_start(folder: Path, start: Start) -> None:
     """Add a start, or replace the one that began at the same time."""
     others = [other for other in read_starts(folder) if other.began != start.began]
-    write_json(folder / STARTS, _STARTS.dump_python([*others, start]))
+    write_json(folder / STARTS, _STARTS.dump_python(sorted([*others, start], key=lambda one: one.began)))
 
 
 def _command() -> str:

@@ -2,10 +2,11 @@
 
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from raysearch.errors import InputError, first_line
+from raysearch.logging import quiet
 from raysearch.study.front import Front, FrontPoint
 from raysearch.study.secrets import mask
 from raysearch.tracking.mlflow_runs import connect, read_state
@@ -48,7 +49,8 @@ def front_of_experiment(name: str, uri: str | None = None) -> tuple[Front, Path]
 
 
 def register(study: Path, point: FrontPoint, model: Path, name: str, uri: str | None = None) -> int:
-    """Copy an exported model to its run in MLflow, and register it as a new version, which is returned.
+    """Log an exported model to its run in MLflow, as `mlflow.transformers` loads it, and register it as a new version,
+    which is returned.
 
     Raises:
         InputError: the server can't be reached or refuses, or the recipe has no run there.
@@ -59,33 +61,39 @@ def register(study: Path, point: FrontPoint, model: Path, name: str, uri: str | 
         raise InputError(
             f"--register {name}: recipe {point.key} has no run at {mask(server)}; raysearch sync {study} makes one"
         )
+    from huggingface_hub import ModelCard
+    from transformers import AutoProcessor
+
     try:
         client = connect(server)
-        client.log_artifacts(run_id, str(model), "model")
-        _create_model(client, name)
-        version = client.create_model_version(
-            name,
-            source=f"{client.get_run(run_id).info.artifact_uri}/model",
-            run_id=run_id,
-            tags={"raysearch.key": point.key, "size_ratio": f"{point.size_ratio:.4f}"},
-            description=point.recipe.describe(),
-        )
+        import mlflow
+
+        mlflow.set_tracking_uri(server)
+        mlflow.set_registry_uri(server)
+        processor = AutoProcessor.from_pretrained(model)
+        is_multimodal = hasattr(processor, "image_processor")
+        with quiet():
+            logged = mlflow.transformers.log_model(
+                str(model),  # the files are copied as they are; the model isn't loaded
+                name="model",
+                task="image-text-to-text" if is_multimodal else "text-generation",
+                processor=processor if is_multimodal else None,
+                model_card=ModelCard.load(model / "README.md"),
+                registered_model_name=name,
+                await_registration_for=None,
+                pip_requirements=[f"{package}=={version(package)}" for package in ("transformers", "torch")],
+                run_id=run_id,
+            )
+        number = str(logged.registered_model_version)
+        client.update_model_version(name, number, description=point.recipe.describe())
+        for key, value in {"raysearch.key": point.key, "size_ratio": f"{point.size_ratio:.4f}"}.items():
+            client.set_model_version_tag(name, number, key, value)
     except Exception as error:  # whatever MLflow raises
         raise InputError(
             f"{model} is exported, but MLflow at {mask(server)} did not register it ({mask(first_line(error))}); "
             "start the server and export again"
         ) from None
-    return int(version.version)
-
-
-def _create_model(client: Any, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    return int(number)
 
 
 def _default_store() -> str:

@@ -1,5 +1,5 @@
 "use strict";
-const ROWS_PER_PAGE = 50;
+const ROWS_PER_PAGE = 25;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const byId = (id) => document.getElementById(id);
 let content = { figures: {}, dark: {}, trials: {} };
@@ -247,6 +247,10 @@ function follow() {
   events.addEventListener("changed", async () => {
     const answer = await fetch("content");
     if (answer.ok) await replaceParts(new DOMParser().parseFromString(await answer.text(), "text/html"));
+  });
+  events.addEventListener("ended", (event) => {
+    events.close();
+    byId("status").textContent = JSON.parse(event.data);
   });
   events.addEventListener("error", () => {
     byId("status").textContent = "The search can't be reached; this is its last state.";
