@@ -111,10 +111,9 @@ def run(
     with _nothing_left_if_refused(folder), locked(folder), Narrator("loading Ray", began) as narrator:
         from raysearch.backend.cluster import join_cluster, joining_text
         from raysearch.backend.tuner import resume_search, run_trials
+        from raysearch.report.live_page import LivePage
         from raysearch.report.live_view import LiveView
         from raysearch.report.outlook import Outlook
-        from raysearch.report.html_page import write_report
-        from raysearch.report.live_page import LivePage
         from raysearch.report.plots import write_pictures
         from raysearch.report.terminal import print_result
         from raysearch.searching.pace import Deadline
@@ -161,10 +160,23 @@ def run(
                 note_start(folder, start.model_copy(update={"ended": time()}))
                 if study.front:
                     write_pictures(folder, study.front, study.records)
-                    write_report(folder)
+                    if tracker.is_complete:  # an interrupted search ends at once
+                        _write_report(folder)
     print_result(front, folder)
     for line in filter(None, (_end_text(plan, search.searcher, folder), outlook.advice())):
         print(f"\n{line}")
+
+
+def _write_report(folder: Path) -> None:
+    """Write `report.html`; what goes wrong costs no search, since `raysearch report` writes it at any time."""
+    from raysearch.errors import first_line
+    from raysearch.logging import logger
+    from raysearch.report.html_page import write_report
+
+    try:
+        write_report(folder)
+    except Exception as error:
+        logger.warning("%s: no report.html: %s", folder, first_line(error))
 
 
 def num_evaluations(plan: "StudyPlan") -> float:

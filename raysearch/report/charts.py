@@ -40,7 +40,10 @@ def learning_curves(records: Sequence[TrialRecord]) -> Any:
             legendgroup=group,
             showlegend=group not in named,
             line={"color": colour, "dash": "solid" if is_whole else "dot", "width": 1.2},
-            marker={"size": 6, "symbol": ["circle-open"] * (len(rungs) - 1) + ["circle" if is_whole else "x-thin-open"]},
+            marker={
+                "size": 6,
+                "symbol": ["circle-open"] * (len(rungs) - 1) + ["circle" if is_whole else "x-thin-open"],
+            },
             hovertemplate=f"<b>{record.key}</b><br>{html.escape(record.recipe.describe())}"
             "<br>%{x:,} samples: %{y:.1%}<extra></extra>",
         )
@@ -194,7 +197,9 @@ def timeline(records: Sequence[TrialRecord]) -> Any:
     timed = sorted((r for r in records if r.started is not None), key=lambda r: r.started or 0.0)[-MAX_BARS:]
     first = timed[0].started or 0.0
     longest = max((r.started or 0.0) + r.seconds for r in timed) - first
-    unit, seconds = next((n, s) for n, s in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if longest > 2 * s or s == 1)
+    unit, seconds = next(
+        (n, s) for n, s in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if longest > 2 * s or s == 1
+    )
     rows: list[float] = []  # by row, when it is free
     bars: dict[str, list[tuple[int, float, float, str]]] = {}
     for record in timed:

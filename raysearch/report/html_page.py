@@ -106,7 +106,9 @@ def report_html(content: PageContent, is_live: bool = False, is_update: bool = F
     import jinja2
 
     # Text is escaped; the page's own style, script and packed data are marked as safe in the template.
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     files = {name: _page_file(name) for name in ("report.html", "report.css", "report.js")}
     values = _values(content) | {"css": files["report.css"], "js": files["report.js"], "is_live": is_live}
     figures, texts, num_axes = _figures(content, values["importances"])
@@ -178,7 +180,10 @@ def _summary(content: PageContent) -> list[tuple[str, str]]:
     return [
         ("dense model", f"{dense}; on the search's questions: {scores}" if scores else dense),
         ("trials", f"{len(records):,}: {counted}" if records else "none has ended"),
-        ("front", f"{len(front.points)} recipes; hypervolume {front.hypervolume:.3f}, the mean retention over all sizes"),
+        (
+            "front",
+            f"{len(front.points)} recipes; hypervolume {front.hypervolume:.3f}, the mean retention over all sizes",
+        ),
     ]
 
 
@@ -342,5 +347,19 @@ def _trial_table(content: PageContent) -> dict[str, list[Any]]:
         )
         for record in content.records
     ]
-    names = ("key", "end", "mode", "size", "retention", "preliminary", "questions", "samples", "seconds", "recipe", "reason")
-    return {name: list(column) for name, column in zip(names, zip(*rows, strict=True) if rows else [[]] * 11, strict=True)}
+    names = (
+        "key",
+        "end",
+        "mode",
+        "size",
+        "retention",
+        "preliminary",
+        "questions",
+        "samples",
+        "seconds",
+        "recipe",
+        "reason",
+    )
+    return {
+        name: list(column) for name, column in zip(names, zip(*rows, strict=True) if rows else [[]] * 11, strict=True)
+    }

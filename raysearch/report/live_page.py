@@ -78,10 +78,9 @@ class LivePage:
         lines = [f"live page  {self.url}"]
         is_remote = "SSH_CONNECTION" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
         if is_remote or "runtime_resources" in Path.cwd().parts:
-            port = self._server.server_address[1]
-            lines.append(
-                f"           from your own machine: ssh -N -L {port}:{ADDRESS}:{port} {socket.gethostname()}, then open it"
-            )
+            port, host = self._server.server_address[1], socket.gethostname()
+            tunnel = f"ssh -N -L {port}:{ADDRESS}:{port} {host}"
+            lines.append(f"           from your own machine: {tunnel}, then open it there")
         return lines
 
     def follow(self, status: Status) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raysearch.config.dimensions import Range
+from raysearch.config.dimensions import Range, matches
 from raysearch.config.space import SearchSpace
 from raysearch.report.findings import Finding
 from raysearch.study.front import Front
@@ -29,21 +29,22 @@ def changes(space: SearchSpace, front: Front, found: Sequence[Finding]) -> list[
 
 
 def _ranges(space: SearchSpace, front: Front) -> list[Change]:
-    """Ranges with at least half of the front in the tenth at one end."""
+    """Ranges with at least half of the front in the tenth at one end, of the recipes that a range holds for."""
     suggested = []
-    for name, cases in space.recipe.items():
-        values = [float(p.recipe.as_dict()[name]) for p in front.points if _is_number(p.recipe.as_dict().get(name))]  # type: ignore[arg-type]
-        if name == "ratio" or len(cases) != 1 or not isinstance(cases[0], Range) or len(values) < MIN_POINTS:
+    rows = [point.recipe.as_dict() for point in front.points]
+    for name, case in ((name, case) for name, cases in space.recipe.items() for case in cases):
+        if name == "ratio" or not isinstance(case, Range) or case.low == case.high:
             continue
-        case = cases[0]
+        values = [float(row[name]) for row in rows if name in row and matches(row, case.when)]  # type: ignore[arg-type]
         places = [_place(value, case) for value in values]
-        for is_near, end, way in (
-            ([place <= EDGE for place in places], case.low, "below"),
-            ([place >= 1 - EDGE for place in places], case.high, "above"),
+        for num_near, end, way in (
+            (sum(place <= EDGE for place in places), case.low, "below"),
+            (sum(place >= 1 - EDGE for place in places), case.high, "above"),
         ):
-            if case.low < case.high and sum(is_near) * 2 >= len(values):
-                reason = f"{sum(is_near)} of {len(values)} recipes on the front lie in the tenth of the range next to it"
-                suggested.append(Change(f"recipe.{name}", f"let it go {way} {end:g}, where that is valid", reason))
+            if len(values) >= MIN_POINTS and 2 * num_near >= len(values):
+                which = "".join(f", where {field} is {value}" for field, value in case.when.items())
+                reason = f"{num_near} of {len(values)} recipes on the front lie in the tenth of the range next to it"
+                suggested.append(Change(f"recipe.{name}", f"let it go {way} {end:g}{which}, if that is valid", reason))
     return suggested
 
 
@@ -60,7 +61,3 @@ def _choices(space: SearchSpace, found: Sequence[Finding]) -> list[Change]:
 def _place(value: float, case: Range) -> float:
     low, high = (math.log(case.low), math.log(case.high)) if case.log else (case.low, case.high)
     return ((math.log(value) if case.log else value) - low) / max(high - low, 1e-12)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -67,7 +67,9 @@ def for_retention(records: Sequence[TrialRecord], baseline: Baseline) -> Importa
 
     # Trees of any depth take eight times as long for shares that differ by 0.006.
     chosen = list(thinned(finished(records), MAX_TRIALS))
-    outcomes = [(0.0, -float(left)) for left in left_at_equal_size(chosen, baseline, within_modes=False)] if chosen else []
+    outcomes = (
+        [(0.0, -float(left)) for left in left_at_equal_size(chosen, baseline, within_modes=False)] if chosen else []
+    )
     evaluator = lambda: FanovaImportanceEvaluator(n_trees=24, max_depth=6, seed=0)  # noqa: E731
     return _estimated(chosen, outcomes, evaluator, lambda trial: trial.values[1], without="ratio")
 

@@ -38,7 +38,9 @@ def draw_front(info: FrontInfo, path: Path, trials: Sequence[PlotPoint] = ()) ->
     stopped = [trial for trial in trials if trial.end == "stopped"]
     figure = Figure(figsize=(9, 5.6), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
-    both = figure.subplots(1, 1 + bool(stopped), sharey=True, squeeze=False, width_ratios=[3, 1][: 1 + bool(stopped)])[0]
+    both = figure.subplots(1, 1 + bool(stopped), sharey=True, squeeze=False, width_ratios=[3, 1][: 1 + bool(stopped)])[
+        0
+    ]
     for mode, end, group in _groups(trials):
         xs, ys = [trial.size_ratio for trial in group], [trial.retention for trial in group]
         style = {"linewidths": 1.1} if end == "stopped" else {"facecolors": "none", "edgecolors": COLOURS[mode]}

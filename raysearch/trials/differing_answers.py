@@ -68,10 +68,7 @@ def find_examples(context: TrialContext, model: PreTrainedModel, results: Result
         for (benchmark, index), by_dense, by_pruned in zip(chosen, *answers, strict=True)
     ]
     return Examples(
-        num_questions=len(ahead),
-        num_better=int((ahead > 0).sum()),
-        num_worse=int((ahead < 0).sum()),
-        examples=examples,
+        num_questions=len(ahead), num_better=int((ahead > 0).sum()), num_worse=int((ahead < 0).sum()), examples=examples
     )
 
 

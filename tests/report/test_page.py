@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from raysearch.config.dimensions import Range
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.report import html_page, param_importance
@@ -60,7 +61,9 @@ def test_the_page_needs_no_network(page):
 
 def test_the_answers_come_first_with_what_was_kept_and_a_command(study, page):
     text = text_of(page)
-    assert text.index("<h2 id=\"answers-title\"") < min(text.index(f"<h2 id=\"{name}-title\"") for name in ("front", "trials"))
+    assert text.index('<h2 id="answers-title"') < min(
+        text.index(f'<h2 id="{name}-title"') for name in ("front", "trials")
+    )
     points = {point.key: point for point in study.front.points}
     for budget, key in study.front.budgets.items():
         card = re.search(rf"<h3>Within {budget}</h3>.*?</article>", text, re.DOTALL)[0]
@@ -98,8 +101,12 @@ def test_questions_that_are_answered_otherwise_are_shown_beside_each_other(study
     assert "of 600 held-out questions the\npruned model scores lower on 31 and higher on 9" in text
     first = re.search(r'<article class="example">.*?</article>', text, re.DOTALL)[0]
     example = synthetic_study.examples(0).examples[0]
-    assert example.picture in first
-    assert re.search(rf"Dense, scores 0</dt><dd>{example.dense}</dd>.*Pruned, scores 1</dt><dd>{example.pruned}</dd>", first, re.DOTALL)
+    assert example.picture in first, "the first budget's answer"
+    assert re.search(
+        rf"Dense, scores 0</dt><dd>{example.dense}</dd>.*Pruned, scores 1</dt><dd>{example.pruned}</dd>",
+        first,
+        re.DOTALL,
+    )
 
 
 def test_preliminary_scores_stand_apart(study, page):
@@ -220,11 +227,12 @@ def test_slices_compare_at_equal_size():
 
 
 def test_parallel_axes_have_every_level_and_both_outcomes():
-    records = [record_of("a", 0.2, 0.9, trained="projector"), record_of("b", 0.6, 0.7, trained="decoder")]
+    records = [record_of(*row, lr=1e-3) for row in (("a", 0.2, 0.9), ("b", 0.6, 0.7))]
+    records[1] = records[1].model_copy(update={"recipe": records[1].recipe.model_copy(update={"trained": "decoder"})})
     front = Front.build("s", "m", DENSE, [])
     axes, lines = parallel_lines(front, records)
     assert [axis.name for axis in axes] == ["ratio", "trained", "size", "retention"]
-    assert axes[1].levels == ("decoder", "projector")
+    assert axes[1].levels == ("decoder", "projector+decoder")
     assert lines[0].places == pytest.approx((0.0, 1.0, 1.0, 1.0))
     assert lines[1].places == pytest.approx((1.0, 0.0, 0.0, 0.0))
     assert axes_of([records[0]]) == []
@@ -253,19 +261,18 @@ def test_importance_is_told_from_chance():
 
 
 def test_changes_for_the_next_space(study):
-    """Half of the front at the upper end of the learning rate; one criterion worse than another."""
-    space = study.space
-    case = space.recipe["lr"][0]
-    points = [
-        point.model_copy(update={"recipe": point.recipe.model_copy(update={"lr": case.high})})
-        for point in study.front.points
-    ]
-    front = study.front.model_copy(update={"points": points})
+    """Half of the front at the upper end of a range; one criterion worse than another."""
+    chosen = [Range(low=1e-4, high=1e-2, log=True), Range(low=1e-7, high=1e-1, when={"trained": "no such part"})]
+    space = study.space.model_copy(update={"recipe": study.space.recipe | {"lr": chosen}})
+    rates = [9e-3, 1e-3] * 9
+    recipes = [point.recipe.model_copy(update={"lr": lr}) for point, lr in zip(study.front.points, rates, strict=False)]
+    points = [p.model_copy(update={"recipe": recipe}) for p, recipe in zip(study.front.points, recipes, strict=True)]
+    front = study.front.model_copy(update={"points": points[: len(points) // 2 * 2]})
     value = space.values_of("criterion")[0]
     worse = Finding("Criterion: a retains more than it.", "...", "significant", ("criterion", value))
     found = changes(space, front, [worse, Finding("b", "...", "inconclusive")])
     assert [(change.key, change.text) for change in found] == [
-        ("recipe.lr", f"let it go above {case.high:g}, where that is valid"),
+        ("recipe.lr", "let it go above 0.01, if that is valid"),
         ("recipe.criterion", f"leave out {value}"),
     ]
     assert changes(space, front.model_copy(update={"points": points[:3]}), []) == []

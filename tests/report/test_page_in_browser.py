@@ -77,7 +77,9 @@ def test_the_page_is_accessible_and_fits(study, browser, width, scheme):
         found = Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
         assert page.evaluate("document.documentElement.scrollWidth") == width, "nothing is cut off at the side"
-        drawn = page.evaluate("[...document.querySelectorAll('.chart')].map((place) => place.querySelectorAll('svg').length)")
+        drawn = page.evaluate(
+            "[...document.querySelectorAll('.chart')].map((place) => place.querySelectorAll('svg').length)"
+        )
         assert len(drawn) > 15
         assert all(drawn)
 
@@ -85,6 +87,7 @@ def test_the_page_is_accessible_and_fits(study, browser, width, scheme):
 @in_browser
 def test_the_colours_follow_the_system(study, browser):
     with opened(browser, (study.folder / "report.html").as_uri()) as page:
+
         def line():
             return page.evaluate("document.getElementById('progress').data[0].line.color")
 
@@ -202,7 +205,7 @@ def test_only_who_knows_the_address_gets_the_page(served, path, host, status):
     answer = asked(live, "/" + path.format(token=live.token), host)
     body = answer.read().decode()
     assert answer.status == status
-    assert ("<h2 id=\"answers-title\">" in body) == (status == 200)
+    assert ('<h2 id="answers-title">' in body) == (status == 200)
     if status == 200:
         assert ('id="plotly"' in body) == (not path.endswith("content"))
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]

@@ -10,7 +10,7 @@ import rich.console
 from raysearch.config.budget import Size
 from raysearch.report.live_view import SYMBOLS, LiveView, ended_line, is_interactive, sketch
 from raysearch.report.terminal import POINT_COLUMNS, front_table, own_command, print_result, state_text, unscored_text
-from raysearch.study.front import Front, Measured, retention_text
+from raysearch.study.front import Measured, retention_text
 from tests.support import synthetic_study
 
 

@@ -82,7 +82,7 @@ def illustrate(study):
     points = [p.model_copy(update={"measured": speed(p.size_ratio)}) for p in study.front.points]
     study.front = study.front.model_copy(update={"points": points, "baseline": baseline})
     study.front.save(study.folder)
-    for number, key in enumerate({key for key in study.front.budgets.values() if key}):
+    for number, key in enumerate(key for key in dict.fromkeys(study.front.budgets.values()) if key):
         examples(number).save(study.folder, key)
     gains = {budget: {"points": 0.4, "high": 2.0} for budget, key in study.front.budgets.items() if key}
     forecast = {"num_ended": len(study.records), "seconds": 1800.0, "next_runs": 22, "num_runs": 10.0}
