@@ -257,17 +257,19 @@ def test_a_ray_job_says_how_its_page_is_reached(served, monkeypatch):
 
 @in_browser
 def test_the_live_page_follows_the_search_and_keeps_what_was_chosen(served, browser):
+    from playwright.sync_api import expect  # waits without eval, which the page's policy forbids
+
     study, live = served
     with opened(browser, live.url) as page:
         page.locator("#filter-mode").select_option("widthwise")
         page.evaluate("window.marked = true")
         live.follow(Status(started=0.0, stage=Stage(state="training both slots", since=0.0), slots=[]))
-        page.wait_for_function("document.getElementById('status').textContent.includes('training both slots')")
+        expect(page.locator("#status")).to_contain_text("training both slots", timeout=PATIENCE)
         more_trials(study)
         num = sum(record.recipe.mode == "widthwise" for record in study.records)
-        page.wait_for_function(f"document.getElementById('page-text').textContent.endsWith('of {num} trials')")
-        page.wait_for_function("document.querySelector('#answers .summary').textContent.includes('12:')")
+        expect(page.locator("#page-text")).to_contain_text(f"of {num} trials", timeout=PATIENCE)
+        expect(page.locator("#answers .summary")).to_contain_text("12: ", timeout=PATIENCE)
         assert page.locator("#filter-mode").input_value() == "widthwise"
         assert page.evaluate("window.marked"), "the page was not loaded anew"
         live.__exit__(None, None, None)
-        page.wait_for_function("document.getElementById('status').textContent.startsWith('The search has ended')")
+        expect(page.locator("#status")).to_contain_text("The search has ended", timeout=PATIENCE)
