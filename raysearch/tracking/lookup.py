@@ -1,12 +1,16 @@
 """Read a front from MLflow, and register an exported model there."""
 
 import os
+import shutil
 import tempfile
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from raysearch.errors import InputError, first_line
-from raysearch.logging import quiet
+from raysearch.files import write_text
 from raysearch.study.front import Front, FrontPoint
 from raysearch.study.secrets import mask
 from raysearch.tracking.mlflow_runs import connect, read_state
@@ -61,29 +65,21 @@ def register(study: Path, point: FrontPoint, model: Path, name: str, uri: str | 
         raise InputError(
             f"--register {name}: recipe {point.key} has no run at {mask(server)}; raysearch sync {study} makes one"
         )
-    from huggingface_hub import ModelCard
-    from transformers import AutoProcessor
-
     try:
         client = connect(server)
         import mlflow
 
         mlflow.set_tracking_uri(server)
         mlflow.set_registry_uri(server)
-        processor = AutoProcessor.from_pretrained(model)
-        is_multimodal = hasattr(processor, "image_processor")
-        with quiet():
-            logged = mlflow.transformers.log_model(
-                str(model),  # the files are copied as they are; the model isn't loaded
-                name="model",
-                task="image-text-to-text" if is_multimodal else "text-generation",
-                processor=processor if is_multimodal else None,
-                model_card=ModelCard.load(model / "README.md"),
-                registered_model_name=name,
-                await_registration_for=None,
-                pip_requirements=[f"{package}=={version(package)}" for package in ("transformers", "torch")],
-                run_id=run_id,
-            )
+        logged = mlflow.models.Model.log(
+            artifact_path=None,
+            name="model",
+            flavor=SimpleNamespace(save_model=partial(save_model, checkpoint=model)),
+            flavor_name="transformers",
+            run_id=run_id,
+            registered_model_name=name,
+            await_registration_for=None,
+        )
         number = str(logged.registered_model_version)
         client.update_model_version(name, number, description=point.recipe.describe())
         for key, value in {"raysearch.key": point.key, "size_ratio": f"{point.size_ratio:.4f}"}.items():
@@ -94,6 +90,45 @@ def register(study: Path, point: FrontPoint, model: Path, name: str, uri: str | 
             "start the server and export again"
         ) from None
     return int(number)
+
+
+def save_model(path: str, mlflow_model: Any, checkpoint: Path) -> None:
+    """Lay a stock checkpoint out as `mlflow.transformers.load_model` reads it, its files as they are.
+
+    MLflow loads a model with a processor by `return_type="components"` alone.
+
+    MLflow's own function for checkpoints needs an older transformers: it takes the name of a task's class, as
+    transformers 5.24 gives it, for the class.
+
+    Args:
+        path: folder to make.
+        mlflow_model: takes the description of the model, a `mlflow.models.Model`.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    folder = Path(path)
+    shutil.copytree(checkpoint, folder / "model")
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    is_multimodal = hasattr(processor, "tokenizer")
+    config = AutoConfig.from_pretrained(checkpoint)
+    (processor.tokenizer if is_multimodal else processor).save_pretrained(folder / "components" / "tokenizer")
+    if is_multimodal:
+        processor.save_pretrained(folder / "components" / "processor")
+    mlflow_model.add_flavor(
+        "transformers",
+        transformers_version=version("transformers"),
+        task="image-text-to-text" if is_multimodal else "text-generation",
+        instance_type="ImageTextToTextPipeline" if is_multimodal else "TextGenerationPipeline",
+        pipeline_model_type=config.architectures[0],
+        source_model_name=checkpoint.name,
+        model_binary="model",
+        components=["tokenizer"],
+        tokenizer_type="AutoTokenizer",
+        **({"processor_type": "AutoProcessor"} if is_multimodal else {}),
+    )
+    mlflow_model.save(str(folder / "MLmodel"))
+    packages = ("mlflow", "transformers", "torch", "pillow")
+    write_text(folder / "requirements.txt", "".join(f"{package}=={version(package)}\n" for package in packages))
 
 
 def _default_store() -> str:

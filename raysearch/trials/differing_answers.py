@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,9 @@ from raysearch.trials.context import TrialContext
 MAX_SIDES = (320, 224, 128)
 """Pixels of a picture's longer side: the first at which it is small enough."""
 MAX_CHARS = 600
+NUM_SPARE = 5
+"""Questions beyond those that are kept: a near tie that one forward pass decides may be generated the other way."""
+T = TypeVar("T")
 
 
 def keep_examples(folder: Path, context: TrialContext, model: PreTrainedModel, results: Results) -> None:
@@ -51,8 +55,7 @@ def find_examples(context: TrialContext, model: PreTrainedModel, results: Result
         if len(results.scores[benchmark.name]) == len(benchmark.questions)  # all of them could be asked
     ]
     ahead = np.concatenate([results.scores[name] - dense.scores[name] for name in results.scores])
-    spread = np.unique(np.linspace(0, len(differing) - 1, MAX_EXAMPLES).round().astype(int)) if differing else []
-    chosen = [differing[at] for at in spread]
+    chosen = _spread(differing, MAX_EXAMPLES + NUM_SPARE)
     answers = [_answers(context, *pair, chosen) for pair in ((context.model, dense), (model, results))]
     examples = [
         Example(
@@ -66,10 +69,20 @@ def find_examples(context: TrialContext, model: PreTrainedModel, results: Result
             picture=_picture(benchmark.questions[index]),
         )
         for (benchmark, index), by_dense, by_pruned in zip(chosen, *answers, strict=True)
+        if by_dense != by_pruned
     ]
     return Examples(
-        num_questions=len(ahead), num_better=int((ahead > 0).sum()), num_worse=int((ahead < 0).sum()), examples=examples
+        num_questions=len(ahead),
+        num_better=int((ahead > 0).sum()),
+        num_worse=int((ahead < 0).sum()),
+        examples=_spread(examples, MAX_EXAMPLES),
     )
+
+
+def _spread(rows: Sequence[T], num: int) -> list[T]:
+    """At most `num` of them, evenly spread."""
+    chosen = np.linspace(0, len(rows) - 1, num).round().astype(int) if len(rows) > num else range(len(rows))
+    return [rows[index] for index in chosen]
 
 
 def _answers(

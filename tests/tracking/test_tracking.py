@@ -363,14 +363,15 @@ def test_a_chosen_model_becomes_a_version(store, client, replay, tmp_path):
     assert version.tags["raysearch.key"] == point.key
     assert version.description == point.recipe.describe()
     assert client.get_run(point.mlflow_run_id).info.status == "FINISHED"
-    loaded = mlflow.transformers.load_model(f"models:/{name}/2")
+    loaded = mlflow.transformers.load_model(f"models:/{name}/2", return_type="components")
     dense = AutoModelForImageTextToText.from_pretrained(model)
-    assert type(loaded.model) is type(dense)
-    weights = loaded.model.state_dict()
+    assert type(loaded["model"]) is type(dense)
+    weights = loaded["model"].state_dict()
     assert all(torch.equal(weights[key], value) for key, value in dense.state_dict().items())
-    picture = {"type": "image", "image": Image.new("RGB", (64, 64), "red")}
-    question = [{"role": "user", "content": [picture, {"type": "text", "text": "What colour is it?"}]}]
-    assert loaded(text=question, max_new_tokens=4, return_full_text=False)[0]["generated_text"]
+    inputs = loaded["processor"](
+        images=Image.new("RGB", (64, 64), "red"), text="<image>What colour?", return_tensors="pt"
+    )
+    assert loaded["model"].generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
     lost = point.model_copy(update={"key": "0123456789"})
     with pytest.raises(InputError, match="raysearch sync"):
         register(replay.study.folder, lost, model, name, store)
