@@ -50,7 +50,7 @@ def _ranges(space: SearchSpace, front: Front) -> list[Change]:
 
 def _choices(space: SearchSpace, found: Sequence[Finding]) -> list[Change]:
     """Choices that retain less than another one at equal size and mode, or known to retain as much."""
-    suggested = {}
+    suggested: dict[tuple[str, str], Change] = {}
     for finding in found:
         field, value = finding.needless or ("", "")
         if value in space.values_of(field) and len(space.values_of(field)) > 1:

@@ -38,14 +38,15 @@ def draw_front(info: FrontInfo, path: Path, trials: Sequence[PlotPoint] = ()) ->
     stopped = [trial for trial in trials if trial.end == "stopped"]
     figure = Figure(figsize=(9, 5.6), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
-    both = figure.subplots(1, 1 + bool(stopped), sharey=True, squeeze=False, width_ratios=[3, 1][: 1 + bool(stopped)])[
-        0
-    ]
+    widths = [3, 1] if stopped else [1]
+    both = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
     for mode, end, group in _groups(trials):
         xs, ys = [trial.size_ratio for trial in group], [trial.retention for trial in group]
-        style = {"linewidths": 1.1} if end == "stopped" else {"facecolors": "none", "edgecolors": COLOURS[mode]}
-        style |= {"c": COLOURS[mode]} if end == "stopped" else {}
-        both[end == "stopped"].scatter(xs, ys, s=22, marker=_MARKERS[end], label=f"{mode} ({len(group)})", **style)
+        is_ring = end == "finished"
+        style: dict[str, Any] = {"facecolors": "none", "edgecolors": COLOURS[mode]} if is_ring else {"c": COLOURS[mode]}
+        both[end == "stopped"].scatter(
+            xs, ys, s=22, marker=_MARKERS[end], linewidths=1.1, label=f"{mode} ({len(group)})", **style
+        )
     _draw_points(both[0], info)
     sizes, retentions = axis_ranges(info, trials)
     both[0].set(xlim=sizes, ylim=retentions, xlabel=SIZE_LABEL, ylabel=RETENTION_LABEL)

@@ -49,7 +49,7 @@ def find_examples(context: TrialContext, model: PreTrainedModel, results: Result
     """Questions on which the two models' scores differ, evenly spread over all of them, and what both say."""
     dense = context.heldout_baseline
     differing = [
-        (benchmark, index)
+        (benchmark, int(index))
         for benchmark in context.heldout
         for index in np.flatnonzero(results.scores[benchmark.name] != dense.scores[benchmark.name])
         if len(results.scores[benchmark.name]) == len(benchmark.questions)  # all of them could be asked

@@ -44,9 +44,8 @@ def main() -> int:
         open_artifacts(page, server, experiment, parent)
         page.get_by_text("Path:").first.evaluate("line => line.style.visibility = 'hidden'")  # a folder of this machine
         page.screenshot(path=options.to / "mlflow-parent.png")
-        page.set_viewport_size({"width": 1250, "height": 900})
-        page.goto(write_report(study).as_uri(), timeout=PATIENCE)
-        page.locator("#front g.scatterlayer path.point").first.wait_for()
+        page.set_viewport_size({"width": 1250, "height": 1400})
+        open_report(page, study)
         page.screenshot(path=options.to / "report.png")
         page.screenshot(path=options.to / "report-whole.png", full_page=True)
     print("\n".join(complaints))
@@ -89,6 +88,14 @@ def open_artifacts(page: Any, server: str, experiment: str, parent: str) -> None
     page.wait_for_function(
         "[...document.querySelectorAll('img')].some(image => image.naturalWidth > 1000)", timeout=PATIENCE
     )
+
+
+def open_report(page: Any, study: Path) -> None:
+    """The study's report, written anew, with all of its plots."""
+    page.goto(write_report(study).as_uri(), timeout=PATIENCE)
+    page.wait_for_selector("body[data-ready]")
+    page.evaluate("drawAll()")
+    page.locator("#front-plot g.scatterlayer path.point").first.wait_for()
 
 
 def close_assistant(page: Any) -> None:
