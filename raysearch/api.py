@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PrivateAttr, ValidationError
 
 from raysearch.config.budget import Budget
+from raysearch.config.problems import first_problem
 from raysearch.config.recipe import Recipe
-from raysearch.config.space import SearchSpace, first_problem
+from raysearch.config.shape_rules import ShapeRules, shape_rules
+from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.study.folder import is_study, read_space, read_trials
 from raysearch.study.front import Front, FrontPoint
@@ -66,12 +68,15 @@ def prune(
     model: "PreTrainedModel",
     recipe: Recipe | Mapping[str, Any],
     calibration: "Iterable[Mapping[str, torch.Tensor]] | None" = None,
+    shapes: ShapeRules | Mapping[str, Any] | None = None,
 ) -> "PreTrainedModel":
     """A new, smaller model of a stock class, without recovery; `model` stays as it is.
 
     Args:
-        recipe: what to remove: mode, ratio, criterion, depth_share, attention_share; other fields are not used.
+        recipe: what to remove: mode, ratio, criterion, depth_share, attention_share, expert_ratio and expert_criterion;
+            other fields are not used.
         calibration: batches of the model's inputs with `labels`, on its device; None for criteria that need no data.
+        shapes: numbers that the model must have, by the keys of a space's `shapes`.
 
     Raises:
         InputError: not a recipe, no stock class holds its shape, or a criterion misses data.
@@ -85,15 +90,12 @@ def prune(
         try:
             recipe = Recipe.model_validate({"trained": "nothing", **recipe})
         except ValidationError as error:
-            raise InputError(f"recipe: {first_problem(error, Recipe)}") from None
-    shape = shape_for(counts_of(model.config), recipe)
+            raise InputError(f"recipe: {first_problem(error, recipe, Recipe)}") from None
+    shape = shape_for(counts_of(model.config).under(shape_rules(shapes)), recipe)
     batches = None if calibration is None else list(calibration)
-    scores: Any = {
-        part: importance(model, batches, name, recipe.seed)
-        for part, name in zip(("depth", "width"), recipe.criteria, strict=True)
-        if name
-    }
-    return prune(model, shape, scores)
+    names = recipe.scored_by
+    by_name = {name: importance(model, batches, name, recipe.seed) for name in dict.fromkeys(names.values())}
+    return prune(model, shape, {part: by_name[name] for part, name in names.items()})
 
 
 class StudyPoint(FrontPoint):
@@ -249,7 +251,7 @@ def _checked(space: str | Path | Mapping[str, Any] | SearchSpace | None) -> Path
     try:
         return SearchSpace.model_validate(dict(space))
     except ValidationError as error:
-        raise InputError(f"space: {first_problem(error, SearchSpace)}") from None
+        raise InputError(f"space: {first_problem(error, space, SearchSpace)}") from None
 
 
 def _search(

@@ -148,6 +148,16 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: it isn't JSON in UTF-8, or nested too deeply.
+        OSError: it can't be read.
+    """
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text, of at most MAX_YAML_VALUES, each alias counted as what it stands for.
 
@@ -249,6 +259,15 @@ def replace_folder(built: Path, final: Path) -> None:
         shutil.rmtree(old)
     else:
         os.replace(built, final)
+
+
+def open_to_readers(folder: Path) -> None:
+    """Give a folder and what it holds the permissions that the person's umask leaves: temporary folders and
+    safetensors are readable by their owner alone."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def check_free(folder: Path, option: str) -> Path:

@@ -15,6 +15,8 @@ from raysearch.files import (
     cache_folder,
     delete_folder,
     json_lines,
+    open_to_readers,
+    read_json,
     read_json_lines,
     write_json,
     write_tensors,
@@ -65,6 +67,20 @@ def test_the_umask_says_who_may_read(tmp_path, umask, mode):
     assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(
         ("front.json", "weights.safetensors", "trials.jsonl"), mode
     )
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o700), (0o002, 0o775), (0o022, 0o755)])
+def test_a_temporary_folder_is_opened_as_the_umask_says(tmp_path, umask, mode):
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    (folder / "inner").mkdir(mode=0o700)
+    (folder / "inner" / "weights").touch(mode=0o600)
+    before = os.umask(umask)
+    try:
+        open_to_readers(folder)
+    finally:
+        assert os.umask(before) == umask
+    found = [path.stat().st_mode & 0o777 for path in (folder, folder / "inner", folder / "inner" / "weights")]
+    assert found == [mode, mode, mode & 0o666]
 
 
 def test_lines_are_appended_behind_whole_lines_only(tmp_path):
@@ -119,3 +135,10 @@ def test_without_a_home_that_can_be_written_to_files_go_below_the_temporary_fold
 
     monkeypatch.setattr(Path, "home", no_entry)
     assert cache_folder("models") == elsewhere
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 50_000, b"{", b"\xff\xfe", b"9" * 10_000, b""])
+def test_json_of_any_depth_and_size_is_a_value_or_a_value_error(content, tmp_path):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"."):
+        read_json(tmp_path / "a.json")

@@ -1,6 +1,5 @@
 """What a node must have in common with the driver: the versions of packages, and the study's folder."""
 
-import json
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -10,7 +9,7 @@ from typing import Any
 import ray
 
 from raysearch.errors import InputError
-from raysearch.files import is_storage_problem
+from raysearch.files import is_storage_problem, read_json
 from raysearch.study.folder import SPACE
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "accelerate")
@@ -61,7 +60,7 @@ def check_node(study: Path, space: Mapping[str, Any], wanted: Mapping[str, str])
 
 def _space_in(study: Path) -> Any:
     try:
-        return json.loads((study / SPACE).read_text(encoding="utf-8"))
+        return read_json(study / SPACE)
     except (OSError, ValueError) as error:
         if is_storage_problem(error):
             raise

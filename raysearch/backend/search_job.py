@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from raysearch.config.budget import Budget
+from raysearch.config.problems import first_problem
 from raysearch.config.settings import LIMITS, SearchSettings
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError, Refused
@@ -220,7 +221,8 @@ def check_architecture(plan: "StudyPlan") -> None:
     if not is_shipped(plan.space.model):
         from raysearch.pruning.self_check import check_model
 
-        check_model(plan.space.model, plan.space.values_of("mode"))
+        drops_experts = any(plan.space.values_of("expert_ratio"))
+        check_model(plan.space.model, plan.space.values_of("mode"), drops_experts)
 
 
 @contextmanager
@@ -294,9 +296,8 @@ def with_options(
         try:
             checked = SearchSettings.model_validate(given)
         except ValidationError as error:
-            first = error.errors()[0]
-            option, message = str(first["loc"][0]).replace("_", "-"), first["msg"].removeprefix("Value error, ")
-            raise InputError(f"--{option} {first['input']}: {message}") from None
+            option, _, problem = first_problem(error, given).partition(": ")
+            raise InputError(f"--{option.replace('_', '-')}: {problem}") from None
         searching |= {name: getattr(checked, name) for name in LIMITS}
     changes: dict[str, Any] = {"search": space.search.model_copy(update=searching)}
     if budget:

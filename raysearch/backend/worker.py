@@ -1,5 +1,6 @@
 """Worker loop of a slot: load the model and data once, then handle commands; only rank 0 replies."""
 
+import concurrent.futures
 import gc
 import itertools
 import logging
@@ -40,6 +41,8 @@ from raysearch.study.front import CHECKPOINTS
 from raysearch.study.records import Score
 
 SECONDS_BETWEEN_HEARTBEATS = 5.0
+SECONDS_ALONE = 60.0
+"""Without an answer of the coordinator, after which a worker ends itself: longer than Ray takes to give up a node."""
 SHARED = (FloatingPointError, InputError, StorageProblem)
 """What goes wrong on all workers of a slot at the same place."""
 
@@ -57,6 +60,29 @@ def run_worker(config: dict[str, Any], rank: int, num_workers: int) -> None:
     """
     coordinator, slot = config["coordinator"], config["slot"]
     coordinator.call(Coordinator.join, slot, *config["runtime"].this_worker())
+    is_over = threading.Event()
+    threading.Thread(target=leave_when_alone, args=(coordinator, config["runtime"], is_over), daemon=True).start()
+    try:
+        _handle_commands(config, rank, num_workers)
+    finally:
+        is_over.set()
+
+
+def leave_when_alone(coordinator: CoordinatorClient, runtime: TrialRuntime, is_over: threading.Event) -> None:
+    """End this process when its study is gone: once the coordinator is dead, or hasn't answered for `SECONDS_ALONE`.
+
+    Its training would go on where Ray can't end it: on a host that is cut off.
+    """
+    while not is_over.wait(SECONDS_BETWEEN_HEARTBEATS):
+        waiting = coordinator.submit(Coordinator.log_level)
+        answered = concurrent.futures.wait([waiting], timeout=SECONDS_ALONE).done
+        if not is_over.is_set() and (not answered or waiting.exception() is not None):
+            runtime.leave()
+            return
+
+
+def _handle_commands(config: dict[str, Any], rank: int, num_workers: int) -> None:
+    coordinator, slot = config["coordinator"], config["slot"]
     logger.setLevel(coordinator.call(Coordinator.log_level))
     logger.addHandler(to_driver := _ToDriver(coordinator))
     worker = Worker(config, rank, num_workers)

@@ -18,6 +18,7 @@ from raysearch.cli import evaluate, search
 from raysearch.cli.exit_codes import App
 from raysearch.cli.search import Verbosity
 from raysearch.config.budget import Budget, size_text
+from raysearch.config.criteria import ExpertCriterion
 from raysearch.config.recipe import check_ratio
 from raysearch.config.settings import EMBEDDED_MODELS, MAX_SLOTS
 from raysearch.errors import InputError
@@ -271,7 +272,19 @@ def prune(
     kv_heads: Annotated[int | None, typer.Option(min=1, help="Exactly: KV heads per layer to keep.")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Exactly: query heads per layer to keep.")] = None,
     ffn: Annotated[int | None, typer.Option(min=1, help="Exactly: FFN channels per layer to keep.")] = None,
+    experts: Annotated[int | None, typer.Option(min=1, help="Exactly: experts per layer to keep.")] = None,
+    expert_ratio: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Share of the experts to remove, as part of the size.")
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(min=1, help="Only shapes that so many devices can split.")
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=N,...", help="Only such shapes: heads_multiple=4,ffn_multiple=64, ..."),
+    ] = None,
     criterion: Annotated[str | None, typer.Option(help="Importance: block_influence, taylor, activation, ...")] = None,
+    expert_criterion: Annotated[ExpertCriterion | None, typer.Option(help="Importance of experts.")] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Data to measure importance on: a JSON file, or pocket; none for weights alone.")
     ] = None,
@@ -294,6 +307,10 @@ def prune(
 
       raysearch prune ./llava-1.5-7b --layers 28 --ffn 8192 --to pruned
 
+      raysearch prune ./qwen2-vl-2b --mode widthwise --ratio 0.3 --tensor-parallel 2 --to pruned
+
+      raysearch prune ./qwen3-vl-30b-a3b --experts 96 --calibration mine.json --to pruned
+
       raysearch prune ./llava-1.5-7b --ratio 0 --quantization int4 --to small
 
     Raises:
@@ -301,11 +318,12 @@ def prune(
             can't be used.
     """
     names = {"num_layers": layers, "num_kv_heads": kv_heads, "num_heads": heads, "num_ffn_channels": ffn}
+    names |= {"num_experts": experts}
     exact = {name: num for name, num in names.items() if num is not None}
     if (ratio, budget, exact or None).count(None) != 2:
         raise InputError(
-            "prune: needs one of --ratio, --budget and an exact shape (--layers, --kv-heads, --heads, --ffn); give the "
-            "share to remove, the size to reach, or what is to be kept"
+            "prune: needs one of --ratio, --budget and an exact shape (--layers, --kv-heads, --heads, --ffn, "
+            "--experts); give the share to remove, the size to reach, or what is to be kept"
         )
     parsed = Budget.parse(budget) if budget is not None else None
     if ratio is not None:
@@ -322,6 +340,9 @@ def prune(
         depth_share=depth_share,
         attention_share=attention_share,
         criterion=criterion,
+        expert_ratio=expert_ratio,
+        expert_criterion=expert_criterion,
+        shapes=_rules(shapes or [], tensor_parallel),
         calibration=calibration or ("pocket" if model in EMBEDDED_MODELS else None),
         compensate=compensate,
         quantization=quantization,
@@ -456,6 +477,21 @@ def sync(
 
     num_sent, num_left = sync_unsent(folder, uri)
     print(f"{folder}: {num_sent} events sent, {num_left} left")
+
+
+def _rules(texts: list[str], tensor_parallel: int | None) -> dict[str, Any]:
+    """Rules on shapes, from `heads_multiple=4,ffn_multiple=64`.
+
+    Raises:
+        InputError: no such form.
+    """
+    rules: dict[str, Any] = {} if tensor_parallel is None else {"tensor_parallel": tensor_parallel}
+    for part in filter(None, ",".join(texts).replace(" ", "").split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"--shapes {part}: not KEY=NUMBER, such as heads_multiple=4")
+        rules[key] = value
+    return rules
 
 
 def _one_of(budget: str | None, key: str | None) -> Budget | None:

@@ -4,9 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from raysearch.config.settings import EMBEDDED_BENCHMARKS, PathOrName, Scalar, Strict
+from raysearch.config.problems import known_names
+from raysearch.config.settings import EMBEDDED_BENCHMARKS, Name, PathOrName, Scalar, Strict
 
-MetricName = Literal["exact", "normalised", "choice", "yes_no", "yes_no_f1", "mme", "anls", "relaxed", "vqa", "list_f1"]
+MetricName = Literal[
+    "exact", "normalised", "choice", "yes_no", "yes_no_f1", "mme", "anls", "relaxed", "vqa", "list_f1", "cider"
+]
 """One name per row of `evaluation.metrics.METRICS`, in its order."""
 RetentionForm = Literal["ratio_of_averages", "mean_of_ratios", "chance_corrected"]
 _QUESTION_FIELDS = ("question", "answer", "answers", "image", "images", "options", "category", "id", "image_id")
@@ -15,7 +18,7 @@ _QUESTION_FIELDS = ("question", "answer", "answers", "image", "images", "options
 class BenchmarkConfig(Strict):
     """A custom benchmark: its questions, and how they are scored."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     """Name in scores, reports and MLflow."""
     data: PathOrName
     """Questions: a file or folder of any format that data may have (docs/reference/data.md), or a hub id. Columns:
@@ -46,14 +49,14 @@ class BenchmarkConfig(Strict):
     max_new_tokens: int = Field(32, ge=1, le=100_000)
     """Most tokens of a generated answer."""
     scale: float = Field(100.0, gt=0)
-    """A perfect score as published: 100; 2000 and 800 for the two parts of MME."""
+    """A perfect score as published: 100; 2000 and 800 for the two parts of MME; 1000 for CIDEr."""
 
     @field_validator("columns")
     @classmethod
     def _check_columns(cls, columns: dict[str, str]) -> dict[str, str]:
         unknown = next((field for field in columns if field not in _QUESTION_FIELDS), None)
         if unknown:
-            raise ValueError(f"{unknown!r} is not a field of a question; known are {', '.join(_QUESTION_FIELDS)}")
+            raise ValueError(f"{unknown!r} is not a field of a question; {known_names(unknown, _QUESTION_FIELDS)}")
         return columns
 
     @model_validator(mode="after")
@@ -76,7 +79,7 @@ class BenchmarkConfig(Strict):
 class LmmsEvalConfig(Strict):
     """A task of lmms-eval: its rows, prompt and scoring."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     """Name in scores, reports and MLflow."""
     task: str
     """Name of a task of lmms-eval whose score is a mean over rows."""
@@ -96,13 +99,15 @@ class LmmsEvalConfig(Strict):
 
 def _kind_of_benchmark(value: Any) -> str:
     if isinstance(value, str):
-        return "name"
+        return str.__name__  # no key of a space, as the others
     is_task = isinstance(value, LmmsEvalConfig) or (isinstance(value, dict) and "task" in value)
-    return "task" if is_task else "entry"
+    return (LmmsEvalConfig if is_task else BenchmarkConfig).__name__
 
 
 BenchmarkEntry = Annotated[
-    Annotated[str, Tag("name")] | Annotated[BenchmarkConfig, Tag("entry")] | Annotated[LmmsEvalConfig, Tag("task")],
+    Annotated[str, Tag("str")]
+    | Annotated[BenchmarkConfig, Tag("BenchmarkConfig")]
+    | Annotated[LmmsEvalConfig, Tag("LmmsEvalConfig")],
     Discriminator(_kind_of_benchmark),
 ]
 """An embedded benchmark by name, a custom one, or a task of lmms-eval."""

@@ -1,11 +1,10 @@
 """The pruning criteria by name: what each one scores and what it needs.
 
-A criterion is a row here and a function of the same name, for layers in `pruning/importance/layer_criteria.py`, else in
-`pruning/importance/width_criteria.py`.
+A criterion is a row here and a function of the same name in the module of `pruning/importance/` that `module` names.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 
 @dataclass(frozen=True)
@@ -13,34 +12,46 @@ class Criterion:
     """Properties of a pruning criterion.
 
     Attributes:
-        scores: decoder layers, widths (KV groups, query heads, FFN channels), or both.
+        scores: decoder layers, widths (KV groups, query heads, FFN channels), experts, or several of them.
         needs_data: whether it is computed on calibration batches.
         needs_labels: whether every batch must hold answer tokens.
         tokens: which tokens count unless a person says otherwise, see `calibration.TOKENS`.
     """
 
-    scores: Literal["layers", "widths", "both"]
+    scores: tuple[Literal["layers", "widths", "experts"], ...]
     needs_data: bool = True
     needs_labels: bool = False
     tokens: str = "all"
 
+    @property
+    def module(self) -> str:
+        """Where its function is, inside `pruning/importance/`."""
+        if self.scores == ("experts",):
+            return "expert_criteria"
+        return "layer_criteria" if self.scores == ("layers",) else "width_criteria"
+
 
 CRITERIA = {
-    "block_influence": Criterion("layers"),
-    "angular": Criterion("layers", tokens="last"),
-    "one_shot_loss": Criterion("layers", needs_labels=True),
-    "greedy_loss": Criterion("layers", needs_labels=True),
-    "deepest": Criterion("layers", needs_data=False),
-    "magnitude": Criterion("widths", needs_data=False),
-    "taylor": Criterion("widths", needs_labels=True),
-    "taylor2": Criterion("widths", needs_labels=True),
-    "activation": Criterion("widths"),
-    "wanda": Criterion("widths"),
-    "fluctuation": Criterion("widths"),
-    "random": Criterion("both", needs_data=False),
+    "block_influence": Criterion(("layers",)),
+    "angular": Criterion(("layers",), tokens="last"),
+    "one_shot_loss": Criterion(("layers",), needs_labels=True),
+    "greedy_loss": Criterion(("layers",), needs_labels=True),
+    "greedy_kl": Criterion(("layers",), needs_labels=True),
+    "deepest": Criterion(("layers",), needs_data=False),
+    "magnitude": Criterion(("widths", "experts"), needs_data=False),
+    "taylor": Criterion(("widths", "experts"), needs_labels=True),
+    "taylor2": Criterion(("widths",), needs_labels=True),
+    "activation": Criterion(("widths",)),
+    "wanda": Criterion(("widths",)),
+    "fluctuation": Criterion(("widths",)),
+    "frequency": Criterion(("experts",)),
+    "reap": Criterion(("experts",)),
+    "random": Criterion(("layers", "widths", "experts"), needs_data=False),
 }
-LAYER_CRITERIA = tuple(name for name, row in CRITERIA.items() if row.scores != "widths")
-WIDTH_CRITERIA = tuple(name for name, row in CRITERIA.items() if row.scores != "layers")
+LAYER_CRITERIA = tuple(name for name, row in CRITERIA.items() if "layers" in row.scores)
+WIDTH_CRITERIA = tuple(name for name, row in CRITERIA.items() if "widths" in row.scores)
+ExpertCriterion = Literal["magnitude", "taylor", "frequency", "reap", "random"]
+assert set(get_args(ExpertCriterion)) == {name for name, row in CRITERIA.items() if "experts" in row.scores}
 WITHOUT_DATA = ", ".join(name for name, row in CRITERIA.items() if not row.needs_data)
 """The criteria that need no calibration data, for error messages."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from raysearch.config.criteria import CRITERIA, LAYER_CRITERIA, WIDTH_CRITERIA
+from raysearch.config.problems import first_problem, known_names
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import Scalar, Strict
 
@@ -53,10 +54,10 @@ class Range(Strict):
 
 def _kind(case: Any) -> str:
     bounded = isinstance(case, Range) or (isinstance(case, dict) and {"low", "high"} & set(case))
-    return "range" if bounded else "choices"
+    return Range.__name__ if bounded else Choices.__name__  # no key of a space
 
 
-Dimension = Annotated[Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")], Discriminator(_kind)]
+Dimension = Annotated[Annotated[Choices, Tag("Choices")] | Annotated[Range, Tag("Range")], Discriminator(_kind)]
 _MODE_CRITERIA = {"layerwise": (LAYER_CRITERIA,), "widthwise": (WIDTH_CRITERIA,)}
 
 
@@ -76,7 +77,7 @@ def read_dimension(field: str, spec: Any) -> list[Any]:
         ValueError: no such recipe field, an invalid value, or a condition on a later field.
     """
     if field not in Recipe.model_fields:
-        raise ValueError(f"recipe.{field}: not a field of a recipe; known are {', '.join(Recipe.model_fields)}")
+        raise ValueError(f"recipe.{field}: not a field of a recipe; {known_names(field, Recipe.model_fields)}")
     cases = spec if isinstance(spec, list) and spec and all(isinstance(case, dict) for case in spec) else [spec]
     return [_read_case(field, case) for case in cases]
 
@@ -106,7 +107,7 @@ def _read_case(field: str, case: Any) -> Any:
         try:
             return adapter.validate_python(value)
         except ValidationError as error:
-            raise ValueError(f"recipe.{field}: {error.errors()[0]['msg']}, not {value!r}") from None
+            raise ValueError(f"recipe.{field}: {first_problem(error, value)}") from None
 
     values = {name: read(case[name]) for name in ("low", "high") if name in case}
     if isinstance(choices, list):

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from raysearch.config.criteria import LAYER_CRITERIA, WIDTH_CRITERIA
+from raysearch.config.criteria import LAYER_CRITERIA, WIDTH_CRITERIA, ExpertCriterion
 from raysearch.config.quantization import Quantization
 from raysearch.errors import InputError
 
 Mode = Literal["layerwise", "widthwise", "both"]
+DEFAULT_EXPERT_CRITERION: ExpertCriterion = "reap"
 Trained = Literal["nothing", "projector", "projector+lora", "projector+decoder", "decoder"]
 
 
@@ -64,6 +65,10 @@ class Recipe(BaseModel):
     attention_share: float | None = Field(None, ge=0, le=1)
     """Share of the heads' parameters to remove, as a multiple of the FFN channels': 0 keeps all heads as long as the
     FFN suffices, 1 removes the same share of both; not if `mode` is layerwise."""
+    expert_ratio: float | None = Field(None, ge=0, lt=1)
+    """Share of the experts to remove from every layer that has experts, as part of `ratio`, in any mode."""
+    expert_criterion: ExpertCriterion | None = None
+    """Importance criterion for experts; only with `expert_ratio` above 0."""
     trained: Trained = "projector+decoder"
     """Parts that recovery trains; never the vision tower."""
     lora_rank: int | None = Field(None, ge=1, le=65_536)
@@ -134,6 +139,13 @@ class Recipe(BaseModel):
         return layer, width
 
     @property
+    def scored_by(self) -> dict[Literal["depth", "width", "experts"], str]:
+        """The criteria that the recipe needs, by what they are for."""
+        layer, width = self.criteria
+        named = {"depth": layer, "width": width, "experts": self.expert_criterion}
+        return {part: name for part, name in named.items() if name}  # type: ignore[misc]
+
+    @property
     def loss_weights(self) -> dict[str, float]:
         """The weights above 0 of recovery losses, by field."""
         return {name: weight for name in LOSS_FIELDS if (weight := getattr(self, name))}
@@ -173,6 +185,8 @@ class Recipe(BaseModel):
         parts = [f"{self.mode} {self.ratio:.0%} by {self.criterion}"]
         if self.attention_share not in (None, 1.0):
             parts.append(f"attention share {self.attention_share:g}")
+        if self.expert_ratio:
+            parts.append(f"{self.expert_ratio:.0%} of the experts by {self.expert_criterion}")
         if self.quantization != "none":
             parts.append(self.quantization)
         if self.trained == "nothing":
@@ -190,6 +204,7 @@ LOSS_FIELDS = {
 _CONDITIONS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
     "depth_share": (lambda values: values.get("mode") == "both", "mode: both"),
     "attention_share": (lambda values: values.get("mode") != "layerwise", "mode: widthwise or both"),
+    "expert_criterion": (lambda values: bool(values.get("expert_ratio")), "expert_ratio above 0"),
     **dict.fromkeys(
         (*LOSS_FIELDS, "lr", "data_fraction", "epochs"),
         (lambda values: values.get("trained") != "nothing", "something to train"),
@@ -202,6 +217,8 @@ _CONDITIONS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
 _DEFAULTS: dict[str, object] = {
     "depth_share": 0.5,
     "attention_share": 1.0,
+    "expert_ratio": 0.0,
+    "expert_criterion": DEFAULT_EXPERT_CRITERION,
     **{name: loss.default for name, loss in LOSS_FIELDS.items()},
     "data_fraction": 1.0,
     "epochs": 1.0,
@@ -215,6 +232,7 @@ _KEYED_AT_0 = ("sft", "logits_kd", "hidden_kd")
 _LEFT_OUT_OF_KEYS = {
     "quantization": "none",
     "attention_share": 1.0,
+    "expert_ratio": 0.0,
     **{name: 0.0 for name in LOSS_FIELDS if name not in _KEYED_AT_0},
 }
 """Fields added later, with the value that changes nothing: recipes keep the keys that they had before."""

@@ -1,10 +1,11 @@
 """The settings of a search space that are not dimensions."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from raysearch.config.duration import parse_duration
 from raysearch.files import parse_json
@@ -43,9 +44,22 @@ class DataSource(Strict):
     """How often its rows are taken: 0.5 takes half of them, 2 takes each twice."""
 
 
-def _duration(text: str) -> str:
-    parse_duration(text)
-    return text.replace(" ", "")
+def _duration(given: Any) -> Any:
+    if given is None:
+        return None
+    parse_duration(str(given))
+    return str(given).replace(" ", "")
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r}: begin with a letter or digit, and go on with these, dots, _ and -")
+    return text
+
+
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
+Name = Annotated[str, AfterValidator(_name)]
+"""Of a study or a benchmark: it becomes part of file names and of metrics."""
 
 
 LIMITS = ("trials", "runs", "time", "gpu_hours", "until_gain")
@@ -60,7 +74,7 @@ class SearchSettings(Strict):
     """Trials to run, early-stopped ones included; left out, 24 if there is no other limit."""
     runs: float | None = Field(None, gt=0, le=1e6)
     """Recovery samples to train on, in full runs: trials of the greatest length. A stopped trial counts by its own."""
-    time: Annotated[str, AfterValidator(_duration)] | None = None
+    time: Annotated[str | None, BeforeValidator(_duration)] = None
     """Time from a start to its end, loading included: 90s, 20m, 2h, 1h30m, 1d. No trial is begun that can't be expected
     to end in it; none is interrupted. A resumed study has as much again."""
     gpu_hours: float | None = Field(None, gt=0, le=1e6)

@@ -1,13 +1,12 @@
 """A search space, read from YAML: the model, its data, the recipes to search and all settings."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from raysearch.config.benchmarks import BenchmarkConfig, BenchmarkEntry, RetentionForm
+from raysearch.config.benchmarks import BenchmarkEntry, RetentionForm
 from raysearch.config.budget import Budget
 from raysearch.config.criteria import LAYER_CRITERIA
 from raysearch.config.dimensions import (
@@ -20,10 +19,12 @@ from raysearch.config.dimensions import (
     param_name,
     read_dimension,
 )
-from raysearch.config.recipe import LOSS_FIELDS, Recipe, applies
+from raysearch.config.problems import first_problem
+from raysearch.config.recipe import DEFAULT_EXPERT_CRITERION, LOSS_FIELDS, Recipe, applies
 from raysearch.config.settings import (
     Calibration,
     DataSource,
+    Name,
     PathOrName,
     RecoverySettings,
     Scalar,
@@ -31,6 +32,7 @@ from raysearch.config.settings import (
     Slots,
     Strict,
 )
+from raysearch.config.shape_rules import ShapeRules
 from raysearch.errors import InputError
 from raysearch.files import parse_json, parse_yaml
 
@@ -40,7 +42,7 @@ MAX_CHARS = 4_000_000  # of a file with a space
 class SearchSpace(Strict):
     """A whole study: model, data, benchmarks, the recipes to search, and settings."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     """Name of the study, also of its MLflow experiment."""
     model: PathOrName
     """Hugging Face folder or hub id of an LVLM; `pocket` or `pocket-smollm2` for an embedded one."""
@@ -63,6 +65,8 @@ class SearchSpace(Strict):
     """Recipes to run first, by their fields; they are never stopped early. Left out, one is made for each budget."""
     search: SearchSettings = SearchSettings()
     """Settings of the search algorithm."""
+    shapes: ShapeRules = ShapeRules()
+    """Numbers that every pruned model must have."""
     calibration: Calibration = Calibration()
     """Settings of importance scores."""
     recovery: RecoverySettings = RecoverySettings()
@@ -118,7 +122,7 @@ class SearchSpace(Strict):
             try:
                 recipe = Recipe(**fields)  # type: ignore[arg-type]
             except ValidationError as error:
-                raise ValueError(f"start.{index}: {first_problem(error, Recipe)}") from None
+                raise ValueError(f"start.{index}: {first_problem(error, fields, Recipe)}") from None
             given, nearest = recipe.as_dict(), self.suggest(RecipeSuggester(recipe.as_dict())).as_dict()
             for name in given.keys() | nearest.keys():
                 if given.get(name) != nearest.get(name):
@@ -141,7 +145,7 @@ class SearchSpace(Strict):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise InputError(f"{path}: {first_problem(error, cls)}") from None
+            raise InputError(f"{path}: {first_problem(error, content, cls)}") from None
         except UnicodeEncodeError as error:
             surrogate = error.object[error.start : error.end]
             raise InputError(f"{path}: contains {surrogate!a}, which is not text") from None
@@ -210,7 +214,10 @@ class SearchSpace(Strict):
     def criteria(self) -> list[str]:
         """The criteria that some recipe of the space may use."""
         kinds = {name for mode in self.values_of("mode") for known in criteria_kinds(mode) for name in known}
-        return [value for value in dict.fromkeys(self.values_of("criterion")) if value in kinds]
+        named = [value for value in self.values_of("criterion") if value in kinds]
+        if any(self.values_of("expert_ratio")):
+            named += self.values_of("expert_criterion") or [DEFAULT_EXPERT_CRITERION]
+        return list(dict.fromkeys(named))
 
     def uses_teacher(self) -> bool:
         """Whether some recipe of the space has a distillation loss."""
@@ -238,7 +245,7 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{path}: {first_problem(error, Recipe)}") from None
+        raise InputError(f"{path}: {first_problem(error, content, Recipe)}") from None
 
 
 def _read_yaml(path: str | Path, way_out: str) -> Any:
@@ -257,26 +264,3 @@ def _read_yaml(path: str | Path, way_out: str) -> Any:
         raise
     except ValueError as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-
-
-def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line about the first problem: the path of the key, what is wrong, and the known keys."""
-    problem = error.errors()[0]
-    location = problem["loc"]  # a case's tag follows its index
-    where = [str(part) for i, part in enumerate(location) if not (i and isinstance(location[i - 1], int))]
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        known = _keys_at(model, where[:-1])
-        close = "".join(f"; did you mean {name}?" for name in get_close_matches(where[-1], known, 1))
-        message = f"unknown key; known are {', '.join(known)}{close}" if known else "unknown key; remove it"
-    elif problem["type"] not in ("missing", "value_error"):
-        message = f"{message}, not {problem['input']!r}"
-    path = ".".join(where)
-    return f"{path}: {message}" if path else message
-
-
-def _keys_at(model: Any, path: Sequence[str]) -> list[str]:
-    for part in path:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = BenchmarkConfig if part == "benchmarks" else field.annotation if field else model
-    return list(getattr(model, "model_fields", {}))

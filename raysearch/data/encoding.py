@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import pad
+from transformers import PreTrainedModel
 
 from raysearch.data.answers import Messages, answer_spans, shared_start
 from raysearch.data.bad_rows import BadRow, only_bad_rows
@@ -273,6 +274,14 @@ def collate(
             present = [row[key] if key in row else present[0].new_zeros((1, *shape)) for row in rows]
         batch[key] = torch.cat([_grown(value, shape) for value in present])
     return batch
+
+
+def to_model(batch: Mapping[str, torch.Tensor], model: PreTrainedModel) -> Batch:
+    """The batch on the model's device, its floats in the model's precision."""
+    return {
+        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+        for name, tensor in batch.items()
+    }
 
 
 def _padded(row: torch.Tensor, length: int, fill: int, side: str) -> torch.Tensor:

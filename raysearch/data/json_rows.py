@@ -16,6 +16,7 @@ import numpy as np
 from raysearch.data.bad_rows import BadRow
 from raysearch.data.converted import cached_file
 from raysearch.errors import InputError, first_line
+from raysearch.files import parse_json
 
 BLOCK_BYTES = 2**22
 MIN_KEPT_BYTES = 2**24
@@ -72,8 +73,8 @@ class JsonRows(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         text = self._file.read(*map(int, self._bounds[index]))
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
+            return parse_json(text)
+        except ValueError as error:
             raise BadRow(f"not JSON ({first_line(error)})") from None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from raysearch.data.bad_rows import BadRow
 from raysearch.data.pictures import Picture, picture_from
+from raysearch.files import parse_json
 
 _IMAGE = "<image>"
 _ROLES = {
@@ -228,8 +229,8 @@ def _parsed(value: Any) -> Any:
     """A list or object given as the text of JSON; any other value as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+            return parse_json(value)
+        except ValueError:
             return value
     return value
 

@@ -2,7 +2,6 @@
 
 import bisect
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from raysearch.data.bad_rows import logger
 from raysearch.data.converted import csv_as_json, decompressed, in_utf8, tar_index
 from raysearch.data.json_rows import FileParts, JsonRows
 from raysearch.errors import InputError, first_line
+from raysearch.files import parse_json
 
 FORMATS = (
     "'pocket', a .json, .jsonl, .csv, .tsv, .parquet, .arrow or .tar file, a folder of such files or of the datasets "
@@ -211,7 +211,7 @@ class _TarRows(Sequence[Any]):
         row: dict[str, Any] = {}
         for end, content in files.items():
             if end == "json":
-                row |= json.loads(content)
+                row |= parse_json(content)
             elif end in ("txt", "cls"):
                 row[end] = content.decode("utf-8-sig").strip()
         names = sorted((end for end in files if end.rsplit(".", 1)[-1] in _IMAGE_ENDS), key=lambda end: (len(end), end))

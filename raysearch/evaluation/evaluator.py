@@ -6,6 +6,8 @@ forward pass over the right answers replaces generation, and questions about one
 `shared_prefix`). All other metrics score generated answers.
 """
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from raysearch.data.bad_rows import BadRow, BadRows
-from raysearch.data.encoding import Batch, Encoded, Encoder
+from raysearch.data.encoding import Batch, Encoded, Encoder, to_model
 from raysearch.data.labels import answer_labels, answer_states, num_answer_labels
 from raysearch.data.samples import Sample
 from raysearch.evaluation import shared_prefix
@@ -117,16 +119,48 @@ def generate_answers(
     """
     asked, rows = _encoded(encoder.encode_prompt, questions, name)
     answers: list[str | None] = [None] * len(questions)
-    for batch in _by_length(rows, batch_size):
+    groups = _prompt_groups(model, encoder, rows, [questions[place].image_id for place in asked], max_new_tokens)
+
+    def generate(batch: list[list[int]]) -> None:
         chosen = list(chain.from_iterable(batch))
-        inputs = encoder.collate([rows[index] for index in chosen], padding_side="left")
-        inputs = {key: _on_device(tensor, model) for key, tensor in inputs.items()}
+        if groups:
+            inputs = shared_prefix.kept_prompts(model, encoder, [[rows[index] for index in group] for group in batch])
+        else:
+            inputs = to_model(encoder.collate([rows[index] for index in chosen], padding_side="left"), model)
         tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=encoder.pad_id)
         new = tokens[:, inputs["input_ids"].shape[1] :]
         texts = encoder.tokenizer.batch_decode(new, skip_special_tokens=True)
         for index, text in zip(chosen, texts, strict=True):
             answers[asked[index]] = text.strip()
+
+    in_memory(generate, _by_length(rows, batch_size, groups))
     return answers
+
+
+def in_memory(compute: Callable[[list[list[int]]], None], batches: Iterable[list[list[int]]]) -> None:
+    """Compute each batch of groups of rows; those that memory does not suffice for in parts, and all later ones, too.
+
+    Raises:
+        OutOfMemoryError: there is not enough for one row.
+    """
+    most: float = math.inf
+    waiting = deque(batches)
+    while waiting:
+        batch = waiting.popleft()
+        size = sum(map(len, batch))
+        if size <= most:
+            try:
+                compute(batch)
+                continue
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            most = size // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        whole, half = (batch, len(batch) // 2) if len(batch) > 1 else (batch[0], len(batch[0]) // 2)
+        parts = [whole[:half], whole[half:]]
+        waiting.extendleft(reversed(parts if len(batch) > 1 else [[part] for part in parts]))  # type: ignore[arg-type]
 
 
 def _teacher_forced_scores(
@@ -143,13 +177,16 @@ def _teacher_forced_scores(
         image_ids += [benchmark.questions[place].image_id for place in places[benchmark.name]]
     groups = _groups(model, family, encoder, rows, image_ids)
     right = np.zeros(len(rows))
-    for chosen in _by_length(rows, batch_size, groups):
+
+    def compare(chosen: list[list[int]]) -> None:
         parts = [[rows[index] for index in group] for group in chosen]
         flat = list(chain.from_iterable(parts))
         batch = shared_prefix.joined_batch(encoder, parts) if groups else encoder.collate(flat)
         hits = answer_logits(model, family, batch).argmax(-1).cpu() == answer_labels(batch)  # (num_answer_tokens,)
         hits = hits.split([num_answer_labels(row) for row in flat])
         right[list(chain.from_iterable(chosen))] = [bool(row.all()) for row in hits]
+
+    in_memory(compare, _by_length(rows, batch_size, groups))
     scores = {benchmark.name: np.full(len(benchmark.questions), np.nan) for benchmark in benchmarks}
     for name, asked in places.items():
         scores[name][asked], right = right[: len(asked)], right[len(asked) :]
@@ -167,11 +204,23 @@ def _groups(
     return groups if len(largest) > 1 and shared_prefix.honours_mask(logits, encoder, largest) else None
 
 
+def _prompt_groups(
+    model: PreTrainedModel, encoder: Encoder, rows: Sequence[Encoded], image_ids: Sequence[str], max_new_tokens: int
+) -> list[list[int]] | None:
+    """Indices of prompts that share a prefix whose KV cache is kept; None if the model can't go on from one."""
+    window = getattr(encoder.family.text_config(model.config), "sliding_window", None)
+    most = 2 * max((len(row["input_ids"]) for row in rows), default=0) + max_new_tokens  # padding counts in a window
+    if window is not None and most > window:
+        return None
+    groups = shared_prefix.group_by_prefix(rows, image_ids, encoder.family.image_token_id(model.config))
+    largest = [rows[index] for index in max(groups, key=len, default=[])]
+    return groups if len(largest) > 1 and shared_prefix.keeps_prompts(model, encoder, largest) else None
+
+
 @torch.inference_mode()
 def answer_logits(model: PreTrainedModel, family: Family, batch: Batch) -> torch.Tensor:
     """Logits that predict the answer tokens, (num_answer_tokens, vocabulary), row by row."""
-    batch = {name: _on_device(tensor, model) for name, tensor in batch.items()}
-    return family.lm_head(model)(answer_states(model, batch))
+    return family.lm_head(model)(answer_states(model, to_model(batch, model)))
 
 
 def _encoded(
@@ -217,7 +266,3 @@ def _in_eval_mode(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def _on_device(tensor: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
-    return tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from raysearch.config.benchmarks import MetricName
+from raysearch.evaluation.captions import cider
 from raysearch.evaluation.responses import (
     chosen_letter,
     folded,
@@ -30,6 +31,7 @@ RELATIVE_TOLERANCE = 0.05
 _NUM_CONSTANT_GUESSES = 20
 _SHORT = "\nAnswer the question using a single word or phrase."
 _LETTER = "\nAnswer with the option's letter from the given choices directly."
+_CAPTION = "Provide a one-sentence caption for the provided image."
 _LIST = "\nAnswer the question with a list of words or phrases, separated by commas."
 NUM_AGREEING = 3
 """Annotators that must agree with a response of a VQA benchmark for it to be right."""
@@ -178,6 +180,11 @@ def yes_no_f1(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> 
     return value + (above - value * below) / below.mean()
 
 
+def caption_cider(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.ndarray:
+    """CIDEr-D over 10 (arXiv 1411.5726), with all answers as references; see `captions.cider`."""
+    return cider(responses, [question.answers for question in questions])
+
+
 def _each(
     score: Callable[[str, ScoredQuestion], float],
 ) -> Callable[[Sequence[str], Sequence[ScoredQuestion]], np.ndarray]:
@@ -204,6 +211,12 @@ def _check_pairs(questions: Sequence[ScoredQuestion]) -> None:
     wrong = next((key for key, num in counts.items() if num != 2), None)
     if wrong:
         raise ValueError(f"image {wrong[1]} has {counts[wrong]} questions, and mme needs two per image")
+
+
+def _check_captions(questions: Sequence[ScoredQuestion]) -> None:
+    """CIDEr weighs words by how few pictures have them."""
+    if len({question.answers for question in questions}) < 2:
+        raise ValueError("all questions have the same answers, and cider needs captions of several pictures")
 
 
 def _is_near(response: str, answer: str) -> bool:
@@ -250,4 +263,5 @@ METRICS: dict[MetricName, Metric] = {
     "relaxed": Metric(_each(is_relaxed), read=read_relaxed, blind=_one_in_options),
     "vqa": Metric(_each(vqa_accuracy)),
     "list_f1": Metric(_each(list_f1), "{question}" + _LIST, takes_list=True),
+    "cider": Metric(caption_cider, _CAPTION, check=_check_captions),
 }

@@ -232,11 +232,11 @@ def _index_of(value: Any, labels: Sequence[str], is_number: bool) -> Any:
 
 def _prompt(row: Mapping[str, Any], options: Sequence[str], entry: BenchmarkConfig) -> str:
     question = _cell(row, entry, "question")
-    if question is None:
+    template = entry.prompt or METRICS[entry.metric].prompt
+    if question is None and "{question" in template:
         raise BadRow(f"no column {entry.columns.get('question', 'question')!r}; name it under columns")
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     values = {**row, "question": str(question), "options": listed}
-    template = entry.prompt or METRICS[entry.metric].prompt
     if not options:
         template = template.replace("\n{options}", "")
     try:

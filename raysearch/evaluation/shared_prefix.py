@@ -1,19 +1,23 @@
-"""Several questions about the same images in one row: their common prefix is computed once.
+"""Several questions about the same images: their common prefix is computed once.
 
 A joined row has the common prefix of its questions, images included, then the rest (tail) of each question. The mask
 lets a tail attend to the prefix and to itself, and positions are those of the question alone. So every hidden state
 equals the one of the question alone, up to rounding, in decoders that honour such a mask and positions. Those that
 don't (multi-axis positions, bidirectional attention within images, sliding windows) are recognised by computing a few
 questions both ways.
+
+To generate, each question keeps a row of its own, which goes on from a copy of the prefix's KV cache.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
-from raysearch.data.encoding import TOKEN_KEYS, Batch, Encoded, Encoder
+from raysearch.data.encoding import TOKEN_KEYS, Batch, Encoded, Encoder, to_model
 from raysearch.data.labels import IGNORED
 
 MAX_QUESTIONS_PER_ROW = 16
@@ -23,6 +27,8 @@ NUM_TRIED = 4
 MAX_DIFFERENCE = 0.05
 """Of logits, relative to their variation between answer tokens. On the embedded LVLM, dense and pruned, bf16 rounding
 gives at most .013, ignored positions at least .12, an ignored mask at least .5."""
+NUM_TRIED_TOKENS = 2
+"""Generated both ways before any common prefix is kept: one behind the prompt, one behind an answer."""
 
 
 def group_by_prefix(
@@ -66,7 +72,8 @@ def _may_join(group: Sequence[Encoded], row: Encoded, image_token: int, longest:
 
 
 def _first_label(row: Encoded) -> int:
-    return int((row["labels"] != IGNORED).nonzero()[0])
+    """Place of the first answer token; behind the row if it is a prompt."""
+    return int((row["labels"] != IGNORED).nonzero()[0]) if "labels" in row else len(row["input_ids"])
 
 
 def joined_batch(encoder: Encoder, groups: Sequence[Sequence[Encoded]]) -> Batch:
@@ -104,6 +111,65 @@ def _mask(owners: torch.Tensor) -> torch.Tensor:
     causal = torch.ones(owners.shape[1], owners.shape[1], dtype=torch.bool).tril()
     visible = causal & ((owners[:, None, :] == 0) | (owners[:, None, :] == owners[:, :, None]))
     return torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)[:, None]
+
+
+def kept_prompts(
+    model: PreTrainedModel, encoder: Encoder, groups: Sequence[Sequence[Encoded]], multiple: int = 1
+) -> dict[str, Any]:
+    """Arguments of `generate` for groups of prompts: the KV cache of each group's prefix, which is computed here once,
+    and the tokens, (num_prompts, seq): padding, prefix, padding, rest of the prompt.
+
+    Args:
+        multiple: rests are padded to a multiple of it.
+    """
+    shared = [_num_shared(rows) for rows in groups]
+    heads = [{**rows[0], **_tokens(rows[0], slice(0, num))} for rows, num in zip(groups, shared, strict=True)]
+    tails = [_tokens(row, slice(num, None)) for rows, num in zip(groups, shared, strict=True) for row in rows]
+    begun = to_model(encoder.collate(heads, padding_side="left"), model)
+    rest = to_model(encoder.collate(tails, padding_side="left", multiple=multiple), model)
+    # With a token that is left out: `generate` knows each class's positions, those of padded rows too.
+    made = model.generate(
+        **begun, do_sample=False, max_new_tokens=1, pad_token_id=encoder.pad_id, return_dict_in_generate=True
+    )
+    name = "cache" if "cache" in made else "past_key_values"  # before transformers 5.24
+    owners = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(rows) for rows in groups])).to(model.device)
+    made[name].batch_select_indices(owners)
+    for module in model.modules():  # Qwen-VL and its kin keep here how far positions are behind the tokens of pictures
+        if isinstance(deltas := getattr(module, "rope_deltas", None), torch.Tensor):
+            module.rope_deltas = deltas[owners]
+    tokens = {key: torch.cat([begun[key][owners], value], dim=1) for key, value in rest.items()}
+    return {**tokens, name: made[name]}
+
+
+def _tokens(row: Encoded, part: slice) -> Batch:
+    return {key: row[key][part] for key in TOKEN_KEYS if key in row}
+
+
+def keeps_prompts(model: PreTrainedModel, encoder: Encoder, rows: Sequence[Encoded]) -> bool:
+    """Whether a model goes on from the kept prefix of `rows` as it does from each prompt whole.
+
+    Args:
+        rows: prompts that may share their prefix; the first `NUM_TRIED` are compared.
+    """
+    rows = rows[:NUM_TRIED]
+    longest_tail = max(len(row["input_ids"]) for row in rows) - _num_shared(rows)
+    try:
+        kept = _first_logits(
+            model, kept_prompts(model, encoder, [rows, rows[:1]], multiple=longest_tail + 1), encoder.pad_id
+        )
+    except Exception:  # classes refuse a cache, or a part of their inputs, in different ways
+        return False
+    alone = _first_logits(
+        model, to_model(encoder.collate([*rows, rows[0]], padding_side="left"), model), encoder.pad_id
+    )
+    return bool((kept - alone).norm() <= MAX_DIFFERENCE * (alone - alone.mean(0)).norm())
+
+
+def _first_logits(model: PreTrainedModel, inputs: Mapping[str, Any], pad_id: int) -> torch.Tensor:
+    """(num_prompts, NUM_TRIED_TOKENS x vocabulary)"""
+    num = {"max_new_tokens": NUM_TRIED_TOKENS, "min_new_tokens": NUM_TRIED_TOKENS, "pad_token_id": pad_id}
+    made = model.generate(**inputs, **num, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    return torch.cat(made.logits, dim=-1).float()
 
 
 def honours_mask(logits: Callable[[Batch], torch.Tensor], encoder: Encoder, rows: Sequence[Encoded]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raysearch.errors import InputError
 from raysearch.export.card import front_card
-from raysearch.files import check_free
+from raysearch.files import check_free, open_to_readers, read_json
 from raysearch.models.checkpoint_files import model_folder
 from raysearch.study.front import Front, FrontPoint, Speed
 
@@ -38,7 +38,7 @@ def export_checkpoint(
     copy = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
     try:
         shutil.copytree(checkpoint, copy, dirs_exist_ok=True)
-        copy.chmod(0o755)
+        open_to_readers(copy)
         num_params, speed = load_in_clean_process(copy, speed=True, num_params=point.num_params)
         if num_params != point.num_params:
             raise InputError(
@@ -47,7 +47,7 @@ def export_checkpoint(
             )
         point = point.model_copy(update={"measured": speed})
         if front:
-            multimodal = "vision_config" in json.loads((copy / "config.json").read_text())
+            multimodal = "vision_config" in read_json(copy / "config.json")
             (copy / "README.md").write_text(front_card(front, point, multimodal, note))
         os.replace(copy, to)  # fails if the folder has come to hold anything
     finally:

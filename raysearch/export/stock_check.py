@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 PROMPT = "What is in the picture?"
 NUM_DECODED = 32
-MIN_RUNS, MAX_RUNS, SECONDS_TO_MEASURE = 3, 20, 2.0
+MIN_RUNS, MAX_RUNS, SECONDS_TO_MEASURE = 3, 20, 1.0
 
 
 def main(folder: str, speed: bool = False, wanted: int | None = None) -> None:

@@ -1,12 +1,12 @@
 """Locate a model's files and check that they are complete, without loading them."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from raysearch.errors import InputError, first_line
+from raysearch.files import read_json
 
 MAX_JSON_BYTES = 64 * 2**20
 _MODULES = re.compile(r"(layers?|depth|blocks|stages|experts?|heads?)$")
@@ -40,6 +40,8 @@ def stored_folder(model: str | Path, with_weights: bool = True) -> Path:
     folder = model_folder(model)
     if folder.is_dir():
         return folder
+    if folder.is_absolute() or str(model).startswith((".", "~")):
+        raise InputError(f"model {str(model)!r}: no such folder; give a Hugging Face folder or hub id")
     try:
         from huggingface_hub import snapshot_download
 
@@ -134,8 +136,8 @@ def _read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: can't be read as JSON ({first_line(error)}); download the folder again") from None
 
 

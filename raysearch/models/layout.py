@@ -1,38 +1,36 @@
 """The removable units of a decoder layer: which rows and columns of its weights belong to each.
 
-Symbols: G KV groups, H query heads (H / G per group, neighbours), D head size, F FFN channels, d hidden size.
-A unit is removed whole: a query head with its rows of the query weights and its columns of the output weights, a KV
-group with its key and value rows and all its query heads, a channel with its gate, up and down parts
-(arXiv 2604.24380, section 3.2), in experts too. Hidden size, embeddings and norms stay.
+Symbols: G KV groups, H query heads (H / G per group, neighbours), D head size, F FFN channels, E experts, d hidden
+size. A unit is removed whole: a query head with its rows of the query weights and its columns of the output weights, a
+KV group with its key and value rows and all its query heads, a channel with its gate, up and down parts
+(arXiv 2604.24380, section 3.2), in experts too; an expert with all its weights and the router's rows for it. Hidden
+size, embeddings and norms stay.
 
-What heads own is found by the names in `ATTENTION`; what channels own is what follows their number in the
-configuration. Both are checked against the stock class (`param_count`, `pruning.self_check`).
+What heads own is found by the names in `ATTENTION`; what channels and experts own is what follows their number in the
+configuration. All is checked against the stock class (`param_count`, `pruning.self_check`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from raysearch.errors import InputError
 from raysearch.models.family import family_for
-from raysearch.models.pruned_config import probe_of_channels, shape_of
+from raysearch.models.pruned_config import pruned_text_config, shape_of
+from raysearch.models.shape import UNIT_KINDS, UNITS, Shape, UnitKind
 from raysearch.models.transformers_classes import empty_model
-
-UnitKind = Literal["kv_groups", "heads", "ffn_channels"]
-UNIT_KINDS: tuple[UnitKind, ...] = ("kv_groups", "heads", "ffn_channels")
-"""In the order of `Shape.widths`."""
 
 
 @dataclass(frozen=True)
 class WeightSlice:
     """Entries of a tensor along `axis`, from `start` on, that belong to units of one kind.
 
-    `size` adjacent entries per unit: the head size for heads and KV groups, 1 for channels.
+    `size` adjacent entries per unit: the head size for heads and KV groups, else 1.
     """
 
     tensor: str
@@ -43,17 +41,8 @@ class WeightSlice:
     num_units: int
 
 
-@dataclass(frozen=True)
-class Units:
-    """What one decoder layer keeps, as increasing indices into the dense layer's units."""
-
-    kv_groups: np.ndarray
-    heads: np.ndarray
-    ffn_channels: np.ndarray
-
-    def of(self, kind: UnitKind) -> np.ndarray:
-        """The indices of one kind."""
-        return getattr(self, kind)
+Units = Mapping[UnitKind, np.ndarray]
+"""What one decoder layer keeps, as increasing indices into the dense layer's units, by kind."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +55,13 @@ class Layout:
     num_heads: int
     head_dim: int
     num_ffn_channels: int
+    num_experts: int
     attention_out: str | None
     """Name of the linear layer whose inputs are the heads' outputs, D per head."""
     ffn_out: str | None
     """Name of the linear layer whose inputs are the FFN channels; None in a layer of experts."""
+    experts: str | None
+    """Name of the module that holds all experts' weights; None in a layer without, or with another router's."""
 
     @cached_property
     def by_tensor(self) -> dict[str, list[WeightSlice]]:
@@ -96,7 +88,8 @@ class Layout:
 
     def all_units(self) -> Units:
         """Every unit of a dense layer."""
-        return Units(np.arange(self.num_kv_groups), np.arange(self.num_heads), np.arange(self.num_ffn_channels))
+        nums = self.num_kv_groups, self.num_heads, self.num_ffn_channels, self.num_experts
+        return {kind: np.arange(num) for kind, num in zip(UNIT_KINDS, nums, strict=True)}
 
     def source(self, name: str) -> tuple[str, list[WeightSlice]]:
         """Where a tensor of the pruned layer comes from: the dense tensor's name, and its slices to take.
@@ -121,7 +114,7 @@ class Layout:
         _, slices = self.source(name)
         tensor = tensor.detach()
         for axis in sorted({part.axis for part in slices}):
-            index = np.concatenate([_positions(part, units.of(part.kind)) for part in slices if part.axis == axis])
+            index = np.concatenate([_positions(part, units[part.kind]) for part in slices if part.axis == axis])
             if len(index) != tensor.shape[axis]:
                 tensor = tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
         return tensor.clone()
@@ -135,11 +128,14 @@ class Layout:
         return tuple(sizes)
 
     def zero(self, layer: nn.Module, kept: Units) -> None:
-        """Set the weights of all units but `kept` to 0, in place; the layer then computes what it would without."""
+        """Set the weights of all heads and channels but `kept` to 0, in place; the layer then computes what it would
+        without. A router must be told apart that experts are gone."""
         with torch.no_grad():
             for name, parameter in layer.named_parameters():
                 for part in self.slices_of(name):
-                    gone = np.setdiff1d(np.arange(part.num_units), kept.of(part.kind))
+                    if part.kind == "experts":
+                        continue
+                    gone = np.setdiff1d(np.arange(part.num_units), kept[part.kind])
                     parameter.index_fill_(part.axis, torch.as_tensor(_positions(part, gone)), 0)
 
 
@@ -180,31 +176,68 @@ def layouts_of(
     new = {signature: i for i, signature in enumerate(signatures) if signature not in known}
     if new:
         places = sorted(new.values())
-        probe, fewer = probe_of_channels(text_config, places)
-        probed = empty_model(probe, decoder_class).layers if fewer else [layers[i] for i in places]
-        for i, narrow in zip(places, probed, strict=True):
-            known[signatures[i]] = _layout_of(layers[i], narrow, text_config, fewer)
+        probes = {kind: _probed(kind, text_config, decoder_class, layers, places) for kind in PROBED}
+        for at, i in enumerate(places):
+            narrower = {kind: (probed[0][at], probed[1]) for kind, probed in probes.items()}
+            known[signatures[i]] = _layout_of(layers[i], narrower, text_config)
     return tuple(known[signature] for signature in signatures)
 
 
 def signature_of(layer: nn.Module) -> frozenset[tuple[str, torch.Size]]:
-    """The names and shapes of a layer's parameters; layers of one kind have the same."""
-    return frozenset((name, parameter.shape) for name, parameter in layer.named_parameters())
+    """The names and shapes of a layer's parameters and buffers; layers of one kind have the same."""
+    return frozenset(_shapes(layer).items())
 
 
-def _layout_of(layer: nn.Module, narrow: nn.Module, text_config: PretrainedConfig, fewer: int) -> Layout:
+def _shapes(layer: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]}
+
+
+PROBED: tuple[UnitKind, ...] = ("ffn_channels", "experts")
+"""The kinds whose tensors are found by a decoder with fewer of them."""
+
+
+def _probed(
+    kind: UnitKind, text_config: PretrainedConfig, decoder_class: type, layers: Sequence[nn.Module], places: list[int]
+) -> tuple[Sequence[nn.Module], int]:
+    """Some layers with half of the units of a kind, and how many they lack; 0 where there are none to spare."""
     dense = shape_of(text_config)
-    tensors = {name: parameter.shape for name, parameter in layer.named_parameters()}
+    narrowed, fewer = _halved(replace(dense, num_layers=len(places)), kind)
+    if fewer:
+        try:
+            return empty_model(pruned_text_config(text_config, narrowed, places), decoder_class).layers, fewer
+        except InputError:
+            if kind == "ffn_channels":
+                raise
+    return [layers[i] for i in places], 0
+
+
+def _halved(shape: Shape, kind: UnitKind) -> tuple[Shape, int]:
+    extent = next(unit.extent for unit in UNITS if unit.kind == kind)
+    num = getattr(shape, extent)
+    return replace(shape, **{extent: num - num // 2}), num // 2
+
+
+def _layout_of(
+    layer: nn.Module, narrower: Mapping[UnitKind, tuple[nn.Module, int]], text_config: PretrainedConfig
+) -> Layout:
+    dense, shapes = shape_of(text_config), _shapes(layer)
     linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
-    attention_out, head_dim, heads = _attention(tensors, linears, dense.num_heads, dense.num_kv_heads)
-    channels = _channels(tensors, dict(signature_of(narrow)), dense.num_ffn_channels, fewer)
+    attention_out, head_dim, heads = _attention(shapes, linears, dense.num_heads, dense.num_kv_heads)
+    channels, experts = (
+        _following(kind, shapes, _shapes(narrow), num, fewer)
+        for num, (kind, (narrow, fewer)) in zip(
+            (dense.num_ffn_channels, dense.num_experts), narrower.items(), strict=True
+        )
+    )
     outs = [
         part.tensor.removesuffix(".weight")
         for part in channels
         if part.axis == 1 and part.tensor.removesuffix(".weight") in linears
     ]
-    widths = dense.num_kv_heads, dense.num_heads, head_dim, dense.num_ffn_channels
-    return Layout((*heads, *channels), *widths, attention_out, outs[0] if len(outs) == 1 else None)
+    widths = dense.num_kv_heads, dense.num_heads, head_dim, dense.num_ffn_channels, dense.num_experts
+    owners = {part.tensor.rpartition(".")[0] for part in experts if len(shapes[part.tensor]) == 3}
+    ffn_out, experts_module = (found[0] if len(found) == 1 else None for found in (outs, list(owners)))
+    return Layout((*heads, *channels, *experts), *widths, attention_out, ffn_out, experts_module)
 
 
 ATTENTION = tuple(
@@ -244,19 +277,20 @@ def _attention(
     return None, 0, []
 
 
-def _channels(
-    dense: Mapping[str, torch.Size], narrow: Mapping[str, torch.Size], num_channels: int, fewer: int
+def _following(
+    kind: UnitKind, dense: Mapping[str, torch.Size], narrow: Mapping[str, torch.Size], num: int, fewer: int
 ) -> list[WeightSlice]:
-    """What follows the number of channels: a tensor with c F entries along an axis holds c blocks of F. None where the
-    class builds another number than the configuration has, or other tensors."""
+    """What follows the number of units: a tensor with c times as many entries along an axis holds c blocks of them, of
+    experts a single one. None where the class builds another number than the configuration has, or other tensors."""
     found = []
     if dense.keys() != narrow.keys():
         return []
     for name, shape in dense.items():
         for axis, (size, smaller) in enumerate(zip(shape, narrow[name], strict=True)):
-            blocks, rest = divmod(size, num_channels)
-            if size != smaller and (rest or size - smaller != blocks * fewer):
+            if size == smaller:
+                continue
+            blocks, rest = divmod(size, num)
+            if rest or size - smaller != blocks * fewer or (kind == "experts" and blocks != 1):
                 return []
-            starts = range(0, size, num_channels) if size != smaller else ()
-            found += [WeightSlice(name, "ffn_channels", axis, start, 1, num_channels) for start in starts]
+            found += [WeightSlice(name, kind, axis, start, 1, num) for start in range(0, size, num)]
     return found

@@ -1,7 +1,6 @@
 """Load a model and its processor from a folder, which is checked to be complete first."""
 
 import copy
-import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from raysearch.errors import InputError, first_line
+from raysearch.files import read_json
 from raysearch.logging import quiet
 from raysearch.models.chat_template import check_chat_template
 from raysearch.models.checkpoint_files import check_folder, model_folder, read_config, stored_folder
@@ -157,8 +157,8 @@ _CONVERSIONS: dict[str, Any] = {module.MODEL_TYPE: module for module in (bunny, 
 def _conversion(folder: Path) -> Any:
     """The module that converts the folder's checkpoint to a stock class; None if it has one."""
     try:
-        return _CONVERSIONS.get(json.loads((folder / "config.json").read_text())["model_type"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return _CONVERSIONS.get(read_json(folder / "config.json")["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -167,7 +167,7 @@ def _converted_config(conversion: Any, folder: Path) -> PretrainedConfig:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as stream:
             names += stream.keys()
-    published = json.loads((folder / "config.json").read_text())
+    published = read_json(folder / "config.json")
     try:
         return conversion.stock_config(published, names, folder)
     except InputError:

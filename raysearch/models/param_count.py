@@ -4,7 +4,6 @@ import copy
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import mul
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from raysearch.errors import InputError
-from raysearch.models import Layout, UnitKind, decoder_layout, empty_model, family_for
-from raysearch.models.layout import UNIT_KINDS, signature_of
-from raysearch.models.pruned_config import fixed_layers, head_dim_of, pruned_text_config, shape_of
-from raysearch.models.shape import LayerCounts, Linear, ParamCounts, Shape
+from raysearch.models import Layout, decoder_layout, empty_model, family_for
+from raysearch.models.layout import signature_of
+from raysearch.models.pruned_config import fixed_layers, head_dim_of, least_experts, pruned_text_config, shape_of
+from raysearch.models.shape import UNIT_KINDS, LayerCounts, ParamCounts, Shape, Tensor, UnitKind
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class _Decoder:
         return [len(_linear_modules(layer)) for layer in self._layers(pair)]
 
     def _holds(self, pair: tuple[int, int]) -> bool:
-        num = _nums(Shape(1, *pair, self.dense.num_ffn_channels))
+        num = nums_of(replace(self.dense, num_kv_heads=pair[0], num_heads=pair[1]))
         try:
             built = self._layers(pair)
         except InputError:
@@ -61,13 +60,14 @@ class _Decoder:
         return True
 
     def _layers(self, pair: tuple[int, int]) -> Sequence[nn.Module]:
-        shape = Shape(len(self.places), *pair, self.dense.num_ffn_channels)
+        shape = replace(self.dense, num_layers=len(self.places), num_kv_heads=pair[0], num_heads=pair[1])
         text_config = pruned_text_config(self.text_config, shape, self.places)
         same = type(text_config) is type(self.text_config)
         return empty_model(text_config, self.decoder_class if same else MODEL_MAPPING[type(text_config)]).layers
 
 
-def _nums(shape: Shape) -> dict[UnitKind, int]:
+def nums_of(shape: Shape) -> dict[UnitKind, int]:
+    """Units of each kind in a layer."""
     return dict(zip(UNIT_KINDS, shape.widths, strict=True))
 
 
@@ -111,21 +111,29 @@ def _count(config: PretrainedConfig) -> ParamCounts:
     decoder_ids = {id(p) for p in [*decoder.parameters(), *family.lm_head(model).parameters()]}
     in_decoder = sum(p.numel() for p in model.parameters() if id(p) in decoder_ids)
     in_layers = sum(p.numel() for p in decoder.layers.parameters())
-    buffers = [b for name, b in model.named_buffers() if name in model.state_dict()]
-    kinds = []
-    for of_kind, shapes in zip(places, tensors, strict=True):
-        layout = layouts[of_kind[0]]
-        per_unit = group, head, channel = [_per_unit(layout, shapes, kind, _nums(dense)) for kind in UNIT_KINDS]
-        per_layer = sum(shape.numel() for shape in shapes.values()) - sum(map(mul, dense.widths, per_unit))
-        kinds.append(
-            LayerCounts(tuple(of_kind), per_layer, group, head, channel, _linears(layers[of_kind[0]], layout), 0)
-        )
+    saved, in_place = model.state_dict().keys(), {id(b) for b in decoder.layers.buffers()}
+    buffers = [
+        b for name, b in model.named_buffers() if name in saved and not (id(b) in in_place and b.is_floating_point())
+    ]
+    kinds = [
+        LayerCounts(tuple(of_kind), *_tensors(layers[of_kind[0]], layouts[of_kind[0]], dense), num_split_linears=0)
+        for of_kind in places
+    ]
     owned = {part.tensor for layout in layouts for part in layout.slices if part.kind == "ffn_channels"}
     has_experts = any(len(shape) == 3 for of_kind in tensors for name, shape in of_kind.items() if name in owned)
-    choices.sort(key=lambda pair: sum(len(kind.layers) * kind.attention(pair) for kind in kinds), reverse=True)
+    multiple = min(8 if has_experts else 1, dense.num_ffn_channels)
+
+    def with_heads(pair: tuple[int, int]) -> int:
+        shape = replace(dense, num_kv_heads=pair[0], num_heads=pair[1])
+        return sum(len(kind.layers) * kind.layer(shape) for kind in kinds)
+
+    choices.sort(key=with_heads, reverse=True)
     if len(choices) > 1:
         split = candidates.num_linears(choices[-1])
-        kinds = [replace(kind, num_split_linears=n - len(kind.linears)) for kind, n in zip(kinds, split, strict=True)]
+        kinds = [
+            replace(kind, num_split_linears=num - sum(tensor.is_linear for tensor in kind.tensors))
+            for kind, num in zip(kinds, split, strict=True)
+        ]
     return ParamCounts(
         dense=dense,
         num_outside=total - in_decoder,
@@ -136,11 +144,14 @@ def _count(config: PretrainedConfig) -> ParamCounts:
         num_buffer_values=sum(b.numel() for b in buffers if b.is_floating_point()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in buffers if not b.is_floating_point()),
         fixed_layers=fixed_layers(config),
-        channels_multiple=min(8 if has_experts else 1, dense.num_ffn_channels),
+        channels_multiple=multiple,
+        channels_step=64 if dense.num_ffn_channels >= 4096 else multiple,
+        most_channels=dense.num_ffn_channels,
         hidden_size=int(text_config.hidden_size),
         head_dim=head_dim_of(text_config),
         vocab_size=int(text_config.vocab_size),
         attention_choices=tuple(choices),
+        least_experts=least_experts(config) if any(kind.has("experts") for kind in kinds) else dense.num_experts,
     )
 
 
@@ -167,25 +178,23 @@ def _linear_modules(layer: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
 
 
-def _linears(layer: nn.Module, layout: Layout) -> tuple[Linear, ...]:
-    """A decoder layer's linear layers, their extents per unit."""
+def _tensors(layer: nn.Module, layout: Layout, dense: Shape) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """A decoder layer's parameters and its saved floating point buffers, with their extents per unit."""
+    num, linears = nums_of(dense), {f"{name}.weight" for name in _linear_modules(layer)}
 
-    def per_unit(name: str, axis: int, extent: int) -> tuple[int, int, int, int]:
-        sizes = Counter[str]()
-        for part in layout.slices_of(f"{name}.weight"):
-            if part.axis == axis:
-                sizes[part.kind] += part.size
-        return (0 if sizes else extent, sizes["kv_groups"], sizes["heads"], sizes["ffn_channels"])
+    def tensor(name: str, shape: torch.Size) -> Tensor:
+        axes = []
+        for axis, size in enumerate(shape):
+            per_unit = Counter[str]()
+            for part in layout.slices_of(name):
+                per_unit[part.kind] += part.size * (part.axis == axis)
+            owned = sum(per_unit[kind] * num[kind] for kind in UNIT_KINDS)
+            axes.append((size - owned, *(per_unit[kind] for kind in UNIT_KINDS)))
+        return Tensor(tuple(axes), name in linears)
 
-    return tuple(
-        Linear(per_unit(name, 0, module.out_features), per_unit(name, 1, module.in_features))
-        for name, module in _linear_modules(layer).items()
+    saved = layer.state_dict().keys()
+    buffers = [(name, b) for name, b in layer.named_buffers() if name in saved and b.is_floating_point()]
+    parameters, kept = (
+        tuple(tensor(name, t.shape) for name, t in named) for named in (layer.named_parameters(), buffers)
     )
-
-
-def _per_unit(layout: Layout, shapes: dict[str, torch.Size], kind: UnitKind, num: dict[UnitKind, int]) -> int:
-    """Parameters of one unit of `kind` in a layer."""
-    fewer = {**num, kind: num[kind] - 1}
-    return sum(
-        shape.numel() - torch.Size(layout.kept_shape(name, shape, fewer)).numel() for name, shape in shapes.items()
-    )
+    return parameters, kept

@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raysearch.files import cache_folder, write_json
+from raysearch.files import cache_folder, read_json, write_json
 from raysearch.models.checkpoint_files import check_folder, model_folder, read_config
-from raysearch.models.shape import LayerCounts, Linear, ParamCounts, Shape
+from raysearch.models.shape import LayerCounts, ParamCounts, Shape, Tensor
 
 SHIPPED = Path(__file__).parents[1] / "pocket" / "counts.json"
 
@@ -68,10 +68,10 @@ def _local_folder(model: str) -> Path | None:
 
 
 def _key(folder: Path) -> str:
-    """Hash of a configuration, of its tensors' names, of the fields of `ParamCounts`, and of transformers' version."""
+    """Hash of a configuration, of its tensors' names, of the fields of counts, and of transformers' version."""
     config, shards = read_config(folder), check_folder(folder)
     identity: list[Any] = [config, sorted(shards), metadata.version("transformers")]
-    identity += [field.name for field in dataclasses.fields(ParamCounts)]
+    identity += [field.name for kind in (ParamCounts, LayerCounts, Shape) for field in dataclasses.fields(kind)]
     if any(name.endswith("lm_head.weight") for name in shards) and '"tie_word_embeddings": true' in json.dumps(config):
         identity += [path.stat().st_mtime_ns for path in sorted(set(shards.values()))]  # its values decide on the tie
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
@@ -80,7 +80,7 @@ def _key(folder: Path) -> str:
 def _read(path: Path, key: str) -> ParamCounts | None:
     """Cached counts; None if there are none of this key, or none that can be read."""
     try:
-        cached: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        cached: dict[str, Any] = read_json(path)
         if cached.pop("key") != key:
             return None
         cached["dense"] = Shape(**cached["dense"])
@@ -93,8 +93,12 @@ def _read(path: Path, key: str) -> ParamCounts | None:
 
 
 def _kind(fields: dict[str, Any]) -> LayerCounts:
-    linears = tuple(Linear(*map(tuple, linear.values())) for linear in fields["linears"])
-    return LayerCounts(**{**fields, "layers": tuple(fields["layers"]), "linears": linears})
+    tensors = {name: tuple(map(_tensor, fields[name])) for name in ("tensors", "buffers")}
+    return LayerCounts(**{**fields, "layers": tuple(fields["layers"]), **tensors})
+
+
+def _tensor(fields: dict[str, Any]) -> Tensor:
+    return Tensor(tuple(map(tuple, fields["axes"])), fields["is_linear"])
 
 
 def _write(path: Path, key: str, counts: ParamCounts) -> None:

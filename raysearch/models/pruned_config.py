@@ -12,6 +12,12 @@ from raysearch.models.shape import Shape
 _CHANNELS = ("moe_intermediate_size", "expert_intermediate_size", "intermediate_size", "ffn_hidden_size", "ffn_dim")
 """Keys of the number of FFN channels; of a decoder with experts, that of the experts comes first."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN_EXPERTS = (
+    "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "num_selected_experts", "moe_topk",
+    "moe_top_k", "moe_k", "top_k_experts",
+)  # fmt: skip
+"""Keys of the number of experts that a token goes through."""
+_EXPERT_GROUPS = ("n_group", "num_expert_group", "num_expert_groups")
 _FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers", "n_dense_layers")
 """Keys that say how many first layers are of another kind."""
 _LAST_LAYERS = ("num_kv_shared_layers",)
@@ -37,7 +43,22 @@ def shape_of(config: PretrainedConfig) -> Shape:
             f"{config.model_type}: its decoder has {shape[0]} layers, {shape[1]} KV heads, {shape[2]} query heads and "
             f"{shape[3]} FFN channels by its configuration; only decoders with one positive number of each are pruned"
         )
-    return Shape(*shape)  # type: ignore[arg-type]
+    return Shape(*shape, _num_experts(text))  # type: ignore[arg-type]
+
+
+def _num_experts(text: PretrainedConfig) -> int:
+    """Experts of a layer that has any; 0 for a decoder without."""
+    nums = [_number(text, name) for name in _EXPERTS]
+    return next((num for num in nums if type(num) is int and num > 0), 0)
+
+
+def least_experts(config: PretrainedConfig) -> int:
+    """The fewest experts that a router can choose among: those that a token goes through. All of them where that number
+    is not known, or where the router chooses groups of experts first."""
+    text = config.get_text_config(decoder=True)
+    chosen = [num for name in _CHOSEN_EXPERTS if type(num := _number(text, name)) is int and num > 0]
+    in_groups = any((_number(text, name) or 1) != 1 for name in _EXPERT_GROUPS)
+    return _num_experts(text) if in_groups or not chosen else min(max(chosen), _num_experts(text))
 
 
 def channels_key(text: PretrainedConfig) -> str:
@@ -61,14 +82,6 @@ def _number(text: PretrainedConfig, key: str) -> Any:
 def head_dim_of(text_config: PretrainedConfig) -> int:
     """Features per head."""
     return int(_number(text_config, "head_dim") or text_config.hidden_size // text_config.num_attention_heads)
-
-
-def probe_of_channels(text: PretrainedConfig, layers: Sequence[int]) -> tuple[PretrainedConfig, int]:
-    """The configuration of some layers with half of the FFN channels, and how many are missing; 0 of a single one."""
-    dense = shape_of(text)
-    fewer = dense.num_ffn_channels // 2
-    shape = Shape(len(layers), dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels - fewer)
-    return pruned_text_config(text, shape, layers), fewer
 
 
 def pruned_config(config: PretrainedConfig, shape: Shape, layers: Sequence[int] | None = None) -> PretrainedConfig:
@@ -124,6 +137,9 @@ def pruned_text_config(text: PretrainedConfig, shape: Shape, layers: Sequence[in
     if shape.num_ffn_channels != dense.num_ffn_channels:
         key, num = channels_key(text), shape.num_ffn_channels
         fields[key] = [num] * shape.num_layers if isinstance(getattr(text, key), list | tuple) else num
+    if shape.num_experts not in (0, dense.num_experts):
+        named = [key for key in _EXPERTS if key in fields and _number(text, key) == dense.num_experts]
+        fields |= dict.fromkeys(named, shape.num_experts)
     cls = type(text)
     if _becomes_mistral(text, shape):
         cls, fields = MistralConfig, _as_mistral(text, fields)

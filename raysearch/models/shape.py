@@ -1,11 +1,43 @@
 """The prunable extents of a decoder, and the parameter counts of a model's parts."""
 
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import mul
+from typing import Literal
 
 from raysearch.config.budget import Size
 from raysearch.config.quantization import SHAPE_BYTES, Quantization, stored_bytes
+from raysearch.config.shape_rules import ShapeRules
+from raysearch.errors import InputError
+
+UnitKind = Literal["kv_groups", "heads", "ffn_channels", "experts"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A kind of unit that can be removed from decoder layers; `UNITS` has all of them.
+
+    Attributes:
+        kind: its name, also of the scores in `Importance` and the indices in `Units`.
+        extent: the field of `Shape` that says how many a layer has.
+        noun: in sentences.
+    """
+
+    kind: UnitKind
+    extent: str
+    noun: str
+
+
+UNITS = (
+    Unit("kv_groups", "num_kv_heads", "KV heads"),
+    Unit("heads", "num_heads", "query heads"),
+    Unit("ffn_channels", "num_ffn_channels", "FFN channels"),
+    Unit("experts", "num_experts", "experts"),
+)
+UNIT_KINDS: tuple[UnitKind, ...] = tuple(unit.kind for unit in UNITS)
 
 
 @dataclass(frozen=True, order=True)
@@ -16,36 +48,49 @@ class Shape:
         num_layers: decoder layers.
         num_kv_heads: key and value heads per layer.
         num_heads: query heads per layer, a multiple of `num_kv_heads`.
-        num_ffn_channels: intermediate FFN channels per layer.
+        num_ffn_channels: intermediate FFN channels per layer, or per expert.
+        num_experts: experts per layer that has any; 0 for all that the dense model has.
     """
 
     num_layers: int
     num_kv_heads: int
     num_heads: int
     num_ffn_channels: int
+    num_experts: int = 0
 
     @property
-    def widths(self) -> tuple[int, int, int]:
-        """KV heads, query heads and FFN channels."""
-        return self.num_kv_heads, self.num_heads, self.num_ffn_channels
+    def widths(self) -> tuple[int, ...]:
+        """How many units of each kind a layer has, in the order of `UNITS`."""
+        return tuple(getattr(self, unit.extent) for unit in UNITS)
+
+    def filled(self, dense: "Shape") -> "Shape":
+        """This shape with the dense number of experts in place of 0."""
+        return self if self.num_experts else replace(self, num_experts=dense.num_experts)
+
+
+Extent = tuple[int, ...]
+"""Entries along an axis of a tensor: those that no unit owns, then those per unit of each kind."""
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A linear layer that every decoder layer has.
+class Tensor:
+    """A parameter of a decoder layer.
 
     Attributes:
-        outputs, inputs: features that no unit owns, then those per KV head, per head and per FFN channel.
+        axes: the extent of each axis.
+        is_linear: whether it is the weight of a linear layer, (outputs, inputs); quantisation rounds those.
     """
 
-    outputs: tuple[int, int, int, int]
-    inputs: tuple[int, int, int, int]
+    axes: tuple[Extent, ...]
+    is_linear: bool
 
-    def extents(self, shape: Shape) -> tuple[int, int]:
-        """Outputs and inputs in a decoder layer of `shape`."""
-        units = (1, *shape.widths)
-        num_outputs, num_inputs = (sum(map(mul, per, units)) for per in (self.outputs, self.inputs))
-        return num_outputs, num_inputs
+    def sizes(self, units: Extent) -> list[int]:
+        """Its sizes, given 1 and the number of units of each kind."""
+        return [sum(map(mul, axis, units)) for axis in self.axes]
+
+
+Polynomial = dict[tuple[int, ...], int]
+"""Coefficients of products of numbers of units, by the units' places in `UNITS`; () is the constant."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +99,55 @@ class LayerCounts:
 
     Attributes:
         layers: their places in the dense decoder.
-        per_layer: a layer's parameters that no prunable unit owns (norms, output biases).
-        per_kv_head, per_head, per_channel: parameters of one unit in one layer; 0 where the kind has none.
-        linears: a layer's linear layers; quantisation rounds their weights.
-        num_split_linears: how many more a layer has in the class with split weights that holds fewer heads.
+        tensors: parameters of one layer.
+        buffers: its saved floating point buffers.
+        num_split_linears: how many more linear layers one has in the class with split weights that holds fewer heads.
     """
 
     layers: tuple[int, ...]
-    per_layer: int
-    per_kv_head: int
-    per_head: int
-    per_channel: int
-    linears: tuple[Linear, ...]
+    tensors: tuple[Tensor, ...]
+    buffers: tuple[Tensor, ...]
     num_split_linears: int
-
-    def attention(self, pair: tuple[int, int]) -> int:
-        """Parameters of one layer's heads, given (KV heads, query heads)."""
-        return pair[0] * self.per_kv_head + pair[1] * self.per_head
 
     def layer(self, shape: Shape) -> int:
         """Parameters of one layer of `shape`."""
-        heads = self.attention((shape.num_kv_heads, shape.num_heads))
-        return self.per_layer + heads + shape.num_ffn_channels * self.per_channel
+        return _value(self._params, shape)
+
+    def buffer_values(self, shape: Shape) -> int:
+        """Values of one layer's buffers."""
+        return _value(self._buffer_values, shape)
+
+    @cached_property
+    def _params(self) -> Polynomial:
+        return _polynomial(self.tensors)
+
+    @cached_property
+    def _buffer_values(self) -> Polynomial:
+        return _polynomial(self.buffers)
+
+    def has(self, kind: UnitKind) -> bool:
+        """Whether units of a kind own anything here."""
+        return any(UNIT_KINDS.index(kind) in term for term in self._params)
+
+
+def _polynomial(tensors: Iterable[Tensor]) -> Polynomial:
+    """Values of all tensors together."""
+    found = Counter[tuple[int, ...]]()
+    for tensor in tensors:
+        terms: Counter[tuple[int, ...]] = Counter({(): 1})
+        for constant, *per_unit in tensor.axes:
+            product = Counter({term: constant * factor for term, factor in terms.items()})
+            for place, size in enumerate(per_unit):
+                for term, factor in terms.items() if size else ():
+                    product[tuple(sorted((*term, place)))] += size * factor
+            terms = product
+        found.update(terms)
+    return {term: factor for term, factor in found.items() if factor}
+
+
+def _value(polynomial: Polynomial, shape: Shape) -> int:
+    units = shape.widths
+    return sum(factor * math.prod([units[place] for place in term]) for term, factor in polynomial.items())
 
 
 @dataclass(frozen=True)
@@ -88,13 +160,18 @@ class ParamCounts:
         rest_per_layer: the part of `num_decoder_rest` that goes with each layer, such as embeddings per layer.
         kinds: of decoder layers, in the order of their last ones. A hybrid decoder has several, such as recurrent and
             attention layers.
-        num_buffer_values, buffer_bytes: saved buffers that are floating point (in values), and the others.
+        num_buffer_values, buffer_bytes: saved buffers that are floating point (in values, without those of `kinds`),
+            and the others.
         fixed_layers: the decoder layers that can't be dropped.
-        channels_multiple: that the class demands of the number of FFN channels. Grouped products over experts need rows
-            of whole 16 bytes.
+        channels_multiple: that the number of FFN channels must be: the class demands it, such as whole 16 bytes per row
+            in grouped products over experts, or rules do.
+        channels_step: by which their number is chosen: 64 from 4096 channels on, for tensor cores.
+        most_channels: the largest number allowed; the dense one unless rules forbid it.
         hidden_size, head_dim, vocab_size: of the decoder; pruning leaves them alone.
         attention_choices: all (KV heads, query heads) with equally many query heads per group that the stock class
             holds, the largest first.
+        least_experts: the fewest experts that the class routes among; `dense.num_experts` where none can be dropped.
+        rules: on shapes, in words; empty without any.
     """
 
     dense: Shape
@@ -107,10 +184,47 @@ class ParamCounts:
     buffer_bytes: int
     fixed_layers: tuple[int, ...]
     channels_multiple: int
+    channels_step: int
+    most_channels: int
     hidden_size: int
     head_dim: int
     vocab_size: int
     attention_choices: tuple[tuple[int, int], ...]
+    least_experts: int
+    rules: str = ""
+
+    def under(self, rules: ShapeRules) -> "ParamCounts":
+        """The same model, of which only shapes within the rules are made.
+
+        Raises:
+            InputError: there is no such shape.
+        """
+        if rules == ShapeRules():
+            return self
+        dense, step = self.dense, math.lcm(self.channels_multiple, rules.channels_multiple)
+        head_rules = dense.num_kv_heads, self.head_dim, self.hidden_size
+        choices = tuple(pair for pair in self.attention_choices if rules.admits_heads(*pair, *head_rules))
+        has_channels = any(kind.has("ffn_channels") for kind in self.kinds)
+        most = dense.num_ffn_channels // step * step if has_channels else dense.num_ffn_channels
+        missing = None
+        if self.hidden_size % rules.hidden_multiple:
+            missing = f"its hidden size is {self.hidden_size}"
+        elif not choices:
+            missing = f"no part of its {dense.num_kv_heads} KV heads and {dense.num_heads} query heads of "
+            missing += f"{self.head_dim} features will do"
+        elif not most or most % step:
+            missing = f"it has {dense.num_ffn_channels} FFN channels"
+        if missing:
+            raise InputError(f"shapes: {rules.describe()}: this decoder has no such shape, since {missing}")
+        chosen = step if rules.ffn_multiple else math.lcm(self.channels_step, step)
+        return replace(
+            self,
+            attention_choices=choices,
+            channels_multiple=step,
+            channels_step=min(chosen, most),
+            most_channels=most,
+            rules=rules.describe(),
+        )
 
     @cached_property
     def kind_of_layer(self) -> list[int]:
@@ -132,21 +246,22 @@ class ParamCounts:
 
     def layers(self, shape: Shape) -> int:
         """Parameters of all decoder layers."""
-        nums = self.num_of_kinds(shape.num_layers)
+        shape, nums = shape.filled(self.dense), self.num_of_kinds(shape.num_layers)
         return sum(num * kind.layer(shape) for num, kind in zip(nums, self.kinds, strict=True))
 
     def layer(self, shape: Shape) -> float:
         """Parameters of one decoder layer, on average over a decoder of `shape`."""
         return self.layers(shape) / shape.num_layers
 
-    def channels(self, num_layers: int) -> int:
+    def channels(self, shape: Shape) -> int:
         """Parameters of one FFN channel in every layer of a decoder."""
-        nums = self.num_of_kinds(num_layers)
-        return sum(num * kind.per_channel for num, kind in zip(nums, self.kinds, strict=True))
+        return self.layers(replace(shape, num_ffn_channels=1)) - self.layers(replace(shape, num_ffn_channels=0))
 
     def attention(self, pair: tuple[int, int]) -> int:
         """Parameters of the heads of all dense layers, given (KV heads, query heads)."""
-        return sum(len(kind.layers) * kind.attention(pair) for kind in self.kinds)
+        kv_heads, heads = pair
+        without = replace(self.dense, num_kv_heads=0, num_heads=0)
+        return self.layers(replace(without, num_kv_heads=kv_heads, num_heads=heads)) - self.layers(without)
 
     def decoder(self, shape: Shape) -> int:
         """Parameters of the language model: embeddings, layers, final norm and head."""
@@ -167,23 +282,25 @@ class ParamCounts:
         Args:
             shape: of the decoder; None is the dense one.
             bytes_per_param: of weights that aren't quantised, and of the scales of those that are.
-            quantization: of the weights of the kinds' `linears`; the number of parameters stays.
+            quantization: of the weights of linear layers; the number of parameters stays.
         """
-        shape = shape or self.dense
+        shape = (shape or self.dense).filled(self.dense)
         num_params = self.total(shape)
         size_bytes = (num_params + self.num_buffer_values) * bytes_per_param + self.buffer_bytes
-        if quantization != "none":
-            for num, kind in zip(self.num_of_kinds(shape.num_layers), self.kinds, strict=True):
+        for num, kind in zip(self.num_of_kinds(shape.num_layers), self.kinds, strict=True):
+            size_bytes += num * kind.buffer_values(shape) * bytes_per_param
+            if quantization != "none":
                 size_bytes -= num * self._bytes_saved(kind, shape, bytes_per_param, quantization)
         return Size(num_params, size_bytes)
 
     def _bytes_saved(self, kind: LayerCounts, shape: Shape, bytes_per_param: int, quantization: Quantization) -> int:
         """Bytes that quantisation saves in one decoder layer."""
-        saved = 0
-        for linear in kind.linears:
-            num_outputs, num_inputs = linear.extents(shape)
-            saved += num_outputs * num_inputs * bytes_per_param
-            saved -= stored_bytes(quantization, num_outputs, num_inputs, bytes_per_param)
+        saved, units = 0, (1, *shape.widths)
+        for tensor in kind.tensors:
+            if tensor.is_linear:
+                num_outputs, num_inputs = tensor.sizes(units)
+                saved += num_outputs * num_inputs * bytes_per_param
+                saved -= stored_bytes(quantization, num_outputs, num_inputs, bytes_per_param)
         split = kind.num_split_linears if shape.num_heads != self.dense.num_heads else 0
         return saved - split * SHAPE_BYTES
 
@@ -193,9 +310,16 @@ class ParamCounts:
         return 2 * shape.num_layers * shape.num_kv_heads * self.head_dim * num_tokens * bytes_per_value
 
     @cached_property
+    def largest(self) -> Shape:
+        """The largest shape that is made: the dense one, unless rules forbid its widths."""
+        kv, heads = max(self.attention_choices, key=self.attention)
+        return replace(self.dense, num_kv_heads=kv, num_heads=heads, num_ffn_channels=self.most_channels)
+
+    @cached_property
     def smallest(self) -> Shape:
-        """The smallest shape that the stock class holds."""
+        """The smallest shape that is made, with all experts."""
         kv, heads = min(self.attention_choices, key=self.attention)
         least = sum(max(1, sum(layer in kind.layers for layer in self.fixed_layers)) for kind in self.kinds)
-        has_channels = any(kind.per_channel for kind in self.kinds)
-        return Shape(least, kv, heads, self.channels_multiple if has_channels else self.dense.num_ffn_channels)
+        has_channels = any(kind.has("ffn_channels") for kind in self.kinds)
+        channels = min(self.channels_multiple, self.most_channels) if has_channels else self.most_channels
+        return Shape(least, kv, heads, channels, self.dense.num_experts)

@@ -4,6 +4,7 @@ Every function returns the shape whose parameter count is nearest to the target 
 it (for a budget), to within one unit: one layer, or one step of FFN channels.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,14 +13,13 @@ from raysearch.config.budget import Budget, Size
 from raysearch.config.quantization import Quantization
 from raysearch.config.recipe import Mode, Recipe, check_ratio
 from raysearch.errors import InputError
-from raysearch.models.shape import ParamCounts, Shape
+from raysearch.models.shape import UNITS, ParamCounts, Shape
 
 
 def shape_for(counts: ParamCounts, recipe: Recipe) -> Shape:
     """The shape that a recipe gives a dense model of `counts`; see `shape_for_ratio`."""
-    return shape_for_ratio(
-        counts, recipe.mode, recipe.ratio, recipe.depth_share, attention_share=recipe.attention_share
-    )
+    split = recipe.depth_share, None, recipe.attention_share, recipe.expert_ratio
+    return shape_for_ratio(counts, recipe.mode, recipe.ratio, *split)
 
 
 def size_for(counts: ParamCounts, recipe: Recipe) -> Size | None:
@@ -37,8 +37,9 @@ def shape_for_ratio(
     depth_share: float | None = None,
     multiple: int | None = None,
     attention_share: float | None = None,
+    expert_ratio: float | None = None,
 ) -> Shape:
-    """The shape that removes nearest to `ratio` of the decoder's parameters; the dense shape for 0.
+    """The shape that removes nearest to `ratio` of the decoder's parameters; for 0 the dense one, if rules admit it.
 
     Args:
         counts: of the dense model.
@@ -46,25 +47,34 @@ def shape_for_ratio(
         ratio: share of the language model's parameters to remove: embeddings, layers, norm and head
             (arXiv 2604.24380, Table 5).
         depth_share: for mode `both`, the share of the removal done by dropping layers; 0.5 if None.
-        multiple: FFN channels come in multiples of this; None chooses `default_multiple`.
+        multiple: FFN channels come in multiples of this; None chooses `ParamCounts.channels_step`.
         attention_share: share of the heads' parameters to remove, as a multiple of the FFN's: 0 keeps all heads as long
             as the FFN suffices, 1 (None) removes the same share of both.
+        expert_ratio: share of the experts to remove first, as part of `ratio`.
 
     Raises:
-        InputError: `ratio` outside [0, 1), or more than can be removed.
+        InputError: `ratio` outside [0, 1), or no shape removes about so much; the message has the nearest.
     """
     check_ratio(ratio)
-    dense = counts.decoder(counts.dense)
-    step = _step(counts, multiple)
-    target = dense * (1 - ratio) + counts.num_outside
-    least = counts.total(smallest_shape(counts, mode, step))
-    unit = counts.layer(counts.dense) if mode == "layerwise" else step * counts.channels(counts.dense.num_layers)
-    if target < least - unit / 2:
-        most = 1 - (least - counts.num_outside) / dense
+    base, step = _base(counts, mode, expert_ratio), _step(counts, multiple)
+    target = counts.decoder(counts.dense) * (1 - ratio) + counts.num_outside
+    least = smallest_shape(counts, mode, step, base)
+    unit = counts.layer(base) if mode == "layerwise" else step * counts.channels(base)
+    if target < counts.total(least) - unit / 2:
+        most = counts.removed_share(least)
         raise InputError(
             f"ratio {ratio}: {mode} can remove at most {most:.4f} of this decoder's parameters; lower the ratio"
         )
-    return _shape_near(counts, mode, target, depth_share, attention_share, step, within=False)
+    shape = _shape_near(counts, mode, target, depth_share, attention_share, step, base, within=False)
+    if (counts.rules or expert_ratio) and _error(counts, shape, target) > (
+        unit / 2 if shape == base else unit or _largest_gap(counts, base)
+    ):
+        limits = [f"shapes {counts.rules}"] * bool(counts.rules) + [f"expert_ratio {expert_ratio}"] * bool(expert_ratio)
+        raise InputError(
+            f"ratio {ratio}: with {' and '.join(limits)} no model removes about so much; the nearest removes "
+            f"{counts.removed_share(shape):.4f} of this decoder's parameters"
+        )
+    return shape
 
 
 def shape_for_budget(
@@ -76,6 +86,7 @@ def shape_for_budget(
     bytes_per_param: int = 2,
     quantization: Quantization = "none",
     attention_share: float | None = None,
+    expert_ratio: float | None = None,
 ) -> Shape:
     """The largest shape whose whole model, its decoder quantised, is within `budget`; a share is of the bytes of the
     dense, unquantised model. Arguments as in `shape_for_ratio` and `ParamCounts.size`.
@@ -88,20 +99,20 @@ def shape_for_budget(
     def size(shape: Shape) -> Size:
         return counts.size(shape, bytes_per_param, quantization)
 
-    if budget.admits(size(counts.dense), dense):
-        return counts.dense
-    step = _step(counts, multiple)
-    best = smallest_shape(counts, mode, step)
+    base, step = _base(counts, mode, expert_ratio), _step(counts, multiple)
+    if budget.admits(size(base), dense):
+        return base
+    best = smallest_shape(counts, mode, step, base)
     smallest = size(best)
     if not budget.admits(smallest, dense):
         raise InputError(
             f"budget {budget.text}: below the smallest model that {mode} can reach, {smallest.num_params} "
             f"parameters in {smallest.size_bytes} bytes ({smallest.size_bytes / dense.size_bytes:.1%}); raise it"
         )
-    low, high = float(smallest.num_params), float(dense.num_params)
+    low, high = float(smallest.num_params), float(counts.total(base))
     while high - low > 0.5:
         middle = (low + high) / 2
-        shape = _shape_near(counts, mode, middle, depth_share, attention_share, step, within=True)
+        shape = _shape_near(counts, mode, middle, depth_share, attention_share, step, base, within=True)
         if budget.admits(size(shape), dense):
             best, low = shape, middle
         else:
@@ -113,42 +124,68 @@ def exact_shape(counts: ParamCounts, kept: Mapping[str, int]) -> Shape:
     """The dense shape but for the extents that are given, by the names of `Shape`.
 
     Raises:
-        InputError: more than the dense model has, less than 1, or heads that the stock class can't hold.
+        InputError: more than the dense model has, less than 1, or what the stock class or the rules can't hold.
     """
     dense, shape = counts.dense, replace(counts.dense, **kept)
     for name, num in kept.items():
-        least = counts.smallest.num_layers if name == "num_layers" else 1
+        least = {"num_layers": counts.smallest.num_layers, "num_experts": counts.least_experts}.get(name, 1)
         if not least <= num <= getattr(dense, name):
             raise InputError(f"{name} {num}: outside {least} to {getattr(dense, name)}, what this decoder has")
-    if shape.num_ffn_channels % counts.channels_multiple and shape.num_ffn_channels != dense.num_ffn_channels:
-        raise InputError(
-            f"num_ffn_channels {shape.num_ffn_channels}: the class needs a multiple of {counts.channels_multiple}"
-        )
+    step = counts.channels_multiple
+    if shape.num_ffn_channels % step and shape.num_ffn_channels != counts.most_channels:
+        raise InputError(f"num_ffn_channels {shape.num_ffn_channels}: must be a multiple of {step}")
     if (shape.num_kv_heads, shape.num_heads) not in counts.attention_choices:
         pairs = ", ".join(f"{kv} and {heads}" for kv, heads in counts.attention_choices[:12])
+        within = f" within shapes {counts.rules}" * bool(counts.rules)
         raise InputError(
-            f"num_kv_heads {shape.num_kv_heads} and num_heads {shape.num_heads}: the stock class can't hold these; "
-            f"choose {pairs}"
+            f"num_kv_heads {shape.num_kv_heads} and num_heads {shape.num_heads}: the stock class can't hold "
+            f"these{within}; choose {pairs}"
         )
     return shape
 
 
-def smallest_shape(counts: ParamCounts, mode: Mode, multiple: int | None = None) -> Shape:
-    """The smallest decoder that `mode` can reach."""
-    dense, least, step = counts.dense, counts.smallest, _step(counts, multiple)
+def smallest_shape(counts: ParamCounts, mode: Mode, multiple: int | None = None, base: Shape | None = None) -> Shape:
+    """The smallest decoder that `mode` can reach from `base`, the largest one.
+
+    Raises:
+        InputError: rules forbid the widths of the dense model, which `mode` keeps.
+    """
+    least, step = counts.smallest, _step(counts, multiple)
+    base = _base(counts, mode, None) if base is None else base
     if mode == "layerwise":
-        return replace(dense, num_layers=least.num_layers)
-    num_layers = dense.num_layers if mode == "widthwise" else least.num_layers
-    return Shape(num_layers, least.num_kv_heads, least.num_heads, max(step, least.num_ffn_channels))
+        return replace(base, num_layers=least.num_layers)
+    widths = replace(least, num_ffn_channels=max(step, least.num_ffn_channels), num_experts=base.num_experts)
+    return replace(widths, num_layers=base.num_layers if mode == "widthwise" else least.num_layers)
 
 
-def default_multiple(counts: ParamCounts) -> int:
-    """Rounding step of FFN channels: 64 from 4096 channels on, for tensor cores; else what the class demands."""
-    return 64 if counts.dense.num_ffn_channels >= 4096 else counts.channels_multiple
+def _base(counts: ParamCounts, mode: Mode, expert_ratio: float | None) -> Shape:
+    """The largest shape within the rules, with the experts that stay."""
+    base, dense = counts.largest, counts.dense
+    if mode == "layerwise" and base != dense:
+        kept = ", ".join(
+            f"{num} {unit.noun}"
+            for unit, num, most in zip(UNITS, dense.widths, base.widths, strict=True)
+            if num != most
+        )
+        raise InputError(f"shapes: layerwise keeps {kept}, which they forbid; choose mode widthwise or both")
+    if not expert_ratio:
+        return base
+    if counts.least_experts == dense.num_experts:
+        raise InputError(
+            f"expert_ratio {expert_ratio:g}: this decoder has no experts that can be dropped; leave it out"
+        )
+    kept_experts = round((1 - expert_ratio) * dense.num_experts)
+    if kept_experts < counts.least_experts:
+        most = 1 - counts.least_experts / dense.num_experts
+        raise InputError(
+            f"expert_ratio {expert_ratio:g}: leaves {kept_experts} of {dense.num_experts} experts, fewer than a token "
+            f"goes through; at most {most:.4g}"
+        )
+    return replace(base, num_experts=kept_experts)
 
 
 def _step(counts: ParamCounts, multiple: int | None) -> int:
-    step = default_multiple(counts) if multiple is None else math.lcm(multiple, counts.channels_multiple)
+    step = counts.channels_step if multiple is None else math.lcm(multiple, counts.channels_multiple)
     if not 1 <= step <= counts.dense.num_ffn_channels:
         raise InputError(f"multiple {step}: outside 1 to {counts.dense.num_ffn_channels}, this decoder's FFN channels")
     return step
@@ -161,61 +198,65 @@ def _shape_near(
     depth_share: float | None,
     attention_share: float | None,
     step: int,
+    base: Shape,
     within: bool,
 ) -> Shape:
-    """The shape whose whole model has nearest to `target` parameters, or at most so many if `within`."""
+    """The shape, of those no larger than `base`, whose whole model has nearest to `target` parameters, or at most so
+    many if `within`."""
     if mode == "layerwise":
-        return _drop_layers(counts, target, within)
+        return _drop_layers(counts, base, target, within)
     if mode == "widthwise":
-        return _narrow(counts, counts.dense.num_layers, target, attention_share, step, within)
-    dense = counts.total(counts.dense)
+        return _narrow(counts, base, target, attention_share, step, within)
+    dense = counts.total(base)
     share = 0.5 if depth_share is None else depth_share
-    num_layers = _drop_layers(counts, dense - share * (dense - target), within=False).num_layers
-    narrowest = smallest_shape(counts, "widthwise", step)
+    num_layers = _drop_layers(counts, base, dense - share * (dense - target), within=False).num_layers
+    narrowest = smallest_shape(counts, "widthwise", step, base)
     while num_layers > counts.smallest.num_layers and counts.total(replace(narrowest, num_layers=num_layers)) > target:
         num_layers -= 1
-    return _narrow(counts, num_layers, target, attention_share, step, within)
+    return _narrow(counts, replace(base, num_layers=num_layers), target, attention_share, step, within)
 
 
-def _drop_layers(counts: ParamCounts, target: float, within: bool) -> Shape:
+def _drop_layers(counts: ParamCounts, base: Shape, target: float, within: bool) -> Shape:
     nums = range(counts.smallest.num_layers, counts.dense.num_layers + 1)
-    return _nearest(counts, [replace(counts.dense, num_layers=num) for num in nums], target, within)
+    return _nearest(counts, [replace(base, num_layers=num) for num in nums], target, within)
 
 
 def _narrow(
-    counts: ParamCounts, num_layers: int, target: float, attention_share: float | None, step: int, within: bool
+    counts: ParamCounts, base: Shape, target: float, attention_share: float | None, step: int, within: bool
 ) -> Shape:
     """As many heads as `attention_share` asks for, as near as whole heads allow; FFN channels take the rest."""
-    dense = counts.dense
-    fixed = counts.total(Shape(num_layers, 0, 0, 0))
-    prunable = counts.total(replace(dense, num_layers=num_layers)) - fixed
+    fixed = counts.total(replace(base, num_kv_heads=0, num_heads=0, num_ffn_channels=0))
+    prunable = counts.total(base) - fixed
     share = min(max((target - fixed) / prunable, 0.0), 1.0) if prunable else 1.0
-    wanted = _attention_left(counts, share, 1.0 if attention_share is None else attention_share, step)
-    choices = sorted(counts.attention_choices, key=lambda pair: (abs(counts.attention(pair) - wanted), pair))
-    unit = step * counts.channels(num_layers)
+    attention = {pair: counts.attention(pair) for pair in counts.attention_choices}
+    wanted = _attention_left(counts, base, share, 1.0 if attention_share is None else attention_share, step)
+    choices = sorted(attention, key=lambda pair: (abs(attention[pair] - wanted), pair))
+    unit = step * counts.channels(base)
     best: Shape | None = None
     for kv_heads, heads in choices:
-        shape = _fill_with_channels(counts, Shape(num_layers, kv_heads, heads, 0), target, step, within)
+        narrowed = replace(base, num_kv_heads=kv_heads, num_heads=heads, num_ffn_channels=0)
+        shape = _fill_with_channels(counts, narrowed, target, step, within)
         if within and counts.total(shape) > target:
             continue
         if _error(counts, shape, target) <= unit:
             return shape
         if best is None or _error(counts, shape, target) < _error(counts, best, target):
             best = shape
-    return best or smallest_shape(counts, "widthwise", step)
+    return best or smallest_shape(counts, "widthwise", step, base)
 
 
-def _attention_left(counts: ParamCounts, share: float, attention_share: float, step: int) -> float:
+def _attention_left(counts: ParamCounts, base: Shape, share: float, attention_share: float, step: int) -> float:
     """Parameters of all heads that stay where `share` of the prunable parameters stays.
 
-    With A and F the dense heads' and channels' parameters and a the attention share, channels lose the share
-    r = (1 - share)(A + F) / (aA + F), at most all but one step, and heads what is left to remove.
+    With A and F the heads' and channels' parameters of `base` with all layers and a the attention share, channels lose
+    the share r = (1 - share)(A + F) / (aA + F), at most all but one step, and heads what is left to remove.
     """
-    heads = counts.attention((counts.dense.num_kv_heads, counts.dense.num_heads))
+    whole = replace(base, num_layers=counts.dense.num_layers)
+    heads = counts.attention((base.num_kv_heads, base.num_heads))
     if attention_share == 1:
         return share * heads
-    one = counts.channels(counts.dense.num_layers)
-    channels = counts.dense.num_ffn_channels * one
+    one = counts.channels(whole)
+    channels = base.num_ffn_channels * one
     removed = (1 - share) * (heads + channels)
     from_channels = min(removed * channels / (attention_share * heads + channels), channels - step * one)
     return heads + from_channels - removed
@@ -223,13 +264,20 @@ def _attention_left(counts: ParamCounts, share: float, attention_share: float, s
 
 def _fill_with_channels(counts: ParamCounts, shape: Shape, target: float, step: int, within: bool) -> Shape:
     """`shape` with the number of channels, a multiple of `step` or all of them, nearest to `target`."""
-    most, one = counts.dense.num_ffn_channels, counts.channels(shape.num_layers)
+    most, one = counts.most_channels, counts.channels(shape)
     if not one:
         return replace(shape, num_ffn_channels=most)
     wanted = (target - counts.total(shape)) / one
     below = min(max(int(wanted // step) * step, step), most // step * step)
     sizes = {below, min(below + step, most), most if wanted >= most else below}
     return _nearest(counts, [replace(shape, num_ffn_channels=num) for num in sorted(sizes)], target, within)
+
+
+def _largest_gap(counts: ParamCounts, base: Shape) -> int:
+    """Between two sizes that differ in the heads alone."""
+    pairs = [replace(base, num_kv_heads=kv, num_heads=heads) for kv, heads in counts.attention_choices]
+    sizes = sorted(map(counts.total, pairs))
+    return max((more - less for less, more in itertools.pairwise(sizes)), default=0)
 
 
 def _nearest(counts: ParamCounts, shapes: list[Shape], target: float, within: bool) -> Shape:

@@ -13,16 +13,19 @@ import torch
 from pydantic import ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
-from raysearch import export, models
+from raysearch import models
 from raysearch.config.budget import Budget
-from raysearch.config.criteria import WITHOUT_DATA, needs_data
+from raysearch.config.criteria import WITHOUT_DATA, ExpertCriterion, needs_data
+from raysearch.config.problems import first_problem
 from raysearch.config.quantization import Quantization, check_installed
-from raysearch.config.recipe import Mode, Recipe, check_ratio
+from raysearch.config.recipe import DEFAULT_EXPERT_CRITERION, Mode, Recipe, check_ratio
+from raysearch.config.shape_rules import ShapeRules, shape_rules
 from raysearch.data.bad_rows import BadRow, BadRows
 from raysearch.data.encoding import Encoder
 from raysearch.data.loading import check_samples, fraction_order, load_samples
 from raysearch.data.samples import Sample
 from raysearch.errors import InputError
+from raysearch.export.save_checkpoint import save_checkpoint
 from raysearch.files import check_free
 from raysearch.models.param_count import counts_of
 from raysearch.models.param_count_cache import is_shipped
@@ -48,7 +51,9 @@ def prune_checkpoint(
     image_folder: str | Path | None = None,
     depth_share: float | None = None,
     attention_share: float | None = None,
-    multiple: int | None = None,
+    expert_ratio: float | None = None,
+    expert_criterion: ExpertCriterion | None = None,
+    shapes: ShapeRules | Mapping[str, Any] | None = None,
     num_samples: int = 64,
     batch_size: int = 4,
     max_length: int = 2048,
@@ -75,7 +80,9 @@ def prune_checkpoint(
         depth_share: for mode both, the share of the removal done by dropping layers.
         attention_share: share of the heads' parameters to remove, as a multiple of the FFN channels': 0 keeps all heads
             as long as the FFN suffices; None is 1. Not for mode layerwise.
-        multiple: FFN channels come in multiples of this.
+        expert_ratio: share of the experts to remove, as part of the size to reach.
+        expert_criterion: None chooses reap with calibration data, magnitude without.
+        shapes: numbers that the pruned model must have, by the keys of `ShapeRules`.
         num_samples, batch_size, max_length: samples to score on, samples per batch, tokens per sample. An LVLM is
             scored on samples with images only.
         tokens: which tokens count, see `importance`.
@@ -94,19 +101,23 @@ def prune_checkpoint(
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     if exact:
         mode = "layerwise" if set(exact) == {"num_layers"} else "both" if "num_layers" in exact else "widthwise"
-    target = _SizeTarget(mode, ratio, budget, exact, depth_share, attention_share, multiple, quantization)
-    recipe = target.recipe(criterion or _default_criterion(mode, calibration is not None), seed)
-    _check_use(recipe, calibration is not None, compensate)
+    rules = shape_rules(shapes)
+    target = _SizeTarget(mode, ratio, budget, exact, depth_share, attention_share, expert_ratio, rules, quantization)
+    has_data = calibration is not None
+    drops_experts = bool(expert_ratio) or "num_experts" in (exact or ())
+    by = expert_criterion or (DEFAULT_EXPERT_CRITERION if has_data else "magnitude")
+    recipe = target.recipe(criterion or _default_criterion(mode, has_data), by if drops_experts else None, seed)
+    _check_use(recipe, has_data, compensate)
     if quantization != "none":
         check_installed()
     to = check_free(Path(to), "--to")
     config = models.load_config(model, trust_remote_code)
     if ratio != 0 and not is_shipped(str(model)):
-        check_architecture(config, mode)
+        check_architecture(config, mode, drops_experts)
     if (known := dtype or config.dtype) is not None:
         target.shape(config, known)  # refuses before weights are read
     samples: list[Sample] = []
-    if calibration is not None and (compensate or needs_data(recipe.criterion)):
+    if calibration is not None and (compensate or any(map(needs_data, recipe.scored_by.values()))):
         samples = _samples(calibration, image_folder, config, num_samples, seed)
 
     seconds: dict[str, float] = {}
@@ -118,8 +129,9 @@ def prune_checkpoint(
         encoder = Encoder(processor, models.family_for(dense), max_length)
         data = _Calibration(encoder, samples, batch_size, BadRows(str(calibration), len(samples)))
     with _timed(seconds, "score"):
-        parts = zip(("depth", "width"), recipe.criteria, strict=True)
-        scores: Any = {part: importance(dense, data, name, seed, tokens) for part, name in parts if name}
+        names = recipe.scored_by
+        by_name = {name: importance(dense, data, name, seed, tokens) for name in dict.fromkeys(names.values())}
+        scores = {part: by_name[name] for part, name in names.items()}
     layers = kept_layers(dense.config, shape, scores)
     with _timed(seconds, "cut"):
         pruned = prune(dense, shape, scores)
@@ -141,7 +153,8 @@ class _SizeTarget:
     exact: Mapping[str, int] | None
     depth_share: float | None
     attention_share: float | None
-    multiple: int | None
+    expert_ratio: float | None
+    rules: ShapeRules
     quantization: Quantization
 
     def __post_init__(self) -> None:
@@ -151,24 +164,27 @@ class _SizeTarget:
             check_ratio(self.ratio)
 
     def shape(self, config: PretrainedConfig, dtype: torch.dtype) -> Shape:
+        counts = counts_of(config).under(self.rules)
         if self.exact:
-            return exact_shape(counts_of(config), self.exact)
+            return exact_shape(counts, self.exact)
         if self.ratio is not None:
-            split = self.depth_share, self.multiple, self.attention_share
-            return shape_for_ratio(counts_of(config), self.mode, self.ratio, *split)
+            split = self.depth_share, None, self.attention_share, self.expert_ratio
+            return shape_for_ratio(counts, self.mode, self.ratio, *split)
         assert self.budget is not None
-        options = self.depth_share, self.multiple, dtype.itemsize, self.quantization, self.attention_share
-        return shape_for_budget(counts_of(config), self.mode, self.budget, *options)
+        options = dtype.itemsize, self.quantization, self.attention_share, self.expert_ratio
+        return shape_for_budget(counts, self.mode, self.budget, self.depth_share, None, *options)
 
-    def recipe(self, criterion: str, seed: int) -> Recipe:
+    def recipe(self, criterion: str, expert_criterion: str | None, seed: int) -> Recipe:
         fields: dict[str, Any] = {"mode": self.mode, "ratio": self.ratio or 0.0, "criterion": criterion}
         fields |= {"quantization": self.quantization, "attention_share": self.attention_share}
+        if expert_criterion:  # `_save` puts in the share that was reached
+            fields |= {"expert_ratio": self.expert_ratio or 0.5, "expert_criterion": expert_criterion}
         if self.mode == "both":
             fields["depth_share"] = self.depth_share
         try:
             return Recipe(**fields, seed=seed, trained="nothing")
         except ValidationError as error:
-            raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+            raise InputError(first_problem(error, fields)) from None
 
 
 def _samples(
@@ -220,8 +236,9 @@ class _Calibration:
 def _check_use(recipe: Recipe, has_data: bool, compensate: bool) -> None:
     if compensate and recipe.mode == "widthwise":
         raise InputError("compensate: is for dropped layers, and widthwise drops none; choose another mode")
-    if not has_data and (compensate or needs_data(recipe.criterion)):
-        option = "compensate" if compensate else f"criterion {recipe.criterion}"
+    needing = [name for name in recipe.scored_by.values() if needs_data(name)]
+    if not has_data and (compensate or needing):
+        option = "compensate" if compensate else f"criterion {needing[0]}"
         raise InputError(f"{option}: needs calibration data; give --calibration (not needed by {WITHOUT_DATA})")
 
 
@@ -246,6 +263,9 @@ def _summary(dense: PreTrainedModel, shape: Shape, recipe: Recipe, model: str, l
         "quantization": recipe.quantization,
         "criterion": recipe.criterion,
         "ratio": counts_of(dense.config).removed_share(shape),
+        "expert_ratio": 1 - shape.num_experts / num_experts
+        if (num_experts := shape_of(dense.config).num_experts)
+        else 0.0,
         "num_params": after.num_params,
         "size_bytes": after.size_bytes,
         "size_ratio": after.size_bytes / before.size_bytes,
@@ -268,5 +288,7 @@ def _save(pruned: PreTrainedModel, processor: Any, to: str | Path, recipe: Recip
         "decoder parameters removed": f"{summary['ratio']:.2%}",
         "layers kept": ", ".join(map(str, summary["layers_kept"])),
     }
-    reached = recipe.model_copy(update={"ratio": summary["ratio"]})
-    export.save(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)
+    reached = recipe.model_copy(update={"ratio": summary["ratio"], "expert_ratio": summary["expert_ratio"]})
+    if not reached.expert_ratio:
+        reached = reached.model_copy(update={"expert_criterion": None})
+    save_checkpoint(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)

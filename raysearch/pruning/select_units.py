@@ -1,6 +1,7 @@
-"""Which KV groups, query heads and FFN channels each layer keeps."""
+"""Which KV groups, query heads, FFN channels and experts each layer keeps."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,29 +10,58 @@ from transformers import PreTrainedModel
 from raysearch.errors import InputError
 from raysearch.models import Layout, UnitKind, family_for
 from raysearch.models.layout import Units
-from raysearch.models.shape import Shape
+from raysearch.models.shape import UNITS, Shape
 from raysearch.pruning.importance import Importance
 
+Part = Literal["depth", "width", "experts"]
+Scores = Mapping[Part, Importance]
+"""By what they are for: layers, heads and channels, experts."""
 
-def units_to_keep(importance: Importance, layout: Layout, shape: Shape, layer: int) -> Units:
+
+def units_to_keep(scores: Scores, layout: Layout, shape: Shape, layer: int) -> Units:
     """The best units of one layer: whole KV groups first, then equally many query heads in each.
 
     Args:
-        importance: of a width criterion.
+        scores: for the kinds of which fewer stay: experts under `experts`, the others under `width`.
         layout: of the dense layer.
         shape: how many units stay.
         layer: index of the dense layer.
 
     Raises:
-        InputError: `importance` is not of a width criterion.
+        InputError: scores that the shape needs are missing.
     """
-    if importance.heads is None or importance.kv_groups is None or importance.ffn_channels is None:
-        raise InputError(f"criterion {importance.criterion}: scores no heads and channels; choose a width criterion")
-    groups = top(importance.kv_groups[layer], shape.num_kv_heads)
-    per_group = shape.num_heads // shape.num_kv_heads
-    heads = importance.heads[layer].reshape(layout.num_kv_groups, layout.heads_per_group)
-    kept = [group * layout.heads_per_group + top(heads[group], per_group) for group in groups]
-    return Units(groups, np.concatenate(kept), top(importance.ffn_channels[layer], shape.num_ffn_channels))
+    kept = dict(layout.all_units())
+    if shape.num_experts not in (0, layout.num_experts):
+        kept["experts"] = top(_needed(scores, "experts", "experts")[layer], shape.num_experts)
+    if shape.num_ffn_channels != layout.num_ffn_channels:
+        kept["ffn_channels"] = top(_needed(scores, "width", "ffn_channels")[layer], shape.num_ffn_channels)
+    if (shape.num_kv_heads, shape.num_heads) != (layout.num_kv_groups, layout.num_heads):
+        groups = top(_needed(scores, "width", "kv_groups")[layer], shape.num_kv_heads)
+        per_group = shape.num_heads // shape.num_kv_heads
+        heads = _needed(scores, "width", "heads")[layer].reshape(layout.num_kv_groups, layout.heads_per_group)
+        best = [group * layout.heads_per_group + top(heads[group], per_group) for group in groups]
+        kept |= {"kv_groups": groups, "heads": np.concatenate(best)}
+    return kept
+
+
+def _needed(scores: Scores, part: Part, kind: UnitKind) -> np.ndarray:
+    importance = needed(scores, part)
+    of_kind: np.ndarray | None = getattr(importance, kind)
+    if of_kind is None:
+        noun = next(unit.noun for unit in UNITS if unit.kind == kind)
+        raise InputError(f"criterion {importance.criterion}: scores no {noun}; choose one that does")
+    return of_kind
+
+
+def needed(scores: Scores, part: Part) -> Importance:
+    """The scores for a part of the model.
+
+    Raises:
+        InputError: they are missing.
+    """
+    if scores.get(part) is None:
+        raise InputError(f"importance: the shape needs {part} scores and none are given; compute them first")
+    return scores[part]
 
 
 @torch.inference_mode()
@@ -51,7 +81,7 @@ def bias_shifts(
             if of_kind is None or module.bias is None:
                 continue
             missing = torch.tensor(of_kind[i], device=module.weight.device)
-            missing.view(-1, size)[torch.as_tensor(kept.of(kind))] = 0
+            missing.view(-1, size)[torch.as_tensor(kept[kind])] = 0
             shifts[f"{i}.{name}.bias"] = module.weight.float() @ missing
     return shifts
 

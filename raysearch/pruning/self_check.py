@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,20 +24,21 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch.config.recipe import Mode
 from raysearch.errors import InputError, first_line
-from raysearch.files import cache_folder, write_json
+from raysearch.files import cache_folder, read_json, write_json
 from raysearch.logging import quiet
 from raysearch.models import decoder_layout, empty_model, family_for, load_config
 from raysearch.models.layout import Units
 from raysearch.models.param_count import counts_of
-from raysearch.models.shape import ParamCounts, Shape
+from raysearch.models.shape import UNITS, ParamCounts, Shape
 from raysearch.models.tiny_copy import Inputs, logits_of, tiny_copy
 from raysearch.pruning.importance import Importance
+from raysearch.pruning.routing import routing_among
 from raysearch.pruning.select_layers import layers_to_keep
 from raysearch.pruning.select_units import units_to_keep
 from raysearch.pruning.slicing import full_units, slice_model
 
-Part = Literal["layers", "widths"]
-_PARTS: tuple[Part, ...] = ("layers", "widths")
+Part = Literal["layers", "widths", "experts"]
+_PARTS: tuple[Part, ...] = ("layers", "widths", "experts")
 PARTS: dict[Mode, tuple[Part, ...]] = {"layerwise": ("layers",), "widthwise": ("widths",), "both": ("layers", "widths")}
 
 
@@ -46,12 +47,13 @@ class Verdict:
     """On one architecture.
 
     Attributes:
-        layers, widths: why they can't be pruned; empty if they can.
+        layers, widths, experts: why they can't be pruned; empty if they can.
         picture: whether a picture was among the inputs.
     """
 
     layers: str
     widths: str
+    experts: str
     picture: bool
 
     def reasons(self, mode: Mode) -> list[str]:
@@ -59,12 +61,18 @@ class Verdict:
         return [reason for part in PARTS[mode] if (reason := getattr(self, part))]
 
 
+_COMPARED = {"layers": "without these layers", "widths": "with zeroed units", "experts": "routed among the others"}
+NO_EXPERTS = "it has no experts"
+KEEPS_EXPERTS = "its class holds no other number of experts, or routes among groups of them"
 TOLERANCE = 1e-3
 """Of the largest logit; rounding alone gives less than 1e-5."""
 
 
-def check_architecture(config: PretrainedConfig, mode: Mode) -> None:
+def check_architecture(config: PretrainedConfig, mode: Mode, drops_experts: bool = False) -> None:
     """Check that pruning a model of this configuration in `mode` is right.
+
+    Args:
+        drops_experts: whether experts are removed, too.
 
     Raises:
         InputError: it isn't, or that can't be told; the message says what differs, and which mode works instead.
@@ -74,9 +82,11 @@ def check_architecture(config: PretrainedConfig, mode: Mode) -> None:
         works = [other for other in PARTS if not verdict.reasons(other)]
         instead = f"choose mode {' or '.join(works)}" if works else "no mode works"
         raise InputError(f"{config.model_type}: mode {mode} would not be right: {reasons[0]}; {instead}")
+    if drops_experts and verdict.experts:
+        raise InputError(f"{config.model_type}: dropping experts would not be right: {verdict.experts}; keep them all")
 
 
-def check_model(model: str, modes: Sequence[Mode]) -> None:
+def check_model(model: str, modes: Sequence[Mode], drops_experts: bool = False) -> None:
     """`check_architecture` of a folder or hub id in several modes.
 
     Raises:
@@ -84,7 +94,7 @@ def check_model(model: str, modes: Sequence[Mode]) -> None:
     """
     config = load_config(model)
     for mode in modes:
-        check_architecture(config, mode)
+        check_architecture(config, mode, drops_experts)
 
 
 def verdict_of(config: PretrainedConfig) -> Verdict:
@@ -93,7 +103,7 @@ def verdict_of(config: PretrainedConfig) -> Verdict:
     key = hashlib.sha256(json.dumps([type(config).__name__, *content]).encode()).hexdigest()[:20]
     path = cache_folder("checks") / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Verdict(**json.loads(path.read_text(encoding="utf-8")))
+        return Verdict(**read_json(path))
     print(f"raysearch: trying pruning on a tiny copy of {config.model_type}, once", file=sys.stderr, flush=True)
     verdict = examine(config)
     with contextlib.suppress(OSError):  # without a cache, it is tried again next time
@@ -116,7 +126,7 @@ def examine(config: PretrainedConfig) -> Verdict:
         tiny, inputs = tiny_copy(config)
         answers = {name: _Answers.of(tiny, given) for name, given in inputs.items()}
     except Exception as error:
-        return Verdict(_reason(error), _reason(error), picture=False)
+        return Verdict(**dict.fromkeys(_PARTS, _reason(error)), picture=False)
     reasons: dict[str, str] = {}
     for part in _PARTS:
         try:
@@ -136,7 +146,7 @@ def _reason(error: Exception) -> str:
 def _selection(
     counts: ParamCounts, model: PreTrainedModel, part: Part, seed: int
 ) -> tuple[list[int], dict[int, Units]]:
-    """Layers and units to keep, by chance: two thirds of the layers, or fewer heads and channels."""
+    """Layers and units to keep, by chance: two thirds of the layers, fewer heads and channels, or fewer experts."""
     random, dense = np.random.default_rng(seed), counts.dense
     if part == "layers":
         num = max(counts.smallest.num_layers, dense.num_layers - max(1, dense.num_layers // 3))
@@ -146,22 +156,23 @@ def _selection(
         order = Importance("random", layers=scores, layer_order=np.argsort(scores))
         kept = layers_to_keep(order, num, counts.fixed_layers, counts.kind_of_layer, counts.num_of_kinds(num))
         return kept, full_units(model)
-    shape = _narrower(counts)
-    widths = dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels
-    groups, heads, channels = (random.random((dense.num_layers, width)) for width in widths)
-    units = Importance("random", kv_groups=groups, heads=heads, ffn_channels=channels)
-    layouts = decoder_layout(model)
-    every = list(range(dense.num_layers))
-    return every, {i: units_to_keep(units, layouts[i], shape, i) for i in every}
+    shape, every = _narrower(counts, part), range(dense.num_layers)
+    drawn = {unit.kind: random.random((dense.num_layers, getattr(dense, unit.extent))) for unit in UNITS}
+    units, layouts = Importance("random", **drawn), decoder_layout(model)
+    return list(every), {i: units_to_keep({"width": units, "experts": units}, layouts[i], shape, i) for i in every}
 
 
-def _narrower(counts: ParamCounts) -> Shape:
+def _narrower(counts: ParamCounts, part: Part) -> Shape:
     dense = counts.dense
+    if part == "experts":
+        if counts.least_experts == dense.num_experts:
+            raise InputError(KEEPS_EXPERTS if dense.num_experts else NO_EXPERTS)
+        return replace(dense, num_experts=max(counts.least_experts, dense.num_experts - max(1, dense.num_experts // 3)))
     pairs = [pair for pair in counts.attention_choices if pair != (dense.num_kv_heads, dense.num_heads)]
     pair = pairs[len(pairs) // 3] if pairs else (dense.num_kv_heads, dense.num_heads)
     step = counts.channels_multiple
     channels = max(counts.smallest.num_ffn_channels, dense.num_ffn_channels * 2 // (3 * step) * step)
-    shape = Shape(dense.num_layers, *pair, channels)
+    shape = replace(dense, num_kv_heads=pair[0], num_heads=pair[1], num_ffn_channels=channels)
     if counts.layers(shape) == counts.layers(dense):
         raise InputError("neither heads nor FFN channels of its layers can be pruned")
     return shape
@@ -197,12 +208,13 @@ def _compare(
         decoder = family_for(masked).decoder(masked)
         for i, (layer, layout) in enumerate(zip(decoder.layers, decoder_layout(dense), strict=True)):
             layout.zero(layer, units[i])
-        wanted = {name: logits_of(masked, given) for name, given in inputs.items()}
+        with routing_among(masked, units):
+            wanted = {name: logits_of(masked, given) for name, given in inputs.items()}
     for name, given in inputs.items():
         found, scale = logits_of(pruned, given), max(1.0, float(wanted[name].abs().max()))
         away = float((found - wanted[name]).abs().max())
         if not away <= TOLERANCE * scale:
-            what = "the dense model without these layers" if part == "layers" else "the dense model with zeroed units"
+            what = f"the dense model {_COMPARED[part]}"
             raise InputError(f"on {name}, a tiny copy's logits are {away:.2g} away from {what}")
         if torch.equal(wanted[name], answers[name].logits):
             raise InputError(f"on {name}, what is removed from a tiny copy changes nothing, so it can't be checked")

@@ -1,7 +1,8 @@
 """How far a pruned model's predictions are from the dense model's, without building it: removed units are masked.
 
-A head whose output is 0 and a channel whose activation is 0 contribute nothing, so the masked dense decoder computes
-what the smaller one would. One judgement takes a forward pass of the calibration samples through the kept layers.
+A head whose output is 0, a channel whose activation is 0 and an expert that no token goes to contribute nothing, so the
+masked dense decoder computes what the smaller one would. One judgement takes a forward pass of the calibration samples
+through the kept layers.
 """
 
 import math
@@ -9,19 +10,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from raysearch.models import decoder_layout, family_for
+from raysearch.models import Layout, decoder_layout, family_for
 from raysearch.models.layout import Units
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
 from raysearch.pruning.importance.calibration import Batch
 from raysearch.pruning.importance.layer_skipping import LayerSkippingLoss
 from raysearch.pruning.importance.result import Importance
-from raysearch.pruning.prune import Scores, kept_layers
-from raysearch.pruning.select_units import units_to_keep
+from raysearch.pruning.prune import kept_layers
+from raysearch.pruning.routing import routing_among
+from raysearch.pruning.select_units import Scores, units_to_keep
 
 
 class ShapeDivergence:
@@ -62,33 +65,57 @@ class ShapeDivergence:
             InputError: as `prune`.
         """
         layers = kept_layers(self._model.config, shape, importance)
+        dense = shape_of(self._model.config)
+        shape = shape.filled(dense)
         units: dict[int, Units] = {}
-        if shape.widths != shape_of(self._model.config).widths:
-            units = {i: units_to_keep(importance["width"], self._layouts[i], shape, i) for i in layers}
+        if shape.widths != dense.widths:
+            units = {i: units_to_keep(importance, self._layouts[i], shape, i) for i in layers}
         divergence = 0.0
-        with self._masked(units, importance.get("width")):
-            for dense, pruned in zip(self._dense, self._skipping.log_probs(layers), strict=True):
-                divergence += float(nn.functional.kl_div(pruned, dense, reduction="sum", log_target=True))
+        with self._masked(units, importance.get("width")), routing_among(self._model, units):
+            for wanted, pruned in zip(self._dense, self._skipping.log_probs(layers), strict=True):
+                divergence += float(nn.functional.kl_div(pruned, wanted, reduction="sum", log_target=True))
         return divergence / self.num_answer_tokens if math.isfinite(divergence) else math.inf
 
     @contextmanager
     def _masked(self, units: Mapping[int, Units], importance: Importance | None) -> Iterator[None]:
         """Inside, what the removed units hand to the output layers is 0, or its mean where a bias compensates."""
-        means = (
-            {} if importance is None else {"heads": importance.attention_means, "ffn_channels": importance.ffn_means}
-        )
+        means: dict[str, Any] = {}
+        if importance is not None:
+            means = {"heads": importance.attention_means, "ffn_channels": importance.ffn_means}
         with ExitStack() as hooks:
             for i, kept in units.items():
+                if self._layouts[i].ffn_out is None:
+                    hooks.enter_context(_without_channels(self._layers[i], self._layouts[i], kept["ffn_channels"]))
                 for kind, name, size in self._layouts[i].outputs:
-                    module, of_kind = self._layers[i].get_submodule(name), means[kind]
+                    module, of_kind = self._layers[i].get_submodule(name), means.get(kind)
                     mask = torch.zeros(module.in_features // size)
-                    mask[torch.as_tensor(kept.of(kind))] = 1
+                    mask[torch.as_tensor(kept[kind])] = 1
                     mask = mask.repeat_interleave(size).to(module.weight)
                     filled = None
                     if of_kind is not None and module.bias is not None:
                         filled = (1 - mask) * torch.as_tensor(of_kind[i]).to(mask)
                     hooks.enter_context(module.register_forward_pre_hook(_masking(mask, filled)))
             yield
+
+
+@contextmanager
+def _without_channels(layer: nn.Module, layout: Layout, kept: np.ndarray) -> Iterator[None]:
+    """Inside, the weights of experts' outputs are 0 for removed channels: nothing else reads what a channel gives."""
+    gone = torch.as_tensor(np.setdiff1d(np.arange(layout.num_ffn_channels), kept))
+    of_channels = [
+        [part for part in parts if part.kind == "ffn_channels"] for parts in layout.by_tensor.values()
+    ]  # gate and up parts that lie in one tensor need not be set, too
+    outputs = [parts[0] for parts in of_channels if len(parts) == 1]
+    saved = []
+    for part in outputs if len(gone) else ():
+        tensor, index = layer.get_parameter(part.tensor).detach(), gone.to(layer.get_parameter(part.tensor).device)
+        saved.append((tensor, part.axis, index, tensor.index_select(part.axis, index)))
+        tensor.index_fill_(part.axis, index, 0)
+    try:
+        yield
+    finally:
+        for tensor, axis, index, values in saved:
+            tensor.index_copy_(axis, index, values)
 
 
 def _masking(mask: torch.Tensor, filled: torch.Tensor | None) -> Any:

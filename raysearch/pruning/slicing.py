@@ -11,7 +11,7 @@ from raysearch.errors import InputError
 from raysearch.models import Family, Layout, decoder_layout, empty_model, family_for, model_class
 from raysearch.models.layout import Units
 from raysearch.models.pruned_config import fixed_layers, pruned_config
-from raysearch.models.shape import Shape
+from raysearch.models.shape import UNIT_KINDS, Shape
 
 
 def slice_model(
@@ -58,7 +58,7 @@ def _check_layers(family: Family, model: PreTrainedModel, layers: Sequence[int])
 
 
 def _common_shape(layers: Sequence[int], units: Mapping[int, Units]) -> Shape:
-    extents = {(len(units[i].kv_groups), len(units[i].heads), len(units[i].ffn_channels)) for i in layers}
+    extents = {tuple(len(units[i][kind]) for kind in UNIT_KINDS) for i in layers}
     if len(extents) != 1:
         raise InputError(f"units: layers keep different numbers, {sorted(extents)}; a stock model has one for all")
     return Shape(len(layers), *extents.pop())

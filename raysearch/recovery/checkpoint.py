@@ -1,6 +1,5 @@
 """Checkpoints of a recovery: trained weights and optimizer state in safetensors, the position in JSON."""
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from raysearch.errors import InputError
-from raysearch.files import write_json, write_tensors
+from raysearch.files import read_json, write_json, write_tensors
 
 POSITION, WEIGHTS, OWN = "position.json", "weights.safetensors", "worker-{rank}.safetensors"
 
@@ -57,10 +56,10 @@ def restore(folder: Path, rank: int, into: RecoveryState, identity: Mapping[str,
             another shape; nothing is overwritten.
     """
     try:
-        position = json.loads((folder / POSITION).read_text())
+        position = dict(read_json(folder / POSITION))
         state = read_checked(folder / OWN.format(rank=rank))
         weights = read_checked(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder}: no checkpoint of a recovery ({error}); start the trial again") from None
     for key, value in identity.items():
         if position.get(key) != value:

@@ -90,7 +90,7 @@ def _probed(recipes: Sequence[Recipe]) -> list[Recipe]:
 
 def _pruned(context: Any, recipes: Sequence[Recipe], num_samples: int) -> Iterator[tuple[Recipe, Any]]:
     """Each recipe with its model, pruned by importance on `num_samples` samples."""
-    names = {name for recipe in recipes for name in recipe.criteria if name}
+    names = {name for recipe in recipes for name in recipe.scored_by.values()}
     importances = {name: context.importance(name, num_samples) for name in sorted(names)}
     for recipe in recipes:
         yield recipe, context.prune(recipe, importances)

@@ -1,6 +1,7 @@
 """Estimate of the work, memory, disk and hours of a search before it starts, with the basis of each number."""
 
 import math
+import os
 import random
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from raysearch.config.budget import size_text
 from raysearch.config.duration import parse_duration
 from raysearch.config.recipe import LOSS_FIELDS, Recipe
-from raysearch.config.settings import DEFAULT_TRIALS, NUM_SHAPE_SAMPLES, Scalar
+from raysearch.config.settings import DEFAULT_TRIALS, NUM_SHAPE_SAMPLES, Scalar, Slots
 from raysearch.errors import InputError
 from raysearch.models.shape_solver import shape_for
 from raysearch.recovery.memory_planner import GIB, MemoryRequirements, layer_width, plan_memory
@@ -141,6 +142,7 @@ def estimate_lines(plan: StudyPlan, like: Path | None = None, pace: Pace | None 
         f"{_about(whole.samples)} and {_about(whole.evaluations)} without early stopping; for recipes drawn at random"
         f"{most}",
         *_shapes(plan),
+        f"slots      {_slots(plan.space.slots)}",
         f"memory     {_memory(plan, [recipe for recipes in drawn for recipe in recipes])}",
         f"disk       {_disk(plan, drawn, round(max(nums)))}",
         f"time       {_time(plan, stopped, whole, pace)}",
@@ -303,6 +305,21 @@ def _mean(works: Sequence[Work]) -> Work:
     return Work(*np.mean([astuple(work) for work in works], axis=0).tolist())
 
 
+def _slots(slots: Slots) -> str:
+    """What a slot asks for, and how many this machine has room for."""
+    cores, gpus = len(os.sched_getaffinity(0)), len(_gpus()) if slots.gpus_per_worker else 0
+    asked = f"{slots.cpus_per_worker:g} CPU" + (f" and {slots.gpus_per_worker:g} GPU" if slots.gpus_per_worker else "")
+    num_workers = cores // slots.cpus_per_worker
+    if slots.gpus_per_worker:
+        num_workers = min(num_workers, gpus // slots.gpus_per_worker)
+    room = int(num_workers // slots.workers)
+    has = f"{cores} CPU" + (f" and {gpus} GPU" if slots.gpus_per_worker else "")
+    here = f"room for {room}" if room else "no room for one, so a search needs a cluster that has"
+    return (
+        f"{slots.num or 'as many as fit'} at a time, {slots.workers} x {asked} each; this machine with {has} has {here}"
+    )
+
+
 def _memory(plan: StudyPlan, recipes: Sequence[Recipe]) -> str:
     """Memory plan of the most demanding of `recipes`."""
     slots, settings = plan.space.slots, plan.space.recovery
@@ -310,7 +327,7 @@ def _memory(plan: StudyPlan, recipes: Sequence[Recipe]) -> str:
     if not trained:
         return "no recovery, so none beyond the models"
     needs = max((memory_needs(plan, recipe) for recipe in trained), key=lambda n: n.state_bytes(1, slots.workers))
-    free = _gpu_bytes() if slots.gpus_per_worker else _host_bytes()
+    free = min(_gpus(), default=0) if slots.gpus_per_worker else _host_bytes()
     fitted = plan_memory(needs, settings, free or 2**60, slots.workers).describe()
     where = "of a GPU's memory" if slots.gpus_per_worker else "available here"
     known = f"{free / GIB:.1f} GiB {where}" if free else "no GPU here to fit it into"
@@ -342,14 +359,13 @@ def memory_needs(plan: StudyPlan, recipe: Recipe) -> MemoryRequirements:
     )
 
 
-def _gpu_bytes() -> int:
-    """Memory of this machine's smallest GPU in bytes; 0 without one."""
+def _gpus() -> list[int]:
+    """Memory of each of this machine's GPUs in bytes."""
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return []
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     done = subprocess.run(query, capture_output=True, text=True)
-    sizes = [int(line) for line in done.stdout.split() if line.isdigit()]
-    return min(sizes, default=0) * 2**20
+    return [int(line) * 2**20 for line in done.stdout.split() if line.isdigit()]
 
 
 def _host_bytes() -> int:

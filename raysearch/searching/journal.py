@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from raysearch.config.problems import first_problem
 from raysearch.errors import InputError
 from raysearch.files import append_json, read_json_lines
 from raysearch.searching.early_stopping.asha import AshaBracket
@@ -143,9 +144,7 @@ def read_events(path: Path) -> Iterator[tuple[int, str, Any]]:
             number, event = operator.index(row.pop("number")), row.pop("event")
             args = EVENTS[event][0].model_validate(row)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise InputError(f"{path}: line {line}: {event}.{field}: {first['msg']}; {_WAY_OUT}") from None
+            raise InputError(f"{path}: line {line}: {event}.{first_problem(error, row)}; {_WAY_OUT}") from None
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: line {line}: no event of this version; {_WAY_OUT}") from None
         yield number, event, args

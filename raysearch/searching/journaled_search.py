@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
-from raysearch.files import write_text
+from raysearch.files import read_json, write_text
 from raysearch.searching.early_stopping.asha import AshaBracket, Decision
 from raysearch.searching.early_stopping.decision_log import DecisionLog
 from raysearch.searching.journal import (
@@ -146,7 +146,7 @@ class JournaledSearch:
         limits = searcher.limits
         if is_there:
             try:
-                self._set_state(json.loads(path.read_text(encoding="utf-8")))
+                self._set_state(read_json(path))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(
                     f"{path}: no state of this version ({error}); delete it, to go on from trials.jsonl alone"

@@ -20,7 +20,10 @@ from raysearch.searching.samplers.sized_space import SizedSpace
 from raysearch.searching.samplers.suggesters import RandomSuggester
 
 FIELDS = frozenset(
-    ("mode", "quantization", "ratio", "layer_criterion", "width_criterion", "depth_share", "attention_share")
+    [
+        *("mode", "quantization", "ratio", "layer_criterion", "width_criterion", "depth_share", "attention_share"),
+        *("expert_ratio", "expert_criterion"),
+    ]
 )
 """The fields that decide a shape, and the kinds of criterion that decide what is removed."""
 FIRST = {"attention_share": 0.0, "depth_share": 0.5}

@@ -60,6 +60,7 @@ class StudyPlan:
             f"model      {space.model}: {self.dense.num_params:,} parameters, {self.dense.size_bytes:,} bytes",
             f"budgets    {', '.join(budgets) or 'none: the whole range of sizes'}",
             f"data       {space.data_text}: {self.num_samples:,} samples; the longest trial sees {self.max_samples:,}",
+            *([f"shapes     {space.shapes.describe()}"] if self.counts.rules else []),
             f"limits     {settings.limits_text()}; by {settings.sampler}, seed {settings.seed}, "
             + ("stopped early where behind" if settings.early_stopping else "all run to their end"),
         ]
@@ -73,7 +74,7 @@ def plan_study(space: SearchSpace) -> StudyPlan:
     """
     if set(space.values_of("quantization")) - {"none"}:
         check_installed()
-    counts = counts_of_model(space.model)
+    counts = counts_of_model(space.model).under(space.shapes)
     dense = counts.size(counts.dense)
     check_benchmarks(space.benchmarks)
     rows = num_rows(space.data)

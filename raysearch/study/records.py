@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from raysearch.config.problems import first_problem
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError, first_line, printable
 from raysearch.files import json_lines
@@ -96,7 +97,4 @@ def seconds_text(seconds: float) -> str:
 
 def problem_text(error: Exception) -> str:
     """Why a file's content was refused, in one line: of a model's fields, the first that doesn't fit."""
-    if not isinstance(error, ValidationError):
-        return first_line(error)
-    first = error.errors()[0]
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    return first_problem(error) if isinstance(error, ValidationError) else first_line(error)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -30,12 +30,12 @@ from raysearch.evaluation.questions import Question, early_rows
 from raysearch.evaluation.retention import Results, at_chance, retention
 from raysearch.models.param_count import counts_of
 from raysearch.models.precision import in_fast_precision
-from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape_solver import shape_for, size_for
 from raysearch.models.vision_cache import VisionCache
 from raysearch.pruning import prune
 from raysearch.pruning.importance import Importance, importance
-from raysearch.pruning.prune import Scores, kept_layers
+from raysearch.pruning.prune import kept_layers
+from raysearch.pruning.select_units import Scores
 from raysearch.pruning.shape_divergence import ShapeDivergence
 from raysearch.recovery.deepspeed_engine import current_device, on_device
 from raysearch.recovery.hidden_states import DistillationPoints
@@ -75,6 +75,7 @@ class TrialContext:
 
     Attributes:
         bad_rows: the samples that turned out to be unusable, over all trials.
+        counts: of the dense model, within the space's rules on shapes.
         questions, early_questions, heldout: benchmarks of the search, of rungs below a trial's end, and held out.
         first_of_study: returns a part of what is known of the dense model by its name, and calls the function that
             measures it unless another context of the study has done so.
@@ -102,7 +103,8 @@ class TrialContext:
         self.space = space
         self.model, self.processor = models.load(space.model)
         self.family = models.family_for(self.model)
-        self.dense_size = counts_of(self.model.config).size(shape_of(self.model.config))
+        self.counts = counts_of(self.model.config).under(space.shapes)
+        self.dense_size = self.counts.size(self.counts.dense)
         self.encoder = Encoder(self.processor, self.family, space.recovery.max_length)
         self.vision = VisionCache(self.family, space.recovery.vision_cache_gb * GB)
         rows = load_samples(space.data)
@@ -198,15 +200,15 @@ class TrialContext:
             importances: by criterion; None for those of `baselines`.
         """
         scores = self._scores(recipe, self.baselines.importances if importances is None else importances)
-        return prune(self.model, shape_for(counts_of(self.model.config), recipe), scores)
+        return prune(self.model, shape_for(self.counts, recipe), scores)
 
     def size_of(self, recipe: Recipe) -> Size | None:
         """The exact size of a recipe's model; None if the family has no such shape."""
-        return size_for(counts_of(self.model.config), recipe)
+        return size_for(self.counts, recipe)
 
     def pruned_identity(self, recipe: Recipe) -> Hashable:
         """The same for recipes that make the same pruned model."""
-        return shape_for(counts_of(self.model.config), recipe), recipe.criteria
+        return shape_for(self.counts, recipe), tuple(recipe.scored_by.items())
 
     @contextmanager
     def judging_shapes(self) -> Iterator[Callable[[Recipe], float]]:
@@ -225,7 +227,7 @@ class TrialContext:
             judged = divergence()
             if judged is None:
                 return math.inf
-            shape = shape_for(counts_of(self.model.config), recipe)
+            shape = shape_for(self.counts, recipe)
             try:
                 return judged(shape, self._scores(recipe, self.baselines.importances))
             except Exception as error:
@@ -238,12 +240,10 @@ class TrialContext:
     def kept_layers(self, recipe: Recipe) -> list[int]:
         """The dense decoder's layers that `prune` leaves."""
         scores = self._scores(recipe, self.baselines.importances)
-        return kept_layers(self.model.config, shape_for(counts_of(self.model.config), recipe), scores)
+        return kept_layers(self.model.config, shape_for(self.counts, recipe), scores)
 
     def _scores(self, recipe: Recipe, importances: Mapping[str, Importance]) -> Scores:
-        layer, width = recipe.criteria
-        scores: dict[Literal["depth", "width"], Importance] = {"depth": importances[layer]} if layer else {}
-        return scores | ({"width": importances[width]} if width else {})
+        return {part: importances[name] for part, name in recipe.scored_by.items()}
 
     def importance(self, criterion: str, num_samples: int) -> Importance:
         """Importance of the dense model's units, on the first `num_samples` samples that have an image."""

@@ -1,14 +1,14 @@
 """Continue the recovery of a front point: the same recipe on all of the data, from its checkpoint."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from raysearch import models
 from raysearch.config.recipe import Recipe
-from raysearch.errors import InputError
+from raysearch.errors import InputError, first_line
 from raysearch.evaluation.retention import Estimate, difference
 from raysearch.export.export_checkpoint import checkpoint_of
+from raysearch.files import read_json
 from raysearch.study.folder import read_space
 from raysearch.study.front import FrontPoint, Measured
 from raysearch.trials.context import TrialContext
@@ -96,5 +96,8 @@ def finetune(study: Path, point: FrontPoint, epochs: float = 1.0) -> Finetuned:
 def _kept_layers(checkpoint: Path) -> list[int] | None:
     """The dense decoder's layers in a checkpoint; None where its `scores.json` doesn't say."""
     path = checkpoint / "scores.json"
-    scores = json.loads(path.read_text()) if path.exists() else {}
-    return scores.get("pruning", {}).get("layers_kept")
+    try:
+        scores = read_json(path) if path.exists() else {}
+        return scores.get("pruning", {}).get("layers_kept")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not the scores of a checkpoint ({first_line(error)})") from None

@@ -1,14 +1,13 @@
 """Score a checkpoint on held-out questions after the search that made it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from raysearch import export, models
+from raysearch import models
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError, first_line
+from raysearch.export.save_checkpoint import replace_scores
+from raysearch.files import parse_yaml, read_json
 from raysearch.recovery.deepspeed_engine import collective_io, is_rank_zero
 from raysearch.study.front import Measured
 from raysearch.trials.context import TrialContext
@@ -36,14 +35,14 @@ def score_heldout(folder: Path, context: TrialContext) -> Measured:
     scores = checkpoint_scores(scores.get("search"), heldout, scores.get("pruning", {}).get("layers_kept"))
     with collective_io():
         if is_rank_zero():
-            export.replace_scores(model, folder, recipe, scores, card_rows(context, recipe))
+            replace_scores(model, folder, recipe, scores, card_rows(context, recipe))
     return heldout
 
 
 def _written(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     """`recipe.yaml` and `scores.json` of a checkpoint."""
     try:
-        recipe = Recipe(**yaml.safe_load((folder / "recipe.yaml").read_text()))
-        return recipe, json.loads((folder / "scores.json").read_text())
-    except (FileNotFoundError, ValueError, TypeError, yaml.YAMLError) as error:
+        recipe = Recipe(**parse_yaml((folder / "recipe.yaml").read_text()))
+        return recipe, dict(read_json(folder / "scores.json"))
+    except (FileNotFoundError, ValueError, TypeError) as error:
         raise InputError(f"{folder}: no checkpoint of a search ({first_line(error)})") from None

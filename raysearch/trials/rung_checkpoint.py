@@ -1,6 +1,5 @@
 """Save a trial at its rungs, and resume it from the last one; keep the weights of the best."""
 
-import json
 import logging
 import os
 import shutil
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
-from raysearch.files import is_storage_problem, write_json
+from raysearch.files import is_storage_problem, read_json, write_json
 from raysearch.recovery import checkpoint
 from raysearch.recovery.deepspeed_engine import all_reduce_min, collective_io, is_rank_zero
 from raysearch.recovery.trainer import RecoveryTrainer
@@ -110,7 +109,7 @@ def restore(trainer: RecoveryTrainer, folder: Path) -> list[Score] | None:
         return []
     newest = _rungs(folder)[-1]
     try:
-        scores = [Score(**row) for row in json.loads((newest / SCORES).read_text())]
+        scores = [Score(**row) for row in read_json(newest / SCORES)]
         trainer.restore(newest)
         usable = bool(scores) and scores[-1].samples_seen == trainer.samples_seen
     except (InputError, OSError, ValueError, TypeError) as error:

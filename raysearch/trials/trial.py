@@ -8,12 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from raysearch import export
 from raysearch.config.recipe import Recipe
 from raysearch.evaluation.benchmarks import Benchmark
 from raysearch.evaluation.retention import Results, retention, score_intervals
 from raysearch.export.packed import fake_quantized
-from raysearch.models.param_count import counts_of
+from raysearch.export.save_checkpoint import save_checkpoint
 from raysearch.models.shape_solver import shape_for
 from raysearch.recovery.deepspeed_engine import all_reduce_min, collective_io, is_rank_zero
 from raysearch.recovery.trainer import RecoveryTrainer
@@ -45,7 +44,7 @@ class Trial:
         self.recipe, self.context = recipe, context
         self.model = context.prune(recipe) if model is None else model
         self.kept_layers = context.kept_layers(recipe) if model is None else kept_layers
-        counts = counts_of(context.model.config)
+        counts = context.counts
         self.size = counts.size(shape_for(counts, recipe), quantization=recipe.quantization)
         self.end = recipe.samples_to_see(len(context.samples))
         self.keeps_best = model is None and context.space.search.early_stopping
@@ -217,7 +216,7 @@ class Trial:
         card = card_rows(context, self.recipe)
         with collective_io():
             if is_rank_zero():
-                export.save(
+                save_checkpoint(
                     model, context.processor, folder, recipe=self.recipe, scores=scores, card=card, replaces=True
                 )
 
@@ -293,7 +292,7 @@ def checkpoint_scores(
 
 def card_rows(context: TrialContext, recipe: Recipe) -> dict[str, str]:
     """Rows of a checkpoint's model card: the dense model, and the sizes of both."""
-    counts, dense = counts_of(context.model.config), context.dense_size
+    counts, dense = context.counts, context.dense_size
     size = counts.size(shape_for(counts, recipe), quantization=recipe.quantization)
     return {
         "base_model": context.space.model,

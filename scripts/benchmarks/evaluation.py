@@ -1,15 +1,25 @@
-"""Questions a second of an evaluation: questions about one picture in one row, against each in a row of its own.
+"""Questions a second of an evaluation, three ways of saving work, each against the same without it.
 
-    python scripts/benchmarks/evaluation.py                    # the embedded LVLM, dense and pruned: a minute
+    python scripts/benchmarks/evaluation.py                    # the embedded LVLM, dense and pruned: minutes
     python scripts/benchmarks/evaluation.py --repeats 1        # a short run
+    python scripts/benchmarks/evaluation.py joined kept        # some of the parts
 
-Both ways ask the same model the same questions with the same code, in one process, in turns, and the pairs are
-compared; the first turn of each is a warm-up. The last column counts answers that come out differently: two tokens
-that are equally likely but for rounding.
+- joined: questions about one picture in one row, against each in a row of its own.
+- kept: answers generated from a kept KV prefix of picture and question's beginning, against from the whole prompt.
+- workers: the questions shared out among two workers, against one that answers all.
+
+Both ways ask the same model the same questions with the same code, in turns, and the pairs are compared in CPU time;
+the first turn of each is a warm-up. The last column counts answers or scores that come out differently: two tokens that
+are equally likely but for rounding.
 """
 
 import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -19,46 +29,109 @@ from raysearch.backend.search_job import EMBEDDED_SPACE
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.evaluation import shared_prefix
-from raysearch.evaluation.retention import Results
+from raysearch.evaluation.evaluator import generate_answers
 from raysearch.trials.context import TrialContext
 from scripts.benchmarks.recovery import clock, compare
 
 RATIOS = (0.0, 0.3, 0.6)
+NUM_TOKENS = 16
+NUM_WORKERS = 2
 
 
-def main() -> None:
-    """Print a row per model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--space", type=Path, default=EMBEDDED_SPACE, help="names the model and the benchmarks")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    context = TrialContext(SearchSpace.load(options.space))
-    questions = [question for benchmark in context.questions for question in benchmark.questions]
-    print(f"{len(questions)} questions about {len({q.image_id for q in questions})} pictures\n")
-    print("| widths less | questions/s | each alone | times as fast, median (range) | other answers |")
-    print("|---|---|---|---|---|")
+def rows_of(
+    context: TrialContext, model: Any, check: str, ask: Callable[[Any], list[Any]], repeats: int
+) -> tuple[str, int]:
+    """A row of the table, and the number of other answers: with the shared prefix, and with `check` failing."""
+    answers: dict[bool, list[Any]] = {}
+
+    def timed(is_shared: bool) -> float:
+        started = clock()
+        if is_shared:
+            answers[True] = ask(model)
+        else:
+            with patch.object(shared_prefix, check, return_value=False):
+                answers[False] = ask(model)
+        return clock() - started
+
+    num_questions = sum(len(benchmark.questions) for benchmark in context.questions)
+    row = compare(check, lambda: timed(True), lambda: timed(False), num_questions, repeats)
+    return row, sum(one != other for one, other in zip(answers[True], answers[False], strict=True))
+
+
+def shared(context: TrialContext, parts: list[str], repeats: int) -> None:
+    """Rows of the parts `joined` and `kept`."""
+
+    def scored(model: Any) -> list[Any]:
+        return np.concatenate(list(context.evaluate(model, context.questions).scores.values())).tolist()
+
+    def generated(model: Any) -> list[Any]:
+        with context.vision.serving(model):
+            asked = [(b.questions, NUM_TOKENS) for b in context.questions]
+            return [answer for one in asked for answer in generate_answers(model, context.encoder, *one)]
+
+    ways = {"joined": ("honours_mask", scored), "kept": ("keeps_prompts", generated)}
     random = {"random": context.importance("random", 0)}
     for ratio in RATIOS:
         recipe = Recipe(mode="widthwise", ratio=ratio, criterion="random")
         model = context.prune(recipe, random) if ratio else context.model
-        answers: dict[bool, Results] = {}
+        for part in (part for part in ways if part in parts):
+            check, ask = ways[part]
+            row, num_other = rows_of(context, model, check, ask, repeats)
+            print(f"| {part}, {ratio:.0%} of widths less {row[row.index('|', 2) :]} {num_other} |", flush=True)
 
-        def timed(are_joined: bool, model=model, answers=answers) -> float:
-            started = clock()
-            if are_joined:
-                answers[True] = context.evaluate(model, context.questions)
-            else:
-                with patch.object(shared_prefix, "is_heeded", return_value=False):
-                    answers[False] = context.evaluate(model, context.questions)
-            return clock() - started
 
-        row = compare(f"{ratio:.0%}", lambda: timed(True), lambda: timed(False), len(questions), options.repeats)
-        num_other = sum(
-            int(np.sum(joined != answers[False].scores[name])) for name, joined in answers[True].scores.items()
+def work(rank: int, num_workers: int, folder: str, space: Path, repeats: int) -> None:
+    """One worker of a slot: write its CPU seconds, and the scores."""
+    torch.set_num_threads(1)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533", "RANK": str(rank), "WORLD_SIZE": str(num_workers)}
+    os.environ |= {**address, "GLOO_SOCKET_IFNAME": "lo"}
+    torch.distributed.init_process_group("gloo")
+    context = TrialContext(SearchSpace.load(space))
+    seconds = []
+    for _ in range(repeats + 1):
+        torch.distributed.barrier()
+        started = clock()
+        results = context.evaluate(context.model, context.questions)
+        seconds.append(clock() - started)
+    scores = np.concatenate(list(results.scores.values()))
+    np.savez(Path(folder) / f"{num_workers}-{rank}.npz", seconds=seconds[1:], scores=scores)
+    torch.distributed.destroy_process_group()
+
+
+def workers(space: Path, repeats: int) -> None:
+    """The row of the part `workers`: the busiest worker of two against the only one."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for num in (1, NUM_WORKERS):
+            torch.multiprocessing.spawn(work, (num, folder, space, repeats), nprocs=num)
+            found[num] = [np.load(Path(folder) / f"{num}-{rank}.npz") for rank in range(num)]
+        alone, busiest = found[1][0]["seconds"], np.max([one["seconds"] for one in found[NUM_WORKERS]], axis=0)
+        num_other = int(np.sum(found[1][0]["scores"] != found[NUM_WORKERS][0]["scores"]))
+        quotients = sorted(alone / busiest)
+        speeds = [len(found[1][0]["scores"]) / statistics.median(seconds) for seconds in (busiest, alone)]
+        print(
+            f"| workers, two against one | {speeds[0]:.1f} | {speeds[1]:.1f} | {statistics.median(quotients):.2f} "
+            f"({quotients[0]:.2f} to {quotients[-1]:.2f}) | {num_other} |"
         )
-        print(f"{row} {num_other} |", flush=True)
+
+
+def main() -> None:
+    """Print a row per part and model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=[], metavar="PART", help="joined, kept, workers; default all")
+    parser.add_argument("--space", type=Path, default=EMBEDDED_SPACE, help="names the model and the benchmarks")
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    parts = options.parts or ["joined", "kept", "workers"]
+    torch.set_num_threads(1)
+    context = TrialContext(SearchSpace.load(options.space))
+    questions = [question for benchmark in context.questions for question in benchmark.questions]
+    print(f"{len(questions)} questions about {len({q.image_id for q in questions})} pictures\n")
+    print("| | questions/s | without it | times as fast, median (range) | other answers |")
+    print("|---|---|---|---|---|")
+    shared(context, parts, options.repeats)
+    if "workers" in parts:
+        workers(options.space, options.repeats)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""What a search adds to what an expert does without one: a sensible recipe swept over sizes, on the embedded LVLM.
+"""What a search adds to what an expert does without one: a sensible recipe swept over sizes.
 
     python scripts/benchmarks/expert_sweep.py --seeds 3              # 9 minutes of search, sweeps and guide, a seed
     python scripts/benchmarks/expert_sweep.py --sides sweep-ffn      # one of the sweeps alone
     python scripts/benchmarks/expert_sweep.py --without shapes       # the search without one of its parts
+    python scripts/benchmarks/expert_sweep.py --space pocket-smollm2 --runs 24     # needs the extra smollm2
 
-The sides: `search` is the embedded space as it stands, for `--minutes`; `sweep-equal` is one recipe at nine sizes that
-narrows heads and FFN by the same share, on all data; `sweep-ffn` keeps all heads, at seven sizes, on a quarter of the
-data; `sweep-ffn-long` is the same on all data, with the search's three smallest sizes as well; `guide` is the decision
-guide of arXiv 2604.24380 at its four ratios: layers up to 30%, widths beyond, projector and decoder by SFT and hidden
-states. All run through the same trials, questions and slots.
+The sides: `search` is the space as it stands, for `--minutes` or `--runs`. On the embedded LVLM `sweep-equal` is one
+recipe at nine sizes that narrows heads and FFN by the same share, on all data; `sweep-ffn` keeps all heads, at seven
+sizes, on a quarter of the data; `sweep-ffn-long` is the same on all data, with the search's three smallest sizes as
+well. On pocket-smollm2 both sweeps narrow at seven sizes, with heads or without. `guide` is the decision guide of arXiv
+2604.24380 at its four ratios: layers up to 30%, widths beyond, projector and decoder by SFT and hidden states. All run
+through the same trials, questions and slots.
 
 Prints the hypervolume after 3 minutes and at the end, the held-out retention of each budget's answer (a sweep has none
 below its smallest size), samples trained and minutes per side and seed; the search's hypervolume when it had trained as
@@ -30,42 +32,41 @@ import numpy as np
 import yaml
 from scipy.stats import t as student
 
-from raysearch.backend.search_job import EMBEDDED_SPACE
 from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.files import append_json
+from raysearch.searching.samplers.suggesters import RandomSuggester
 from raysearch.study.folder import TRIALS, read_trials
 from raysearch.study.front import Front
 from raysearch.study.multi_objective import hypervolume
 from raysearch.study.plan import StudyPlan, plan_study
 from raysearch.study.records import TrialRecord
 
-LOSSES = {
-    "sft": 1.0,
-    "logits_kd": 0.5,
-    "hidden_kd": 0.5,
-    "temperature": 2.0,
-    "trained": "projector+decoder",
-    "lr": 5e-4,
+LOSSES = {"sft": 1.0, "logits_kd": 0.5, "hidden_kd": 0.5, "temperature": 2.0, "trained": "projector+decoder"}
+POCKET = {**LOSSES, "mode": "both", "criterion": "greedy_loss+taylor", "lr": 5e-4}
+SMOLLM2 = {**LOSSES, "criterion": "taylor", "mode": "widthwise", "lr": 5e-5, "data_fraction": 1.0}
+SWEEPS: dict[str, dict[str, tuple[tuple[float, ...], dict[str, Any]]]] = {
+    "pocket": {
+        "sweep-equal": (
+            (0.36, 0.42, 0.48, 0.54, 0.60, 0.68, 0.76, 0.84, 0.92),
+            {**POCKET, "depth_share": 0.75, "attention_share": 1.0, "data_fraction": 1.0},
+        ),
+        "sweep-ffn": (
+            (0.36, 0.40, 0.44, 0.48, 0.54, 0.60, 0.75),
+            {**POCKET, "depth_share": 0.5, "attention_share": 0.0, "data_fraction": 0.25},
+        ),
+        "sweep-ffn-long": (
+            (0.22, 0.27, 0.31, 0.36, 0.40, 0.44, 0.48, 0.54, 0.60, 0.75),
+            {**POCKET, "depth_share": 0.5, "attention_share": 0.0, "data_fraction": 1.0},
+        ),
+    },
+    "pocket-smollm2": {
+        "sweep-equal": ((0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90), {**SMOLLM2, "attention_share": 1.0}),
+        "sweep-ffn": ((0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90), {**SMOLLM2, "attention_share": 0.0}),
+    },
 }
-SHAPE = {"mode": "both", "criterion": "greedy_loss+taylor"}
-FULL = {**SHAPE, "data_fraction": 1.0}
-SWEEPS: dict[str, tuple[tuple[float, ...], dict[str, Any]]] = {
-    "sweep-equal": (
-        (0.36, 0.42, 0.48, 0.54, 0.60, 0.68, 0.76, 0.84, 0.92),
-        {**FULL, "depth_share": 0.75, "attention_share": 1.0},
-    ),
-    "sweep-ffn": (
-        (0.36, 0.40, 0.44, 0.48, 0.54, 0.60, 0.75),
-        {**SHAPE, "depth_share": 0.5, "attention_share": 0.0, "data_fraction": 0.25},
-    ),
-    "sweep-ffn-long": (
-        (0.22, 0.27, 0.31, 0.36, 0.40, 0.44, 0.48, 0.54, 0.60, 0.75),
-        {**FULL, "depth_share": 0.5, "attention_share": 0.0},
-    ),
-}
-"""Size ratios and recipe of each sweep; what they rest on is in docs/measurements/log.md, 2026-11-29."""
+"""By space, size ratios and recipe of each sweep; what they rest on is in docs/measurements/log.md, 2026-11-29."""
 GUIDE = {
     ratio: Recipe(
         mode=mode,
@@ -86,7 +87,40 @@ GUIDE = {
     )
 }
 """By the share of the decoder that goes; criteria and rate as in search_spaces/pocket-study.yaml."""
-SIDES = ("search", *SWEEPS, "guide")
+
+
+def without_long_training(content: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """Trials of at most a part of the data, with a first rung after as many samples."""
+    fractions = sorted(map(float, space.values_of("data_fraction")))
+    shorter = fractions[-2] / (fractions[-1] * max(map(float, space.values_of("epochs")), default=1))
+    recipe = {**content["recipe"], "data_fraction": fractions[:-1], "epochs": 1}
+    first_rung = min(1.0, content["search"]["first_rung"] / shorter)
+    return {**content, "recipe": recipe, "search": {**content["search"], "first_rung": first_rung}}
+
+
+def without_openers(content: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """One random recipe in place of the openers."""
+    return {**content, "start": [space.suggest(RandomSuggester(np.random.default_rng(7))).as_dict()]}
+
+
+def without_shapes(content: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """No shapes judged before training."""
+    return {**content, "search": {**content["search"], "shapes": 0}}
+
+
+def without_unrecovered(content: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """No trial without recovery."""
+    trained = [value for value in space.values_of("trained") if value != "nothing"]
+    return {**content, "recipe": {**content["recipe"], "trained": trained}}
+
+
+PARTS = {
+    "shapes": without_shapes,
+    "openers": without_openers,
+    "long-training": without_long_training,
+    "unrecovered": without_unrecovered,
+}
+SPACES = Path(__file__).parents[2] / "search_spaces"
 
 
 def recipe_at(plan: StudyPlan, size_ratio: float, fields: dict[str, Any]) -> Recipe:
@@ -104,8 +138,8 @@ def recipes_of(side: str, plan: StudyPlan) -> list[Recipe]:
     """What an expert would train."""
     if side == "guide":
         return list(GUIDE.values())
-    sizes, fields = SWEEPS[side]
-    return [recipe_at(plan, size, {**fields, **LOSSES}) for size in sizes]
+    sizes, fields = SWEEPS[plan.space.name][side]
+    return [recipe_at(plan, size, fields) for size in sizes]
 
 
 def space_of(side: str, content: dict[str, Any], plan: StudyPlan) -> dict[str, Any]:
@@ -117,8 +151,11 @@ def space_of(side: str, content: dict[str, Any], plan: StudyPlan) -> dict[str, A
     return {**content, "recipe": {**every, "criterion": criteria}, "start": recipes, "search": search}
 
 
-def run(side: str, content: dict[str, Any], plan: StudyPlan, seed: int, minutes: float) -> dict[str, Any]:
+def run(side: str, content: dict[str, Any], plan: StudyPlan, seed: int, until: Sequence[str]) -> dict[str, Any]:
     """One study in processes of its own, and what came of it.
+
+    Args:
+        until: options of `raysearch.pareto` that end the search; a sweep ends with its recipes.
 
     Returns:
         Figures, and under `curve` (seconds, samples trained, hypervolume) after each trial, as the file grew.
@@ -129,7 +166,7 @@ def run(side: str, content: dict[str, Any], plan: StudyPlan, seed: int, minutes:
         path.write_text(yaml.safe_dump(json.loads(json.dumps(space))))
         command = [sys.executable, "-m", "raysearch.pareto", str(path), "--out", str(out), "--seed", str(seed)]
         if side == "search":
-            command += ["--time", f"{minutes:g}m"]
+            command += until
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         curve: list[tuple[float, float, float]] = []
         while process.poll() is None:
@@ -152,6 +189,7 @@ def run(side: str, content: dict[str, Any], plan: StudyPlan, seed: int, minutes:
         "samples": samples,
         "minutes": took,
         "trials": len(records),
+        "earlier states": sum(record.rungs[-1].best_at is not None for record in records if record.end == "finished"),
         "curve": curve,
     }
 
@@ -180,25 +218,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--space", choices=SWEEPS, default="pocket")
     parser.add_argument("--minutes", type=float, default=9, help="of the search")
-    parser.add_argument("--sides", default=",".join(SIDES))
-    parser.add_argument("--without", choices=["shapes"], help="a part of the search to leave out")
+    parser.add_argument("--runs", type=float, help="full runs of the search, in place of minutes")
+    parser.add_argument("--sides", help="default: all of the space")
+    parser.add_argument("--without", choices=PARTS, help="a part of the search to leave out")
     parser.add_argument("--out", type=Path, help="a file that takes every row as a line of JSON, and is gone on with")
     options = parser.parse_args()
-    space = SearchSpace.load(EMBEDDED_SPACE)
+    space = SearchSpace.load(SPACES / f"{options.space}.yaml")
     content, plan = space.model_dump(mode="json"), plan_study(space)
-    if options.without == "shapes":
-        content["search"]["shapes"] = 0
+    content = PARTS[options.without](content, space) if options.without else content
     kept = options.out.read_text().splitlines() if options.out and options.out.exists() else []
     done = {(row["side"], row["seed"]): row for row in map(json.loads, kept)}
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in options.sides.split(",")}
+    until = ("--runs", f"{options.runs:g}") if options.runs else ("--time", f"{options.minutes:g}m")
+    sides = options.sides.split(",") if options.sides else ("search", *SWEEPS[options.space], "guide")
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     print(
         "| side | seed | hypervolume after 3 minutes | at the end | held out at the budgets | samples | trials | min |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for side, rows in found.items():
-            row = done.get((side, seed)) or run(side, content, plan, seed, options.minutes)
+            row = done.get((side, seed)) or run(side, content, plan, seed, until)
             rows.append(row)
             answers = ", ".join(f"{100 * kept:.1f}" for kept in row["held out"].values())
             cells = f"{row['at 3 min']:.3f} | {row['hypervolume']:.3f} | {answers} | {row['samples']:,.0f}"

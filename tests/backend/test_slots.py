@@ -3,6 +3,7 @@
 import errno
 import logging
 import threading
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from raysearch.backend import slot as slot_module
+from raysearch.backend import worker as worker_module
 from raysearch.backend.coordinator import Coordinator
 from raysearch.backend.messages import Failed, FinishTrial, NextRung, RunRecipe, ScoreHeldout
 from raysearch.backend.runtime import TrialRuntime
@@ -104,6 +106,9 @@ class ThreadRuntime(TrialRuntime):
 
     def kill(self, worker):
         self.killed.append(worker)
+
+    def leave(self):
+        self.killed.append("itself")
 
 
 @pytest.fixture
@@ -355,3 +360,29 @@ def test_a_slot_that_has_no_workers_yet_waits_for_room(coordinator):
     coordinator.call(Coordinator.enter, "gone", "training")
     coordinator.call(Coordinator.forget, "slot-1")
     assert coordinator.call(Coordinator.stages) == []
+
+
+@pytest.mark.parametrize("answer", ["dead", "silent", "lives", "over"])
+def test_a_worker_leaves_when_its_coordinator_is_gone(answer, monkeypatch):
+    monkeypatch.setattr(worker_module, "SECONDS_BETWEEN_HEARTBEATS", 0.001)
+    monkeypatch.setattr(worker_module, "SECONDS_ALONE", 0.05)
+    runtime, is_over, num_asked = ThreadRuntime(), threading.Event(), 0
+
+    class Client:
+        def submit(self, method):
+            nonlocal num_asked
+            num_asked += 1
+            waiting = Future()
+            if answer == "dead":
+                waiting.set_exception(RuntimeError("the actor has died"))
+            elif answer != "silent":
+                waiting.set_result(30)
+            if answer != "silent" and num_asked == 20:
+                is_over.set()
+            return waiting
+
+    if answer == "over":
+        is_over.set()
+    worker_module.leave_when_alone(Client(), runtime, is_over)
+    assert runtime.killed == (["itself"] if answer in ("dead", "silent") else [])
+    assert num_asked == {"dead": 1, "silent": 1, "lives": 20, "over": 0}[answer]

@@ -18,6 +18,7 @@ def test_defaults_fill_only_what_applies():
         "quantization": "none",
         "ratio": 0.3,
         "criterion": "block_influence",
+        "expert_ratio": 0.0,
         "trained": "nothing",
         "seed": 0,
     }

@@ -28,6 +28,8 @@ class Case:
     options: tuple[str, ...] = ()
     also: Any = None
     """A second acceptable answer; None for metrics that have only one."""
+    beside: tuple[str, ...] = ()
+    """Answers to other questions of the benchmark, where they matter."""
 
 
 CASES: dict[str, Case] = {
@@ -41,6 +43,9 @@ CASES: dict[str, Case] = {
     "relaxed": Case(100, "105", "106", also="12%"),
     "vqa": Case("two dogs", "2 dogs", "3 dogs", also="a cat"),
     "list_f1": Case("red, green", "Green and red.", "blue", also="white"),
+    "cider": Case(
+        "a dog runs on grass", "A dog runs on grass.", "two cats", beside=("a red bus at a stop", "a man with a kite")
+    ),
 }
 RESPONSES = (
     "",
@@ -70,10 +75,11 @@ def gold(name: str, *stored: Any) -> Gold:
 
 
 def score(name: str, responses: list[str], question: Gold) -> float:
-    values = METRICS[name].values(responses, [question] * len(responses))
-    assert values.shape == (len(responses),)
+    others = [gold(name, answer) for answer in CASES[name].beside]
+    values = METRICS[name].values([*responses, *[""] * len(others)], [question] * len(responses) + others)
+    assert values.shape == (len(responses) + len(others),)
     assert values.dtype == float
-    return float(values.mean())
+    return float(values[: len(responses)].mean())
 
 
 def test_every_metric_has_a_name_and_a_case():
@@ -114,7 +120,7 @@ def test_no_response_raises(name, response):
 def test_values_are_deterministic_and_follow_their_questions(name):
     case = CASES[name]
     responses = [case.right, case.wrong, case.right, "", case.right, case.wrong]
-    first, second = gold(name), Gold(gold(name).answers, case.options, "2", "c")
+    first, second = gold(name), Gold(gold(name, *case.beside[:1]).answers, case.options, "2", "c")
     questions = [
         first,
         first,
@@ -140,9 +146,11 @@ def test_an_answer_that_cannot_be_read_is_a_value_error(name):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_chance_is_the_better_of_two_guesses(name):
-    questions = [gold(name)] * 4
+    others = [gold(name, answer) for answer in CASES[name].beside]
+    questions = [gold(name)] * 4 + others
     assert 0 <= METRICS[name].blind(questions) < 1
-    assert chance(name, questions) == 1.0, "the commonest answer is always right"
+    right = pytest.approx(4 / len(questions), abs=0.05)  # the others share the word "a"
+    assert chance(name, questions) == right, "the commonest answer is right wherever it is the answer"
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -150,17 +158,21 @@ def test_questions_from_a_file_get_the_prompt_and_the_answers_of_the_metric(name
     case = CASES[name]
     for index in range(4):
         Image.new("RGB", (4, 4), (index, 0, 0)).save(tmp_path / f"{index}.png")
-    row = {"question": "what?", "answer": case.stored, "options": list(case.options) or None}
-    rows = [{**row, "image": f"{index // 2}.png"} for index in range(8)]
+    row = {"question": "what?", "options": list(case.options) or None}
+    stored = [case.stored, *case.beside]
+    rows = [{**row, "answer": stored[index % len(stored)], "image": f"{index // 2}.png"} for index in range(8)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     entry = BenchmarkConfig(name="own", data=str(tmp_path / "rows.json"), metric=name)
     for split in ("search", "heldout"):
         (benchmark,) = load_benchmarks([entry], split)
         assert len(benchmark.questions) == 4
         assert benchmark.scorer is METRICS[name]
-        assert benchmark.chance == 1.0
+        assert (benchmark.chance == 1.0) == (not case.beside)
+        responses = []
         for question in benchmark.questions:
-            assert question.prompt.startswith("what?")
-            assert "{" not in question.prompt
-            assert question.answers == gold(name).answers
-        assert benchmark.scorer.values([case.right] * 4, benchmark.questions).mean() == 1.0
+            assert question.prompt == METRICS[name].prompt.format(
+                question="what?", options="A. a dog\nB. a cat\nC. an owl"
+            )
+            assert question.answers in [gold(name, answer).answers for answer in stored]
+            responses.append(case.right if question.answers == gold(name).answers else question.answer)
+        assert benchmark.scorer.values(responses, benchmark.questions).mean() == pytest.approx(1.0)

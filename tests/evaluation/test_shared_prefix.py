@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from raysearch import models
 from raysearch.config.settings import EMBEDDED_BENCHMARKS
-from raysearch.data.encoding import Encoder, collate
+from raysearch.data.encoding import Encoder, collate, to_model
 from raysearch.data.labels import IGNORED, answer_labels, answer_states
 from raysearch.evaluation import evaluator, shared_prefix
 from raysearch.evaluation.benchmarks import load_benchmarks
@@ -27,6 +27,8 @@ HONOURING = {
     "smolvlm", "mistral3", "llama", "qwen2", "qwen3", "phi", "phi3", "gemma", "smollm3", "granite", "olmo2",
 }  # fmt: skip
 """The others have a sliding window, multi-axis positions, or bidirectional attention within images."""
+KEEPING = HONOURING | {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
+"""The others have a sliding window, bidirectional attention within images, or states instead of a KV cache."""
 TAIL = 8
 
 
@@ -68,6 +70,27 @@ def test_a_family_answers_joined_rows_as_alone_or_is_told(name):
         joined = logits(shared_prefix.joined_batch(encoder, [rows[1:], rows]))
         alone = torch.cat([logits(encoder.collate([one])) for one in (*rows[1:], *rows)])
         torch.testing.assert_close(joined, alone, rtol=1e-4, atol=1e-4 * float(alone.abs().max()))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.inference_mode()
+def test_a_family_goes_on_from_a_kept_prefix_as_from_the_whole_prompt_or_is_told(name):
+    model = FAMILIES[name].model().eval()
+    prompts = [{key: value for key, value in row.items() if key != "labels"} for row in questions_of(FAMILIES[name])]
+    one_entry = name in ("idefics3", "smolvlm")
+    encoder = SimpleNamespace(collate=partial(collate, pad_id=0, one_entry_per_row=one_entry), pad_id=0)
+    assert shared_prefix.keeps_prompts(model, encoder, prompts) == (name in KEEPING)
+    if name not in KEEPING:
+        return
+
+    def generated(inputs):
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=4, min_new_tokens=4, pad_token_id=0)
+        return tokens[:, inputs["input_ids"].shape[1] :].tolist()
+
+    groups = [prompts[1:], prompts, prompts[:1]]  # of unlike length before and behind
+    kept = generated(shared_prefix.kept_prompts(model, encoder, groups))
+    alone = [generated(to_model(encoder.collate([one]), model))[0] for group in groups for one in group]
+    assert kept == alone
 
 
 def test_labels_of_a_joined_row_are_those_of_its_rows_in_order():
@@ -143,6 +166,53 @@ def test_all_questions_are_answered_as_alone(embedded):
     for name in EMBEDDED_BENCHMARKS:
         assert joined.scores[name].tolist() == alone.scores[name].tolist()
         assert alone.scores[name].mean() > 0
+
+
+def test_all_questions_are_generated_as_alone(embedded):
+    stored, encoder = embedded
+    model = AutoModelForImageTextToText.from_config(stored.config, dtype=torch.float32).eval()
+    model.load_state_dict(stored.state_dict())
+    (benchmark,) = load_benchmarks(["scenes"], "search")
+    questions = benchmark.questions[:40]
+    rows = [encoder.encode_prompt(question.sample) for question in questions]
+    groups = evaluator._prompt_groups(model, encoder, rows, [question.image_id for question in questions], 8)
+    assert max(map(len, groups)) > 2
+    apart = [dataclasses.replace(question, image_id=question.id) for question in questions]
+    kept = evaluator.generate_answers(model, encoder, questions, 8, batch_size=7)
+    assert kept == evaluator.generate_answers(model, encoder, apart, 8)
+    assert len(set(kept)) > 5
+
+
+def test_a_sliding_window_that_padding_may_fill_keeps_no_prefix(embedded):
+    model, encoder = embedded
+    (benchmark,) = load_benchmarks(["scenes"], "search")
+    rows = [encoder.encode_prompt(question.sample) for question in benchmark.questions[:40]]
+    ids, longest = [question.image_id for question in benchmark.questions[:40]], max(len(r["input_ids"]) for r in rows)
+    for window, keeps in ((2 * longest + 8, True), (2 * longest + 7, False)):
+        family = SimpleNamespace(
+            text_config=lambda config, window=window: SimpleNamespace(sliding_window=window),
+            image_token_id=encoder.family.image_token_id,
+        )
+        own = SimpleNamespace(collate=encoder.collate, pad_id=encoder.pad_id, family=family)
+        assert (evaluator._prompt_groups(model, own, rows, ids, 8) is not None) == keeps
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 100])
+def test_batches_shrink_to_what_memory_holds(most):
+    batches = [[[0, 1], [2]], [[3, 4, 5, 6, 7]], [[8]], [[9], [10], [11], [12]]]
+    sizes, seen = [], []
+
+    def compute(batch):
+        sizes.append(sum(map(len, batch)))
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError
+        seen.extend(index for group in batch for index in group)
+
+    evaluator.in_memory(compute, batches)
+    assert seen == list(range(13))
+    assert sum(size > most for size in sizes) <= 2, "it is tried once or twice, not for every batch"
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluator.in_memory(lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError()), batches)
 
 
 @pytest.mark.parametrize("num_layers", [7, 3])

@@ -11,9 +11,9 @@ import yaml
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from raysearch import export
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
+from raysearch.export.save_checkpoint import save_checkpoint
 from raysearch.models import family_for, load
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
@@ -47,7 +47,7 @@ def test_everything_is_in_the_folder(tmp_path: Path) -> None:
     model = dense("llama")
     scores = {"search": {"retention": 0.912345, "scores": {"count": 0.5}}, "pruning": {"mode": "both"}}
     card = {"base_model": "lab/dense-1b", "title": "A smaller one", "parameters": "1 of 2"}
-    export.save(model, tokenizer(), tmp_path / "out", recipe=RECIPE, scores=scores, card=card)
+    save_checkpoint(model, tokenizer(), tmp_path / "out", recipe=RECIPE, scores=scores, card=card)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
     assert {"recipe.yaml", "scores.json", "README.md"} <= names
@@ -69,16 +69,16 @@ def test_everything_is_in_the_folder(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_save_leaves_the_older_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export.save(dense("llama"), None, tmp_path / "out", card={"title": "first"})
+    save_checkpoint(dense("llama"), None, tmp_path / "out", card={"title": "first"})
     with pytest.raises(InputError, match="name a new or empty one"):
-        export.save(dense("llama"), None, tmp_path / "out", card={"title": "second"})
-    monkeypatch.setattr(export, "model_card", lambda *_: 1 / 0)
+        save_checkpoint(dense("llama"), None, tmp_path / "out", card={"title": "second"})
+    monkeypatch.setattr("raysearch.export.save_checkpoint.model_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        export.save(dense("llama"), None, tmp_path / "out", card={"title": "second"}, replaces=True)
+        save_checkpoint(dense("llama"), None, tmp_path / "out", card={"title": "second"}, replaces=True)
     assert "# first" in (tmp_path / "out" / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     monkeypatch.undo()
-    export.save(dense("llama"), None, tmp_path / "out", card={"title": "third"}, replaces=True)
+    save_checkpoint(dense("llama"), None, tmp_path / "out", card={"title": "third"}, replaces=True)
     assert "# third" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -87,7 +87,7 @@ def test_other_files_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "notes" / "thesis.tex").write_text("years of work")
     for target in (tmp_path / "notes", tmp_path / "notes" / "thesis.tex"):
         with pytest.raises(InputError, match="name a"):
-            export.save(dense("llama"), None, target)
+            save_checkpoint(dense("llama"), None, target)
         with pytest.raises(InputError, match="name a"):
             prune_checkpoint("nowhere", mode="layerwise", ratio=0.5, to=target)
     assert (tmp_path / "notes" / "thesis.tex").read_text() == "years of work"

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from raysearch import export
 from raysearch.cli.app import app
 from raysearch.config import quantization
 from raysearch.config.quantization import stored_bytes
@@ -16,6 +15,7 @@ from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.export.export_checkpoint import load_in_clean_process
 from raysearch.export.packed import dequantize, fake_quantized, linear_layers, quantize
+from raysearch.export.save_checkpoint import save_checkpoint
 from raysearch.models import family_for, load
 from raysearch.models.param_count import counts_of
 from raysearch.models.shape import Shape
@@ -67,7 +67,7 @@ def test_bytes_of_a_layer_by_hand():
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_the_count_is_the_file_to_the_byte(name, how, tmp_path):
     model, shape = pruned_oddly(name)
-    export.save(model, None, tmp_path / "out", recipe=recipe(how))
+    save_checkpoint(model, None, tmp_path / "out", recipe=recipe(how))
     counted, plain = (counts_of(dense(name).config).size(shape, model.dtype.itemsize, q) for q in (how, "none"))
     assert sum(tensor.nbytes for tensor in tensors_of(tmp_path / "out").values()) == counted.size_bytes
     assert counted.num_params == plain.num_params == sum(p.numel() for p in model.parameters())
@@ -80,7 +80,7 @@ def test_what_is_scored_is_what_transformers_loads(name, how, tmp_path):
     """Biases, fused weights, tied embeddings; an odd number of channels in all of them."""
     model, _ = pruned_oddly(name)
     before = copy.deepcopy(model.state_dict())
-    export.save(model, None, tmp_path / "out", recipe=recipe(how))
+    save_checkpoint(model, None, tmp_path / "out", recipe=recipe(how))
     auto = AutoModelForImageTextToText if family_for(model).is_multimodal else AutoModelForCausalLM
     loaded = auto.from_pretrained(tmp_path / "out", dtype="auto")
     batch = FAMILIES[name].batch()
@@ -291,13 +291,13 @@ def test_the_smallest_model_is_a_rounded_one():
 
 
 def test_bad_input_is_one_plain_line(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match=r"recipe\.quantization: Input should be 'none', 'int8' or 'int4'"):
+    with pytest.raises(ValueError, match=r"recipe\.quantization: must be 'none', 'int8' or 'int4'"):
         space(quantization=["int4", "int3"])
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     for wrong in (
         lambda: plan_study(space()),
         lambda: prune_checkpoint("pocket", mode="layerwise", ratio=0, quantization="int8", to=tmp_path / "no"),
-        lambda: export.save(dense("llama"), None, tmp_path / "no", recipe=recipe("int8")),
+        lambda: save_checkpoint(dense("llama"), None, tmp_path / "no", recipe=recipe("int8")),
     ):
         with pytest.raises(InputError, match="compressed-tensors is missing; run pip install") as caught:
             wrong()

@@ -23,7 +23,9 @@ def share_removed(shape):
 def test_a_share_of_0_keeps_all_heads_as_long_as_the_ffn_suffices(ratio):
     shape = shape_for_ratio(COUNTS, "widthwise", ratio, attention_share=0.0)
     assert (shape.num_layers, shape.num_kv_heads, shape.num_heads) == (7, 6, 12)
-    assert COUNTS.removed_share(shape) == pytest.approx(ratio, abs=COUNTS.channels(7) / COUNTS.decoder(COUNTS.dense))
+    assert COUNTS.removed_share(shape) == pytest.approx(
+        ratio, abs=COUNTS.channels(COUNTS.dense) / COUNTS.decoder(COUNTS.dense)
+    )
 
 
 def test_where_the_ffn_does_not_suffice_heads_go_too():

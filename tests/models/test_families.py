@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from raysearch import export
 from raysearch.config.criteria import LAYER_CRITERIA, WIDTH_CRITERIA, needs_data
 from raysearch.errors import InputError
+from raysearch.export.save_checkpoint import save_checkpoint
 from raysearch.models import decoder_layout, family_for, load
 from raysearch.models.known_families import KNOWN_FAMILIES
 from raysearch.models.layout import Layout, Units
@@ -66,7 +66,8 @@ def random_units(model: PreTrainedModel, shape: Shape, seed: int = 0) -> dict[in
             for g in groups
         ]
         channels = np.sort(rng.choice(shapes.num_ffn_channels, shape.num_ffn_channels, replace=False))
-        units[i] = Units(groups, np.concatenate(heads), channels)
+        experts = np.arange(shapes.num_experts)
+        units[i] = {"kv_groups": groups, "heads": np.concatenate(heads), "ffn_channels": channels, "experts": experts}
     return units
 
 
@@ -103,7 +104,7 @@ def test_deleting_units_equals_masking_them(name: str) -> None:
         for i, (layer, shapes) in enumerate(zip(layers_of(masked), decoder_layout(model), strict=True)):
             for kind, name, size in shapes.outputs:  # the output weights alone
                 columns = layer.get_submodule(name).weight.unflatten(1, (-1, size))
-                columns[:, np.setdiff1d(np.arange(columns.shape[1]), units[i].of(kind))] = 0
+                columns[:, np.setdiff1d(np.arange(columns.shape[1]), units[i][kind])] = 0
     assert shape_of(pruned.config) == shape != shape_of(model.config)
     torch.testing.assert_close(logits(pruned, batch), logits(masked, batch), atol=1e-5, rtol=1e-5)
     assert (logits(pruned, batch) - logits(model, batch)).abs().max() > 1e-2
@@ -179,7 +180,7 @@ def smaller(model: PreTrainedModel) -> PreTrainedModel:
 @every_family
 def test_round_trip_through_a_folder(name: str, tmp_path) -> None:
     pruned = smaller(dense(name))
-    export.save(pruned, None, tmp_path / "out", card={"base_model": name})
+    save_checkpoint(pruned, None, tmp_path / "out", card={"base_model": name})
     loaded, processor = load(tmp_path / "out")
     batch = FAMILIES[name].batch(padded=False)
     assert processor is None
@@ -208,7 +209,7 @@ def test_a_process_without_raysearch_loads_and_generates(tmp_path) -> None:
     expected = {}
     for name, family in FAMILIES.items():
         pruned, batch = smaller(dense(name)), family.batch(padded=False)
-        export.save(pruned, None, tmp_path / name)
+        save_checkpoint(pruned, None, tmp_path / name)
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         torch.save(inputs, tmp_path / name / "inputs.pt")
         expected[name] = logits(pruned, batch)

@@ -11,8 +11,8 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from raysearch import export
 from raysearch.errors import InputError
+from raysearch.export.save_checkpoint import save_checkpoint
 from raysearch.models import load, load_config
 from raysearch.models.checkpoint_files import check_folder
 from raysearch.models.param_count import counts_of
@@ -218,7 +218,7 @@ def test_the_licence_travels(folder: Path, tmp_path: Path, card: str | None, met
         (folder / "README.md").write_text(card)
     (folder / "LICENSE").write_text("do what you like")
     (folder / "NOTICE.txt").write_text("made by others")
-    export.save(dense("llama"), None, tmp_path / "out", card={"base_model": str(folder)})
+    save_checkpoint(dense("llama"), None, tmp_path / "out", card={"base_model": str(folder)})
     assert (tmp_path / "out" / "LICENSE").read_text() == "do what you like"
     assert (tmp_path / "out" / "NOTICE.txt").read_text() == "made by others"
     text = (tmp_path / "out" / "README.md").read_text()

@@ -11,13 +11,7 @@ from raysearch.models import empty_model
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import pruned_config, shape_of
 from raysearch.models.shape import Shape
-from raysearch.models.shape_solver import (
-    default_multiple,
-    exact_shape,
-    shape_for_budget,
-    shape_for_ratio,
-    smallest_shape,
-)
+from raysearch.models.shape_solver import exact_shape, shape_for_budget, shape_for_ratio, smallest_shape
 from tests.support.tiny_models import FAMILIES
 
 EVERY = pytest.mark.parametrize("name", list(FAMILIES))
@@ -86,7 +80,7 @@ def test_a_ratio_is_met_to_within_one_unit(name: str, mode: str) -> None:
     decoder = counts.decoder(counts.dense)
     by_depth = [counts.decoder(Shape(num, *counts.dense.widths)) for num in range(1, counts.dense.num_layers + 1)]
     largest = max(more - less for less, more in itertools.pairwise(by_depth))
-    unit = largest / 2 if mode == "layerwise" else counts.channels(counts.dense.num_layers)
+    unit = largest / 2 if mode == "layerwise" else counts.channels(counts.dense)
     for ratio in (0.0, 0.05, 0.13, 0.3, 0.45):
         shape = shape_for_ratio(counts_of(config), mode, ratio, multiple=1)
         assert abs(counts.decoder(shape) - decoder * (1 - ratio)) <= unit
@@ -103,7 +97,7 @@ def test_a_budget_is_kept_and_used_up(name: str, mode: str) -> None:
     config = FAMILIES[name].config()
     counts, dense = counts_of(config), counts_of(config).size()
     least = counts_of(config).size(smallest_shape(counts_of(config), mode))
-    unit = counts.layer(counts.dense) if mode == "layerwise" else counts.channels(counts.dense.num_layers)
+    unit = counts.layer(counts.dense) if mode == "layerwise" else counts.channels(counts.dense)
     for share in (0.2, 0.5, 0.9):
         bound = round(least.size_bytes + share * (dense.size_bytes - least.size_bytes))
         for budget in (Budget("bytes", size_bytes=bound), Budget("params", num_params=bound // 2)):
@@ -125,12 +119,12 @@ def test_depth_share_moves_the_work_between_layers_and_widths(llava_7b: LlavaCon
 
 
 def test_channels_come_in_multiples(llava_7b: LlavaConfig) -> None:
-    assert default_multiple(counts_of(llava_7b)) == 64
+    assert counts_of(llava_7b).channels_step == 64
     assert shape_for_ratio(counts_of(llava_7b), "widthwise", 0.3, multiple=256).num_ffn_channels % 256 == 0
     exact = shape_for_ratio(counts_of(llava_7b), "widthwise", 0.3, multiple=1)
     counts = counts_of(llava_7b)
     assert abs(counts.decoder(exact) / counts.decoder(counts.dense) - 0.7) < 1e-4
-    assert default_multiple(counts_of(FAMILIES["llama"].config())) == 1
+    assert counts_of(FAMILIES["llama"].config()).channels_step == 1
     with pytest.raises(InputError, match="multiple 0: outside 1 to 11008"):
         shape_for_ratio(counts_of(llava_7b), "widthwise", 0.3, multiple=0)
 
@@ -166,14 +160,15 @@ def test_unequal_layers_are_counted_by_kind() -> None:
     )  # fmt: skip
     counts = counts_of(config)
     assert [kind.layers for kind in counts.kinds] == [(1, 4), (0, 2, 3, 5)]
-    assert [kind.per_channel for kind in counts.kinds] == [0, 4 * 3 * 16]  # of experts; the other layers keep theirs
+    assert [kind.has("ffn_channels") for kind in counts.kinds] == [False, True]  # of experts; the others keep theirs
+    assert counts.channels(counts.dense) == 4 * 4 * 3 * 16
     assert [counts.num_of_kinds(num) for num in range(2, 7)] == [[1, 1], [1, 2], [1, 3], [2, 3], [2, 4]]
     for layers in ([0, 1], [1, 2, 5], [0, 1, 2, 3, 4, 5]):
         shape = Shape(len(layers), 1, 2, 16)
         assert counts.total(shape) == sum(
             p.numel() for p in empty_model(pruned_config(config, shape, layers)).parameters()
         )
-    assert counts.smallest == Shape(2, 1, 1, 8)
+    assert counts.smallest == Shape(2, 1, 1, 8, 4)
     assert shape_for_ratio(counts, "widthwise", 0.2).num_ffn_channels in (8, 16)
-    with pytest.raises(InputError, match="num_ffn_channels 9: the class needs a multiple of 8"):
+    with pytest.raises(InputError, match="num_ffn_channels 9: must be a multiple of 8"):
         exact_shape(counts, {"num_ffn_channels": 9})

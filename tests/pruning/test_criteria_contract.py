@@ -15,7 +15,7 @@ from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
 from raysearch.pruning import prune
 from raysearch.pruning.importance import TOKENS, Importance, importance
-from tests.support.tiny_models import FAMILIES, NUM_LAYERS, dense
+from tests.support.tiny_models import EXPERTS, FAMILIES, NUM_LAYERS, dense
 
 NAME = "llava_llama"
 every_criterion = pytest.mark.parametrize("criterion", CRITERIA)
@@ -23,10 +23,17 @@ every_with_data = pytest.mark.parametrize("criterion", [name for name, row in CR
 
 
 def batches_of(name: str = NAME) -> list[dict[str, torch.Tensor]]:
-    return [FAMILIES[name].batch(), FAMILIES[name].batch(seed=1)]
+    family = (FAMILIES | EXPERTS)[name]
+    return [family.batch(), family.batch(seed=1)]
 
 
-def scored(criterion: str, batches: Iterable[dict] | None = None, name: str = NAME, seed: int = 0) -> Importance:
+def name_of(criterion: str) -> str:
+    """A model that the criterion scores something of."""
+    return "qwen3_moe" if CRITERIA[criterion].scores == ("experts",) else NAME
+
+
+def scored(criterion: str, batches: Iterable[dict] | None = None, name: str | None = None, seed: int = 0) -> Importance:
+    name = name or name_of(criterion)
     if not CRITERIA[criterion].needs_data:
         return importance(dense(name), None, criterion, seed)
     return importance(dense(name), batches_of(name) if batches is None else batches, criterion, seed)
@@ -44,12 +51,17 @@ def same(a: Importance, b: Importance, **tolerance: float) -> None:
 
 
 @every_criterion
-@pytest.mark.parametrize("name", [NAME, "bunny", "mini_internvl", "llama"])
+@pytest.mark.parametrize("name", [NAME, "bunny", "mini_internvl", "llama", "qwen3_moe"])
 def test_scores_have_the_shapes_of_what_the_row_says(criterion: str, name: str) -> None:
+    has_experts = name in EXPERTS
+    if CRITERIA[criterion].scores == (("widths",) if has_experts else ("experts",)):
+        with pytest.raises(InputError, match=f"criterion {criterion}: "):
+            scored(criterion, name=name)
+        return
     scores, row, shape = scored(criterion, name=name), CRITERIA[criterion], shape_of(dense(name).config)
     assert scores.criterion == criterion
-    assert (scores.layers is not None) == (criterion in LAYER_CRITERIA) == (row.scores in ("layers", "both"))
-    assert (scores.heads is not None) == (criterion in WIDTH_CRITERIA) == (row.scores in ("widths", "both"))
+    assert (scores.layers is not None) == (criterion in LAYER_CRITERIA) == ("layers" in row.scores)
+    assert (scores.heads is not None) == (criterion in WIDTH_CRITERIA) == ("widths" in row.scores)
     if scores.layers is not None:
         assert scores.layers.shape == (NUM_LAYERS,)
         assert scores.layers.dtype == np.float32
@@ -67,6 +79,13 @@ def test_scores_have_the_shapes_of_what_the_row_says(criterion: str, name: str) 
             assert np.isfinite(values).all()
             assert values.min() >= 0
             assert values.std(axis=1).min() > 0
+    if has_experts:
+        assert (scores.experts is not None) == ("experts" in row.scores)
+    if has_experts and scores.experts is not None:
+        assert scores.experts.shape == (NUM_LAYERS, shape.num_experts)
+        assert scores.experts.dtype == np.float32
+        assert scores.experts.min() >= 0
+        assert (scores.experts.std(axis=1) > 0).tolist() == [False] + [True] * (NUM_LAYERS - 1)  # the first has none
 
 
 @every_criterion
@@ -79,11 +98,12 @@ def test_scores_are_reproducible(criterion: str) -> None:
 @every_criterion
 @pytest.mark.parametrize("is_training", [True, False])
 def test_the_model_is_left_as_it_was(criterion: str, is_training: bool) -> None:
-    model = copy.deepcopy(dense(NAME)).train(is_training)
-    frozen = family_for(model).vision(model)[0].eval().requires_grad_(False)
+    name = name_of(criterion)
+    model = copy.deepcopy(dense(name)).train(is_training)
+    frozen = (family_for(model).vision(model) or [family_for(model).final_norm(model)])[0].eval().requires_grad_(False)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    importance(model, batches_of() if CRITERIA[criterion].needs_data else None, criterion)
+    importance(model, batches_of(name) if CRITERIA[criterion].needs_data else None, criterion)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == wanted
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -93,7 +113,7 @@ def test_the_model_is_left_as_it_was(criterion: str, is_training: bool) -> None:
 
 @every_with_data
 def test_padding_changes_nothing(criterion: str) -> None:
-    batches = batches_of()
+    batches = batches_of(name_of(criterion))
     for batch in batches:
         batch["input_ids"] = batch["input_ids"].clone()
         batch["input_ids"][-1, -3:] = 77
@@ -102,44 +122,48 @@ def test_padding_changes_nothing(criterion: str) -> None:
 
 @every_with_data
 def test_batches_are_read_once_in_any_order(criterion: str) -> None:
-    batches = batches_of()
+    batches = batches_of(name_of(criterion))
     same(scored(criterion, iter(batches)), scored(criterion, reversed(batches)), rtol=1e-4, atol=1e-6)
 
 
 @every_with_data
 def test_samples_can_be_in_any_order(criterion: str) -> None:
-    turned = [{key: value.flip(0) for key, value in batch.items()} for batch in batches_of()]
+    turned = [{key: value.flip(0) for key, value in batch.items()} for batch in batches_of(name_of(criterion))]
     same(scored(criterion), scored(criterion, turned), rtol=1e-3, atol=1e-5)
 
 
 @every_criterion
 def test_a_model_can_be_pruned_by_the_scores(criterion: str) -> None:
-    scores, model, full = scored(criterion), dense(NAME), shape_of(dense(NAME).config)
+    model = dense(name_of(criterion))
+    scores, full = scored(criterion), shape_of(model.config)
     if criterion in LAYER_CRITERIA:
         fewer = dataclasses.replace(full, num_layers=NUM_LAYERS - 2)
         assert shape_of(prune(model, fewer, {"depth": scores}).config) == fewer
     if criterion in WIDTH_CRITERIA:
         narrower = Shape(NUM_LAYERS, 2, 4, 60)
         assert shape_of(prune(model, narrower, {"width": scores}).config) == narrower
+    if full.num_experts:
+        fewer = dataclasses.replace(full, num_experts=3)
+        assert shape_of(prune(model, fewer, {"experts": scores}).config) == fewer
 
 
 @every_with_data
 def test_missing_data_is_refused(criterion: str) -> None:
     with pytest.raises(InputError, match=f"criterion {criterion}: needs calibration data"):
-        importance(dense(NAME), None, criterion)
+        importance(dense(name_of(criterion)), None, criterion)
     with pytest.raises(InputError, match="has no samples"):
-        importance(dense(NAME), [], criterion)
+        importance(dense(name_of(criterion)), [], criterion)
 
 
 @every_with_data
 def test_answers_are_required_where_the_row_says(criterion: str) -> None:
-    batch = FAMILIES[NAME].batch()
+    batch = batches_of(name_of(criterion))[0]
     silent = {**batch, "labels": torch.full_like(batch["labels"], -100)}
     unlabelled = {key: value for key, value in batch.items() if key != "labels"}
     for batches in ([silent], [unlabelled]):
         if CRITERIA[criterion].needs_labels:
             with pytest.raises(InputError, match="no answer tokens"):
-                importance(dense(NAME), batches, criterion)
+                importance(dense(name_of(criterion)), batches, criterion)
         else:
             same(scored(criterion, batches), scored(criterion, [batch]), rtol=0, atol=0)
 

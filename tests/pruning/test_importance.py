@@ -105,6 +105,32 @@ def test_greedy_drops_what_hurts_least_at_every_step() -> None:
     assert sorted(order) == list(range(NUM_LAYERS))
 
 
+def test_greedy_by_divergence_drops_what_changes_predictions_least() -> None:
+    """Against whole models whose layers hand on the hidden state; the right answers don't matter."""
+    model, batch = dense(NAME), batch_of()
+    answers = batch["labels"][:, 1:] != -100
+    silly = {**batch, "labels": torch.where(batch["labels"] == -100, -100, 7)}
+    order = list(importance(model, [batch], "greedy_kl").layer_order)
+    assert order == list(importance(model, [silly], "greedy_kl").layer_order)
+
+    def log_probs(without: list[int]) -> torch.Tensor:
+        clone = copy.deepcopy(model)
+        for i in without:
+            family_for(clone).decoder(clone).layers[i].forward = lambda hidden_states, **_: hidden_states
+        return clone(**batch).logits[:, :-1][answers].log_softmax(-1)
+
+    with torch.inference_mode():
+        whole, gone = log_probs([]), []
+        for dropped in order[:-1]:
+            left = [i for i in range(NUM_LAYERS) if i not in gone]
+            found = {
+                i: torch.nn.functional.kl_div(log_probs([*gone, i]), whole, reduction="sum", log_target=True)
+                for i in left
+            }
+            assert min(found, key=lambda i: float(found[i])) == dropped
+            gone.append(dropped)
+
+
 def test_deepest_spares_the_last_layer_to_the_end() -> None:
     assert list(importance(dense(NAME), None, "deepest").layer_order) == [2, 1, 0, 3]
 

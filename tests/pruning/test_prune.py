@@ -9,7 +9,6 @@ import transformers as hf
 
 from raysearch.errors import InputError
 from raysearch.models import Family, family_for
-from raysearch.models.layout import Units
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
@@ -149,10 +148,10 @@ def test_wrong_uses_are_refused() -> None:
         prune(model, Shape(4, 4, 8, 90), {"depth": importance(model, None, "deepest")})
     with pytest.raises(InputError, match="scores no layers"):
         prune(model, Shape(3, 4, 8, 96), {"depth": scores})
-    with pytest.raises(InputError, match="scores no heads"):
+    with pytest.raises(InputError, match="scores no FFN channels"):
         prune(model, Shape(4, 4, 8, 90), {"width": importance(model, None, "deepest")})
     uneven = full_units(model)
-    uneven[1] = Units(np.arange(4), np.arange(8), np.arange(5))
+    uneven[1] = {**uneven[1], "ffn_channels": np.arange(5)}
     with pytest.raises(InputError, match="layers keep different numbers"):
         slice_model(model, range(NUM_LAYERS), uneven)
 

@@ -14,7 +14,7 @@ from raysearch.models import layout, pruned_config
 from raysearch.models.tiny_copy import tiny_config
 from raysearch.pruning import self_check
 from raysearch.pruning.checkpoint import prune_checkpoint
-from raysearch.pruning.self_check import Verdict, check_architecture, examine
+from raysearch.pruning.self_check import NO_EXPERTS, Verdict, check_architecture, examine
 from tests.support.tiny_models import CLIP, FAMILIES, IMAGE, dense
 
 TEXT = {
@@ -69,6 +69,7 @@ RIGHT: dict[str, Any] = {
 def test_uniform_hybrid_and_expert_decoders_are_right(name: str) -> None:
     verdict = examine(RIGHT[name]())
     assert (verdict.layers, verdict.widths) == ("", "")
+    assert verdict.experts == ("" if name.endswith("moe") else NO_EXPERTS)
     assert verdict.picture == (name in FAMILIES)
 
 
@@ -126,7 +127,9 @@ def test_whatever_an_architecture_raises_is_one_line(monkeypatch: pytest.MonkeyP
 
 def test_a_verdict_is_kept_for_the_same_configuration(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(self_check, "examine", lambda config: calls.append(config) or Verdict("", "odd", picture=True))
+    monkeypatch.setattr(
+        self_check, "examine", lambda config: calls.append(config) or Verdict("", "odd", "", picture=True)
+    )
     config = hf.LlamaConfig(**TEXT)
     for _ in range(2):
         check_architecture(config, "layerwise")

@@ -155,6 +155,20 @@ def test_gpus_that_are_not_here_are_not_made_up(monkeypatch):
     lines = estimate_lines(plan_study(SearchSpace.model_validate(content)))
     assert "no GPU here to fit it into" in next(line for line in lines if line.startswith("memory"))
     assert "GPU-hours" in next(line for line in lines if line.startswith("time"))
+    slots = next(line for line in lines if line.startswith("slots"))
+    assert "2 x 1 CPU and 1 GPU each" in slots
+    assert slots.endswith("and 0 GPU has no room for one, so a search needs a cluster that has")
+
+
+@pytest.mark.parametrize(("workers", "room"), [(1, 3), (2, 1), (4, 0)])
+def test_the_slots_that_fit_here_are_counted(monkeypatch, workers, room):
+    monkeypatch.setattr("raysearch.report.cost_estimate.os.sched_getaffinity", lambda pid: set(range(6)))
+    content = POCKET.model_dump(mode="json")
+    content["slots"] = {"num": 64, "workers": workers, "cpus_per_worker": 2}
+    lines = estimate_lines(plan_study(SearchSpace.model_validate(content)))
+    has = f"has room for {room}" if room else "has no room for one, so a search needs a cluster that has"
+    asked = f"slots      64 at a time, {workers} x 2 CPU each; this machine with 6 CPU {has}"
+    assert next(line for line in lines if line.startswith("slots")) == asked
 
 
 def test_a_pace_adds_up():

@@ -343,7 +343,25 @@ FAMILIES: dict[str, TinyFamily] = {
 }
 
 
+_FOUR = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+EXPERTS: dict[str, TinyFamily] = {
+    "qwen3_moe": TinyFamily(lambda: hf.Qwen3MoeConfig(**_text(head_dim=8), **_FOUR, mlp_only_layers=[0])),
+    "qwen2_moe": TinyFamily(lambda: hf.Qwen2MoeConfig(**_text(), **_FOUR, shared_expert_intermediate_size=24)),
+    "glm4_moe": TinyFamily(
+        lambda: hf.Glm4MoeConfig(
+            **_text(head_dim=8), n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
+            first_k_dense_replace=1, n_group=1, topk_group=1,
+        )
+    ),
+    "mixtral": TinyFamily(lambda: hf.MixtralConfig(**_text(), num_local_experts=4, num_experts_per_tok=2)),
+    "gpt_oss": TinyFamily(
+        lambda: hf.GptOssConfig(**_text(head_dim=8), num_local_experts=4, num_experts_per_tok=2, sliding_window=8)
+    ),
+}  # fmt: skip
+"""Decoders with experts; the first layers of some have none."""
+
+
 @cache
 def dense(name: str) -> PreTrainedModel:
     """The family's model, shared by tests that don't change it."""
-    return FAMILIES[name].model()
+    return (FAMILIES | EXPERTS)[name].model()

@@ -257,13 +257,13 @@ def test_events_wait_behind_whole_lines_only(replay, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("[]", "Input should be a valid dictionary"),
+        ("[]", "must be a mapping of keys to values"),
         ('{"run": null, "ti', "Invalid control character"),
-        ('{"run": null}', "time: Field required"),
-        ('{"run": null, "time": 1, "files": ["../../.ssh/id_rsa"]}', "files.0: String should match"),
-        ('{"run": null, "time": 1, "files": ["/etc/passwd"]}', "files.0: String should match"),
-        ('{"run": null, "time": 1, "documents": {"../a": 1}}', "documents.*String should match"),
-        ('{"run": null, "time": 1, "metrics": {"a": "b"}}', "metrics.a: Input should be a valid number"),
+        ('{"run": null}', "time: missing"),
+        ('{"run": null, "time": 1, "files": ["../../.ssh/id_rsa"]}', "files.0: must match"),
+        ('{"run": null, "time": 1, "files": ["/etc/passwd"]}', "files.0: must match"),
+        ('{"run": null, "time": 1, "documents": {"../a": 1}}', "documents.*must match"),
+        ('{"run": null, "time": 1, "metrics": {"a": "b"}}', "metrics.a: must be a number"),
     ],
     ids=list("abcdefg"),
 )

@@ -128,5 +128,5 @@ def test_a_study_without_its_space_is_refused(study, tmp_path):
     with pytest.raises(InputError, match=r"no space\.json"):
         finetune(tmp_path / "run", point_of(study))
     write_json(tmp_path / "run" / "space.json", {"name": "x"})
-    with pytest.raises(InputError, match="model: Field required"):
+    with pytest.raises(InputError, match="model: missing"):
         finetune(tmp_path / "run", point_of(study))

@@ -123,3 +123,12 @@ def test_a_checkpoint_that_is_gone_is_said_so(context, left, tmp_path):
         (folder / left).write_text("mode: layerwise\nratio: 0.3\ncriterion: deepest\n")
     with pytest.raises(InputError, match=f"^{folder}: no checkpoint of a search"):
         score_heldout(folder, context)
+
+
+@pytest.mark.parametrize("scores", ["[" * 100_000, "[1, 2]", "{", "3"])
+def test_scores_that_are_no_object_are_said_so(context, scores, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("mode: layerwise\nratio: 0.3\ncriterion: deepest\n")
+    (tmp_path / "scores.json").write_text(scores)
+    with pytest.raises(InputError, match=f"^{tmp_path}: no checkpoint of a search") as error:
+        score_heldout(tmp_path, context)
+    assert "\n" not in str(error.value)

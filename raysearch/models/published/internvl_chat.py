@@ -4,7 +4,6 @@ Mini-InternVL-Chat-4B-V1-5 is one of them. The published folders need code of th
 `InternVLForConditionalGeneration` under other names, with the tower's fused query, key and value weights split.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig
 
 from raysearch.errors import InputError
+from raysearch.files import read_json
 from raysearch.models.published import renamed
 
 MODEL_TYPE = "internvl_chat"
@@ -103,7 +103,7 @@ _VISION = (
 
 def _image_token_id(folder: Path) -> int:
     try:
-        return int(json.loads((folder / "added_tokens.json").read_text())[IMAGE_TOKEN])
+        return int(read_json(folder / "added_tokens.json")[IMAGE_TOKEN])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"{folder}/added_tokens.json: doesn't say which token {IMAGE_TOKEN} is; copy the tokenizer's files"

@@ -1,18 +1,18 @@
-"""Importance of every removable unit (layer, KV group, query head, FFN channel), streamed over calibration batches.
+"""Importance of every removable unit (layer, KV group, query head, FFN channel, expert), over calibration batches.
 
-Symbols: L layers, G KV groups, H query heads, F FFN channels. Higher is more important. Sums are in fp32 or fp64
-whatever the model's dtype; the result is a few kilobytes of numpy.
+Symbols: L layers, G KV groups, H query heads, F FFN channels, E experts. Higher is more important. Sums are in fp32 or
+fp64 whatever the model's dtype; the result is a few kilobytes of numpy.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 
 import torch
 from transformers import PreTrainedModel
 
 from raysearch.config.criteria import CRITERIA, WITHOUT_DATA
 from raysearch.errors import InputError
-from raysearch.pruning.importance import layer_criteria, width_criteria
 from raysearch.pruning.importance.calibration import TOKENS, checked_batches
 from raysearch.pruning.importance.result import Importance
 
@@ -45,7 +45,7 @@ def importance(
     if tokens is not None and tokens not in TOKENS:
         raise InputError(f"tokens {tokens!r}: unknown; choose of {', '.join(TOKENS)}")
     row = CRITERIA[criterion]
-    score = getattr(layer_criteria if row.scores == "layers" else width_criteria, criterion)
+    score = getattr(import_module(f"{__name__}.{row.module}"), criterion)
     with _unchanged(model):
         if not row.needs_data:
             return score(model, seed)

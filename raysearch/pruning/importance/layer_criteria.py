@@ -3,7 +3,7 @@
 With data a criterion is called as `f(model, batches, tokens)`, without as `f(model, seed)`; see `config.criteria`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -79,13 +79,24 @@ def greedy_loss(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -
 
     Every step measures the already shortened model, with images. Layers before the skipped one are not run again.
     """
+    return _greedy("greedy_loss", LayerSkippingLoss(model, batches), ())
+
+
+@torch.inference_mode()
+def greedy_kl(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
+    """As `greedy_loss`, by the divergence KL(dense || shortened) of the predictions of answer tokens, which need not be
+    right. Memory: a row of the vocabulary per answer token."""
     skipping = LayerSkippingLoss(model, batches)
+    return _greedy("greedy_kl", skipping, list(skipping.log_probs(range(skipping.num_layers))))
+
+
+def _greedy(criterion: str, skipping: LayerSkippingLoss, dense: Sequence[torch.Tensor]) -> Importance:
     left, order = list(range(skipping.num_layers)), []
     while len(left) > max(1, len(skipping.fixed)):
-        losses = skipping.losses_without_each(left)
+        losses = skipping.losses_without_each(left, dense)
         order.append(min(losses, key=lambda i: losses[i]))
         left.remove(order[-1])
-    return _of_order("greedy_loss", np.array([*order, *reversed(left)]))
+    return _of_order(criterion, np.array([*order, *reversed(left)]))
 
 
 def _of_order(criterion: str, order: np.ndarray) -> Importance:

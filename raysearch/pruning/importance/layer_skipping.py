@@ -43,17 +43,22 @@ class LayerSkippingLoss:
 
     def loss(self, layers: Sequence[int]) -> float:
         """Mean negative log-likelihood of the answer tokens, through `layers` only."""
-        return sum(self._nll(batch, self._run(batch, layers)) for batch in self.batches) / self.num_answer_tokens
+        return sum(self._loss(batch, self._run(batch, layers)) for batch in self.batches) / self.num_answer_tokens
 
-    def losses_without_each(self, layers: Sequence[int]) -> dict[int, float]:
-        """For each droppable layer of `layers`, the loss of the others; layers in front of it run once for all."""
+    def losses_without_each(self, layers: Sequence[int], dense: Sequence[torch.Tensor] = ()) -> dict[int, float]:
+        """For each droppable layer of `layers`, the loss of the others; layers in front of it run once for all.
+
+        Args:
+            dense: what `log_probs` gives for all layers; with it, the divergence KL(dense || others) per answer token
+                in place of the loss.
+        """
         totals = {i: 0.0 for i in layers if i not in self.fixed}
         behind = [i for i in layers if i >= self.num_leading]
-        for batch in self.batches:
-            hidden = batch.start
+        for number, batch in enumerate(self.batches):
+            hidden, wanted = batch.start, dense[number] if dense else None
             for position, i in enumerate(behind):
                 if i in totals:
-                    totals[i] += self._nll(batch, self._through(batch, hidden, behind[position + 1 :]))
+                    totals[i] += self._loss(batch, self._through(batch, hidden, behind[position + 1 :]), wanted)
                 hidden = self._through(batch, hidden, [i])
         return {i: total / self.num_answer_tokens for i, total in totals.items()}
 
@@ -120,11 +125,15 @@ class LayerSkippingLoss:
             hidden = output[0] if isinstance(output, tuple) else output
         return hidden
 
-    def _nll(self, batch: _RecordedBatch, hidden: torch.Tensor) -> float:
-        """Sum over answer tokens; the head runs only at positions that predict one."""
+    def _loss(self, batch: _RecordedBatch, hidden: torch.Tensor, dense: torch.Tensor | None = None) -> float:
+        """Sum over answer tokens of the loss, or of the divergence from `dense`; the head runs only at positions that
+        predict one."""
         assert self.to_logits is not None
         logits, targets = self._raw_logits(batch, hidden)
-        return float(nn.functional.cross_entropy(self.to_logits(logits), targets, reduction="sum").double())
+        if dense is None:
+            return float(nn.functional.cross_entropy(self.to_logits(logits), targets, reduction="sum").double())
+        found = self.to_logits(logits).log_softmax(-1)
+        return float(nn.functional.kl_div(found, dense, reduction="sum", log_target=True).double())
 
     def _raw_logits(self, batch: _RecordedBatch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The head's output before each answer token, (tokens, vocabulary) fp32, and the token, (tokens,)."""

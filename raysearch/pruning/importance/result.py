@@ -18,6 +18,7 @@ class Importance:
         kv_groups: (L, G) fp32, each with its query heads.
         heads: (L, H) fp32.
         ffn_channels: (L, F) fp32.
+        experts: (L, E) fp32; 0 in layers without experts.
         attention_means: (L, H * head size) fp32, mean inputs of the attention output, for bias compensation.
         ffn_means: (L, F) fp32, mean inputs of the FFN output, for bias compensation.
     """
@@ -29,12 +30,14 @@ class Importance:
     kv_groups: np.ndarray | None = None
     heads: np.ndarray | None = None
     ffn_channels: np.ndarray | None = None
+    experts: np.ndarray | None = None
     attention_means: np.ndarray | None = None
     ffn_means: np.ndarray | None = None
 
     def per_layer(self) -> np.ndarray:
-        """(L,) scores of layers; of a width criterion, the mean over a layer's FFN channels."""
+        """(L,) scores of layers; else the mean over a layer's FFN channels, or over its experts."""
         if self.layers is not None:
             return self.layers
-        assert self.ffn_channels is not None, self.criterion
-        return self.ffn_channels.mean(axis=1)
+        of_units = self.experts if self.ffn_channels is None else self.ffn_channels
+        assert of_units is not None, self.criterion
+        return of_units.mean(axis=1)

@@ -137,6 +137,7 @@ def random(model: PreTrainedModel, seed: int) -> Importance:
         heads=of_heads,
         kv_groups=of_heads.reshape(len(layers), layout.num_kv_groups, -1).sum(-1),
         ffn_channels=rng.random(tuple(channels.shape), np.float32),
+        experts=rng.random((len(layers), layout.num_experts), np.float32),
     )
 
 
@@ -171,7 +172,9 @@ class _UnitSums:
         self.layouts = decoder_layout(model)
         self.layers = list(family_for(model).decoder(model).layers)
         groups = torch.zeros(len(heads), self.layout.num_kv_groups, dtype=torch.float64)
+        experts = torch.zeros(len(heads), self.layout.num_experts, dtype=torch.float64)
         self.sums: dict[UnitKind, torch.Tensor] = {"heads": heads, "kv_groups": groups, "ffn_channels": channels}
+        self.sums["experts"] = experts
 
     def parameters(self) -> Iterator[tuple[int, str, nn.Parameter]]:
         """Every weight and bias with rows or columns of units: layer, name in the layer, parameter."""
@@ -194,7 +197,8 @@ class _UnitSums:
         """Scores of units, `finish` of their sums."""
         heads = self.sums["heads"]
         groups = self.sums["kv_groups"] + heads.reshape(len(heads), self.layout.num_kv_groups, -1).sum(-1)
-        return _of_units(criterion, finish(groups), finish(heads), finish(self.sums["ffn_channels"]))
+        scores = _of_units(criterion, finish(groups), finish(heads), finish(self.sums["ffn_channels"]))
+        return replace(scores, experts=finish(self.sums["experts"]).numpy().astype(np.float32))
 
 
 def _reduce_and_free(sums: _UnitSums, layer: int, name: str) -> Callable[[torch.Tensor], None]:

@@ -116,11 +116,15 @@ class SizedSpace:
         """The smallest removed ratio whose model is within the size ratio `limit`, and within a budget if any."""
         known = (mode, quantization, limit)
         if known not in self._solved:
-            low, high = 0.0, 0.99
+            low, high, is_met = 0.0, 0.99, False
             for _ in range(BISECTIONS):
                 middle = (low + high) / 2
                 size = self._size_of(bare_recipe(middle, mode, quantization))
-                fits = size is None or (size.size_bytes <= limit * self._dense.size_bytes and self._is_admitted(size))
+                if size is None:  # too much is removed, or less than the rules on shapes ask for
+                    fits = not is_met
+                else:
+                    fits = size.size_bytes <= limit * self._dense.size_bytes and self._is_admitted(size)
+                    is_met = is_met or fits
                 low, high = (low, middle) if fits else (middle, high)
             self._solved[known] = high
         return self._solved[known]
