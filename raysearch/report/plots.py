@@ -44,7 +44,7 @@ def draw_front(info: FrontInfo, path: Path, trials: Sequence[PlotPoint] = ()) ->
         xs, ys = [trial.size_ratio for trial in group], [trial.retention for trial in group]
         is_ring = end == "finished"
         style: dict[str, Any] = {"facecolors": "none", "edgecolors": COLOURS[mode]} if is_ring else {"c": COLOURS[mode]}
-        both[end == "stopped"].scatter(
+        both[int(end == "stopped")].scatter(
             xs, ys, s=22, marker=_MARKERS[end], linewidths=1.1, label=f"{mode} ({len(group)})", **style
         )
     _draw_points(both[0], info)
