@@ -163,7 +163,7 @@ def parallel_coordinates(axes: Sequence[Axis], lines: Sequence[Line]) -> Any:
 
 def _ticks(axis: Axis) -> list[tuple[float, str]]:
     if axis.levels:
-        return [(number / max(1, len(axis.levels) - 1), level) for number, level in enumerate(axis.levels)]
+        return [(number / max(1, len(axis.levels) - 1), level[:18]) for number, level in enumerate(axis.levels)]
     form = "{:.1%}" if axis.name in ("size", "retention") else "{:.2g}"
     return [(0.0, form.format(axis.low)), (1.0, form.format(axis.high))]
 
@@ -187,6 +187,8 @@ def slice_plot(found: Slice) -> Any:
         figure.update_xaxes(type="category", categoryorder="array", categoryarray=list(found.axis.levels))
     elif found.axis.log:
         figure.update_xaxes(type="log", dtick=1)
+    elif found.axis.high < 0.01:
+        figure.update_xaxes(tickformat=".1e", nticks=4)
     figure.add_hline(0, line={"color": FAINT, "width": 1})
     figure.update_yaxes(tickformat="+.0f")
     return figure

@@ -36,7 +36,7 @@ class Axis:
         if value is None:
             return None
         if self.levels:
-            return self.levels.index(str(value)) / max(1, len(self.levels) - 1)
+            return self.levels.index(level_text(value)) / max(1, len(self.levels) - 1)
         assert isinstance(value, int | float), value
         if self.log:
             return float(np.log(value / self.low) / np.log(self.high / self.low))
@@ -56,8 +56,13 @@ def axes_of(records: Sequence[TrialRecord]) -> list[Axis]:
             low, high = float(min(numbers)), float(max(numbers))
             found.append(Axis(name, (), low, high, log=low > 0 and high / low > 20))
         else:
-            found.append(Axis(name, tuple(map(str, sorted(values, key=lambda v: (str(type(v)), v))))))  # type: ignore[arg-type]
+            found.append(Axis(name, tuple(map(level_text, sorted(values, key=lambda v: (str(type(v)), v))))))  # type: ignore[arg-type]
     return found
+
+
+def level_text(value: object) -> str:
+    """A value of few, as text."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ def slices(records: Sequence[TrialRecord], baseline: Baseline) -> list[Slice]:
             continue
         left = left_at_equal_size(chosen, baseline, within_modes=axis.name != "mode")
         raw = [record.recipe.as_dict()[axis.name] for record in chosen]
-        values = tuple(str(value) if axis.levels else float(value) for value in raw)  # type: ignore[arg-type]
+        values = tuple(level_text(value) if axis.levels else float(value) for value in raw)  # type: ignore[arg-type]
         means = {level: _mean(left[[value == level for value in values]]) for level in axis.levels}
         found.append(Slice(axis, values, tuple(left.tolist()), {k: m for k, m in means.items() if m}))
     return found

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,9 @@ from raysearch.study.status import Status
 
 ADDRESS = "127.0.0.1"
 MAX_FOLLOWERS = 20
-SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_BEATS, SECONDS_TO_SAY_GOODBYE = 1.0, 15.0, 3.0
+SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_BEATS = 1.0, 15.0
+SECONDS_TO_ASK, SECONDS_TO_SAY_GOODBYE = 1.0, 10.0
+"""After the end: for browsers to ask for the last state, and for its answer."""
 SECONDS_BETWEEN_PAGES, SHARE_OF_TIME = 5.0, 0.05
 """A page is made anew at most so often, and at most for this share of the time: large studies take seconds."""
 _HEADERS = {
@@ -48,13 +50,13 @@ class LivePage:
     def __init__(self, folder: Path, empty: Front) -> None:
         self._folder, self._empty = folder, empty
         self._token = secrets.token_urlsafe(16)
-        self._lock = threading.Lock()
+        self._lock, self._counting = threading.Lock(), threading.Lock()
         self._pages: dict[bool, str] = {}
         self._shown: object = None  # state of the files behind `_pages`
         self._next_at = 0.0
         self._status = "The search begins."
         self._is_over = threading.Event()
-        self._num_followers = 0
+        self._num_followers = self._num_open = 0
         self._server = _Server((ADDRESS, 0), self)
         self.url = f"http://{ADDRESS}:{self._server.server_address[1]}/{self._token}/"
 
@@ -68,7 +70,7 @@ class LivePage:
         self._next_at = 0.0
         self._is_over.set()  # followers get the last state, and have a moment to ask for it
         until = time.monotonic() + SECONDS_TO_SAY_GOODBYE
-        while self._num_followers and time.monotonic() < until:
+        while self._num_open and time.monotonic() < until:
             time.sleep(0.1)
         self._server.shutdown()
         self._server.server_close()
@@ -118,6 +120,8 @@ class LivePage:
                 if (self._is_due() or is_over) and self._state() != seen:
                     seen = self._state()
                     yield _event("changed", "")
+                    if is_over:
+                        time.sleep(SECONDS_TO_ASK)
                 if is_over:
                     yield _event("ended", "The search has ended. report.html in its folder is this page.")
                     return
@@ -126,6 +130,17 @@ class LivePage:
                     yield ": \n\n"
         finally:
             self._num_followers -= 1
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """A request is answered inside; the server outlives it."""
+        with self._counting:
+            self._num_open += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._num_open -= 1
 
     def _is_due(self) -> bool:
         return time.monotonic() >= self._next_at
@@ -156,6 +171,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a request for the page, an update of it, or its events; nothing else is here."""
+        with self.server.page.answering():
+            self._answer()
+
+    def _answer(self) -> None:
         page = self.server.page
         parts = urlsplit(self.path).path.split("/")
         named = urlsplit(f"//{self.headers.get('Host', '')}").hostname  # another name: a page elsewhere, rebound

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysearch.config.dimensions import Range, matches
+from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
 from raysearch.report.findings import Finding
 from raysearch.study.front import Front
@@ -41,10 +42,10 @@ def _ranges(space: SearchSpace, front: Front) -> list[Change]:
             (sum(place <= EDGE for place in places), case.low, "below"),
             (sum(place >= 1 - EDGE for place in places), case.high, "above"),
         ):
-            if len(values) >= MIN_POINTS and 2 * num_near >= len(values):
+            if len(values) >= MIN_POINTS and 2 * num_near >= len(values) and not _is_last(name, end):
                 which = "".join(f", where {field} is {value}" for field, value in case.when.items())
                 reason = f"{num_near} of {len(values)} recipes on the front lie in the tenth of the range next to it"
-                suggested.append(Change(f"recipe.{name}", f"let it go {way} {end:g}{which}, if that is valid", reason))
+                suggested.append(Change(f"recipe.{name}", f"let it go {way} {end:g}{which}", reason))
     return suggested
 
 
@@ -56,6 +57,12 @@ def _choices(space: SearchSpace, found: Sequence[Finding]) -> list[Change]:
         if value in space.values_of(field) and len(space.values_of(field)) > 1:
             suggested.setdefault((field, value), Change(f"recipe.{field}", f"leave out {value}", finding.sentence))
     return list(suggested.values())
+
+
+def _is_last(field: str, value: float) -> bool:
+    """Whether a recipe's field admits nothing beyond a value."""
+    bounds = Recipe.model_fields[field].metadata
+    return any(getattr(bound, kind, None) == value for bound in bounds for kind in ("ge", "gt", "le", "lt"))
 
 
 def _place(value: float, case: Range) -> float:

@@ -272,7 +272,7 @@ def test_changes_for_the_next_space(study):
     worse = Finding("Criterion: a retains more than it.", "...", "significant", ("criterion", value))
     found = changes(space, front, [worse, Finding("b", "...", "inconclusive")])
     assert [(change.key, change.text) for change in found] == [
-        ("recipe.lr", "let it go above 0.01, if that is valid"),
+        ("recipe.lr", "let it go above 0.01"),
         ("recipe.criterion", f"leave out {value}"),
     ]
     assert changes(space, front.model_copy(update={"points": points[:3]}), []) == []

@@ -245,8 +245,8 @@ function follow() {
   const events = new EventSource("events");
   events.addEventListener("status", (event) => (byId("status").textContent = JSON.parse(event.data)));
   events.addEventListener("changed", async () => {
-    const answer = await fetch("content");
-    if (answer.ok) await replaceParts(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    const answer = await fetch("content").catch(() => null); // null: the search has just ended
+    if (answer?.ok) await replaceParts(new DOMParser().parseFromString(await answer.text(), "text/html"));
   });
   events.addEventListener("ended", (event) => {
     events.close();
