@@ -32,7 +32,7 @@ def draw_front(info: FrontInfo, path: Path, trials: Sequence[PlotPoint] = ()) ->
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder("matplotlib")))  # the home folder may be read-only
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     trials = off_front(info, trials)
     stopped = [trial for trial in trials if trial.end == "stopped"]
@@ -45,7 +45,7 @@ def draw_front(info: FrontInfo, path: Path, trials: Sequence[PlotPoint] = ()) ->
         is_ring = end == "finished"
         style: dict[str, Any] = {"facecolors": "none", "edgecolors": COLOURS[mode]} if is_ring else {"c": COLOURS[mode]}
         both[int(end == "stopped")].scatter(
-            xs, ys, s=22, marker=_MARKERS[end], linewidths=1.1, label=f"{mode} ({len(group)})", **style
+            xs, ys, s=22, marker=_MARKERS[end], linewidths=1.1, label=f"{mode}, {end} ({len(group)})", **style
         )
     _draw_points(both[0], info)
     sizes, retentions = axis_ranges(info, trials)
@@ -57,8 +57,16 @@ def draw_front(info: FrontInfo, path: Path, trials: Sequence[PlotPoint] = ()) ->
         axes.grid(color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="lower right", frameon=True, framealpha=0.92, edgecolor="none", fontsize=8.5)
+        axes.legend(
+            loc="lower right" if axes is both[0] else "upper right",
+            frameon=True,
+            framealpha=0.92,
+            edgecolor="none",
+            fontsize=8.5,
+        )
     if stopped:
+        both[1].set_xlim(sizes)
+        both[1].xaxis.set_major_locator(MaxNLocator(3))
         both[1].set_xlabel("size; stopped early:\npreliminary scores")
     figure.suptitle(_title(info), x=0.01, ha="left", fontsize=11.5, color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)

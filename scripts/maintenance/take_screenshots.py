@@ -27,6 +27,11 @@ from raysearch.tracking.tracker import tracking_uri
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 600_000  # ms; MLflow's pages are heavy, and the machine may be busy
 
+SHORT_PATH = """(path) => {
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(path, "runs/first");
+}"""
+
 
 def main() -> int:
     """Take every picture; 1 if a page complained."""
@@ -95,6 +100,7 @@ def open_report(page: Any, study: Path) -> None:
     page.goto(write_report(study).as_uri(), timeout=PATIENCE)
     page.wait_for_selector("body[data-ready]")
     page.evaluate("drawAll()")
+    page.evaluate(SHORT_PATH, str(study))  # the study's folder on this machine
     page.locator("#front-plot g.scatterlayer path.point").first.wait_for()
 
 
