@@ -5,7 +5,7 @@ import itertools
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, Qwen3MoeConfig
 
-from raysearch.config.budget import Budget
+from raysearch.config.budget import Budget, Limit
 from raysearch.errors import InputError
 from raysearch.models import empty_model
 from raysearch.models.param_count import counts_of
@@ -100,12 +100,12 @@ def test_a_budget_is_kept_and_used_up(name: str, mode: str) -> None:
     unit = counts.layer(counts.dense) if mode == "layerwise" else counts.channels(counts.dense)
     for share in (0.2, 0.5, 0.9):
         bound = round(least.size_bytes + share * (dense.size_bytes - least.size_bytes))
-        for budget in (Budget("bytes", size_bytes=bound), Budget("params", num_params=bound // 2)):
+        for budget in (Budget("bytes", (Limit("bytes", bound),)), Budget("params", (Limit("params", bound // 2),))):
             size = counts_of(config).size(shape_for_budget(counts_of(config), mode, budget))
             assert budget.admits(size, dense)
             assert bound / 2 - size.num_params <= unit
     assert shape_for_budget(counts_of(config), mode, Budget.parse("100%")) == counts.dense
-    tightest = Budget("tightest", size_bytes=least.size_bytes)
+    tightest = Budget("tightest", (Limit("bytes", least.size_bytes),))
     assert shape_for_budget(counts_of(config), mode, tightest) == smallest_shape(counts_of(config), mode)
 
 
