@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 from raysearch.config.recipe import Recipe
 from raysearch.study.front import Measured
-from raysearch.study.records import Score
+from raysearch.study.records import Score, Sized
 
 
 class _Message(BaseModel):
@@ -47,13 +47,11 @@ TrialCommand = RunRecipe | NextRung | SaveScores | FinishTrial | ScoreHeldout
 Command = TrialCommand | EndSlot
 
 
-class RungScored(_Message):
+class RungScored(_Message, Sized):
     """The running trial before recovery or at a rung; at its last one also its checkpoint, if the front doesn't
     dominate it."""
 
     score: Score
-    num_params: int
-    size_bytes: int
     size_ratio: float
     is_last: bool
     seconds_training: float = 0.0

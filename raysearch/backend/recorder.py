@@ -1,6 +1,7 @@
 """Carry what Ray Tune reports into the study's files, to the coordinator and to callbacks."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from ray import tune
@@ -16,7 +17,7 @@ from raysearch.searching.journaled_search import JournaledSearch
 from raysearch.study.folder import StudyFolder
 from raysearch.study.front import CHECKPOINTS, Baseline, Front
 from raysearch.study.plan import StudyPlan
-from raysearch.study.records import Score, TrialRecord
+from raysearch.study.records import Score, Sized, TrialRecord
 
 
 class Callback(Protocol):
@@ -136,7 +137,7 @@ class Recorder(tune.Callback):
     def _end(self, trial: Any, end: str, reply: RungScored | Failed | None, reason: str = "") -> None:
         sizes: dict[str, Any] = {}
         if isinstance(reply, RungScored):
-            sizes = reply.model_dump(include={"num_params", "size_bytes", "seconds_training", "seconds_evaluating"})
+            sizes = reply.model_dump(include={*Sized.model_fields, "seconds_training", "seconds_evaluating"})
         record = self._study.ending(trial.trial_id, end, sizes, reason)
         if end == "finished" and isinstance(reply, RungScored) and reply.checkpoint:
             self._offer(record, reply)
@@ -178,4 +179,4 @@ class Recorder(tune.Callback):
         if scores is None:
             return None
         self._study.write_layer_importance(self._coordinator.call(Coordinator.layer_importance))
-        return Baseline(num_params=dense.num_params, size_bytes=dense.size_bytes, scores=scores)
+        return Baseline(**asdict(dense), scores=scores)

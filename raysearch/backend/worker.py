@@ -8,6 +8,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
@@ -236,8 +237,7 @@ class Worker:
         size, dense = self._trial.size, self._context.dense_size
         return RungScored(
             score=score,
-            num_params=size.num_params,
-            size_bytes=size.size_bytes,
+            **asdict(size),
             size_ratio=size.size_bytes / dense.size_bytes,
             is_last=score.samples_seen >= self._trial.end,
             **self._trial.seconds,

@@ -6,6 +6,7 @@ Every command imports what it needs when it runs: `--help`, `best` and mistakes 
 import functools
 import json
 import shlex
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -24,6 +25,7 @@ from raysearch.config.settings import EMBEDDED_MODELS, MAX_SLOTS
 from raysearch.errors import InputError
 from raysearch.files import check_free
 from raysearch.logging import logger
+from raysearch.runtimes.environments import RuntimeName
 
 if TYPE_CHECKING:
     from raysearch.study.front import Front, FrontPoint
@@ -144,6 +146,13 @@ def export(
     ] = False,
     epochs: Annotated[float, typer.Option(min=0.001, help="With --finetune: passes over the data.")] = 1.0,
     register: Annotated[str | None, typer.Option(metavar="NAME", help="Registered model in MLflow to extend.")] = None,
+    runtime: Annotated[
+        Literal["transformers", RuntimeName], typer.Option("--for", help="Runtime that the files are for.")
+    ] = "transformers",
+    dense: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="With --for and a checkpoint: compare its speed with this one's."),
+    ] = None,
     verbose: Verbosity = 0,
 ) -> None:
     """Export the best checkpoint for a budget, and check that it loads.
@@ -151,6 +160,10 @@ def export(
     The folder is a stock Hugging Face checkpoint. A fresh process that imports
     only transformers loads it, generates, and measures its speed first. The
     model card has the recipe, scores with intervals, sizes and speed.
+
+    --for converts it for another runtime, asks it 20 questions there and in
+    transformers, and writes how many answers are the same into the card. DIR
+    may then be any Hugging Face checkpoint, without a budget.
 
     Examples:
 
@@ -160,11 +173,27 @@ def export(
 
       raysearch export runs/mine --key 0f41c2d9a7b3 --to small-model
 
+      raysearch export runs/mine --budget 60% --to small-gguf --for llama.cpp
+
+      raysearch export ./pruned --to small-gguf --for llama.cpp --dense ./llava-1.5-7b
+
     Raises:
         InputError: not just one of a budget and a key is given, nothing on the front has it, or its checkpoint can't be
             used.
     """
     parsed = _one_of(budget, key)
+    is_checkpoint = runtime != "transformers" and (folder / "config.json").is_file()
+    if dense and not is_checkpoint:
+        raise InputError("--dense: needs --for and the folder of a checkpoint; a study has its own dense model")
+    if runtime != "transformers":
+        from raysearch.runtimes.environments import environment
+
+        environment(runtime)
+        if is_checkpoint:
+            if parsed or key or rebuild or finetune or register:
+                raise InputError(f"{folder}: is a checkpoint; leave out the options for a study's")
+            _export_for(runtime, folder, to, dense)
+            return
     if parsed is None and key is None:
         raise InputError("export: needs --budget or --key; raysearch best DIR lists what the front has")
     from raysearch.export.export_checkpoint import export_checkpoint
@@ -184,6 +213,11 @@ def export(
         finetuned = finetuning.finetune(folder, point, epochs)
         point, note = finetuned.point, finetuned.describe()
         print(note)
+    if runtime != "transformers":
+        with tempfile.TemporaryDirectory(dir=to.resolve().parent, prefix=f".{to.name}.") as passing:
+            export_checkpoint(folder, point, Path(passing) / "checkpoint", front, note)
+            _export_for(runtime, Path(passing) / "checkpoint", to, front.model, folder)
+        return
     point = export_checkpoint(folder, point, to, front, note)
     print(f"{to}: {size_text(point.size_bytes)}, retention {retention_text(point)}, {point.recipe.describe()}")
     assert point.measured is not None, point.key
@@ -192,6 +226,67 @@ def export(
         from raysearch.tracking import lookup
 
         print(f"Registered in MLflow: {register}, version {lookup.register(folder, point, to, register)}")
+
+
+def _export_for(runtime: RuntimeName, checkpoint: Path, to: Path, dense: str | None, study: Path | None = None) -> None:
+    """Write a checkpoint's files for a runtime, and say what they answer there.
+
+    Args:
+        study: whose questions are asked; None for embedded ones.
+    """
+    from raysearch.runtimes.export_for import export_for
+    from raysearch.runtimes.proof import questions_of
+    from raysearch.study.folder import read_space
+
+    samples = None
+    if study:
+        try:
+            samples = questions_of(read_space(study).benchmarks)
+        except InputError as error:
+            logger.warning("%s; embedded questions are asked instead", error)
+    proof = export_for(runtime, checkpoint, to, dense, samples)
+    print(f"{to}: {size_text(proof.speed.checkpoint_bytes)} for {runtime}")
+    print(proof.describe())
+    if proof.num_same < 0.9 * proof.num_questions:
+        logger.warning("%s answers differently than transformers; it may prepare pictures in its own way", runtime)
+    if proof.note:
+        print(f"not possible: {proof.note}")
+
+
+@app.command()
+def runtime(
+    action: Annotated[Literal["install", "list"], typer.Argument(help="What to do.")],
+    name: Annotated[RuntimeName | None, typer.Argument(help="The runtime to install.")] = None,
+    verbose: Verbosity = 0,
+) -> None:
+    """Install a runtime that export --for needs, or list them.
+
+    Each has an environment of its own in the user's cache folder. llama.cpp is
+    compiled from the source package llama-cpp-python: minutes, with a C++
+    compiler and CMake.
+
+    Examples:
+
+      raysearch runtime install llama.cpp
+
+      raysearch runtime list
+
+    Raises:
+        InputError: no runtime is named, or it can't be installed.
+    """
+    from raysearch.runtimes.environments import PACKAGES, environment, install
+
+    if action == "install":
+        if name is None:
+            raise InputError(f"runtime install: needs a name; known are {', '.join(PACKAGES)}")
+        found = install(name)
+        print(f"{name}: {found.version} in {found.folder}")
+        return
+    for known in PACKAGES:
+        try:
+            print(f"{known:12} {environment(known).version}")
+        except InputError:
+            print(f"{known:12} not installed")
 
 
 @app.command()

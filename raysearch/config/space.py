@@ -58,7 +58,8 @@ class SearchSpace(Strict):
     stratify: bool = False
     """Keep the proportions of the data's sources in every fraction of it, up to a sample or two."""
     budgets: list[str] = []
-    """Size budgets of the whole model: 60%, 3.2GB, 3B."""
+    """Budgets of the whole model: 60%, 3.2GB, 3B; or of a device, `memory 3GB @ {tokens: 4096, batch: 1}`, also as
+    {name: phone, memory: 3GB, kv_cache: 200MB, tokens: 4096, batch: 1}."""
     recipe: dict[str, list[Dimension]]
     """Dimensions by recipe field: a value, a list of values, {low, high, log, step}, or a list of these with `when`."""
     start: list[dict[str, Scalar]] = []
@@ -86,10 +87,10 @@ class SearchSpace(Strict):
     def _listed(cls, benchmarks: Any) -> Any:
         return [benchmarks] if isinstance(benchmarks, str | dict) else benchmarks
 
-    @field_validator("budgets")
+    @field_validator("budgets", mode="before")
     @classmethod
-    def _check_budgets(cls, budgets: list[str]) -> list[str]:
-        return [Budget.parse(budget).text for budget in budgets]
+    def _check_budgets(cls, budgets: Any) -> Any:
+        return [Budget.parse(b).text for b in budgets] if isinstance(budgets, list) else budgets
 
     @model_validator(mode="before")
     @classmethod

@@ -74,6 +74,11 @@ class Encoder:
         """The row up to the cue for its last answer, without labels, of any length; `BadRow` as for `encode`."""
         return self._cached(sample, True, self._encode_prompt)
 
+    def prompt_text(self, sample: Sample) -> str:
+        """The text of the row up to the cue for its last answer, before the processor expands its images."""
+        last = max(index for index, turn in enumerate(sample.messages) if turn["role"] == "user")
+        return self._render(sample, sample.messages[: last + 1], cue=True)
+
     def collate(self, rows: Sequence[Encoded], padding_side: str = "right", multiple: int = 1) -> Batch:
         """`collate` with this tokenizer's padding token."""
         one_entry_per_row = self.family.model_type in _ONE_ENTRY_PER_ROW
@@ -96,8 +101,7 @@ class Encoder:
         return encoded
 
     def _encode_prompt(self, sample: Sample) -> Encoded:
-        last = max(index for index, turn in enumerate(sample.messages) if turn["role"] == "user")
-        return self._processed(self._render(sample, sample.messages[: last + 1], cue=True), sample)
+        return self._processed(self.prompt_text(sample), sample)
 
     def _encode(self, sample: Sample) -> Encoded:
         text = self._render(sample, sample.messages)

@@ -46,8 +46,8 @@ def model_card(multimodal: bool, recipe: Recipe | None, sections: Mapping[str, R
         f"# {_plain(card.get('title') or 'Pruned model')}",
         f"Made by raysearch from {_plain(Path(base).name)}. {_license_text(metadata)}" if base else "",
         _plain(card.get("note", "")),
-        _table(rows),
-        *(f"## {title}\n\n{_table(section)}" for title, section in sections.items() if section),
+        table(rows),
+        *(f"## {title}\n\n{table(section)}" for title, section in sections.items() if section),
         f"## Recipe\n\n```yaml\n{yaml.safe_dump(recipe.as_dict(), sort_keys=False)}```" if recipe else "",
         f"{describe(recipe.quantization)}. {_PACKED}" if recipe and recipe.quantization != "none" else "",
         f"## Use\n\n```python\nfrom transformers import {auto}, {processor}\n\n"
@@ -132,7 +132,8 @@ def flatten(values: Rows, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _table(rows: Rows) -> str:
+def table(rows: Rows) -> str:
+    """Names and values as a table of Markdown."""
     if not rows:
         return ""
     texts = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in rows.items()}

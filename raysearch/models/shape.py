@@ -291,7 +291,8 @@ class ParamCounts:
             size_bytes += num * kind.buffer_values(shape) * bytes_per_param
             if quantization != "none":
                 size_bytes -= num * self._bytes_saved(kind, shape, bytes_per_param, quantization)
-        return Size(num_params, size_bytes)
+        cached = self.kv_cache_bytes(shape, 1, bytes_per_param)
+        return Size(num_params, size_bytes, cached, self.activation_bytes(shape, bytes_per_param))
 
     def _bytes_saved(self, kind: LayerCounts, shape: Shape, bytes_per_param: int, quantization: Quantization) -> int:
         """Bytes that quantisation saves in one decoder layer."""
@@ -308,6 +309,12 @@ class ParamCounts:
         """Keys and values of `num_tokens` tokens of one sequence in all layers; sliding windows and layers without
         attention would take less."""
         return 2 * shape.num_layers * shape.num_kv_heads * self.head_dim * num_tokens * bytes_per_value
+
+    def activation_bytes(self, shape: Shape, bytes_per_value: int = 2) -> int:
+        """Most that one token of a prompt takes at a time beside the KV cache, as the decoder of transformers computes
+        it, without the attention's weights and with the last token's logits alone: three of the FFN's channels and four
+        hidden states in a gated FFN, or seven hidden states in a norm, which computes in fp32."""
+        return bytes_per_value * max(3 * shape.num_ffn_channels + 4 * self.hidden_size, 7 * self.hidden_size)
 
     @cached_property
     def largest(self) -> Shape:

@@ -107,7 +107,7 @@ def shape_for_budget(
     if not budget.admits(smallest, dense):
         raise InputError(
             f"budget {budget.text}: below the smallest model that {mode} can reach, {smallest.num_params} "
-            f"parameters in {smallest.size_bytes} bytes ({smallest.size_bytes / dense.size_bytes:.1%}); raise it"
+            f"parameters in {budget.costs_text(smallest, dense)}; raise it"
         )
     low, high = float(smallest.num_params), float(counts.total(base))
     while high - low > 0.5:

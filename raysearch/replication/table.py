@@ -71,7 +71,7 @@ class Table:
             cell, unseeded = cell_of(record.recipe), record.recipe.model_copy(update={"seed": 0}).key
             if first.setdefault(cell, unseeded) == unseeded:
                 results.setdefault(cell, []).append(load_results(path))
-                sizes[cell] = Size(record.num_params, record.size_bytes)
+                sizes[cell] = record.size
         return cls(load_results(folder / SCORES / "dense.npz"), results, sizes)
 
     def __contains__(self, cell: Cell) -> bool:

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,15 +85,12 @@ class StudyFolder:
             trial=trial,
             key=recipe.key,
             recipe=recipe,
-            num_params=result.get("num_params", 0),
-            size_bytes=result.get("size_bytes", 0),
             rungs=scores,
             end=end,  # type: ignore[arg-type]
             reason=reason,
             started=started_at,
             seconds=time.monotonic() - started,
-            seconds_training=result.get("seconds_training", 0.0),
-            seconds_evaluating=result.get("seconds_evaluating", 0.0),
+            **{"num_params": 0, "size_bytes": 0, **result},
         )
 
     def record(self, record: TrialRecord) -> None:
@@ -122,8 +120,7 @@ class StudyFolder:
         point = FrontPoint(
             key=record.key,
             recipe=record.recipe,
-            num_params=record.num_params,
-            size_bytes=record.size_bytes,
+            **asdict(record.size),
             size_ratio=record.size_bytes / baseline.size_bytes,
             retention=last.retention,
             retention_ci=Estimate(last.retention, last.retention_se).interval,

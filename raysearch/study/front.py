@@ -1,17 +1,18 @@
 """The Pareto front of size against retention, and the answer to a budget."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from raysearch.config.budget import Budget, Size, size_text
+from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.files import write_json
 from raysearch.study.multi_objective import exclusive_hypervolume, hypervolume, nondomination_ranks
-from raysearch.study.records import Key, Printable, problem_text
+from raysearch.study.records import Key, Printable, Sized, problem_text
 
 CHECKPOINTS = "checkpoints"
 
@@ -56,13 +57,11 @@ class Speed(BaseModel):
     kv_cache_bytes_per_1000_tokens: int
 
 
-class FrontPoint(Measured):
+class FrontPoint(Measured, Sized):
     """One recipe on the front, with its size, its quality on the search split and its checkpoint."""
 
     key: Key
     recipe: Recipe
-    num_params: int
-    size_bytes: int
     size_ratio: float
     samples_seen: int
     best_at: int | None = None
@@ -74,11 +73,6 @@ class FrontPoint(Measured):
     """The same checkpoint on questions that the search never saw."""
     measured: Speed | None = None
     """Its speed and memory, once `raysearch benchmark` has run."""
-
-    @property
-    def size(self) -> Size:
-        """Size of the whole model."""
-        return Size(self.num_params, self.size_bytes)
 
     def checkpoint_path(self, study: Path) -> Path | None:
         """The folder of its checkpoint; None if the study's disk quota deleted it.
@@ -99,20 +93,13 @@ class FrontPoint(Measured):
         return path
 
 
-class Baseline(BaseModel):
+class Baseline(Sized):
     """The dense model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_params: int
-    size_bytes: int
     scores: dict[Printable, float]
     measured: Speed | None = None
-
-    @property
-    def size(self) -> Size:
-        """Size of the whole model."""
-        return Size(self.num_params, self.size_bytes)
 
 
 class Front(BaseModel):
@@ -171,11 +158,10 @@ class Front(BaseModel):
             raise InputError(f"{folder}: no recipe has finished yet; resume it with raysearch search --resume {folder}")
         point = self.pick(budget)
         if point is None:
-            smallest = self.points[0]
+            smallest = budget.costs_text(self.points[0].size, self.baseline.size)
             raise InputError(
-                f"--budget {budget.text}: the smallest recipe on the front takes {size_text(smallest.size_bytes)} "
-                f"({smallest.size_ratio:.1%} of the dense model); raise the budget, or search with --budget "
-                f"{budget.text}"
+                f"--budget {budget.text}: the smallest recipe on the front takes {smallest}; raise the budget, or "
+                f"search with --budget {shlex.quote(budget.text)}"
             )
         return point
 

@@ -92,7 +92,7 @@ def plan_study(space: SearchSpace) -> StudyPlan:
     if budgets and not any(budget.admits(smallest, dense) for budget in budgets):
         raise InputError(
             f"budgets {', '.join(space.budgets)}: no recipe of the space is small enough; the smallest has "
-            f"{smallest.num_params:,} parameters, {smallest.size_bytes / dense.size_bytes:.1%} of the dense model; "
+            f"{smallest.num_params:,} parameters, {budgets[-1].costs_text(smallest, dense)}; "
             "raise the budget or recipe.ratio"
         )
     return planned

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from raysearch.config.budget import Size
 from raysearch.config.problems import first_problem
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError, first_line, printable
@@ -42,7 +43,21 @@ class Score(BaseModel):
     for the model before recovery; the other fields are then of that state. None for the final state."""
 
 
-class TrialRecord(BaseModel):
+class Sized(BaseModel):
+    """The size of a model, as fields."""
+
+    num_params: int
+    size_bytes: int
+    kv_bytes_per_token: int | None = None
+    activation_bytes_per_token: int | None = None
+
+    @property
+    def size(self) -> Size:
+        """Size of the whole model."""
+        return Size(self.num_params, self.size_bytes, self.kv_bytes_per_token, self.activation_bytes_per_token)
+
+
+class TrialRecord(Sized):
     """One line of `trials.jsonl`: an ended trial."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,8 +65,6 @@ class TrialRecord(BaseModel):
     trial: Printable
     key: Key
     recipe: Recipe
-    num_params: int
-    size_bytes: int
     rungs: list[Score]
     end: Literal["finished", "stopped", "failed"]
     reason: Printable = ""

@@ -70,7 +70,7 @@ def end_event(record: TrialRecord) -> Event:
 
 def record_events(record: TrialRecord, dense: Size | None, on_front: bool) -> list[Event]:
     """All events of an ended trial that MLflow has not received."""
-    size = Size(record.num_params, record.size_bytes)
+    size = record.size
     start = start_event(record.trial, record.recipe, size, dense, on_front)
     start = start.model_copy(update={"time": start.time - int(1000 * record.seconds)})
     return [start, *(rung_event(record.key, score) for score in record.rungs), end_event(record)]

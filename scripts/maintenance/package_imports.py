@@ -12,8 +12,20 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "raysearch"
 DRAWING = PACKAGE.parent / "docs" / "images" / "packages.svg"
 ORDER = [
-    *("errors", "files", "logging", "config", "pocket", "models", "data", "evaluation", "study", "export", "pruning"),
-    *("recovery", "trials", "searching", "tracking", "report", "backend", "replication", "api", "cli", "pareto"),
+    *("errors", "files", "logging", "config", "pocket", "models", "data", "evaluation", "study", "export", "runtimes"),
+    *(
+        "pruning",
+        "recovery",
+        "trials",
+        "searching",
+        "tracking",
+        "report",
+        "backend",
+        "replication",
+        "api",
+        "cli",
+        "pareto",
+    ),
 ]
 """Lowest first: imports run from right to left. docs/architecture.md says what each is for."""
 

@@ -6,7 +6,7 @@ import pytest
 import transformers as hf
 from pydantic import ValidationError
 
-from raysearch.config.budget import Budget
+from raysearch.config.budget import Budget, Limit
 from raysearch.config.shape_rules import ShapeRules, shape_rules
 from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
@@ -65,7 +65,7 @@ def test_every_shape_is_within_the_rules(name: str, rules: ShapeRules) -> None:
             assert abs(counts.decoder(shape) - counts.decoder(counts.dense) * (1 - ratio)) <= unit
         least, most = (counts.size(shape).size_bytes for shape in (smallest_shape(counts, mode), counts.largest))
         for bound in (least, (least + most) // 2, most):
-            shape = shape_for_budget(counts, mode, Budget("bound", size_bytes=bound))
+            shape = shape_for_budget(counts, mode, Budget("bound", (Limit("bytes", bound),)))
             assert keeps(rules, shape, whole.dense.num_kv_heads, text.hidden_size), shape
             assert counts.size(shape).size_bytes <= bound
     assert num_made >= 2
@@ -131,7 +131,10 @@ def test_a_ratio_is_rounded_to_half_a_step_and_not_further() -> None:
     assert shape_for_ratio(counts, "widthwise", half - 0.01) == counts.dense
     with pytest.raises(InputError, match=r"widthwise can remove at most 0\.0000"):
         shape_for_ratio(counts, "widthwise", half + 0.01)
-    with pytest.raises(InputError, match=r"below the smallest model that widthwise can reach, .*\(100\.0%\); raise it"):
+    with pytest.raises(
+        InputError,
+        match=r"below the smallest model that widthwise can reach, .*\(100\.0% of the dense model\); raise it",
+    ):
         shape_for_budget(counts, "widthwise", Budget.parse("80%"))
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, Qwen3MoeConfig
 
-from raysearch.config.budget import Budget
+from raysearch.config.budget import Budget, Limit
 from raysearch.errors import InputError
 from raysearch.models import empty_model
 from raysearch.models.param_count import counts_of
@@ -100,12 +100,12 @@ def test_a_budget_is_kept_and_used_up(name: str, mode: str) -> None:
     unit = counts.layer(counts.dense) if mode == "layerwise" else counts.channels(counts.dense)
     for share in (0.2, 0.5, 0.9):
         bound = round(least.size_bytes + share * (dense.size_bytes - least.size_bytes))
-        for budget in (Budget("bytes", size_bytes=bound), Budget("params", num_params=bound // 2)):
+        for budget in (Budget("bytes", (Limit("bytes", bound),)), Budget("params", (Limit("params", bound // 2),))):
             size = counts_of(config).size(shape_for_budget(counts_of(config), mode, budget))
             assert budget.admits(size, dense)
             assert bound / 2 - size.num_params <= unit
     assert shape_for_budget(counts_of(config), mode, Budget.parse("100%")) == counts.dense
-    tightest = Budget("tightest", size_bytes=least.size_bytes)
+    tightest = Budget("tightest", (Limit("bytes", least.size_bytes),))
     assert shape_for_budget(counts_of(config), mode, tightest) == smallest_shape(counts_of(config), mode)
 
 
@@ -143,7 +143,7 @@ def test_more_than_can_be_removed_is_refused_with_the_most(llava_7b: LlavaConfig
 def test_a_budget_below_the_smallest_model_says_what_that_is(llava_7b: LlavaConfig) -> None:
     smallest = counts_of(llava_7b).size(Shape(1, 32, 32, 11008))
     assert smallest_shape(counts_of(llava_7b), "layerwise") == Shape(1, 32, 32, 11008)
-    with pytest.raises(InputError, match=f"{smallest.num_params} parameters in {smallest.size_bytes} bytes"):
+    with pytest.raises(InputError, match=f"{smallest.num_params} parameters in {size_text(smallest.size_bytes)}"):
         shape_for_budget(counts_of(llava_7b), "layerwise", Budget.parse("100MB"))
 
 
