@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray._private.state import available_resources_per_node  # public, but for its place
 from ray.util.placement_group import placement_group_table
 
@@ -71,6 +71,9 @@ def _start() -> None:
         "log_to_driver": logger.isEnabledFor(logging.DEBUG),
         "logging_level": logging.INFO if logger.isEnabledFor(logging.INFO) else logging.CRITICAL,
     }
+    if not logger.isEnabledFor(logging.INFO):
+        # It prints what raylets say of their ends, with pages of their state, whatever is set; Ray's logs have it, too.
+        worker.listen_error_messages = lambda *listening: None
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
         _start_local(**verbosity)

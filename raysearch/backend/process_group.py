@@ -6,41 +6,77 @@ interface of its own order. Neither need be the one that the nodes reach each ot
 
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import ray
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
+from ray.exceptions import GetTimeoutError
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+SECONDS_TO_PART = 30
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
-class SlotTrainer(TorchTrainer):
-    """Ray Train without two processes per run that a slot has no use for, 115 MB of the head each: one for datasets of
-    Ray's, and one that gives placement groups back (`placement_groups` does)."""
+class SlotTrainer(DataParallelTrainer):
+    """Ray Train without processes that a slot has no use for, 115 MB of the head each.
+
+    Per run one for datasets of Ray's, and one that gives placement groups back (`placement_groups` does); once one that
+    asks the cluster for nodes, and would outlive the search.
+    """
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        return super()._initialize_and_run_controller(**{**arguments, "scaling_policy": OwnGroup(self.scaling_config)})
 
     def _create_default_callbacks(self) -> list[Any]:
         needless = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
 
 
-class AddressedTorchConfig(TorchConfig):
-    """Torch's process group over the interface that has the node's address in Ray."""
+class OwnGroup(FixedScalingPolicy):
+    """Workers of a placement group, whose waiting is all that an autoscaling cluster needs to add nodes."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Don't register with Ray's actor that asks for nodes."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Ask nobody."""
+
+
+@dataclass
+class ProcessGroup(BackendConfig):
+    """Torch's process group over the interface that has the node's address in Ray.
+
+    As Ray Train's own `TorchConfig`, but only workers import torch: a trial's process and Ray Train's controller, which
+    hold this, are on the head.
+    """
+
+    backend: str = "gloo"
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type["ProcessGroupBackend"]:
         """What Ray Train calls when the workers are there."""
-        return AddressedTorchBackend
+        return ProcessGroupBackend
+
+    @property
+    def train_func_context(self) -> Any:
+        """What a worker's loop runs in."""
+        return on_own_device
 
 
-class AddressedTorchBackend(_TorchBackend):
+class ProcessGroupBackend(Backend):
     """Chooses the interface before the workers meet, and names their addresses if they don't."""
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: ProcessGroup) -> None:
         """Let the workers meet.
 
         Raises:
@@ -48,7 +84,10 @@ class AddressedTorchBackend(_TorchBackend):
         """
         worker_group.execute(choose_interface)
         try:
-            super().on_start(worker_group, backend_config)
+            address = worker_group.execute_single(0, get_address_and_port)
+            ranks = range(len(worker_group))
+            joined = (address, backend_config.backend, len(worker_group))
+            ray.get([worker_group.execute_single_async(rank, join, *joined, rank) for rank in ranks])
         except Exception as error:
             places = "; ".join(dict.fromkeys(worker_group.execute(describe_addresses)))
             raise RuntimeError(
@@ -56,12 +95,45 @@ class AddressedTorchBackend(_TorchBackend):
                 f"the nodes to the interface that they reach each other by: {' '.join(str(error).split())[:300]}"
             ) from error
 
+    def on_shutdown(self, worker_group: Any, backend_config: ProcessGroup) -> None:
+        """Let the workers part; one that doesn't answer is ended by Ray Train."""
+        with suppress(GetTimeoutError):
+            ray.get(worker_group.execute_async(part), timeout=SECONDS_TO_PART)
+
+
+def join(address: tuple[str, int], backend: str, num_workers: int, rank: int) -> None:
+    """Join the process group as worker `rank`."""
+    from ray.train.torch import config
+
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address[0], str(address[1])
+    config._set_torch_distributed_env_vars()
+    config._setup_torch_process_group(backend, rank, num_workers, "env://")
+
+
+def part() -> None:
+    """Leave the process group."""
+    from ray.train.torch import config
+
+    config._shutdown_torch(destroy_process_group=True)
+
+
+@contextmanager
+def on_own_device() -> Iterator[None]:
+    """Inside, CUDA's device is this worker's."""
+    import ray.train.torch
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ray.train.torch.get_device())
+    yield
+
 
 def choose_interface() -> None:
     """Set the interface of this process's groups, unless the node's environment does."""
     name = interface_of(ray.util.get_node_ip_address())
     for variable in INTERFACE_VARIABLES if name else ():
-        os.environ.setdefault(variable, name or "")
+        # NCCL takes every interface whose name begins so, but for the sign; the loopback too, if it is named.
+        os.environ.setdefault(variable, f"={name}" if variable.startswith("NCCL") else f"{name}")
 
 
 def interface_of(address: str) -> str | None:

@@ -33,7 +33,7 @@ class TrialRuntime:
         """
         from ray.train import RunConfig, ScalingConfig, get_context
 
-        from raysearch.backend.process_group import AddressedTorchConfig, SlotTrainer
+        from raysearch.backend.process_group import ProcessGroup, SlotTrainer
 
         def ranked(config: dict[str, Any]) -> None:
             loop(config, get_context().get_world_rank(), get_context().get_world_size())
@@ -46,7 +46,7 @@ class TrialRuntime:
         SlotTrainer(
             ranked,
             train_loop_config=config,
-            torch_config=AddressedTorchConfig(),
+            backend_config=ProcessGroup(backend="nccl" if slots.gpus_per_worker else "gloo"),
             scaling_config=scaling,
             run_config=run,
         ).fit()

@@ -42,6 +42,8 @@ class DataSource(Strict):
     """What `data` may be if it is the only source."""
     weight: float = Field(1.0, gt=0, le=100)
     """How often its rows are taken: 0.5 takes half of them, 2 takes each twice."""
+    stream: int | None = Field(None, ge=1, le=100_000_000)
+    """Read so many rows by streaming, and keep only these, of a source that is too large to be kept."""
 
 
 def _duration(given: Any) -> Any:

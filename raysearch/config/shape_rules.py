@@ -10,7 +10,7 @@ from raysearch.config.problems import first_problem
 from raysearch.config.settings import Strict
 from raysearch.errors import InputError
 
-MAX_MULTIPLE = 2**20
+MAX_MULTIPLE = 1_000_000
 
 
 class ShapeRules(Strict):

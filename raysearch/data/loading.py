@@ -12,6 +12,7 @@ import numpy as np
 from raysearch.config.settings import DataSource
 from raysearch.data.bad_rows import BAD_ROWS_ALLOWED, BadRow, BadRows, only_bad_rows
 from raysearch.data.samples import Sample, sample_from_row, source_of
+from raysearch.data.streaming import streamed_table
 from raysearch.data.tables import FORMATS, Table, open_table
 from raysearch.errors import InputError
 
@@ -89,13 +90,16 @@ def load_samples(data: Data, image_folder: str | Path | None = None) -> Samples:
         InputError: no such data, or no rows.
     """
     sources = [DataSource(path=str(data))] if isinstance(data, str | Path) else data
-    tables = [_table(source.path, image_folder) for source in sources]
+    tables = [_table(source, image_folder) for source in sources]
     rows = [_weighted(len(table.rows), source.weight) for table, source in zip(tables, sources, strict=True)]
     return Samples(tables, np.concatenate([np.stack([np.full_like(r, i), r], axis=1) for i, r in enumerate(rows)]))
 
 
-def _table(data: str, image_folder: str | Path | None) -> Table:
-    if data == "pocket":
+def _table(source: DataSource, image_folder: str | Path | None) -> Table:
+    data = source.path
+    if source.stream is not None and data != "pocket":
+        table = streamed_table(data, source.stream)
+    elif data == "pocket":
         from raysearch.pocket import conversations
 
         table = Table("pocket", conversations())

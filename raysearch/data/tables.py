@@ -67,7 +67,7 @@ def open_table(data: str | Path, split: str | None = None, to_train: bool = Fals
             if split is not None:
                 raise InputError(f"{path}: a file has no splits; give each split a file of its own")
             return Table(str(path), _rows_of([path]), (path.parent, path.parent / "images"))
-        if _kind_of(path) or path.is_absolute():
+        if kind_of(path) or path.is_absolute():
             raise InputError(f"{path}: no such file; data is {FORMATS}")
         return Table(str(data), _of_the_hub(str(data), split or "train"))
     except InputError:
@@ -81,11 +81,11 @@ def open_table(data: str | Path, split: str | None = None, to_train: bool = Fals
 def _open_folder(folder: Path, split: str | None, to_train: bool) -> Table:
     if any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
         return Table(str(folder), _saved(folder, split, to_train), (folder, folder / "images"))
-    files = [path for path in (*folder.iterdir(), *folder.glob("data/*")) if path.is_file() and _kind_of(path)]
-    kinds = {_kind_of(path) for path in files}
+    files = [path for path in (*folder.iterdir(), *folder.glob("data/*")) if path.is_file() and kind_of(path)]
+    kinds = {kind_of(path) for path in files}
     if len(kinds) > 1:
         kinds.discard("json")  # which describes the other files
-        files = [path for path in files if _kind_of(path) in kinds]
+        files = [path for path in files if kind_of(path) in kinds]
     if len(kinds) > 1:
         raise InputError(f"{folder}: holds files of {' and '.join(sorted(map(str, kinds)))}; name one kind of them")
     chosen = _of_split(folder, sorted(files), split, to_train)
@@ -131,22 +131,22 @@ def _saved(folder: Path, split: str | None, to_train: bool) -> Any:
         if name not in loaded:
             raise InputError(f"{folder}: no split {name!r}; it has {', '.join(loaded)}")
         loaded = loaded[name]
-    return _undecoded(loaded)
+    return undecoded(loaded)
 
 
 def _of_the_hub(name: str, split: str) -> Any:
     import datasets
 
-    return _undecoded(datasets.load_dataset(name, split=split))
+    return undecoded(datasets.load_dataset(name, split=split))
 
 
 def _rows_of(files: Sequence[Path]) -> Sequence[Any]:
     """The rows of files of one kind, one after another."""
-    kind = _kind_of(files[0])
+    kind = kind_of(files[0])
     if kind in ("parquet", "arrow"):
         import datasets
 
-        return _undecoded(datasets.load_dataset(kind, data_files=list(map(str, files)), split="train"))
+        return undecoded(datasets.load_dataset(kind, data_files=list(map(str, files)), split="train"))
     parts = [_rows_of_file(path, kind) for path in files]
     return parts[0] if len(parts) == 1 else _Joined(parts)
 
@@ -161,13 +161,13 @@ def _rows_of_file(path: Path, kind: str | None) -> Sequence[Any]:
     raise InputError(f"{path}: not a kind of file that is read; data is {FORMATS}")
 
 
-def _kind_of(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
     """What a file holds by its name, in lower or upper case; `.gz` may follow."""
     ends = [end.lower() for end in path.suffixes if end.lower() != ".gz"]
     return _KINDS.get(ends[-1]) if ends else None
 
 
-def _undecoded(dataset: Any) -> Any:
+def undecoded(dataset: Any) -> Any:
     """Keep images as the bytes of their files, which take a tenth of the memory."""
     import datasets
 

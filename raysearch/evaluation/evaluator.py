@@ -158,9 +158,14 @@ def in_memory(compute: Callable[[list[list[int]]], None], batches: Iterable[list
             most = size // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        whole, half = (batch, len(batch) // 2) if len(batch) > 1 else (batch[0], len(batch[0]) // 2)
-        parts = [whole[:half], whole[half:]]
-        waiting.extendleft(reversed(parts if len(batch) > 1 else [[part] for part in parts]))  # type: ignore[arg-type]
+        waiting.extendleft(reversed(_halves(batch)))
+
+
+def _halves(batch: list[list[int]]) -> list[list[list[int]]]:
+    if len(batch) > 1:
+        return [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    (group,) = batch
+    return [[group[: len(group) // 2]], [group[len(group) // 2 :]]]
 
 
 def _teacher_forced_scores(

@@ -104,7 +104,7 @@ class Layout:
         return name, self.slices_of(name)
 
     def keep(self, name: str, tensor: torch.Tensor, units: Units) -> torch.Tensor:
-        """The values of a pruned layer's tensor: a copy, never a view.
+        """The values of a pruned layer's tensor: the dense tensor's own memory where nothing is removed, else a copy.
 
         Args:
             name: of the tensor inside the pruned layer, e.g. `self_attn.q_proj.weight`.
@@ -117,7 +117,7 @@ class Layout:
             index = np.concatenate([_positions(part, units[part.kind]) for part in slices if part.axis == axis])
             if len(index) != tensor.shape[axis]:
                 tensor = tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
-        return tensor.clone()
+        return tensor
 
     def kept_shape(self, name: str, shape: torch.Size, num: Mapping[UnitKind, int]) -> tuple[int, ...]:
         """Shape of `keep`'s result for a dense tensor of `shape` when `num` units of each kind stay."""

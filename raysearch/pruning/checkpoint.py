@@ -34,7 +34,7 @@ from raysearch.models.shape import Shape
 from raysearch.models.shape_solver import exact_shape, shape_for_budget, shape_for_ratio
 from raysearch.pruning import compensation, prune
 from raysearch.pruning.importance import importance
-from raysearch.pruning.prune import kept_layers
+from raysearch.pruning.prune import kept_layers, removed_parts
 from raysearch.pruning.self_check import check_architecture
 
 
@@ -81,7 +81,7 @@ def prune_checkpoint(
         attention_share: share of the heads' parameters to remove, as a multiple of the FFN channels': 0 keeps all heads
             as long as the FFN suffices; None is 1. Not for mode layerwise.
         expert_ratio: share of the experts to remove, as part of the size to reach.
-        expert_criterion: None chooses reap with calibration data, magnitude without.
+        expert_criterion: None chooses frequency with calibration data, magnitude without.
         shapes: numbers that the pruned model must have, by the keys of `ShapeRules`.
         num_samples, batch_size, max_length: samples to score on, samples per batch, tokens per sample. An LVLM is
             scored on samples with images only.
@@ -105,6 +105,10 @@ def prune_checkpoint(
     target = _SizeTarget(mode, ratio, budget, exact, depth_share, attention_share, expert_ratio, rules, quantization)
     has_data = calibration is not None
     drops_experts = bool(expert_ratio) or "num_experts" in (exact or ())
+    if expert_criterion and not drops_experts:
+        raise InputError(
+            f"expert_criterion {expert_criterion}: no experts are removed; give expert_ratio, or leave it out"
+        )
     by = expert_criterion or (DEFAULT_EXPERT_CRITERION if has_data else "magnitude")
     recipe = target.recipe(criterion or _default_criterion(mode, has_data), by if drops_experts else None, seed)
     _check_use(recipe, has_data, compensate)
@@ -129,12 +133,13 @@ def prune_checkpoint(
         encoder = Encoder(processor, models.family_for(dense), max_length)
         data = _Calibration(encoder, samples, batch_size, BadRows(str(calibration), len(samples)))
     with _timed(seconds, "score"):
-        names = recipe.scored_by
+        removed = removed_parts(shape, shape_of(dense.config))
+        names = {part: name for part, name in recipe.scored_by.items() if part in removed}
         by_name = {name: importance(dense, data, name, seed, tokens) for name in dict.fromkeys(names.values())}
         scores = {part: by_name[name] for part, name in names.items()}
     layers = kept_layers(dense.config, shape, scores)
     with _timed(seconds, "cut"):
-        pruned = prune(dense, shape, scores)
+        pruned = prune(dense, shape, scores, share=not compensate)
     summary = _summary(dense, shape, recipe, str(model), layers)
     if compensate and data:
         with _timed(seconds, "compensate"):
@@ -162,6 +167,10 @@ class _SizeTarget:
             raise InputError("prune: needs one of ratio, budget and an exact shape; give just one")
         if self.ratio is not None:
             check_ratio(self.ratio)
+        if self.exact and self.expert_ratio is not None:
+            raise InputError(
+                "expert_ratio: not beside an exact shape; give the number of experts to keep, or leave it out"
+            )
 
     def shape(self, config: PretrainedConfig, dtype: torch.dtype) -> Shape:
         counts = counts_of(config).under(self.rules)

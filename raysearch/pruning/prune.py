@@ -1,5 +1,7 @@
 """Choose the layers and units to keep by their scores, then build the smaller model."""
 
+from typing import get_args
+
 from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch.models import decoder_layout
@@ -7,19 +9,20 @@ from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
 from raysearch.pruning.select_layers import layers_to_keep
-from raysearch.pruning.select_units import Scores, bias_shifts, needed, units_to_keep
+from raysearch.pruning.select_units import Part, Scores, bias_shifts, needed, units_to_keep
 from raysearch.pruning.slicing import slice_model
 
 
-def prune(model: PreTrainedModel, shape: Shape, importance: Scores) -> PreTrainedModel:
+def prune(model: PreTrainedModel, shape: Shape, importance: Scores, share: bool = False) -> PreTrainedModel:
     """A new, smaller model of a stock class.
 
     Args:
-        model: the dense model; not changed, and no memory is shared with it.
+        model: the dense model; not changed.
         shape: of the pruned decoder; see `models.shape_solver`.
         importance: scores of layers under `depth`, of heads and channels under `width` and of experts under `experts`,
             as far as `shape` needs them. Where the architecture has output biases and the scores have mean inputs
             (`fluctuation`), the biases compensate for what is removed.
+        share: whether tensors of which nothing is removed are the dense model's own, not copies; see `slice_model`.
 
     Returns:
         The pruned model, on the same device, with the same dtype, in eval mode.
@@ -30,9 +33,20 @@ def prune(model: PreTrainedModel, shape: Shape, importance: Scores) -> PreTraine
     dense = shape_of(model.config)
     layers, layouts, shape = kept_layers(model.config, shape, importance), decoder_layout(model), shape.filled(dense)
     units = {i: units_to_keep(importance, layouts[i], shape, i) for i in layers}
-    narrowed = shape.widths[:3] != dense.widths[:3]
+    narrowed = "width" in removed_parts(shape, dense)
     shifts = bias_shifts(model, layouts, needed(importance, "width"), units) if narrowed else {}
-    return slice_model(model, layers, units, shifts)
+    return slice_model(model, layers, units, shifts, share)
+
+
+def removed_parts(shape: Shape, dense: Shape) -> set[Part]:
+    """What a shape removes, by the names that scores go by."""
+    widths = (shape.num_kv_heads, shape.num_heads, shape.num_ffn_channels)
+    removed = {
+        "depth": shape.num_layers != dense.num_layers,
+        "width": widths != (dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels),
+        "experts": shape.filled(dense).num_experts != dense.num_experts,
+    }
+    return {part for part in get_args(Part) if removed[part]}
 
 
 def kept_layers(config: PretrainedConfig, shape: Shape, importance: Scores) -> list[int]:

@@ -19,6 +19,7 @@ def slice_model(
     layers: Sequence[int],
     units: Mapping[int, Units],
     bias_shift: Mapping[str, torch.Tensor] | None = None,
+    share: bool = False,
 ) -> PreTrainedModel:
     """Copy what a model keeps into a smaller one; the dense model is not changed.
 
@@ -27,6 +28,8 @@ def slice_model(
         layers: the decoder layers that stay, increasing.
         units: the units that each of those layers keeps, by dense layer index; equally many in every layer.
         bias_shift: values added to biases, by the dense tensor's name inside the decoder's layer list.
+        share: whether tensors of which nothing is removed are the dense model's own, not copies, which takes less
+            memory where only one of the two models is used afterwards.
 
     Returns:
         A model of a stock class, on the dense model's device, in its dtype and in eval mode.
@@ -40,7 +43,8 @@ def slice_model(
     config = pruned_config(model.config, shape, layers)
     unchanged = type(config) is type(model.config)
     pruned = empty_model(config, type(model) if unchanged else model_class(config))
-    _fill(pruned, model, family.layers_name(model), layers, decoder_layout(model), units, bias_shift or {})
+    name, layouts = family.layers_name(model), decoder_layout(model)
+    _fill(pruned, model, name, layers, layouts, units, bias_shift or {}, share)
     if model.generation_config is not None:
         pruned.generation_config = copy.deepcopy(model.generation_config)
     return pruned.eval()
@@ -72,6 +76,7 @@ def _fill(
     layouts: Sequence[Layout],
     units: Mapping[int, Units],
     bias_shift: Mapping[str, torch.Tensor],
+    share: bool,
 ) -> None:
     """Fill the empty model with values; shared tensors stay shared."""
 
@@ -89,10 +94,13 @@ def _fill(
     def value(name: str, source: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         layer, inner = located(name)
         if layer is None:
-            return _of_layers(source.detach(), shape, layers, len(layouts)).clone()
-        kept = layouts[layer].keep(inner, source, units[layer])
-        shift = bias_shift.get(f"{layer}.{inner}")
-        return kept if shift is None else kept + shift.to(kept)
+            kept = _of_layers(source.detach(), shape, layers, len(layouts))
+        else:
+            kept = layouts[layer].keep(inner, source, units[layer])
+            if (shift := bias_shift.get(f"{layer}.{inner}")) is not None:
+                return kept + shift.to(kept)
+        is_shared = kept.device.type != "meta" and kept.data_ptr() == source.data_ptr()
+        return kept.clone() if is_shared and not share else kept
 
     parameters = dict(dense.named_parameters(remove_duplicate=False))
     buffers = dict(dense.named_buffers(remove_duplicate=False))

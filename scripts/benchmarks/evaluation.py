@@ -18,16 +18,20 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from raysearch.backend.search_job import EMBEDDED_SPACE
 from raysearch.config.recipe import Recipe
 from raysearch.config.space import SearchSpace
+from raysearch.data.encoding import collate, to_model
 from raysearch.evaluation import shared_prefix
 from raysearch.evaluation.evaluator import generate_answers
 from raysearch.trials.context import TrialContext
@@ -36,6 +40,7 @@ from scripts.benchmarks.recovery import clock, compare
 RATIOS = (0.0, 0.3, 0.6)
 NUM_TOKENS = 16
 NUM_WORKERS = 2
+NUM_ABOUT_ONE = 8
 
 
 def rows_of(
@@ -78,6 +83,39 @@ def shared(context: TrialContext, parts: list[str], repeats: int) -> None:
             check, ask = ways[part]
             row, num_other = rows_of(context, model, check, ask, repeats)
             print(f"| {part}, {ratio:.0%} of widths less {row[row.index('|', 2) :]} {num_other} |", flush=True)
+
+
+def long_pictures(repeats: int) -> None:
+    """The row of `kept` for pictures of 576 tokens, as LLaVA-1.5 has them: 32 tokens ask, 8 answer."""
+    vision = CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
+    vision.image_size, vision.patch_size = 336, 14
+    text = LlamaConfig(vocab_size=1000, hidden_size=512, intermediate_size=1376, num_hidden_layers=8)
+    text.num_attention_heads, text.num_key_value_heads = 8, 8
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=999)
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    encoder: Any = SimpleNamespace(collate=partial(collate, pad_id=0), pad_id=0)
+    picture = torch.full((576,), 999)
+    questions = torch.randint(1, 900, (NUM_ABOUT_ONE, 32))
+    rows = [{"input_ids": torch.cat([picture, own]), "pixel_values": torch.zeros(1, 3, 336, 336)} for own in questions]
+    rows = [{**row, "attention_mask": torch.ones_like(row["input_ids"])} for row in rows]
+    answers = {}
+
+    @torch.inference_mode()
+    def timed(is_kept: bool) -> float:
+        started = clock()
+        whole = to_model(collate(rows, 0, "left"), model) if not is_kept else None
+        inputs = whole or shared_prefix.kept_prompts(model, encoder, [rows])
+        made = model.generate(**inputs, do_sample=False, max_new_tokens=8, min_new_tokens=8, pad_token_id=0)
+        answers[is_kept] = made[:, inputs["input_ids"].shape[1] :]
+        return clock() - started
+
+    row = compare("kept", lambda: timed(True), lambda: timed(False), len(rows), repeats)
+    num_other = int((answers[True] != answers[False]).any(1).sum())
+    print(
+        f"| kept, {NUM_ABOUT_ONE} questions on 576 tokens, random weights {row[row.index('|', 2) :]} {num_other} |",
+        flush=True,
+    )
 
 
 def work(rank: int, num_workers: int, folder: str, space: Path, repeats: int) -> None:
@@ -130,6 +168,8 @@ def main() -> None:
     print("| | questions/s | without it | times as fast, median (range) | other answers |")
     print("|---|---|---|---|---|")
     shared(context, parts, options.repeats)
+    if "kept" in parts:
+        long_pictures(options.repeats)
     if "workers" in parts:
         workers(options.space, options.repeats)
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import psutil
@@ -53,7 +54,7 @@ STUDIES = (
 )
 """What happens in a study, each at a rung of its own; a trial that fails for good comes last, since it changes what is
 tried after it."""
-OWN = ("worker-killed", "slot-hung", "out-of-memory")
+OWN = ("worker-killed", "slot-hung", "out-of-memory", "trial-killed")
 """Kinds that a trial is blamed for, so that a second one would end it."""
 
 
@@ -75,13 +76,13 @@ def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[]
                 continue
             if "mlflow-away" in kinds and server is None:
                 server = stack.enter_context(mlflow_server(folder))
-            faults = dict(zip(_places(draw, kinds, trials), kinds, strict=True))
+            faults = dict(zip(places_of(draw, kinds, trials), kinds, strict=True))
             broken = Broken(folder / str(number), space, machines, faults, server)
             yield Counter(kinds), lambda broken=broken: broken.compare(wanted)
 
 
-def _places(draw: random.Random, kinds: Sequence[str], trials: Sequence[str]) -> list[int]:
-    """A rung for each kind; no trial is blamed for two."""
+def places_of(draw: random.Random, kinds: Sequence[str], trials: Sequence[str]) -> list[int]:
+    """A rung for each kind; no trial is blamed for two, and what comes last is last."""
     while True:
         places = draw.sample(range(len(trials)), len(kinds))
         blamed = [trials[place] for place, kind in zip(places, kinds, strict=True) if kind in OWN]
@@ -144,7 +145,7 @@ class Broken:
         self,
         study: Path,
         space: Path,
-        machines: Machines,
+        machines: Any,
         faults: Mapping[int, str] | None = None,
         server: "Server | None" = None,
     ) -> None:
@@ -233,7 +234,7 @@ class Broken:
         return self._process.wait()
 
     def _node_lost(self, request: Path) -> None:
-        self._machines.lose(request.read_text())
+        self._machines.lose(request.read_text().split()[0])
 
     def _driver_killed(self, request: Path) -> None:
         assert self._process is not None

@@ -158,7 +158,7 @@ def _ask_for(what: str) -> Callable[[Path], None]:
 
     def act(study: Path) -> None:
         request = faults_of(study) / f"please-{what}"
-        write_text(request, ray.get_runtime_context().get_node_id())
+        write_text(request, f"{ray.get_runtime_context().get_node_id()} {ray.util.get_node_ip_address()}")
         while request.exists():
             time.sleep(0.1)
 
@@ -174,7 +174,19 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "storage-away": _raises(OSError(errno.EIO, os.strerror(errno.EIO), "running")),
     **{
         kind: _ask_for(kind)
-        for kind in ("node-lost", "driver-killed", "disk-really-full", "second-driver", "mlflow-away")
+        for kind in (
+            "node-lost",
+            "driver-killed",
+            "disk-really-full",
+            "second-driver",
+            "mlflow-away",
+            "host-cut",
+            "raylet-killed",
+            "agent-killed",
+            "gcs-killed",
+            "coordinator-killed",
+            "trial-killed",
+        )
     },
 }
 
@@ -187,7 +199,14 @@ def fail_if_asked(study: Path) -> None:
 
 
 class FormulaRuntime(TrialRuntime):
-    """Trials whose retention is known beforehand, on one actor per slot, where Ray Train would start a dozen."""
+    """Trials whose retention is known beforehand, on one actor per slot, where Ray Train would start a dozen.
+
+    Args:
+        on_ray_train: start them by Ray Train all the same.
+    """
+
+    def __init__(self, on_ray_train: bool = False) -> None:
+        self._on_ray_train = on_ray_train
 
     def run_workers(self, loop: WorkerLoop, config: dict[str, Any], slots: Slots, name: str, folder: Path) -> None:
         """Start the slot's worker and wait until it ends.
@@ -195,6 +214,9 @@ class FormulaRuntime(TrialRuntime):
         Raises:
             RayActorError: it was killed.
         """
+        if self._on_ray_train:
+            super().run_workers(loop, config, slots, name, folder)
+            return
         actor = ray.remote(num_cpus=slots.cpus_per_worker, scheduling_strategy="DEFAULT")(_Process).remote()
         ray.get(actor.run.remote(loop, config))
 
@@ -229,10 +251,11 @@ def main(
     space: Annotated[Path | None, typer.Argument()] = None,
     out: Annotated[Path | None, typer.Option()] = None,
     resume: Annotated[Path | None, typer.Option()] = None,
+    on_ray_train: Annotated[bool, typer.Option()] = False,
 ) -> None:
     """Run a search on the cluster that RAY_ADDRESS names."""
     loaded, folder = study_of(space, resume, out)
-    run(plan_study(loaded), folder, runtime=FormulaRuntime())
+    run(plan_study(loaded), folder, runtime=FormulaRuntime(on_ray_train))
 
 
 if __name__ == "__main__":

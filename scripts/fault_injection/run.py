@@ -2,13 +2,15 @@
 
     python scripts/fault_injection/run.py driver --num 60        # the driver alone; minutes of one core
     python scripts/fault_injection/run.py cluster --num 30       # a Ray cluster of three nodes on this machine
+    python scripts/fault_injection/run.py hosts --num 30         # three network namespaces, as root; an hour
     python scripts/fault_injection/run.py real --num 5           # real small searches; ten minutes
 
 `driver` has a stand-in for training and no Ray: searcher, scheduler, recorder and files are real. `cluster` has Ray,
-slots and workers, too, and only training is a formula. `real` runs the search of the tests on the embedded LVLM. Every
-study ends with a check: its trials, their rungs and the front are those of the unbroken study with the same seed, no
-trial has run twice, no process is left, resources are free again, no file is half-written. Prints one line per study
-and counts by kind; exit status 1 if a check failed.
+slots and workers, too, and only training is a formula. `hosts` has three hosts with addresses of their own, a token,
+and Ray Train's workers. `real` runs the search of the tests on the embedded LVLM. Every study ends with a check: its
+trials, their rungs and the front are those of the unbroken study with the same seed, no trial has run twice, no process
+is left, resources are free again, no file is half-written. Prints one line per study and counts by kind; exit status 1
+if a check failed.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from raysearch.files import append_json
-from scripts.fault_injection import cluster, driver, real
+from scripts.fault_injection import cluster, driver, hosts, real
 from scripts.fault_injection.driver import Failed
 
 Studies = Iterator[tuple[Counter[str], Callable[[], None]]]
@@ -28,6 +30,7 @@ Studies = Iterator[tuple[Counter[str], Callable[[], None]]]
 PARTS: dict[str, Callable[[Path, int], Studies]] = {
     "driver": driver.studies,
     "cluster": cluster.studies,
+    "hosts": hosts.studies,
     "real": real.studies,
 }
 

@@ -1,6 +1,7 @@
 """cluster.yaml by Ray's own rules, without a network; and a cluster that lacks what a trial asks for."""
 
 import errno
+import logging
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import ValidationError
+from ray._private import worker
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -220,3 +222,14 @@ def test_a_slot_that_waits_says_what_it_lacks(monkeypatch):
     assert cluster.room_text(Slots(workers=2, gpus_per_worker=1)) == (
         "it needs 2 times 1 CPU and 1 GPU, each on one node; the freest has 1 CPU and 0 GPU"
     )
+
+
+@pytest.mark.parametrize(("level", "is_quiet"), [(logging.WARNING, True), (logging.INFO, False)])
+def test_ray_prints_no_states_of_raylets_unless_asked(level, is_quiet, monkeypatch):
+    listened = []
+    monkeypatch.setattr(worker, "listen_error_messages", lambda *listening: listened.append(listening))
+    monkeypatch.setattr(cluster, "_start_local", lambda **named: worker.listen_error_messages("a"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.logger, "isEnabledFor", lambda asked: asked >= level)
+    cluster._start()
+    assert listened == ([] if is_quiet else [("a",)])

@@ -1,16 +1,20 @@
 """The network interface of process groups is the one that has the node's address in Ray."""
 
+import asyncio
 import os
+import subprocess
+import sys
 
 import pytest
 import ray
-from ray.train.torch.config import _TorchBackend
+from ray.train import ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raysearch.backend import process_group
 from raysearch.backend.process_group import (
     INTERFACE_VARIABLES,
-    AddressedTorchBackend,
-    AddressedTorchConfig,
+    ProcessGroup,
+    ProcessGroupBackend,
     SlotTrainer,
     choose_interface,
     interface_of,
@@ -36,6 +40,11 @@ def test_what_the_node_says_holds(address, monkeypatch):
     assert [os.environ[name] for name in INTERFACE_VARIABLES] == ["lo", "ib0"]
 
 
+def test_nccl_gets_the_name_as_a_whole(address):
+    choose_interface()
+    assert [os.environ[name] for name in INTERFACE_VARIABLES] == ["lo", "=lo"]
+
+
 def test_an_address_that_no_interface_has_changes_nothing(address, monkeypatch):
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "203.0.113.77")
     choose_interface()
@@ -47,16 +56,15 @@ def test_workers_that_do_not_meet_are_told_with_both_addresses_and_the_setting(a
         def execute(self, function):
             return [function(), function()]
 
-    def fail(self, group, config):
-        assert os.environ["GLOO_SOCKET_IFNAME"] == "lo", "chosen before they meet"
-        raise OSError("connectFullMesh failed\nat once")
+        def execute_single(self, rank, function):
+            assert os.environ["GLOO_SOCKET_IFNAME"] == "lo", "chosen before they meet"
+            raise OSError("connectFullMesh failed\nat once")
 
-    monkeypatch.setattr(_TorchBackend, "on_start", fail)
     monkeypatch.setattr(process_group.socket, "gethostname", lambda: "h1")
     monkeypatch.setattr(process_group.socket, "gethostbyname", lambda name: "127.0.1.1")
-    assert AddressedTorchConfig().backend_cls is AddressedTorchBackend
+    assert ProcessGroup().backend_cls is ProcessGroupBackend
     with pytest.raises(RuntimeError) as error:
-        AddressedTorchBackend().on_start(Group(), AddressedTorchConfig())
+        ProcessGroupBackend().on_start(Group(), ProcessGroup())
     assert str(error.value) == (
         "the workers of a slot can't reach each other (Ray's address 127.0.0.1, h1 resolves to 127.0.1.1, interface "
         "lo); set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME on the nodes to the interface that they reach each other "
@@ -68,3 +76,50 @@ def test_a_slot_has_no_process_for_datasets_or_for_placement_groups():
     kinds = {type(callback).__name__ for callback in SlotTrainer(print)._create_default_callbacks()}
     assert kinds >= {"BackendSetupCallback", "AcceleratorSetupCallback"}
     assert not kinds & {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+
+
+def test_a_slot_registers_with_no_actor_that_asks_for_nodes(monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        DataParallelTrainer, "_initialize_and_run_controller", lambda self, **named: given.update(named)
+    )
+    scaling = ScalingConfig(num_workers=3, resources_per_worker={"CPU": 2})
+    trainer = SlotTrainer(lambda: None, scaling_config=scaling)
+    trainer._initialize_and_run_controller(scaling_policy=None, train_fn_ref="f")
+    policy = given["scaling_policy"]
+    assert given["train_fn_ref"] == "f"
+    policy.after_controller_start(None)
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert (decision.num_workers, decision.resources_per_worker) == (3, {"CPU": 2})
+    asyncio.run(policy.before_controller_shutdown())
+    assert policy._coordinator_client is None, "nobody was asked"
+
+
+def test_trial_and_controller_import_no_torch():
+    """They are on the head, a pair per slot; torch takes 125 MB of each."""
+    code = "import sys, raysearch.backend.trainable, raysearch.backend.process_group; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.slow
+def test_workers_meet_on_ray_train(tmp_path):
+    """Two real workers add their ranks up."""
+    code = f"""
+import ray
+from ray.train import RunConfig, ScalingConfig, get_context
+from raysearch.backend.process_group import ProcessGroup, SlotTrainer
+def add():
+    import torch
+    total = torch.tensor([1 + get_context().get_world_rank()])
+    torch.distributed.all_reduce(total)
+    assert total.item() == 3 and torch.distributed.get_backend() == "gloo"
+    open("{tmp_path}/" + str(get_context().get_world_rank()), "w").write("met")
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+scaling, run = ScalingConfig(num_workers=2), RunConfig(name="x", storage_path="{tmp_path}/run")
+SlotTrainer(add, backend_config=ProcessGroup("gloo"), scaling_config=scaling, run_config=run).fit()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.read_text() for path in tmp_path.glob("[01]")} == {"met"}
+    assert len(list(tmp_path.glob("[01]"))) == 2

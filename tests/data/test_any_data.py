@@ -19,30 +19,11 @@ from raysearch.errors import InputError
 from raysearch.evaluation.metrics import METRICS
 from raysearch.evaluation.questions import read_questions
 from raysearch.evaluation.stored_answers import answers_of, options_of
-from tests.support.fuzzing import VALUES, damaged
+from tests.support.fuzzing import DATA_ROWS, QUESTION, QUESTIONS, VALUES, damaged
 from tests.support.recovery_setup import processor, tiny_encoder, tiny_family
 
 FOLDER = Path(tempfile.mkdtemp(prefix="raysearch-any-data-"))
 Image.new("RGB", (8, 8)).save(FOLDER / "a.png")
-ROWS = [
-    {
-        "id": "1",
-        "image": "a.png",
-        "conversations": [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "yes"}],
-    },
-    {
-        "images": ["a.png"],
-        "messages": [
-            {"role": "system", "content": "be brief"},
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]},
-            {"role": "assistant", "content": "yes", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
-            {"role": "tool", "content": "x"},
-            {"role": "assistant", "content": "<think>\nhm\n</think>\n\nno"},
-        ],
-    },
-]
-QUESTION = {"id": 1, "question": "q?", "answer": "A", "image": "a.png", "options": ["x", "y"], "category": "c"}
-QUESTIONS = [QUESTION, {**QUESTION, "answers": ["a", "b"]}, {**QUESTION, "options": {"A": "x", "B": "y"}}]
 SIGNS = st.sampled_from(
     [
         "{%",
@@ -76,7 +57,7 @@ def _write(rows: list[Any], name: str) -> Path | None:
 
 
 @QUICK
-@given(st.lists(damaged(ROWS), min_size=1, max_size=3), TEMPLATES)
+@given(st.lists(damaged(DATA_ROWS), min_size=1, max_size=3), TEMPLATES)
 def test_a_row_is_encoded_whole_or_bad(rows: list[Any], template: str) -> None:
     path = _write(rows, "rows.jsonl")
     if path is None:

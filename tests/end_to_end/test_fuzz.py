@@ -24,6 +24,10 @@ def test_recipes():
         (fuzzing.fuzz_study_files, 24),
         (fuzzing.fuzz_tracking, 60),
         (fuzzing.fuzz_command_lines, 60),
+        (fuzzing.fuzz_data, 60),
+        (fuzzing.fuzz_pictures, 60),
+        (fuzzing.fuzz_questions, 30),
+        (fuzzing.fuzz_model_folders, 20),
     ],
 )
 def test_files_and_command_lines(kind, num, place):

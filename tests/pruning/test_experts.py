@@ -10,19 +10,21 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
-from raysearch.config.space import load_recipe
+from raysearch.config.space import SearchSpace, load_recipe
 from raysearch.errors import InputError
 from raysearch.models import decoder_layout, family_for
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
 from raysearch.models.shape import Shape
 from raysearch.models.shape_solver import exact_shape, shape_for, shape_for_budget, shape_for_ratio
-from raysearch.pruning import prune
+from raysearch.pruning import checkpoint, prune
 from raysearch.pruning.checkpoint import prune_checkpoint
 from raysearch.pruning.importance import Importance, importance
 from raysearch.pruning.routing import routing_among
 from raysearch.pruning.shape_divergence import ShapeDivergence
 from raysearch.pruning.slicing import full_units
+from raysearch.searching.samplers.suggesters import RandomSuggester
+from raysearch.study.plan import plan_study
 from tests.support.tiny_models import EXPERTS, dense
 
 EVERY = pytest.mark.parametrize("name", EXPERTS)
@@ -142,8 +144,8 @@ def test_a_budget_and_a_recipe_may_name_experts() -> None:
     assert shape.num_experts == 3
     assert 0.6 < counts.size(shape).size_bytes / dense_size.size_bytes <= 0.7
     recipe = Recipe(mode="widthwise", ratio=0.4, criterion="taylor", expert_ratio=0.5)
-    assert recipe.expert_criterion == "reap"
-    assert recipe.scored_by == {"width": "taylor", "experts": "reap"}
+    assert recipe.expert_criterion == "frequency"
+    assert recipe.scored_by == {"width": "taylor", "experts": "frequency"}
     assert shape_for(counts, recipe).num_experts == 2
     plain = Recipe(mode="widthwise", ratio=0.4, criterion="taylor")
     assert shape_for(counts, plain).num_experts == 4
@@ -165,3 +167,46 @@ def test_a_folder_without_experts_is_loaded_by_transformers_alone(tmp_path: Path
     assert torch.equal(logits(loaded, batch), logits(wanted, batch))
     assert done["num_params"] == sum(p.numel() for p in loaded.parameters())
     assert decoder_layout(loaded)[1].num_experts == 3
+
+
+def test_only_what_a_shape_removes_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense("qwen2_moe").save_pretrained(tmp_path / "dense")
+    scored: list[str] = []
+
+    def counted(model: PreTrainedModel, data: object, name: str, *rest: object) -> Importance:
+        scored.append(name)
+        return importance(model, data, name)
+
+    monkeypatch.setattr(checkpoint, "importance", counted)
+    prune_checkpoint(
+        tmp_path / "dense", mode="widthwise", exact={"num_experts": 2}, to=tmp_path / "a", expert_criterion="random"
+    )
+    assert scored == ["random"]
+    with pytest.raises(InputError, match="expert_criterion random: no experts are removed"):
+        prune_checkpoint(tmp_path / "dense", mode="widthwise", ratio=0.2, to=tmp_path / "b", expert_criterion="random")
+    with pytest.raises(InputError, match="expert_ratio: not beside an exact shape"):
+        prune_checkpoint(
+            tmp_path / "dense", mode="widthwise", exact={"num_layers": 3}, to=tmp_path / "b", expert_ratio=0.5
+        )
+
+
+def test_a_space_may_search_over_experts(tmp_path: Path) -> None:
+    dense("mixtral").save_pretrained(tmp_path / "dense")
+    recipe = {
+        "mode": ["widthwise", "layerwise"], "ratio": {"low": 0.3, "high": 0.6}, "criterion": ["magnitude", "deepest"],
+        "expert_ratio": [0.25, 0.0], "expert_criterion": ["frequency", "magnitude"], "trained": "nothing",
+    }  # fmt: skip
+    first = {"mode": "widthwise", "ratio": 0.3, "criterion": "magnitude", "trained": "nothing"}  # keeps all experts
+    content = {"name": "experts", "model": str(tmp_path / "dense"), "recipe": recipe, "start": [first]}
+    space = SearchSpace.model_validate(content)
+    assert space.criteria() == ["magnitude", "deepest", "frequency"]
+    assert {"expert_ratio", "expert_criterion"} <= space.search_params().keys()
+    plan, drawn = plan_study(space), set()
+    for seed in range(12):
+        suggested = space.suggest(RandomSuggester(np.random.default_rng(seed)))
+        size = plan.size_of(suggested)
+        assert size is not None
+        assert size.num_params / plan.dense.num_params < 0.8
+        assert shape_for(plan.counts, suggested).num_experts == (3 if suggested.expert_ratio else 4)
+        drawn.add((suggested.expert_ratio, suggested.expert_criterion))
+    assert drawn == {(0.0, None), (0.25, "frequency"), (0.25, "magnitude")}

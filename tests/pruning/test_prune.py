@@ -134,6 +134,20 @@ def test_layers_by_order_and_by_block() -> None:
     assert layers_to_keep(block, 2, fixed=(0, 1)) == [0, 1]
 
 
+def test_memory_is_shared_only_if_asked_for() -> None:
+    model, batch = dense("llava_llama"), FAMILIES["llava_llama"].batch()
+    scores = {"width": importance(model, None, "magnitude"), "depth": importance(model, None, "deepest")}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    own = {value.data_ptr() for value in model.state_dict().values()}
+    for shape in (Shape(4, 4, 8, 60), Shape(3, 4, 8, 96)):
+        copied, sharing = prune(model, shape, scores), prune(model, shape, scores, share=True)
+        assert own.isdisjoint({value.data_ptr() for value in copied.state_dict().values()})
+        assert sharing.get_input_embeddings().weight.data_ptr() in own
+        with torch.inference_mode():
+            assert torch.equal(copied(**batch).logits, sharing(**batch).logits)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_wrong_uses_are_refused() -> None:
     model = dense("qwen3_vl")
     with pytest.raises(InputError, match=r"layers \[0, 1\] of qwen3_vl must stay"):

@@ -1,6 +1,6 @@
 """Wrong input of every kind, and what must come of it: an answer, or one plain line; no traceback, no file touched.
 
-    python tests/support/fuzzing.py 10000 --seed 3   # as many inputs, a sixth of each kind; minutes of one core
+    python tests/support/fuzzing.py 10000 --seed 3   # as many inputs, a tenth of each kind; minutes of one core
 
 `test_fuzz.py` runs a few of each.
 Equal seeds draw equal inputs; without one it is drawn and printed.
@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import tarfile
 import tempfile
 import time
 from collections import Counter
@@ -124,9 +125,10 @@ def damaged(draw: Callable[..., Any], documents: list[Any]) -> Any:
 
 
 @st.composite
-def spoilt(draw: Callable[..., Any], texts: st.SearchStrategy[str]) -> bytes:
-    """A file whose bytes were cut, overwritten or doubled, or left as they were."""
-    content = draw(texts).encode("utf-8", "surrogatepass")
+def spoilt(draw: Callable[..., Any], contents: st.SearchStrategy[Any]) -> bytes:
+    """A file whose text or bytes were cut, overwritten or doubled, or left as they were."""
+    drawn = draw(contents)
+    content = drawn if isinstance(drawn, bytes) else drawn.encode("utf-8", "surrogatepass")
     for _ in range(draw(st.integers(0, 2))):
         start = draw(st.integers(0, len(content)))
         end = draw(st.integers(start, min(len(content), start + 40)))
@@ -202,6 +204,20 @@ class Workplace:
         assert seconds < LONGEST_S, (arguments, seconds)
         assert may_write is None or (may_write and status == 0) or self._listing() == before, arguments
         self.statuses[status] += 1
+
+    def take(self, act: Callable[[], Any]) -> None:
+        """Call a function; it succeeds, or raises an `InputError` of one printable line."""
+        started = time.monotonic()
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                act()
+            self.statuses[0] += 1
+        except InputError as error:
+            said = str(error)
+            assert said
+            assert "\n" not in said, said
+            self.statuses[2] += 1
+        assert time.monotonic() - started < LONGEST_S
 
     def with_file(self, name: str, content: bytes) -> None:
         """Let the study hold one file of this content, and all others as they were."""
@@ -390,6 +406,158 @@ def fuzz_command_lines(place: Workplace, num: int) -> None:
     one()
 
 
+DATA_ROWS = [
+    {
+        "id": "1",
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "yes"}],
+    },
+    {
+        "images": ["a.png"],
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]},
+            {"role": "assistant", "content": "yes", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+        ],
+    },
+]
+QUESTION = {"id": 1, "question": "q?", "answer": "A", "image": "a.png", "options": ["x", "y"], "category": "c"}
+QUESTIONS = [QUESTION, {**QUESTION, "answers": ["a", "b"]}, {**QUESTION, "options": {"A": "x", "B": "y"}}]
+
+
+def fuzz_data(place: Workplace, num: int) -> None:
+    """A file of data of any kind, and all of its rows and pictures."""
+    from raysearch.data.bad_rows import BadRow
+    from raysearch.data.loading import load_samples
+    from raysearch.data.pictures import open_image
+
+    folder = place.folder / "data"
+    _with_picture(folder)
+    rows = st.lists(damaged(DATA_ROWS), min_size=1, max_size=3)
+    whole = {end: write(folder) for end, write in _DATA_FILES.items()}
+    contents = {
+        "jsonl": st.builds(_as_lines, rows),
+        "json": st.builds(json.dumps, rows),
+        "csv": st.builds(lambda drawn: "image,messages\na.png,{}\n".format(json.dumps(drawn).replace('"', '""')), rows),
+        **{end: st.just(content) for end, content in whole.items()},
+    }
+
+    @_many(num)
+    @given(st.data(), st.sampled_from(sorted(contents)), st.sampled_from(["", "", ".gz", "UPPER"]))
+    def one(data: st.DataObject, end: str, more: str) -> None:
+        name = f"rows.{end}"
+        path = folder / (name.upper() if more == "UPPER" else name + more)
+        path.write_bytes(data.draw(spoilt(contents[end])))
+
+        def read() -> None:
+            for sample in load_samples(path):
+                for image in sample.images:
+                    with contextlib.suppress(BadRow):
+                        open_image(image)
+
+        place.take(read)
+        path.unlink()
+
+    one()
+
+
+def fuzz_pictures(place: Workplace, num: int) -> None:
+    """A picture's bytes."""
+    from PIL import Image
+
+    from raysearch.data.pictures import open_image, picture_from
+
+    made = []
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "DDS"):
+        stream = io.BytesIO()
+        Image.effect_noise((37, 29), 50).convert("P" if kind == "GIF" else "RGB").save(stream, kind)
+        made.append(stream.getvalue())
+
+    @_many(num)
+    @given(spoilt(st.sampled_from(made)))
+    def one(content: bytes) -> None:
+        place.take(lambda: open_image(picture_from(content)))
+
+    one()
+
+
+def fuzz_questions(place: Workplace, num: int) -> None:
+    """A benchmark's rows, and a response to each of them."""
+    from raysearch.config.benchmarks import BenchmarkConfig
+    from raysearch.evaluation.metrics import METRICS
+    from raysearch.evaluation.questions import read_questions
+
+    folder = place.folder / "questions"
+    _with_picture(folder)
+    rows = st.lists(damaged(QUESTIONS), min_size=1, max_size=2)
+
+    @_many(num)
+    @given(spoilt(st.builds(_as_lines, rows)), st.sampled_from(sorted(METRICS)), st.text(max_size=20))
+    def one(content: bytes, metric: Any, response: str) -> None:
+        (folder / "rows.jsonl").write_bytes(_as_lines([QUESTION] * 300).encode() + content)
+        entry = BenchmarkConfig(name="b", data=str(folder / "rows.jsonl"), metric=metric)
+
+        def read() -> None:
+            questions = read_questions(entry, "search")
+            METRICS[metric].values([response] * len(questions), questions)
+
+        place.take(read)
+
+    one()
+
+
+def fuzz_model_folders(place: Workplace, num: int) -> None:
+    """A model's folder, counted."""
+    from raysearch.models.param_count_cache import counts_of_model
+    from tests.support.tiny_models import FAMILIES
+
+    whole, folder = place.folder / "model-whole", place.folder / "model"
+    FAMILIES["llava_llama"].model().save_pretrained(whole)
+    config, names = json.loads((whole / "config.json").read_text()), sorted(path.name for path in whole.iterdir())
+    shutil.copytree(whole, folder)
+
+    @_many(num)
+    @given(st.data(), st.sampled_from(["config.json", "config.json", *names]))
+    def one(data: st.DataObject, name: str) -> None:
+        for other in names:
+            (folder / other).unlink(missing_ok=True)
+            os.link(whole / other, folder / other)
+        (folder / name).unlink()
+        text = st.builds(json.dumps, damaged([config]))
+        contents = text if name == "config.json" else st.just((whole / name).read_bytes())
+        (folder / name).write_bytes(data.draw(spoilt(contents)))
+        place.take(lambda: counts_of_model(str(folder)))
+
+    one()
+
+
+def _with_picture(folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+
+
+def _parquet(folder: Path) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(DATA_ROWS[:1] * 3), folder / "whole")
+    return (folder / "whole").read_bytes()
+
+
+def _tar(folder: Path) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for end, content in (("json", json.dumps(DATA_ROWS[0]).encode()), ("png", (folder / "a.png").read_bytes())):
+            entry = tarfile.TarInfo(f"0001.{end}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+_DATA_FILES = {"parquet": _parquet, "tar": _tar}
+
+
 def _many(num: int) -> Callable[[Any], Any]:
     def decorate(test: Any) -> Any:
         return with_seed(SEED[0])(drawing(test))
@@ -404,13 +572,14 @@ def _many(num: int) -> Callable[[Any], Any]:
     return decorate
 
 
-def fuzz_all(num: int) -> None:
-    """`num` inputs, a sixth of each kind."""
-    each = -(-num // (1 + len(KINDS)))
-    found = fuzz_recipes(each)
-    print(f"fuzz_recipes: {each} inputs, {found['refused']} refused", flush=True)
+def fuzz_all(num: int, name: str | None = None) -> None:
+    """`num` inputs, a tenth of each kind; of one if `name` says which."""
+    each = num if name else -(-num // (1 + len(KINDS)))
+    if not name:
+        found = fuzz_recipes(each)
+        print(f"fuzz_recipes: {each} inputs, {found['refused']} refused", flush=True)
     with workplace() as place:
-        for kind in KINDS:
+        for kind in (kind for kind in KINDS if name in (None, kind.__name__.removeprefix("fuzz_"))):
             place.statuses.clear()
             started = time.monotonic()
             kind(place, each)
@@ -418,7 +587,17 @@ def fuzz_all(num: int) -> None:
             print(f"{kind.__name__}: {each} inputs, {ended}; {time.monotonic() - started:.0f} s", flush=True)
 
 
-KINDS = (fuzz_spaces, fuzz_fronts, fuzz_study_files, fuzz_tracking, fuzz_command_lines)
+KINDS = (
+    fuzz_spaces,
+    fuzz_fronts,
+    fuzz_study_files,
+    fuzz_tracking,
+    fuzz_command_lines,
+    fuzz_data,
+    fuzz_pictures,
+    fuzz_questions,
+    fuzz_model_folders,
+)
 SEED = [0]
 """What all inputs are drawn from."""
 
@@ -426,7 +605,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("num", type=int, help="inputs")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--kind", help="only this one, such as data")
     options = parser.parse_args()
     SEED[0] = options.seed
     print(f"seed {options.seed}", flush=True)
-    fuzz_all(options.num)
+    fuzz_all(options.num, options.kind)
