@@ -37,6 +37,7 @@ def search(
     seed: int | None = None,
     slots: int | None = None,
     warm_start: Sequence[str] = (),
+    live: bool = False,
 ) -> "Study":
     """Search for the Pareto front of model size against retention; returns when the search has ended.
 
@@ -54,12 +55,13 @@ def search(
         seed: of the sampler and the data order.
         slots: trials at a time.
         warm_start: folders or MLflow experiments of earlier studies.
+        live: serve the report on this machine while the search runs; its address is printed.
 
     Raises:
         InputError: the space, an argument or an earlier study can't be used.
     """
     limits = {"trials": trials, "runs": runs, "time": time, "gpu_hours": gpu_hours, "until_gain": until_gain}
-    return _search(_checked(space), None, out, budgets, limits, seed, slots, warm_start)
+    return _search(_checked(space), None, out, budgets, limits, seed, slots, warm_start, live)
 
 
 def prune(
@@ -232,6 +234,7 @@ class Study:
         gpu_hours: float | None = None,
         until_gain: float | None = None,
         slots: int | None = None,
+        live: bool = False,
     ) -> "Study":
         """Go on with the search, up to its limits or to those given here; returns when it has ended.
 
@@ -239,7 +242,7 @@ class Study:
             InputError: a search is at work on it, or an argument can't be used.
         """
         limits = {"trials": trials, "runs": runs, "time": time, "gpu_hours": gpu_hours, "until_gain": until_gain}
-        return _search(None, self.folder, None, (), limits, None, slots, ())
+        return _search(None, self.folder, None, (), limits, None, slots, (), live)
 
 
 def _checked(space: str | Path | Mapping[str, Any] | SearchSpace | None) -> Path | SearchSpace | None:
@@ -260,11 +263,12 @@ def _search(
     seed: int | None,
     slots: int | None,
     warm_start: Sequence[str],
+    is_live: bool,
 ) -> Study:
     from raysearch.backend.search_job import check, run
 
     began = monotonic()
     to = None if out is None else Path(out)
     checked = check(space, resume, to, budgets, limits, seed, slots, warm_start, began)
-    run(checked.plan, checked.folder, checked.prior_trials, began=began)
+    run(checked.plan, checked.folder, checked.prior_trials, began=began, is_live=is_live)
     return Study(checked.folder)

@@ -5,11 +5,11 @@ Importing this module loads neither Ray nor torch, so that mistakes are told at 
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -91,6 +91,7 @@ def run(
     prior_trials: Sequence["PriorTrial"] = (),
     runtime: "TrialRuntime | None" = None,
     began: float | None = None,
+    is_live: bool = False,
 ) -> None:
     """Run the trials that a study lacks, show their progress, and print the front.
 
@@ -98,6 +99,7 @@ def run(
         prior_trials: finished trials of other studies to start from.
         runtime: runs the trials in the workers; left out, real ones.
         began: when the time of this start began, by `time.monotonic`; left out, now.
+        is_live: serve the report on this machine while the search runs.
 
     Raises:
         InputError: as `resume_search` and `run_trials`.
@@ -110,11 +112,14 @@ def run(
     with _nothing_left_if_refused(folder), locked(folder), Narrator("loading Ray", began) as narrator:
         from raysearch.backend.cluster import join_cluster, joining_text
         from raysearch.backend.tuner import resume_search, run_trials
+        from raysearch.report.live_page import LivePage
         from raysearch.report.live_view import LiveView
         from raysearch.report.outlook import Outlook
         from raysearch.report.plots import write_pictures
         from raysearch.report.terminal import print_result
         from raysearch.searching.pace import Deadline
+        from raysearch.study.front import Baseline, Front
+        from raysearch.study.provenance import Start, note_start
         from raysearch.tracking.tracker import Tracker
 
         narrator.enter("reading the study", str(folder))
@@ -130,10 +135,19 @@ def run(
             deadline = Deadline(seconds, study.records, num_evaluations(plan), began)
             seconds -= monotonic() - began
         study.create()
+        start = Start(num_slots=num_slots)
+        note_start(folder, start)
         narrator.listeners.append(lambda status: status.write(folder))
         narrator.enter("starting the slots")
-        with closing(Tracker(study, dense=plan.dense)) as tracker:
+        with closing(Tracker(study, dense=plan.dense)) as tracker, ExitStack() as serving:
             narrator.listeners.append(tracker.status)
+            if is_live:
+                dense = Baseline(num_params=plan.dense.num_params, size_bytes=plan.dense.size_bytes, scores={})
+                empty = Front.build(plan.space.name, plan.space.model, dense, [], plan.budgets)
+                page = serving.enter_context(LivePage(folder, empty))
+                narrator.listeners.append(page.follow)
+                for line in page.how_to_reach():
+                    narrator.say(line)
             try:
                 # Closed before the tracker, so that an interrupted search says at once how to resume it.
                 with LiveView(plan, study, outlook.text, seconds, narrator) as view:
@@ -143,12 +157,27 @@ def run(
                     tracker.forecast(outlook.text(), outlook.points())
             finally:
                 narrator.follow_slots([])
-                narrator.enter("writing pictures and sending the rest to MLflow")
+                narrator.enter("writing the report and sending the rest to MLflow")
+                note_start(folder, start.model_copy(update={"ended": time()}))
                 if study.front:
-                    write_pictures(study.folder, study.front, study.records)
+                    write_pictures(folder, study.front, study.records)
+                    if tracker.is_complete:  # an interrupted search ends at once
+                        _write_report(folder)
     print_result(front, folder)
     for line in filter(None, (_end_text(plan, search.searcher, folder), outlook.advice())):
         print(f"\n{line}")
+
+
+def _write_report(folder: Path) -> None:
+    """Write `report.html`; what goes wrong costs no search, since `raysearch report` writes it at any time."""
+    from raysearch.errors import first_line
+    from raysearch.logging import logger
+    from raysearch.report.html_page import write_report
+
+    try:
+        write_report(folder)
+    except Exception as error:
+        logger.warning("%s: no report.html: %s", folder, first_line(error))
 
 
 def num_evaluations(plan: "StudyPlan") -> float:

@@ -467,16 +467,19 @@ def status(
 def report(folder: Folder, verbose: Verbosity = 0) -> None:
     """Write DIR/report.html, one page that needs no network.
 
-    The front, every trial's curve, the importance of the recipe's fields, the
-    cost, and the study's findings in words with their evidence.
+    The answer to each budget, questions that dense and pruned models answer
+    differently, the front, findings with their evidence, all trials, and
+    whether further search is worth it. A study in MLflow gets it as an artifact.
 
     Examples:
 
       raysearch report runs/mine
     """
     from raysearch.report.html_page import write_report
+    from raysearch.tracking.tracker import log_report
 
     print(write_report(folder))
+    log_report(folder)
 
 
 @app.command()

@@ -41,6 +41,7 @@ def search(
         list[str] | None, typer.Option(help="Earlier study to start from: folder or MLflow experiment; repeatable.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Resume the study in this folder.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Serve the report on this machine while it runs.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; run nothing.")] = False,
     verbose: Verbosity = 0,
 ) -> None:
@@ -70,4 +71,4 @@ def search(
 
         print("\n".join([*checked.plan.describe(), *estimate_lines(checked.plan, pace=checked.pace)]))
         return
-    search_job.run(checked.plan, checked.folder, checked.prior_trials, began=began)
+    search_job.run(checked.plan, checked.folder, checked.prior_trials, began=began, is_live=live)

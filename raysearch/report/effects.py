@@ -83,6 +83,13 @@ def effect_of(
     return Effect(value, value - reach, value + reach, p_value)
 
 
+def left_at_equal_size(records: Sequence[TrialRecord], baseline: Baseline, within_modes: bool = True) -> np.ndarray:
+    """(n,) retention of finished trials less that expected at their size, and mode, by least squares."""
+    retentions = np.array([record.rungs[-1].retention for record in records])
+    design = _size_and_mode(records, baseline, within_modes)
+    return retentions - design @ np.linalg.lstsq(design, retentions, rcond=None)[0]
+
+
 def finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Trials that were trained to their end and scored."""
     return [record for record in records if record.end == "finished" and record.rungs]

@@ -23,6 +23,9 @@ NEAR = 0.1
 RELEVANT = 0.02
 """A difference in retention that matters to a person; smaller ones that are known to be smaller are a fact."""
 
+_FIELDS = {"Trained part": "trained", "Criterion": "criterion"}
+"""Fields of which each choice is compared with each other one, by what a finding calls them."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -31,11 +34,13 @@ class Finding:
     Attributes:
         verdict: `significant` if it holds beside all others that were tested, `inconclusive` if that is open, `fact`
             for counts, and for differences that are known to be small.
+        needless: field and value of a choice that is worse than another one, or known to be as good.
     """
 
     sentence: str
     evidence: str
     verdict: Verdict
+    needless: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,15 @@ class _Comparison:
             f"{self.num_trials[0]} finished trials against {self.num_trials[1]}, at equal {self.alike}: "
             f"{self.effect.interval()} points"
         )
+        field = _FIELDS.get(self.about)
+        needless = (field, self.second) if field else None
         if is_significant:
             text = f"{self.about}: {self.first} retains {self.effect.points()} more than {self.second}."
-            return Finding(text, evidence, "significant")
+            return Finding(text, evidence, "significant", needless)
         bound = max(abs(self.effect.low), abs(self.effect.high))
         if bound <= RELEVANT:
             text = f"{self.about}: {self.first} and {self.second} differ by less than {100 * bound:.1f} points."
-            return Finding(text, evidence, "fact")
+            return Finding(text, evidence, "fact", needless)
         num_needed = math.ceil(sum(self.num_trials) * ((self.effect.high - self.effect.low) / 2 / RELEVANT) ** 2)
         evidence += (
             f", one of {num_comparisons} comparisons; about {max(num_needed, sum(self.num_trials) + 1)} such trials "
@@ -142,7 +149,7 @@ def _compared(
 def _contrasts(records: Sequence[TrialRecord]) -> list[tuple[str, str, str, Side]]:
     """Pairs of settings to compare: name, one side, the other side, and which side a trial is on."""
     pairs: list[tuple[str, str, str, Side]] = []
-    for field, name in (("trained", "Trained part"), ("criterion", "Criterion")):
+    for name, field in _FIELDS.items():
         levels = sorted({getattr(record.recipe, field) for record in records})
         for one, other in itertools.combinations(levels, 2):
             pairs.append((name, one, other, partial(_side, field, {one: True, other: False})))

@@ -2,16 +2,55 @@
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+from raysearch.errors import InputError
 from raysearch.files import write_json
 from raysearch.report.terminal import own_command, shell_path
 from raysearch.searching.forecast import NUM_RUNS, Forecast, Gain
 from raysearch.searching.pace import seconds_per_run
 from raysearch.searching.searcher import Searcher
 from raysearch.study.folder import StudyFolder
-from raysearch.study.records import seconds_text
+from raysearch.study.records import Printable, problem_text, seconds_text
 
 FORECAST = "forecast.json"
+
+
+class SavedForecast(BaseModel):
+    """`forecast.json`: a `Forecast` with what it rests on.
+
+    Attributes:
+        num_ended: trials that had ended.
+        seconds: time that the further runs would take; None where the pace isn't known.
+        next_runs: the limit, in full runs, of a search that goes on for so many.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    num_ended: int
+    seconds: FiniteFloat | None = None
+    next_runs: int | None = None
+    num_runs: FiniteFloat
+    front: Gain
+    at_budgets: dict[Printable, Gain]
+    unanswered: list[Printable] = []
+
+
+def read_forecast(folder: Path) -> SavedForecast | None:
+    """The forecast of a study's search; None if none was written.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    path = folder / FORECAST
+    if not path.exists():
+        return None
+    try:
+        return SavedForecast.model_validate_json(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: no forecast of this version ({problem_text(error)}); delete it") from None
 
 
 class Outlook:
@@ -62,16 +101,19 @@ class Outlook:
         text = self.text()
         if not text:
             return ""
-        runs = math.ceil(self._searcher.num_samples / self._searcher.full_run + NUM_RUNS)
-        command = f"{own_command()} search --resume {shell_path(self._study.folder)} --runs {runs}"
+        command = f"{own_command()} search --resume {shell_path(self._study.folder)} --runs {self._next_runs()}"
         return f"{text[0].upper()}{text[1:]}; go on with {command}"
+
+    def _next_runs(self) -> int:
+        """The limit, in full runs, of a search that goes on for another `NUM_RUNS`."""
+        return math.ceil(self._searcher.num_samples / self._searcher.full_run + NUM_RUNS)
 
     def save(self) -> bool:
         """Write `forecast.json` into the study's folder; False while there are too few trials to tell."""
         expected = self.forecast
         if expected is not None:
             content = {"schema": 1, "num_ended": len(self._study.records), "seconds": self.seconds()}
-            write_json(self._study.folder / FORECAST, content | asdict(expected))
+            write_json(self._study.folder / FORECAST, content | {"next_runs": self._next_runs()} | asdict(expected))
         return expected is not None
 
 

@@ -2,25 +2,26 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from raysearch.report.effects import finished, left_at_equal_size
 from raysearch.report.front_info import thinned
 from raysearch.study.front import Baseline
 from raysearch.study.records import TrialRecord
 
 MIN_TRIALS = 10
-MAX_TRIALS = 500
-"""Scored trials that an importance is estimated from: fANOVA's time grows faster than their number."""
-NUM_RESAMPLES = 12
+MAX_TRIALS = 300
+"""Trials that an importance is estimated from: fANOVA's time grows faster than their number."""
+NUM_RESAMPLES, NUM_SHUFFLES = 20, 10
 
 
 @dataclass(frozen=True)
 class ParamImportance:
-    """A dimension's share of the total importance, with the middle 80% (`low`, `high`) over resampled trials."""
+    """A dimension's share of the total importance, with its 95% interval (`low`, `high`)."""
 
     name: str
     share: float
@@ -28,71 +29,105 @@ class ParamImportance:
     high: float
 
 
-def for_front(records: Sequence[TrialRecord], baseline: Baseline) -> list[ParamImportance]:
+@dataclass(frozen=True)
+class Importances:
+    """The dimensions that varied, the most important first.
+
+    Attributes:
+        chance: the share that a dimension without any influence exceeds once in twenty times.
+        num_trials: that they are estimated from.
+    """
+
+    dimensions: tuple[ParamImportance, ...]
+    chance: float
+    num_trials: int
+
+
+def for_front(records: Sequence[TrialRecord], baseline: Baseline) -> Importances | None:
     """Importance for reaching the front: PED-ANOVA (arXiv 2304.10255; conditional form arXiv 2601.20800).
 
+    A stopped trial counts as one that does not reach it, whatever its preliminary score.
+
     Returns:
-        The dimensions that varied, the most important first; empty with fewer than MIN_TRIALS scored trials.
+        None with fewer than MIN_TRIALS scored trials.
     """
     from optuna.importance import PedAnovaImportanceEvaluator
 
-    quantile = max(0.1, 5 / max(len(records), 1))
-    return _resampled(records, baseline, lambda: PedAnovaImportanceEvaluator(target_quantile=quantile), None)
+    scored = [r for r in records if r.rungs and r.end != "failed" and math.isfinite(r.rungs[-1].retention)]
+    quantile = max(0.1, 5 / max(len(scored), 1))
+    chosen = list(thinned(scored, MAX_TRIALS))
+    outcomes = [_outcome(record, baseline) for record in chosen]
+    return _estimated(chosen, outcomes, lambda: PedAnovaImportanceEvaluator(target_quantile=quantile), None)
 
 
-def for_retention(records: Sequence[TrialRecord], baseline: Baseline) -> list[ParamImportance]:
-    """Importance for retention: fANOVA, over the dimensions that every trial has; returned as by `for_front`."""
+def for_retention(records: Sequence[TrialRecord], baseline: Baseline) -> Importances | None:
+    """Importance for retention at equal size: fANOVA over the finished trials and the dimensions that all of them have,
+    without the ratio; returned as by `for_front`."""
     from optuna.importance import FanovaImportanceEvaluator
 
-    return _resampled(  # at 500 trials, trees of any depth take eight times as long for shares that differ by 0.006
-        records,
-        baseline,
-        lambda: FanovaImportanceEvaluator(n_trees=24, max_depth=6, seed=0),
-        lambda trial: trial.values[1],
+    # Trees of any depth take eight times as long for shares that differ by 0.006.
+    chosen = list(thinned(finished(records), MAX_TRIALS))
+    outcomes = (
+        [(0.0, -float(left)) for left in left_at_equal_size(chosen, baseline, within_modes=False)] if chosen else []
+    )
+    evaluator = lambda: FanovaImportanceEvaluator(n_trees=24, max_depth=6, seed=0)  # noqa: E731
+    return _estimated(chosen, outcomes, evaluator, lambda trial: trial.values[1], without="ratio")
+
+
+def _estimated(
+    chosen: Sequence[TrialRecord],
+    outcomes: Sequence[tuple[float, float]],
+    evaluator: Any,
+    target: Any,
+    without: str | None = None,
+) -> Importances | None:
+    """Shares, their intervals (of Student's form, over resampled trials), and those of shuffled outcomes.
+
+    Args:
+        outcomes: size and loss of retention of each trial, to be minimised.
+        without: a field that is left out.
+    """
+    if len(chosen) < MIN_TRIALS:
+        return None
+    recipes = [{name: v for name, v in r.recipe.as_dict().items() if name not in ("seed", without)} for r in chosen]
+    random = np.random.default_rng(0)
+
+    def estimate(rows: Sequence[int], outcome_rows: Sequence[int]) -> dict[str, float]:
+        return _shares([recipes[i] for i in rows], [outcomes[i] for i in outcome_rows], evaluator(), target)
+
+    every = range(len(chosen))
+    shares = estimate(every, every)
+    draws = random.integers(len(chosen), size=(NUM_RESAMPLES, len(chosen))).tolist()
+    resampled = [estimate(rows, rows) for rows in draws]
+    reach = {name: 2.09 * float(np.std([found.get(name, 0.0) for found in resampled], ddof=1)) for name in shares}
+    shuffled = [estimate(every, random.permutation(len(chosen)).tolist()) for _ in range(NUM_SHUFFLES)]
+    chance = float(np.quantile([share for found in shuffled for share in found.values()] or [0.0], 0.95))
+    ranked = sorted(shares.items(), key=lambda item: -item[1])
+    bounds = {name: (max(0.0, share - reach[name]), min(1.0, share + reach[name])) for name, share in ranked}
+    return Importances(
+        tuple(ParamImportance(name, share, *bounds[name]) for name, share in ranked), chance, len(chosen)
     )
 
 
-def scored_trials(records: Sequence[TrialRecord]) -> Sequence[TrialRecord]:
-    """The trials that an importance can rest on."""
-    return [r for r in records if r.rungs and r.end != "failed" and math.isfinite(r.rungs[-1].retention)]
+def _outcome(record: TrialRecord, baseline: Baseline) -> tuple[float, float]:
+    """Size and loss of retention, to be minimised; a stopped trial is worse than all finished ones."""
+    if record.end != "finished":
+        return 2.0, 0.0
+    return record.size_bytes / baseline.size_bytes, -record.rungs[-1].retention
 
 
-def _resampled(
-    records: Sequence[TrialRecord], baseline: Baseline, evaluator: Any, target: Any
-) -> list[ParamImportance]:
-    scored = scored_trials(records)
-    if len(scored) < MIN_TRIALS:
-        return []
-    scored = thinned(scored, MAX_TRIALS)
-    random = np.random.default_rng(0)
-    shares = _shares(scored, baseline, evaluator(), target)
-    draws: dict[str, list[float]] = {name: [] for name in shares}
-    for _ in range(NUM_RESAMPLES):
-        sample = [scored[i] for i in random.integers(len(scored), size=len(scored))]
-        found = _shares(sample, baseline, evaluator(), target)
-        for name, values in draws.items():
-            values.append(found.get(name, 0.0))
-    bounds = {name: np.quantile(values, (0.1, 0.9)) for name, values in draws.items()}
-    ranked = sorted(shares.items(), key=lambda item: -item[1])
-    return [ParamImportance(name, share, *map(float, bounds[name])) for name, share in ranked]
-
-
-def _shares(records: Sequence[TrialRecord], baseline: Baseline, evaluator: Any, target: Any) -> dict[str, float]:
+def _shares(
+    recipes: Sequence[Mapping[str, Any]], outcomes: Sequence[tuple[float, float]], evaluator: Any, target: Any
+) -> dict[str, float]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["minimize", "minimize"])
-    distributions = _distributions(records)
-    for record in records:
-        values = record.recipe.as_dict()
-        params = {name: values[name] for name in distributions if name in values}
-        study.add_trial(
-            optuna.trial.create_trial(
-                params=params,
-                distributions={name: distributions[name] for name in params},
-                values=[record.size_bytes / baseline.size_bytes, -record.rungs[-1].retention],
-            )
-        )
+    distributions = _distributions(recipes)
+    for recipe, outcome in zip(recipes, outcomes, strict=True):
+        params = {name: recipe[name] for name in distributions if name in recipe}
+        kinds = {name: distributions[name] for name in params}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, values=list(outcome)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target, normalize=False)
@@ -100,18 +135,18 @@ def _shares(records: Sequence[TrialRecord], baseline: Baseline, evaluator: Any, 
     return {name: float(value / total) for name, value in found.items()} if total > 0 else dict.fromkeys(found, 0.0)
 
 
-def _distributions(records: Sequence[TrialRecord]) -> dict[str, Any]:
+def _distributions(recipes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One distribution per field that varies: a range for numbers with many values, else the values."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     found: dict[str, Any] = {}
-    for name in type(records[0].recipe).model_fields:
-        values = {record.recipe.as_dict().get(name) for record in records} - {None}
-        if name == "seed" or len(values) < 2:
+    for name in dict.fromkeys(name for recipe in recipes for name in recipe):
+        values = {recipe[name] for recipe in recipes if name in recipe}
+        if len(values) < 2:
             continue
         if all(isinstance(value, int | float) for value in values) and len(values) > 5:
-            low, high = min(values), max(values)  # type: ignore[type-var]
-            found[name] = FloatDistribution(low, high, log=low > 0 and high / low > 20)  # type: ignore[operator,arg-type]
+            low, high = min(values), max(values)
+            found[name] = FloatDistribution(low, high, log=low > 0 and high / low > 20)
         else:
-            found[name] = CategoricalDistribution(sorted(values))  # type: ignore[type-var]
+            found[name] = CategoricalDistribution(sorted(values))
     return found

@@ -8,14 +8,12 @@ from typing import Any
 
 from raysearch.files import cache_folder, write_text
 from raysearch.report.front_info import FrontInfo, PlotPoint, axis_ranges, front_info, off_front, trial_points
+from raysearch.report.palette import COLOURS, FAINT, GRID, INK, PAGE
 from raysearch.study.front import Front
 from raysearch.study.records import TrialRecord
 
-# The palette of Okabe and Ito: distinct for colour-blind readers and in grey.
-COLOURS = {"layerwise": "#D55E00", "widthwise": "#0072B2", "both": "#009E73"}
-INK, FAINT = "#222222", "#8a8a8a"
-SIZE_LABEL = "size of the whole model, share of the dense model's bytes"
-RETENTION_LABEL = "retention of the dense model's scores"
+SIZE_LABEL = "size, share of the dense model's bytes"
+RETENTION_LABEL = "retention"
 # No button that uploads the data to a server.
 PLOTLY_CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 _MARKERS = {"finished": "o", "stopped": "x"}
@@ -29,33 +27,47 @@ def write_pictures(folder: Path, front: Front, records: Iterable[TrialRecord]) -
 
 
 def draw_front(info: FrontInfo, path: Path, trials: Sequence[PlotPoint] = ()) -> None:
-    """Write a PNG: every trial faintly, the front as a staircase with intervals, the budgets as vertical lines."""
+    """Write a PNG: the front as a staircase with intervals, the finished trials, the budgets as vertical lines; beside
+    it the last, preliminary scores of stopped trials."""
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder("matplotlib")))  # the home folder may be read-only
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     trials = off_front(info, trials)
+    stopped = [trial for trial in trials if trial.end == "stopped"]
     figure = Figure(figsize=(9, 5.6), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    widths = [3, 1] if stopped else [1]
+    both = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
     for mode, end, group in _groups(trials):
         xs, ys = [trial.size_ratio for trial in group], [trial.retention for trial in group]
-        style = {"linewidths": 1.1} if end == "stopped" else {"edgecolors": "none"}
-        label = f"{mode}, {end} ({len(group)})"
-        axes.scatter(xs, ys, s=24, marker=_MARKERS[end], c=COLOURS[mode], alpha=0.38, label=label, **style)
-    _draw_points(axes, info)
+        is_ring = end == "finished"
+        style: dict[str, Any] = {"facecolors": "none", "edgecolors": COLOURS[mode]} if is_ring else {"c": COLOURS[mode]}
+        both[int(end == "stopped")].scatter(
+            xs, ys, s=22, marker=_MARKERS[end], linewidths=1.1, label=f"{mode}, {end} ({len(group)})", **style
+        )
+    _draw_points(both[0], info)
     sizes, retentions = axis_ranges(info, trials)
-    axes.set(xlim=sizes, ylim=retentions)
-    _draw_budgets(axes, info)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel(SIZE_LABEL)
-    axes.set_ylabel(RETENTION_LABEL)
-    axes.grid(color="#ececec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=True, framealpha=0.92, edgecolor="none", fontsize=8.5)
+    both[0].set(xlim=sizes, ylim=retentions, xlabel=SIZE_LABEL, ylabel=RETENTION_LABEL)
+    _draw_budgets(both[0], info)
+    for axes in both:
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.grid(color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(
+            loc="lower right" if axes is both[0] else "upper right",
+            frameon=True,
+            framealpha=0.92,
+            edgecolor="none",
+            fontsize=8.5,
+        )
+    if stopped:
+        both[1].set_xlim(sizes)
+        both[1].xaxis.set_major_locator(MaxNLocator(3))
+        both[1].set_xlabel("size; stopped early:\npreliminary scores")
     figure.suptitle(_title(info), x=0.01, ha="left", fontsize=11.5, color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
@@ -71,19 +83,14 @@ def front_html(info: FrontInfo, trials: Sequence[PlotPoint] = ()) -> str:
 
 
 def front_figure(info: FrontInfo, trials: Sequence[PlotPoint] = ()) -> Any:
-    """The front as a plotly figure."""
-    trials = off_front(info, trials)
+    """The front, the finished trials and the budgets as a plotly figure."""
     title = {"text": html.escape(_title(info)), "font": {"size": 16}}
-    figure = new_figure(SIZE_LABEL, RETENTION_LABEL, title=title, legend={"x": 1.01, "y": 1}, height=620)
-    figure.update_layout(hoverlabel={"font": {"size": 12}})
-    sizes, retentions = axis_ranges(info, trials)
+    figure = new_figure(SIZE_LABEL, RETENTION_LABEL, title=title, height=520)
+    finished = [trial for trial in off_front(info, trials) if trial.end == "finished"]
+    sizes, retentions = axis_ranges(info, finished)
     figure.update_xaxes(tickformat=".0%", range=sizes)
     figure.update_yaxes(range=retentions)
-    for mode, end, group in _groups(trials):
-        outline = {"color": COLOURS[mode], "width": 1.4 * (end == "stopped")}
-        symbol = "circle" if end == "finished" else "x-thin"
-        marker = {"color": COLOURS[mode], "symbol": symbol, "size": 8, "opacity": 0.45, "line": outline}
-        figure.add_scatter(**_scatter(group, f"{mode}, {end}"), marker=marker)
+    _add_trials(figure, finished)
     if info.points:
         xs, ys = zip(*info.staircase, strict=True)
         line = {"color": INK, "width": 2}
@@ -107,18 +114,39 @@ def front_figure(info: FrontInfo, trials: Sequence[PlotPoint] = ()) -> Any:
     return figure
 
 
+def stopped_figure(info: FrontInfo, trials: Sequence[PlotPoint]) -> Any:
+    """The last scores of the stopped trials, which are preliminary, by size."""
+    stopped = [trial for trial in trials if trial.end == "stopped"]
+    figure = new_figure(SIZE_LABEL, "retention when stopped, preliminary", height=360)
+    figure.update_xaxes(tickformat=".0%", range=axis_ranges(info, stopped)[0])
+    _add_trials(figure, stopped)
+    return figure
+
+
+def _add_trials(figure: Any, trials: Sequence[PlotPoint]) -> None:
+    for mode, end, group in _groups(trials):
+        symbol = {"finished": "circle-open", "stopped": "x-thin"}[end]
+        marker = {"color": COLOURS[mode], "symbol": symbol, "size": 7, "line": {"color": COLOURS[mode], "width": 1.3}}
+        figure.add_scatter(**_scatter(group, f"{mode}, {end}"), marker=marker)
+
+
 def new_figure(x: str, y: str, **layout: Any) -> Any:
     """An empty plotly figure with these axis titles, and percentages along y."""
     from plotly import graph_objects
 
     figure = graph_objects.Figure()
+    axis = {"gridcolor": GRID, "linecolor": FAINT, "zeroline": False, "automargin": True}
     figure.update_layout(
-        template="plotly_white",
-        hoverlabel={"bgcolor": "white", "align": "left"},
-        xaxis={"title": x},
-        yaxis={"title": y, "tickformat": ".0%"},
-        **layout,
+        template="none",
+        font={"color": INK, "family": "system-ui, sans-serif", "size": 13},
+        paper_bgcolor=PAGE,
+        plot_bgcolor=PAGE,
+        hoverlabel={"bgcolor": PAGE, "bordercolor": FAINT, "align": "left", "font": {"size": 12, "color": INK}},
+        margin={"l": 12, "r": 12, "t": 36, "b": 12},
+        xaxis=axis | {"title": {"text": x}},
+        yaxis=axis | {"title": {"text": y}, "tickformat": ".0%"},
     )
+    figure.update_layout(**layout)
     return figure
 
 

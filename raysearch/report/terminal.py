@@ -1,6 +1,7 @@
 """A front on the terminal: tables, the answer to each budget, and the summary of a search."""
 
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -196,8 +197,8 @@ def own_command() -> str:
 
 
 def shell_path(path: Path) -> str:
-    """A path as typed in the working folder: relative if it lies inside."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    """A path as typed in the working folder: relative if it lies inside, quoted where a shell needs it."""
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def print_rich(renderable: Any) -> None:

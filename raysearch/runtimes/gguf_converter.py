@@ -88,7 +88,7 @@ def adapted(model: Any, config: dict[str, Any]) -> Any:
         for name in packed:
             base = name.removesuffix("_packed")
             parts = [self.model_tensors.pop(f"{base}_{part}") for part in ("packed", "scale", "shape")]
-            self.model_tensors[base] = lambda parts=parts: unpacked(*(part() for part in parts), is_lazy=self.lazy)
+            self.model_tensors[base] = lambda p=parts: unpacked(p[0](), p[1](), p[2](), self.lazy)
         if packed:
             self.hparams.pop("quantization_config", None)
         super(made, self).dequant_model()

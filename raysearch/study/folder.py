@@ -18,6 +18,7 @@ from raysearch.config.space import SearchSpace
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Estimate
 from raysearch.files import append_json, delete_folder, delete_unfinished, folder_bytes, write_json
+from raysearch.study.examples import EXAMPLES
 from raysearch.study.front import CHECKPOINTS, Baseline, Front, FrontPoint, Measured
 from raysearch.study.records import Score, TrialRecord, problem_text, read_rows
 
@@ -40,7 +41,7 @@ class StudyFolder:
         self.budgets = [Budget.parse(budget) for budget in space.budgets]
         self.records = read_trials(folder) if (folder / TRIALS).exists() else []
         self.front: Front | None = Front.load(folder) if (folder / "front.json").exists() else None
-        self._open: dict[str, tuple[Recipe, list[Score], float]] = {}
+        self._open: dict[str, tuple[Recipe, list[Score], float, float]] = {}
 
     def create(self) -> None:
         """Write the space into the folder, and delete what a crash has left."""
@@ -66,7 +67,7 @@ class StudyFolder:
 
     def trial_started(self, trial: str, recipe: Recipe) -> None:
         """Note that a trial runs."""
-        self._open[trial] = (recipe, [], time.monotonic())
+        self._open[trial] = (recipe, [], time.monotonic(), time.time())
 
     def rung(self, trial: str, score: Score) -> bool:
         """Note a running trial's score; False if that rung was seen before (the trial is replayed)."""
@@ -79,7 +80,7 @@ class StudyFolder:
 
     def ending(self, trial: str, end: str, result: dict[str, Any], reason: str = "") -> TrialRecord:
         """The record of a trial that ends now."""
-        recipe, scores, started = self._open.pop(trial)
+        recipe, scores, started, started_at = self._open.pop(trial)
         return TrialRecord(
             trial=trial,
             key=recipe.key,
@@ -87,6 +88,7 @@ class StudyFolder:
             rungs=scores,
             end=end,  # type: ignore[arg-type]
             reason=reason,
+            started=started_at,
             seconds=time.monotonic() - started,
             **{"num_params": 0, "size_bytes": 0, **result},
         )
@@ -123,6 +125,7 @@ class StudyFolder:
             retention=last.retention,
             retention_ci=Estimate(last.retention, last.retention_se).interval,
             scores=last.scores,
+            num_questions=last.num_questions,
             samples_seen=last.samples_seen,
             best_at=last.best_at,
             checkpoint=checkpoint,
@@ -137,6 +140,7 @@ class StudyFolder:
             self.front.save(self.folder)
         for gone in [old for old in [*before, point] if old.key not in keys]:
             self._delete_checkpoint(gone)
+            (self.folder / EXAMPLES / f"{gone.key}.json").unlink(missing_ok=True)
         if is_changed:
             self._keep_to_quota()
         return is_changed
@@ -159,7 +163,7 @@ class StudyFolder:
         if self.space.recovery.checkpoint_quota_gb is None:
             return
         quota = self.space.recovery.checkpoint_quota_gb * GB
-        running = [self.folder / RUNNING / recipe.key for recipe, _, _ in self._open.values()]
+        running = [self.folder / RUNNING / recipe.key for recipe, *_ in self._open.values()]
         states = {path: folder_bytes(path) for folder in running for path in folder.glob("[0-9]*")}
         points = self.front.least_needed_first() if self.front else []
         paths = {point.key: path for point in points if (path := point.checkpoint_path(self.folder))}

@@ -27,6 +27,8 @@ class Measured(BaseModel):
     scores: dict[Printable, float]
     scores_ci: dict[Printable, tuple[float, float]] = {}
     """95% interval of each mean score, where it was computed."""
+    num_questions: int | None = None
+    """Questions that were scored."""
 
 
 def retention_text(measured: Measured) -> str:

@@ -68,6 +68,8 @@ class TrialRecord(Sized):
     rungs: list[Score]
     end: Literal["finished", "stopped", "failed"]
     reason: Printable = ""
+    started: float | None = None
+    """Seconds since 1970."""
     seconds: float
     seconds_training: float = 0.0
     """Of `seconds`, in training steps."""

@@ -1,24 +1,25 @@
 """The events that are sent to MLflow."""
 
+import json
 import math
 import os
 import platform
 import re
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping
-from importlib import metadata
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.study.folder import StudyFolder
-from raysearch.study.front import Front, Speed
+from raysearch.study.front import Front, FrontPoint, retention_text
+from raysearch.study.provenance import versions
 from raysearch.study.records import Score, TrialRecord
 from raysearch.study.secrets import mask
 from raysearch.tracking.mlflow_runs import Event
 
-PACKAGES = ("raysearch", "torch", "transformers", "ray", "deepspeed", "optuna", "peft", "mlflow")
-STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}  # the tag `end` tells the first two apart
 
 
 def parent_event(study: StudyFolder) -> Event:
@@ -34,15 +35,9 @@ def parent_event(study: StudyFolder) -> Event:
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine, as tags; imports none of the packages."""
-    found = {"env.python": platform.python_version(), "env.platform": platform.platform()}
-    found["env.num_cpus"] = str(os.cpu_count())
-    for package in PACKAGES:
-        try:
-            found[f"env.{package}"] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Versions and machine, as tags."""
+    found = {f"env.{name}": version for name, version in versions().items()}
+    return found | {"env.platform": platform.platform(), "env.num_cpus": str(os.cpu_count())}
 
 
 def start_event(trial: str, recipe: Recipe, size: Size, dense: Size | None, on_front: bool = False) -> Event:
@@ -106,10 +101,50 @@ def forecast_event(text: str, points: Mapping[str, float], num_ended: int) -> Ev
     return event_of(None, tags={"forecast": text}, metrics=metrics, step=num_ended)
 
 
-def speed_event(key: str, speed: Speed) -> Event:
-    """Speed and memory of a front point's checkpoint; numbers as metrics, the machine as a tag."""
-    metrics = {f"speed.{name}": value for name, value in speed.model_dump(exclude={"device", "dtype"}).items()}
-    return event_of(key, metrics=metrics, tags={"speed.device": speed.device, "speed.dtype": speed.dtype})
+def point_event(point: FrontPoint) -> Event:
+    """What is known of a front point's checkpoint after the trial: retention and scores on held-out questions, speed
+    and memory; numbers as metrics, the machine as tags."""
+    metrics: dict[str, float] = {}
+    tags: dict[str, str] = {}
+    if point.heldout:
+        metrics["heldout_retention"] = point.heldout.retention
+        metrics |= {f"heldout_score.{_name(name)}": score for name, score in point.heldout.scores.items()}
+    if point.measured:
+        speed = point.measured
+        metrics |= {f"speed.{name}": value for name, value in speed.model_dump(exclude={"device", "dtype"}).items()}
+        tags = {"speed.device": speed.device, "speed.dtype": speed.dtype}
+    return event_of(point.key, metrics=metrics, tags=tags, step=point.samples_seen)
+
+
+def description_event(front: Front, ids: Mapping[str, str], experiment_id: str | None) -> Event:
+    """The study's description: the answer to each budget, and a link to MLflow's comparison of the front's runs.
+
+    Args:
+        ids: MLflow's run ids by recipe key.
+        experiment_id: MLflow's; None if it isn't known.
+    """
+    points = {point.key: point for point in front.points}
+    lines = [
+        f"Pruned models of `{mask(front.model)}`; retention relative to the dense model, with 95% intervals.",
+        "",
+        "| budget | held-out questions | search's questions | size | recipe |",
+        "|---|---|---|---|---|",
+    ]
+    for budget, key in front.budgets.items():
+        point = points.get(key or "")
+        if point is None:
+            lines.append(f"| {budget} | no finished recipe is that small | | | |")
+            continue
+        heldout = retention_text(point.heldout) if point.heldout else "not asked yet"
+        size = f"{point.size_ratio:.1%}"
+        lines.append(
+            f"| {budget} | {heldout} | {retention_text(point)} | {size} | `{point.key}`: {point.recipe.describe()} |"
+        )
+    runs = [ids[key] for key in points if key in ids]
+    if runs and experiment_id is not None:
+        query = urlencode({"runs": json.dumps(runs), "experiments": json.dumps([experiment_id])}, quote_via=quote)
+        lines += ["", f"[Compare the runs of the front](#/compare-runs?{query}): size_ratio against retention."]
+    return event_of(None, tags={"mlflow.note.content": "\n".join(lines)})
 
 
 def event_of(run: str | None, **content: Any) -> Event:

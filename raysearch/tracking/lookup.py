@@ -1,11 +1,16 @@
 """Read a front from MLflow, and register an exported model there."""
 
 import os
+import shutil
 import tempfile
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from raysearch.errors import InputError, first_line
+from raysearch.files import write_text
 from raysearch.study.front import Front, FrontPoint
 from raysearch.study.secrets import mask
 from raysearch.tracking.mlflow_runs import connect, read_state
@@ -48,7 +53,8 @@ def front_of_experiment(name: str, uri: str | None = None) -> tuple[Front, Path]
 
 
 def register(study: Path, point: FrontPoint, model: Path, name: str, uri: str | None = None) -> int:
-    """Copy an exported model to its run in MLflow, and register it as a new version, which is returned.
+    """Log an exported model to its run in MLflow, as `mlflow.transformers` loads it, and register it as a new version,
+    which is returned.
 
     Raises:
         InputError: the server can't be reached or refuses, or the recipe has no run there.
@@ -61,31 +67,68 @@ def register(study: Path, point: FrontPoint, model: Path, name: str, uri: str | 
         )
     try:
         client = connect(server)
-        client.log_artifacts(run_id, str(model), "model")
-        _create_model(client, name)
-        version = client.create_model_version(
-            name,
-            source=f"{client.get_run(run_id).info.artifact_uri}/model",
+        import mlflow
+
+        mlflow.set_tracking_uri(server)
+        mlflow.set_registry_uri(server)
+        logged = mlflow.models.Model.log(
+            artifact_path=None,
+            name="model",
+            flavor=SimpleNamespace(save_model=partial(save_model, checkpoint=model)),
+            flavor_name="transformers",
             run_id=run_id,
-            tags={"raysearch.key": point.key, "size_ratio": f"{point.size_ratio:.4f}"},
-            description=point.recipe.describe(),
+            registered_model_name=name,
+            await_registration_for=None,
         )
+        number = str(logged.registered_model_version)
+        client.update_model_version(name, number, description=point.recipe.describe())
+        for key, value in {"raysearch.key": point.key, "size_ratio": f"{point.size_ratio:.4f}"}.items():
+            client.set_model_version_tag(name, number, key, value)
     except Exception as error:  # whatever MLflow raises
         raise InputError(
             f"{model} is exported, but MLflow at {mask(server)} did not register it ({mask(first_line(error))}); "
             "start the server and export again"
         ) from None
-    return int(version.version)
+    return int(number)
 
 
-def _create_model(client: Any, name: str) -> None:
-    from mlflow.exceptions import MlflowException
+def save_model(path: str, mlflow_model: Any, checkpoint: Path) -> None:
+    """Lay a stock checkpoint out as `mlflow.transformers.load_model` reads it, its files as they are.
 
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    MLflow loads a model with a processor by `return_type="components"` alone.
+
+    MLflow's own function for checkpoints needs an older transformers: it takes the name of a task's class, as
+    transformers 5.24 gives it, for the class.
+
+    Args:
+        path: folder to make.
+        mlflow_model: takes the description of the model, a `mlflow.models.Model`.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    folder = Path(path)
+    shutil.copytree(checkpoint, folder / "model")
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    is_multimodal = hasattr(processor, "tokenizer")
+    config = AutoConfig.from_pretrained(checkpoint)
+    (processor.tokenizer if is_multimodal else processor).save_pretrained(folder / "components" / "tokenizer")
+    if is_multimodal:
+        processor.save_pretrained(folder / "components" / "processor")
+    mlflow_model.add_flavor(
+        "transformers",
+        transformers_version=version("transformers"),
+        task="image-text-to-text" if is_multimodal else "text-generation",
+        instance_type="ImageTextToTextPipeline" if is_multimodal else "TextGenerationPipeline",
+        pipeline_model_type=config.architectures[0],
+        source_model_name=checkpoint.name,
+        model_binary="model",
+        components=["tokenizer"],
+        tokenizer_type="AutoTokenizer",
+        **({"processor_type": "AutoProcessor"} if is_multimodal else {}),
+    )
+    mlflow_model.save(str(folder / "MLmodel"))
+    packages = ("mlflow", "transformers", "torch", "pillow")
+    write_text(folder / "requirements.txt", "".join(f"{package}=={version(package)}\n" for package in packages))
 
 
 def _default_store() -> str:

@@ -82,7 +82,7 @@ class MlflowRuns:
         self._state = read_state(folder, uri)
         self.ended = dict.fromkeys(self._state.ended)
         """Keys of the recipes whose end has been sent, in that order."""
-        self._experiment_id = self._find_experiment(experiment, uri)
+        self.experiment_id = self._find_experiment(experiment, uri)
 
     @property
     def ids(self) -> dict[str, str]:
@@ -179,7 +179,7 @@ class MlflowRuns:
                 parent = self._run_id(_PARENT, Event(run=None, time=first.time))
                 tags |= {"mlflow.parentRunId": parent, "raysearch.key": key}
             name = first.name or key or self._folder.name
-            run = self._client.create_run(self._experiment_id, start_time=first.time, tags=tags, run_name=name)
+            run = self._client.create_run(self.experiment_id, start_time=first.time, tags=tags, run_name=name)
             runs[key] = str(run.info.run_id)
         return runs[key]
 

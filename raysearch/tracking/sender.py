@@ -63,6 +63,11 @@ class Sender:
             arrived = self._progress.wait_for(lambda: self._num_done >= wanted, seconds)
         return arrived and not (self._folder / UNSENT).exists()
 
+    @property
+    def experiment_id(self) -> str | None:
+        """MLflow's id of the experiment; None before the server was reached."""
+        return self._runs.experiment_id if self._runs else None
+
     def close(self, seconds: float) -> None:
         """Send what is queued; after `seconds`, save the rest to the file and abandon the thread."""
         self._try_again_at = 0.0

@@ -22,7 +22,7 @@ from raysearch.study.records import Score, TrialRecord
 from raysearch.study.secrets import mask
 from raysearch.study.status import ENDED, Status
 from raysearch.tracking import events
-from raysearch.tracking.mlflow_runs import MlflowRuns, local_store
+from raysearch.tracking.mlflow_runs import STATE, MlflowRuns, local_store
 from raysearch.tracking.sender import UNSENT, Sender, read_unsent
 
 ARTIFACTS = ("front.json", "front.png", "front.html", "report.html", "trials.jsonl", "decisions.jsonl")
@@ -63,6 +63,7 @@ class Tracker:
         self._started: set[str] = set()
         self._ends = Counter[str](record.end for record in study.records)
         self._front = {point.key for point in study.front.points} if study.front else set()
+        self._scored = {point.key for point in study.front.points if point.heldout} if study.front else set()
         missing = partial(events.missing_events, list(study.records), dense=self._dense, on_front=set(self._front))
         self.sender = Sender(study.folder, self._uri, study.space.name, missing)
         self.sender.put(events.parent_event(study))
@@ -90,7 +91,10 @@ class Tracker:
         self._dense = self._dense or front.baseline.size
         keys = {point.key for point in front.points}
         changed = sorted(self._front ^ keys)
+        scored = {point.key for point in front.points if point.heldout}
+        new, self._scored = scored - self._scored, scored
         self._front = keys
+        self.sender.put(*(events.point_event(point) for point in front.points if point.key in new))
         self.sender.put(*(events.event_of(key, tags={"front": "yes" if key in keys else "no"}) for key in changed))
         self.sender.put(events.front_event(front, len(self._study.records)))
 
@@ -122,6 +126,9 @@ class Tracker:
         status = "FINISHED" if is_complete else "KILLED"
         if self.sender.flush(seconds):
             fill_run_ids(self._study.folder, self.sender.ids)
+        if self._study.front:
+            sender = self.sender
+            sender.put(events.description_event(self._study.front, sender.ids, sender.experiment_id))
         self.sender.put(events.event_of(None, files=ARTIFACTS, tags={"state": ENDED}, status=status))
         self.sender.close(seconds)
 
@@ -142,6 +149,7 @@ def sync_unsent(folder: Path, uri: str | None = None) -> tuple[int, int]:
     dense = study.front.baseline.size if study.front else None
     on_front = {point.key for point in study.front.points} if study.front else set()
     joined = [events.event_of(key, tags={"front": "yes"}) for key in sorted(on_front)]
+    joined += [events.point_event(point) for point in study.front.points] if study.front else []
     num_sent, refused = count(), list[str]()
     try:
         runs = MlflowRuns(folder, server, study.space.name)
@@ -152,6 +160,8 @@ def sync_unsent(folder: Path, uri: str | None = None) -> tuple[int, int]:
             [*joined, events.event_of(None, files=ARTIFACTS)],
         ):
             refused += runs.send(event for event, _ in zip(part, num_sent, strict=False))
+        if study.front:
+            refused += runs.send([events.description_event(study.front, runs.ids, runs.experiment_id)])
     except InputError:
         raise
     except Exception as error:
@@ -166,9 +176,17 @@ def sync_unsent(folder: Path, uri: str | None = None) -> tuple[int, int]:
 def log_speeds(folder: Path, front: Front, seconds: float = 60) -> None:
     """Send speed and memory of a front's points; events that can't be sent wait for `raysearch sync`."""
     sender = Sender(folder, tracking_uri(folder), front.study)
-    sender.put(*(events.speed_event(point.key, point.measured) for point in front.points if point.measured))
+    sender.put(*(events.point_event(point) for point in front.points if point.measured))
     sender.put(events.event_of(None, files=["front.json"]))
     sender.close(seconds)
+
+
+def log_report(folder: Path, seconds: float = 60) -> None:
+    """Send a study's newly written report, if its runs are in MLflow; what can't be sent waits for `raysearch sync`."""
+    if (folder / STATE).exists():
+        sender = Sender(folder, tracking_uri(folder), read_space(folder).name)
+        sender.put(events.event_of(None, files=["report.html"]))
+        sender.close(seconds)
 
 
 def fill_run_ids(folder: Path, ids: dict[str, str]) -> None:

@@ -25,8 +25,8 @@ from raysearch.data.loading import fraction_order, in_order, load_samples
 from raysearch.data.samples import Sample
 from raysearch.errors import InputError, first_line
 from raysearch.evaluation.benchmarks import Benchmark, load_benchmarks
-from raysearch.evaluation.evaluator import Answers, answer, score_answers
-from raysearch.evaluation.questions import early_rows
+from raysearch.evaluation.evaluator import Answers, answer, generate_answers, score_answers
+from raysearch.evaluation.questions import Question, early_rows
 from raysearch.evaluation.retention import Results, at_chance, retention
 from raysearch.models.param_count import counts_of
 from raysearch.models.precision import in_fast_precision
@@ -183,6 +183,15 @@ class TrialContext:
         answers = partial(answer, model, self.family, self.encoder)
         with on_device(model, current_device()), in_fast_precision(model), self.vision.serving(model):
             return answer_together(answers, benchmarks) if together else answers(benchmarks)
+
+    def responses(self, model: PreTrainedModel, asked: Iterable[tuple[Benchmark, Question]]) -> list[str]:
+        """What `model` says to a few questions of benchmarks; empty to one that can't be asked."""
+        with on_device(model, current_device()), in_fast_precision(model), self.vision.serving(model):
+            said = [
+                generate_answers(model, self.encoder, [question], benchmark.max_new_tokens, name=benchmark.name)[0]
+                for benchmark, question in asked
+            ]
+        return [text or "" for text in said]
 
     def prune(self, recipe: Recipe, importances: Mapping[str, Importance] | None = None) -> PreTrainedModel:
         """A new model without what the recipe removes; the dense one stays as it is.

@@ -11,11 +11,13 @@ from raysearch.files import parse_yaml, read_json
 from raysearch.recovery.deepspeed_engine import collective_io, is_rank_zero
 from raysearch.study.front import Measured
 from raysearch.trials.context import TrialContext
+from raysearch.trials.differing_answers import keep_examples
 from raysearch.trials.trial import card_rows, checkpoint_scores, quality_of
 
 
 def score_heldout(folder: Path, context: TrialContext) -> Measured:
-    """Retention and scores of a checkpoint on held-out questions; they go to its `scores.json` and model card, too.
+    """Retention and scores of a checkpoint on held-out questions; they go to its `scores.json` and model card, too, and
+    some differing answers to the study's `examples`.
 
     They are those that `Trial.finish` would have given. Every worker must call it.
 
@@ -28,6 +30,7 @@ def score_heldout(folder: Path, context: TrialContext) -> Measured:
     recipe, scores = _written(folder)
     model, _ = models.load(folder)
     results = context.evaluate(model, context.heldout)
+    keep_examples(folder, context, model, results)
     heldout = quality_of(results, context.heldout_baseline, context.space.retention)
     scores = checkpoint_scores(scores.get("search"), heldout, scores.get("pruning", {}).get("layers_kept"))
     with collective_io():

@@ -20,6 +20,7 @@ from raysearch.study.front import FrontPoint, Measured
 from raysearch.study.records import Score
 from raysearch.trials import rung_checkpoint
 from raysearch.trials.context import TrialContext
+from raysearch.trials.differing_answers import keep_examples
 
 
 class Trial:
@@ -207,6 +208,9 @@ class Trial:
     def export(self, folder: Path, heldout: Measured | None = None) -> None:
         """Export the model to `folder`, with the scores that are known. It ends training; every worker must call it."""
         context = self.context
+        if self._heldout is not None and folder.name == self.recipe.key:
+            with self._evaluated() as evaluated:
+                keep_examples(folder, context, evaluated, self._heldout)
         model = self._trainer.finished_model() if self._trainer else self.model
         scores = checkpoint_scores(self._latest.model_dump() if self._latest else None, heldout, self.kept_layers)
         card = card_rows(context, self.recipe)
@@ -264,7 +268,11 @@ def quality_of(results: Results, dense: Results, form: str) -> Measured:
     """Retention and scores with their intervals, given the dense model's results on the same questions."""
     retained, intervals = retention(results, dense, form), score_intervals(results)
     return Measured(
-        retention=retained.value, retention_ci=retained.interval, scores=results.means(), scores_ci=intervals
+        retention=retained.value,
+        retention_ci=retained.interval,
+        scores=results.means(),
+        scores_ci=intervals,
+        num_questions=sum(map(len, results.scores.values())),
     )
 
 
@@ -297,6 +305,7 @@ def with_checkpoint(
     point: FrontPoint, checkpoint: str, quality: Measured, heldout: Measured, best_at: int | None = None
 ) -> FrontPoint:
     """A front point with another checkpoint of its recipe, that checkpoint's scores and its state (`Score.best_at`)."""
-    scored = {"retention": quality.retention, "retention_ci": quality.retention_ci, "scores": quality.scores}
+    scored: dict[str, Any] = {name: getattr(quality, name) for name in ("retention", "retention_ci", "scores")}
+    scored["num_questions"] = quality.num_questions
     scored["best_at"] = best_at
     return point.model_copy(update={**scored, "checkpoint": checkpoint, "heldout": heldout, "measured": None})

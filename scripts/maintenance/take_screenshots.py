@@ -27,6 +27,11 @@ from raysearch.tracking.tracker import tracking_uri
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 600_000  # ms; MLflow's pages are heavy, and the machine may be busy
 
+SHORT_PATH = """(path) => {
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(path, "runs/first");
+}"""
+
 
 def main() -> int:
     """Take every picture; 1 if a page complained."""
@@ -44,9 +49,8 @@ def main() -> int:
         open_artifacts(page, server, experiment, parent)
         page.get_by_text("Path:").first.evaluate("line => line.style.visibility = 'hidden'")  # a folder of this machine
         page.screenshot(path=options.to / "mlflow-parent.png")
-        page.set_viewport_size({"width": 1250, "height": 900})
-        page.goto(write_report(study).as_uri(), timeout=PATIENCE)
-        page.locator("#front g.scatterlayer path.point").first.wait_for()
+        page.set_viewport_size({"width": 1250, "height": 1400})
+        open_report(page, study)
         page.screenshot(path=options.to / "report.png")
         page.screenshot(path=options.to / "report-whole.png", full_page=True)
     print("\n".join(complaints))
@@ -89,6 +93,15 @@ def open_artifacts(page: Any, server: str, experiment: str, parent: str) -> None
     page.wait_for_function(
         "[...document.querySelectorAll('img')].some(image => image.naturalWidth > 1000)", timeout=PATIENCE
     )
+
+
+def open_report(page: Any, study: Path) -> None:
+    """The study's report, written anew, with all of its plots."""
+    page.goto(write_report(study).as_uri(), timeout=PATIENCE)
+    page.wait_for_selector("body[data-ready]")
+    page.evaluate("drawAll()")
+    page.evaluate(SHORT_PATH, str(study))  # the study's folder on this machine
+    page.locator("#front-plot g.scatterlayer path.point").first.wait_for()
 
 
 def close_assistant(page: Any) -> None:

@@ -131,7 +131,10 @@ def test_a_ratio_is_rounded_to_half_a_step_and_not_further() -> None:
     assert shape_for_ratio(counts, "widthwise", half - 0.01) == counts.dense
     with pytest.raises(InputError, match=r"widthwise can remove at most 0\.0000"):
         shape_for_ratio(counts, "widthwise", half + 0.01)
-    with pytest.raises(InputError, match=r"below the smallest model that widthwise can reach, .*\(100\.0% of the dense model\); raise it"):
+    with pytest.raises(
+        InputError,
+        match=r"below the smallest model that widthwise can reach, .*\(100\.0% of the dense model\); raise it",
+    ):
         shape_for_budget(counts, "widthwise", Budget.parse("80%"))
 
 

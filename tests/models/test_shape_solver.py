@@ -5,7 +5,7 @@ import itertools
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, Qwen3MoeConfig
 
-from raysearch.config.budget import Budget, Limit
+from raysearch.config.budget import Budget, Limit, size_text
 from raysearch.errors import InputError
 from raysearch.models import empty_model
 from raysearch.models.param_count import counts_of
@@ -143,7 +143,7 @@ def test_more_than_can_be_removed_is_refused_with_the_most(llava_7b: LlavaConfig
 def test_a_budget_below_the_smallest_model_says_what_that_is(llava_7b: LlavaConfig) -> None:
     smallest = counts_of(llava_7b).size(Shape(1, 32, 32, 11008))
     assert smallest_shape(counts_of(llava_7b), "layerwise") == Shape(1, 32, 32, 11008)
-    with pytest.raises(InputError, match=f"{smallest.num_params} parameters in {smallest.size_bytes} bytes"):
+    with pytest.raises(InputError, match=f"{smallest.num_params} parameters in {size_text(smallest.size_bytes)}"):
         shape_for_budget(counts_of(llava_7b), "layerwise", Budget.parse("100MB"))
 
 

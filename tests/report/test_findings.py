@@ -175,8 +175,8 @@ def test_an_empty_study_says_nothing():
     assert findings(front, []) == []
     failed = [record(1, 0.5, 0.5, end="failed").model_copy(update={"rungs": []})]
     assert findings(front, failed) == []
-    assert param_importance.for_front(failed, BASELINE) == []
-    assert param_importance.for_retention([], BASELINE) == []
+    assert param_importance.for_front(failed, BASELINE) is None
+    assert param_importance.for_retention([], BASELINE) is None
 
 
 def test_the_dimension_that_decides_is_named_first(tmp_path):
@@ -186,11 +186,11 @@ def test_the_dimension_that_decides_is_named_first(tmp_path):
         kept = 1 - 0.2 * ratio - 0.4 * (fraction < 0.5) + random.normal(0, 0.01)
         rate = float(10 ** random.uniform(-4, -2))
         trials.append(record(number, 1 - 0.9 * ratio, kept, ratio=ratio, data_fraction=fraction, lr=rate))
-    found = param_importance.for_retention(trials, BASELINE)
+    found = param_importance.for_retention(trials, BASELINE).dimensions
     assert found[0].name == "data_fraction"
     assert sum(dimension.share for dimension in found) == pytest.approx(1)
-    assert {dimension.name for dimension in found} == {"ratio", "data_fraction", "lr"}
-    near_front = param_importance.for_front(trials, BASELINE)
+    assert {dimension.name for dimension in found} == {"data_fraction", "lr"}, "at equal size, so without the ratio"
+    near_front = param_importance.for_front(trials, BASELINE).dimensions
     assert near_front[0].name == "data_fraction"
     assert all(0 <= dimension.low <= dimension.high <= 1 for dimension in near_front)
 

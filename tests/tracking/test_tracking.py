@@ -1,25 +1,31 @@
 """MLflow gets every event, live, late or after a resume, and never delays a search. Real SQLite stores."""
 
 import json
+import shutil
 import socket
 import time
 
+import mlflow
 import pytest
+import torch
 from mlflow import MlflowClient
+from PIL import Image
+from transformers import AutoModelForImageTextToText
 
+from raysearch import pocket
 from raysearch.cli.app import app
 from raysearch.config.budget import Size
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.study.folder import StudyFolder
-from raysearch.study.front import Front, Speed
+from raysearch.study.front import Front, Measured, Speed, retention_text
 from raysearch.study.records import Score
 from raysearch.study.secrets import mask
 from raysearch.tracking.events import event_of, parent_event, rung_event
 from raysearch.tracking.lookup import front_of_experiment, register
 from raysearch.tracking.mlflow_runs import connect, read_state
 from raysearch.tracking.sender import UNSENT, read_unsent
-from raysearch.tracking.tracker import Tracker, log_speeds, sync_unsent, tracking_uri
+from raysearch.tracking.tracker import Tracker, log_report, log_speeds, sync_unsent, tracking_uri
 from tests.support import synthetic_study
 
 PATIENCE = 300  # seconds; the machine may be busy
@@ -100,8 +106,7 @@ def check_everything_is_there(client, replay):
         assert run.data.tags["mode"] == record.recipe.mode
         assert run.data.tags["end"] == record.end
         assert run.data.tags["front"] == ("yes" if record.key in on_front else "no")
-        wanted = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[record.end]
-        assert run.info.status == wanted
+        assert run.info.status == ("FAILED" if record.end == "failed" else "FINISHED")
         history = client.get_metric_history(run.info.run_id, "retention")
         assert sorted((point.step, point.value) for point in history) == [
             (score.samples_seen, score.retention) for score in record.rungs
@@ -347,8 +352,8 @@ def test_a_chosen_model_becomes_a_version(store, client, replay, tmp_path):
     replay.play(tracker)
     tracker.close(PATIENCE)
     model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
+    shutil.copytree(pocket.weights_folder(), model)
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\nA small model.\n")
     point = Front.load(replay.study.folder).points[0]
     name = replay.study.space.name
     assert register(replay.study.folder, point, model, name, store) == 1
@@ -357,7 +362,16 @@ def test_a_chosen_model_becomes_a_version(store, client, replay, tmp_path):
     assert version.run_id == point.mlflow_run_id
     assert version.tags["raysearch.key"] == point.key
     assert version.description == point.recipe.describe()
-    assert [file.path for file in client.list_artifacts(point.mlflow_run_id, "model")] == ["model/config.json"]
+    assert client.get_run(point.mlflow_run_id).info.status == "FINISHED"
+    loaded = mlflow.transformers.load_model(f"models:/{name}/2", return_type="components")
+    dense = AutoModelForImageTextToText.from_pretrained(model)
+    assert type(loaded["model"]) is type(dense)
+    weights = loaded["model"].state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in dense.state_dict().items())
+    inputs = loaded["processor"](
+        images=Image.new("RGB", (64, 64), "red"), text="<image>What colour?", return_tensors="pt"
+    )
+    assert loaded["model"].generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
     lost = point.model_copy(update={"key": "0123456789"})
     with pytest.raises(InputError, match="raysearch sync"):
         register(replay.study.folder, lost, model, name, store)
@@ -385,6 +399,44 @@ def test_what_was_measured_is_told(store, client, replay, monkeypatch):
     assert told.metrics["speed.kv_cache_bytes_per_1000_tokens"] == 1000
     assert told.tags["speed.device"] == "a card"
     assert "speed.prefill_seconds" not in children[points[1].key].data.metrics
+
+
+def test_held_out_scores_are_told_when_they_come_and_the_study_is_described(store, client, replay):
+    tracker = Tracker(replay.study, store, dense=DENSE)
+    replay.play(tracker)
+    assert tracker.flush(PATIENCE)
+    heldout = Measured(retention=0.875, retention_ci=(0.85, 0.9), scores={"digits": 0.5}, num_questions=600)
+    first = replay.study.front.points[0]
+    bare = [p.model_copy(update={"heldout": None}) for p in replay.study.front.points]
+    tracker.front_changed(replay.study.front.model_copy(update={"points": bare}))
+    points = [bare[0].model_copy(update={"heldout": heldout}), *bare[1:]]
+    replay.study.front = replay.study.front.model_copy(update={"points": points, "budgets": {"99%": first.key}})
+    replay.study.front.save(replay.study.folder)
+    tracker.front_changed(replay.study.front)
+    tracker.close(PATIENCE)
+    parent, children = runs_of(client, replay.study)
+    told = children[first.key].data.metrics
+    assert told["heldout_retention"] == 0.875
+    assert told["heldout_score.digits"] == 0.5
+    history = client.get_metric_history(children[first.key].info.run_id, "heldout_retention")
+    assert history[-1].step == first.samples_seen
+    note = parent.data.tags["mlflow.note.content"]
+    assert f"| 99% | 87.5% [85.0, 90.0] | {retention_text(first)} | {first.size_ratio:.1%} | `{first.key}`" in note
+    assert f"#/compare-runs?runs=%5B%22{children[first.key].info.run_id}" in note
+    assert f"experiments=%5B%22{parent.info.experiment_id}%22%5D" in note
+
+
+def test_a_report_is_sent_when_it_is_written(store, client, replay, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    log_report(replay.study.folder)  # no run there: nothing is sent, and none is made
+    assert not (replay.study.folder / "mlflow.json").exists()
+    tracker = Tracker(replay.study, store, dense=DENSE)
+    replay.play(tracker)
+    tracker.close(PATIENCE)
+    (replay.study.folder / "report.html").write_text("new")
+    log_report(replay.study.folder, PATIENCE)
+    parent, _ = runs_of(client, replay.study)
+    assert "report.html" in {file.path for file in client.list_artifacts(parent.info.run_id)}
 
 
 def test_numbers_that_are_none_and_odd_names():

@@ -3,12 +3,14 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from raysearch.config.recipe import Recipe
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Results
 from raysearch.recovery.deepspeed_engine import start_distributed
+from raysearch.study.examples import read_examples
 from raysearch.trials.context import TrialContext
 from raysearch.trials.heldout import score_heldout
 from raysearch.trials.trial import Trial
@@ -68,6 +70,49 @@ def test_what_is_quantised_or_has_been_asked_is_not_asked_again(context):
     assert isinstance(trial.heldout_results(), Results)
     assert not trial.scores_heldout_later
     trial.close()
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_some_differing_answers_are_kept_in_the_study(context, quantization, tmp_path):
+    recipe = Recipe(**{**PRUNED, "ratio": 0.5}, trained="nothing", quantization=quantization)
+    trial, folder = Trial(recipe, context), tmp_path / "checkpoints" / recipe.key
+    list(trial.scores([]))
+    if quantization == "none":
+        trial.export(folder)
+        assert read_examples(tmp_path, recipe.key) is None
+        score_heldout(folder, context)
+    else:
+        trial.export(folder, trial.heldout_quality())
+    results, dense = trial.heldout_results(), context.heldout_baseline
+    trial.close()
+    found = read_examples(tmp_path, recipe.key)
+    ahead = np.concatenate([results.scores[name] - dense.scores[name] for name in results.scores])
+    assert (found.num_questions, found.num_better, found.num_worse) == (len(ahead), sum(ahead > 0), sum(ahead < 0))
+    assert found.num_worse > 10
+    assert len(found.examples) == 10
+    questions = {(b.name, q.prompt, q.answer) for b in context.heldout for q in b.questions}
+    for example in found.examples:
+        assert (example.benchmark, example.question, example.expected[0]) in questions
+        assert example.picture.startswith("data:image/jpeg;base64,")
+        assert example.dense_score != example.pruned_score
+        said = example.dense if example.dense_score > example.pruned_score else example.pruned
+        assert said == example.expected[0]
+        assert example.dense != example.pruned
+
+
+def test_examples_that_cannot_be_found_cost_no_score(context, tmp_path, monkeypatch, caplog):
+    recipe = Recipe(**PRUNED, trained="nothing")
+    trial, folder = Trial(recipe, context), tmp_path / "checkpoints" / recipe.key
+    list(trial.scores([]))
+    trial.export(folder)
+    trial.close()
+
+    def fail(*args):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(TrialContext, "responses", fail)
+    assert score_heldout(folder, context).num_questions
+    assert "no examples of its answers: no room" in caplog.text
 
 
 @pytest.mark.parametrize("left", [None, "recipe.yaml"])
