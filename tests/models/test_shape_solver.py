@@ -5,7 +5,7 @@ import itertools
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, Qwen3MoeConfig
 
-from raysearch.config.budget import Budget, Limit
+from raysearch.config.budget import Budget, Limit, size_text
 from raysearch.errors import InputError
 from raysearch.models import empty_model
 from raysearch.models.param_count import counts_of
