@@ -13,7 +13,7 @@ from raysearch.config.quantization import Quantization
 from raysearch.errors import InputError
 
 Mode = Literal["layerwise", "widthwise", "both"]
-DEFAULT_EXPERT_CRITERION: ExpertCriterion = "reap"
+DEFAULT_EXPERT_CRITERION: ExpertCriterion = "frequency"
 Trained = Literal["nothing", "projector", "projector+lora", "projector+decoder", "decoder"]
 
 

@@ -81,7 +81,7 @@ def prune_checkpoint(
         attention_share: share of the heads' parameters to remove, as a multiple of the FFN channels': 0 keeps all heads
             as long as the FFN suffices; None is 1. Not for mode layerwise.
         expert_ratio: share of the experts to remove, as part of the size to reach.
-        expert_criterion: None chooses reap with calibration data, magnitude without.
+        expert_criterion: None chooses frequency with calibration data, magnitude without.
         shapes: numbers that the pruned model must have, by the keys of `ShapeRules`.
         num_samples, batch_size, max_length: samples to score on, samples per batch, tokens per sample. An LVLM is
             scored on samples with images only.

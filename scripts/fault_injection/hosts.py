@@ -270,14 +270,8 @@ class OnHosts(Broken):
         self._kill_and_mend(1, "ray::Coordinator")
 
     def _trial_killed(self, request: Path) -> None:
-        """Twice: the second one in its first seconds."""
-        first = self._machines.kill(1, "ray::ResourceTrainable")
-        check(first, "no trial's process")
-        request.unlink()
-        deadline = time.monotonic() + 60
-        while not self._machines.kill(1, "ray::ResourceTrainable"):
-            check(time.monotonic() < deadline, "no new process of the trial")
-            time.sleep(0.1)
+        """Once: a trial whose process ends twice is recorded as failed."""
+        check(self._machines.kill(1, "ray::ResourceTrainable"), "no trial's process")
 
 
 def name_of(process: psutil.Process) -> str:

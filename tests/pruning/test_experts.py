@@ -144,8 +144,8 @@ def test_a_budget_and_a_recipe_may_name_experts() -> None:
     assert shape.num_experts == 3
     assert 0.6 < counts.size(shape).size_bytes / dense_size.size_bytes <= 0.7
     recipe = Recipe(mode="widthwise", ratio=0.4, criterion="taylor", expert_ratio=0.5)
-    assert recipe.expert_criterion == "reap"
-    assert recipe.scored_by == {"width": "taylor", "experts": "reap"}
+    assert recipe.expert_criterion == "frequency"
+    assert recipe.scored_by == {"width": "taylor", "experts": "frequency"}
     assert shape_for(counts, recipe).num_experts == 2
     plain = Recipe(mode="widthwise", ratio=0.4, criterion="taylor")
     assert shape_for(counts, plain).num_experts == 4
