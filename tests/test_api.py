@@ -83,7 +83,7 @@ def test_mistakes_are_one_line_and_write_nothing(synthetic, tmp_path, monkeypatc
         api.search("none.yaml")
     with pytest.raises(InputError, match="budget '12': not a size"):
         api.search(SMALL_SPACE, budgets=["12"], out="new")
-    with pytest.raises(InputError, match=r"^--runs -1"):
+    with pytest.raises(InputError, match=r"^--runs: must be above 0, not -1"):
         api.search(SMALL_SPACE, runs=-1, out="new")
     assert list(tmp_path.iterdir()) == []
 
