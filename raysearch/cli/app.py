@@ -248,7 +248,9 @@ def _export_for(runtime: RuntimeName, checkpoint: Path, to: Path, dense: str | N
     print(f"{to}: {size_text(proof.speed.checkpoint_bytes)} for {runtime}")
     print(proof.describe())
     if proof.num_same < 0.9 * proof.num_questions:
-        logger.warning("%s answers differently than transformers; it prepares pictures and rounds in its own way", runtime)
+        logger.warning(
+            "%s answers differently than transformers; it prepares pictures and rounds in its own way", runtime
+        )
     if proof.note:
         print(f"not possible: {proof.note}")
 
