@@ -31,9 +31,9 @@ def convert(runtime: Environment, checkpoint: Path, to: Path) -> tuple[dict[str,
     _run_converter(runtime, checkpoint, model, kind)
     files: dict[str, str | None] = {"model": str(model), "mmproj": None}
     if _PICTURES in config:
-        projector = to / f"mmproj-{kind if kind in _TYPES.values() else 'f16'}.gguf"
+        projector = to / f"mmproj-{kind}.gguf"
         try:
-            _run_converter(runtime, checkpoint, projector, projector.stem.partition("-")[2], "--mmproj")
+            _run_converter(runtime, checkpoint, projector, kind, "--mmproj")
             files["mmproj"] = str(projector)
         except InputError as error:
             projector.unlink(missing_ok=True)
