@@ -51,7 +51,8 @@ RIGHT: dict[str, Any] = {
     "qwen3_vl": FAMILIES["qwen3_vl"].config,
     "qwen3_moe": lambda: hf.Qwen3MoeConfig(**TEXT, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
     "glm4_moe": lambda: hf.Glm4MoeConfig(
-        **TEXT, n_routed_experts=4, moe_intermediate_size=16, first_k_dense_replace=1, n_group=1, topk_group=1
+        **TEXT, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, first_k_dense_replace=1, n_group=1,
+        topk_group=1,
     ),
     "lfm2": lambda: hf.Lfm2Config(**TEXT, layer_types=["conv", "full_attention"] * 2, block_auto_adjust_ff_dim=False),
     "qwen3_5_text": lambda: hf.Qwen3_5TextConfig(
