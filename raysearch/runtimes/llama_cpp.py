@@ -16,8 +16,8 @@ _PICTURES = "vision_config"
 def convert(runtime: Environment, checkpoint: Path, to: Path) -> tuple[dict[str, str | None], str]:
     """Write the decoder, and the vision tower with the projector if llama.cpp has its class, to the folder `to`.
 
-    Weights keep their type. Packed int8 and int4 weights become llama.cpp's q8_0, which has a scale per 32 inputs: its
-    formats of 4 bits choose scales of their own, and would round int4 weights a second time.
+    Weights keep their type. Packed int8 and int4 weights are unpacked to fp16: llama.cpp's own formats of 8 and 4 bits
+    choose scales of their own, and would round a second time.
 
     Returns:
         The files as the driver takes them, and what is not possible.
@@ -31,9 +31,9 @@ def convert(runtime: Environment, checkpoint: Path, to: Path) -> tuple[dict[str,
     _run_converter(runtime, checkpoint, model, kind)
     files: dict[str, str | None] = {"model": str(model), "mmproj": None}
     if _PICTURES in config:
-        projector = to / f"mmproj-{kind if kind in _TYPES.values() else 'f16'}.gguf"
+        projector = to / f"mmproj-{kind}.gguf"
         try:
-            _run_converter(runtime, checkpoint, projector, projector.stem.partition("-")[2], "--mmproj")
+            _run_converter(runtime, checkpoint, projector, kind, "--mmproj")
             files["mmproj"] = str(projector)
         except InputError as error:
             projector.unlink(missing_ok=True)
@@ -60,6 +60,6 @@ def _run_converter(runtime: Environment, checkpoint: Path, to: Path, kind: str, 
 def _type_of(config: dict[str, Any]) -> str:
     packed = config.get("quantization_config")
     if packed:
-        return "q8_0"
+        return "f16"
     dtype = config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
     return _TYPES.get(str(dtype), "f16")

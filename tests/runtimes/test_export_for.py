@@ -128,7 +128,7 @@ def test_a_card_has_the_proof_in_place_of_transformers_use(tmp_path):
         ({"torch_dtype": "float32"}, "f32"),
         ({"text_config": {"dtype": "float16"}}, "f16"),
         ({}, "f16"),
-        ({"dtype": "bfloat16", "quantization_config": {"config_groups": {}}}, "q8_0"),
+        ({"dtype": "bfloat16", "quantization_config": {"config_groups": {}}}, "f16"),
     ],
 )
 def test_weights_keep_their_type(config, kind):
