@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -194,8 +195,8 @@ def _answer(content: PageContent, budget: str, key: str | None) -> dict[str, Any
     if point is None:
         return {"budget": budget, "point": None}
     where = shlex.quote(str(content.folder))
-    to = f"{front.study}-{budget}".replace("%", "pct")
-    commands = [f"{own_command()} export {where} --budget {budget} --to {shlex.quote(to)}"]
+    to = re.sub(r"[^A-Za-z0-9.]+", "-", f"{front.study}-{budget}".replace("%", "pct"))
+    commands = [f"{own_command()} export {where} --budget {shlex.quote(budget)} --to {shlex.quote(to)}"]
     heldout = point.heldout
     return {
         "budget": budget,

@@ -2,6 +2,7 @@
 
 import html
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def front_figure(info: FrontInfo, trials: Sequence[PlotPoint] = ()) -> Any:
     hover = f"dense model<br>{info.dense.num_params:,} parameters<extra></extra>"
     figure.add_scatter(x=[1.0], y=[1.0], mode="markers", name="dense model", marker=marker, hovertemplate=hover)
     for budget in info.budgets:
-        x, text = budget.size_ratio, budget.text
+        x, text = budget.size_ratio, html.escape(_short(budget.text))
         figure.add_vline(x, line={"dash": "dot", "color": FAINT, "width": 1})
         figure.add_annotation(x=x, y=1, yref="paper", yanchor="bottom", text=text, showarrow=False)
     return figure
@@ -196,7 +197,7 @@ def _draw_budgets(axes: Any, info: FrontInfo) -> None:
         axes.axvline(budget.size_ratio, color=FAINT, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
         answer = answers.get(budget.answer or "")
         axes.annotate(
-            f"{budget.text}\n{answer.retention:.1%}" if answer else f"{budget.text}\nnone",
+            f"{_short(budget.text)}\n{answer.retention:.1%}" if answer else f"{_short(budget.text)}\nnone",
             (budget.size_ratio, 1),
             xycoords=("data", "axes fraction"),
             xytext=(0, 3),
@@ -206,6 +207,11 @@ def _draw_budgets(axes: Any, info: FrontInfo) -> None:
             fontsize=8.5,
             color=INK,
         )
+
+
+def _short(budget: str) -> str:
+    """The name of a budget that has one, else its limits without what they are for."""
+    return re.split(r"[:@]", budget)[0].strip()
 
 
 def _scatter(points: Sequence[PlotPoint], name: str) -> dict[str, Any]:
