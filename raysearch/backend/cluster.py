@@ -2,11 +2,14 @@
 
 import logging
 import os
+import shlex
 import socket
+import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,16 @@ from ray._private.state import available_resources_per_node  # public, but for i
 from ray.util.placement_group import placement_group_table
 
 from raysearch.config.settings import Slots
-from raysearch.errors import InputError
+from raysearch.errors import InputError, first_line
 from raysearch.logging import logger
 
 LOOPBACK = "127.0.0.1"
 MAX_SOCKET_PATH, CHARS_BELOW = 107, 65  # of `session_2026-11-30_18-39-54_404421_1135012/sockets/plasma_store.123`
 SECONDS_BETWEEN_LOOKS = 10.0
 SECONDS_TO_ANSWER = 10.0
+SECONDS_BETWEEN_CALLS = 5.0
+SECONDS_WITHOUT_HEAD = 45.0
+"""After which a search ends; Ray would end its process after 60, with lines of its own."""
 ON_HEAD = {"node:__internal_head__": 0.001}
 """Resources of what must outlive the worker nodes: room for a thousand, without a share of any CPU."""
 QUIET = {
@@ -58,6 +64,32 @@ def join_cluster(slots: Slots) -> int:
             f"{_nodes_text()}; lower slots.workers, add nodes, or set slots.autoscaling if the cluster adds them"
         )
     return num
+
+
+def leave_without_head(
+    address: str, folder: Path, is_over: threading.Event, leave: Callable[[int], None] = os._exit
+) -> None:
+    """End this process with one line once nobody has listened at the head's address for `SECONDS_WITHOUT_HEAD`; until
+    then it may be restarted. The study's files are whole at any time.
+
+    Args:
+        address: HOST:PORT of Ray's control service (GCS).
+        folder: of the study.
+        is_over: ends the watch.
+    """
+    host, _, port = address.rpartition(":")
+    heard = time.monotonic()
+    while not is_over.wait(SECONDS_BETWEEN_CALLS):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+            heard = time.monotonic()
+        except OSError as error:
+            if time.monotonic() - heard > SECONDS_WITHOUT_HEAD and not is_over.is_set():
+                resume = f"raysearch search --resume {shlex.quote(str(folder))}"
+                reason = f"the head of Ray's cluster at {address} is gone ({first_line(error)})"
+                print(f"raysearch: {reason}; start it again, then go on with {resume}", file=sys.stderr, flush=True)
+                leave(2)
+                return
 
 
 def joining_text() -> tuple[str, str]:

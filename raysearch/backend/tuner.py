@@ -18,7 +18,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 
-from raysearch.backend.cluster import ON_HEAD, SlotCapacity, room_text
+from raysearch.backend.cluster import ON_HEAD, SlotCapacity, leave_without_head, room_text
 from raysearch.backend.coordinator import WAITING_FOR_ROOM, Coordinator, CoordinatorClient, start_coordinator
 from raysearch.backend.faults import FatalSearchError
 from raysearch.backend.placement_groups import GroupSweeper, remove, reserved
@@ -121,6 +121,8 @@ def run_trials(
     arguments = (coordinator, plan.space.slots, narrator or Narrator("searching"), is_over)
     following = threading.Thread(target=follow_slots, args=arguments, daemon=True)
     following.start()
+    watch = (ray.get_runtime_context().gcs_address, study.folder, is_over)
+    threading.Thread(target=leave_without_head, args=watch, daemon=True).start()
     try:
         _tuner(plan, study, search, recorder, coordinator, runtime or TrialRuntime(), deadline).fit()
         front = recorder.conclude()

@@ -4,8 +4,10 @@ import errno
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -233,3 +235,25 @@ def test_ray_prints_no_states_of_raylets_unless_asked(level, is_quiet, monkeypat
     monkeypatch.setattr(cluster.logger, "isEnabledFor", lambda asked: asked >= level)
     cluster._start()
     assert listened == ([] if is_quiet else [("a",)])
+
+
+def test_a_search_without_its_head_ends_with_the_way_to_go_on(monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "SECONDS_BETWEEN_CALLS", 0.01)
+    monkeypatch.setattr(cluster, "SECONDS_WITHOUT_HEAD", 0.1)
+    statuses, is_over = [], threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        watch = threading.Thread(
+            target=cluster.leave_without_head, args=(address, Path("runs/my study"), is_over, statuses.append)
+        )
+        watch.start()
+        watch.join(0.5)
+        assert watch.is_alive(), "a head that listens"
+    watch.join(10)
+    assert statuses == [2]
+    said = capsys.readouterr().err
+    assert said.startswith(f"raysearch: the head of Ray's cluster at {address} is gone (")
+    assert said.endswith("start it again, then go on with raysearch search --resume 'runs/my study'\n")
+    is_over.set()
+    cluster.leave_without_head(address, Path("runs/my study"), is_over, statuses.append)
+    assert statuses == [2], "a search that is over isn't ended"

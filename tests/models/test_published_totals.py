@@ -1,7 +1,7 @@
 """Counts on the meta device equal the totals that published checkpoints have.
 
-The numbers are those of each repository's `config.json` on the Hugging Face Hub, where the total stands on the model's
-page ("Safetensors", or `general.parameter_count` of the GGUF conversions), tied weights once.
+The shapes are those of each repository's `config.json` on the Hugging Face Hub, the totals those that stand on the
+model's page ("Safetensors") and in GGUF conversions (`general.parameter_count`), tied weights once.
 """
 
 from typing import Any
