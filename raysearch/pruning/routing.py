@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from raysearch.models import decoder_layout, family_for
 from raysearch.models.layout import Units
 
+LINEAR: Any = torch._C._nn.linear
+"""What `nn.functional.linear` is; ZeRO 3 replaces it for good by one whose calls no mode sees."""
 NEVER = -1e4
 """A router's logit that no expert is chosen with; its softmax and sigmoid are 0 in every dtype."""
 
@@ -40,14 +42,17 @@ def routing_among(model: PreTrainedModel, units: Mapping[int, Units]) -> Iterato
     if not routers:
         yield
         return
+    replaced = nn.functional.linear
     before = [tensor.detach().clone() for tensor, _ in biases]
     try:
         with torch.no_grad():
             for tensor, index in biases:
                 tensor.index_fill_(0, index, NEVER)
+        nn.functional.linear = LINEAR
         with _WithoutLogits(routers):
             yield
     finally:
+        nn.functional.linear = replaced
         with torch.no_grad():
             for (tensor, _), values in zip(biases, before, strict=True):
                 tensor.copy_(values)
@@ -68,7 +73,7 @@ class _WithoutLogits(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is nn.functional.linear:
+        if func is LINEAR:
             weight = args[1] if len(args) > 1 else (kwargs or {})["weight"]
             gone = self._routers.get(id(weight))
             return result if gone is None else result.index_fill(-1, gone, NEVER)

@@ -80,7 +80,7 @@ def outcome(folder: Path) -> dict:
     """What a study came to, without times and the names of trials."""
     rows = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
     for row in rows:
-        row.pop("seconds"), row.pop("trial")
+        row.pop("seconds"), row.pop("started"), row.pop("trial")
     decisions = [json.loads(line) for line in (folder / "decisions.jsonl").read_text().splitlines()]
     for decision in decisions:
         decision.pop("trial")

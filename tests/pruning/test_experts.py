@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from raysearch.config.budget import Budget
@@ -61,6 +62,17 @@ def test_a_model_without_experts_is_the_dense_one_routed_among_the_others(name: 
     torch.testing.assert_close(logits(pruned, batch), wanted, atol=tolerance, rtol=tolerance)
     assert (wanted - logits(model, batch)).abs().max() > 1e-2
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_routers_are_seen_where_zero_3_has_replaced_linear_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.functional, "linear", zero3_linear_wrap)
+    model, batch = dense("mixtral"), EXPERTS["mixtral"].batch()
+    pruned = prune(model, exact_shape(counts_of(model.config), {"num_experts": 3}), {"experts": scores_of(model, KEPT)})
+    units = {i: {**kept, "experts": np.array(KEPT[i])} for i, kept in full_units(model).items()}
+    with routing_among(model, units):
+        wanted = logits(model, batch)
+    assert torch.nn.functional.linear is zero3_linear_wrap
+    torch.testing.assert_close(logits(pruned, batch), wanted, atol=1e-5, rtol=1e-5)
 
 
 @EVERY

@@ -64,7 +64,7 @@ def test_slurm_makes_a_cluster_and_ends_as_the_search_does(slurm):
     assert "--num-cpus=8 --num-gpus=2" in head
     assert sum("start --block --address=10.0.0.1:20007" in line for line in ray) == 2
     sent = [line for line in lines if line.startswith("srun") and "ray.scripts.scripts start" in line]
-    assert [re.search(r"--nodelist=(\S+)", line)[1] for line in sent] == ["n1", "n2", "n3"]
+    assert sorted(re.search(r"--nodelist=(\S+)", line)[1] for line in sent) == ["n1", "n2", "n3"]
     assert "token 5ec2e7 10.0.0.1:20007 -m raysearch search space.yaml --out /shared/runs/a b" in lines
 
 

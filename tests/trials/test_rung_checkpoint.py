@@ -14,6 +14,7 @@ from raysearch.config.settings import RecoverySettings
 from raysearch.data.bad_rows import BadRows
 from raysearch.errors import InputError
 from raysearch.evaluation.retention import Results
+from raysearch.models.param_count import counts_of
 from raysearch.models.vision_cache import VisionCache
 from raysearch.recovery import checkpoint
 from raysearch.recovery.teacher import Teacher
@@ -44,6 +45,7 @@ class TinyContext(SimpleNamespace):
 def context(keeps_best=False, **settings):
     made = TinyContext(
         model=tiny_model(),
+        counts=counts_of(tiny_model().config),
         family=tiny_family(),
         vision=VisionCache(tiny_family(), 1e9),
         samples=samples(),
