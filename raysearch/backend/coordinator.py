@@ -281,6 +281,10 @@ class CoordinatorClient:
         """
         return self.submit(method, *args, **named).result()
 
+    def end(self) -> None:
+        """End the coordinator, so that what waits for its answers fails."""
+        ray.kill(self._actor)
+
 
 async def _is_dead(actor: Any) -> bool:
     """Whether an actor's process has ended; one that is busy doesn't answer, and lives."""

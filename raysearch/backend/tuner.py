@@ -42,7 +42,7 @@ from raysearch.study.plan import StudyPlan
 from raysearch.study.records import TrialRecord
 from raysearch.tracking.earlier_studies import PriorTrial
 
-SECONDS_BETWEEN_LOOKS, SECONDS_TO_FIND_ROOM = 1.0, 5.0
+SECONDS_BETWEEN_LOOKS, SECONDS_TO_FIND_ROOM, SECONDS_TO_END = 1.0, 5.0, 10.0
 
 
 def resume_search(plan: StudyPlan, study: StudyFolder, prior_trials: Sequence[PriorTrial] = ()) -> JournaledSearch:
@@ -115,7 +115,8 @@ def run_trials(
     if search.searcher.shapes:
         coordinator.call(Coordinator.post_shapes, search.searcher.shapes)
     recorder = Recorder(plan, study, search, coordinator, callbacks)
-    threading.Thread(target=relay_log, args=(coordinator,), daemon=True).start()
+    relaying = threading.Thread(target=relay_log, args=(coordinator,), daemon=True)
+    relaying.start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends as Ctrl-C does
     is_over = threading.Event()
     arguments = (coordinator, plan.space.slots, narrator or Narrator("searching"), is_over)
@@ -137,6 +138,8 @@ def run_trials(
         following.join(2 * SECONDS_BETWEEN_LOOKS)
         with contextlib.suppress(Exception):  # the head may be gone
             remove(reserved())
+            coordinator.end()
+            relaying.join(SECONDS_TO_END)  # an answer that came after the shutdown would end this process
         ray.shutdown()
     if recorder.refusal:
         raise Refused(recorder.refusal)

@@ -249,6 +249,7 @@ class Worker:
         self._enter("writing a checkpoint")
         heldout = None if trial.scores_heldout_later else trial.heldout_quality()
         trial.export(folder, heldout)
+        self._enter("waiting for a recipe")
         return CheckpointWritten(checkpoint=f"{CHECKPOINTS}/{folder.name}", heldout=heldout, **trial.seconds)
 
     def _score_heldout(self, folder: Path) -> HeldoutScored:
