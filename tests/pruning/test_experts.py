@@ -21,12 +21,19 @@ from raysearch.models.shape_solver import exact_shape, shape_for, shape_for_budg
 from raysearch.pruning import checkpoint, prune
 from raysearch.pruning.checkpoint import prune_checkpoint
 from raysearch.pruning.importance import Importance, importance
-from raysearch.pruning.routing import routing_among
+from raysearch.pruning.routing import LINEAR, routing_among
 from raysearch.pruning.shape_divergence import ShapeDivergence
 from raysearch.pruning.slicing import full_units
 from raysearch.searching.samplers.suggesters import RandomSuggester
 from raysearch.study.plan import plan_study
 from tests.support.tiny_models import EXPERTS, dense
+
+
+@pytest.fixture(autouse=True)
+def _one_linear_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of ZeRO 3 in this process leaves another, which rounds otherwise: in bf16 experts that nearly tie swap."""
+    monkeypatch.setattr(torch.nn.functional, "linear", LINEAR)
+
 
 EVERY = pytest.mark.parametrize("name", EXPERTS)
 
