@@ -39,7 +39,6 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per slot; a lost slot is replaced without notice of it
     "RAY_worker_niceness": "0",  # trials are the work here; Ray would step back behind everything else
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a call after the end would start another Ray
 }
 
 

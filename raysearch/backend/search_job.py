@@ -6,7 +6,7 @@ Importing this module loads neither Ray nor torch, so that mistakes are told at 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from time import monotonic, time
@@ -23,6 +23,7 @@ from raysearch.files import check_free, home_folder
 
 if TYPE_CHECKING:
     from raysearch.backend.runtime import TrialRuntime
+    from raysearch.report.narrator import Narrator
     from raysearch.searching.pace import Pace
     from raysearch.searching.searcher import Searcher
     from raysearch.study.plan import StudyPlan
@@ -112,13 +113,11 @@ def run(
     with _nothing_left_if_refused(folder), locked(folder), Narrator("loading Ray", began) as narrator:
         from raysearch.backend.cluster import join_cluster, joining_text
         from raysearch.backend.tuner import resume_search, run_trials
-        from raysearch.report.live_page import LivePage
         from raysearch.report.live_view import LiveView
         from raysearch.report.outlook import Outlook
         from raysearch.report.plots import write_pictures
         from raysearch.report.terminal import print_result
         from raysearch.searching.pace import Deadline
-        from raysearch.study.front import Baseline, Front
         from raysearch.study.provenance import Start, note_start
         from raysearch.tracking.tracker import Tracker
 
@@ -142,12 +141,7 @@ def run(
         with closing(Tracker(study, dense=plan.dense)) as tracker, ExitStack() as serving:
             narrator.listeners.append(tracker.status)
             if is_live:
-                dense = Baseline(num_params=plan.dense.num_params, size_bytes=plan.dense.size_bytes, scores={})
-                empty = Front.build(plan.space.name, plan.space.model, dense, [], plan.budgets)
-                page = serving.enter_context(LivePage(folder, empty))
-                narrator.listeners.append(page.follow)
-                for line in page.how_to_reach():
-                    narrator.say(line)
+                serving.enter_context(_live_page(plan, folder, narrator))
             try:
                 # Closed before the tracker, so that an interrupted search says at once how to resume it.
                 with LiveView(plan, study, outlook.text, seconds, narrator) as view:
@@ -166,6 +160,20 @@ def run(
     print_result(front, folder)
     for line in filter(None, (_end_text(plan, search.searcher, folder), outlook.advice())):
         print(f"\n{line}")
+
+
+@contextmanager
+def _live_page(plan: "StudyPlan", folder: Path, narrator: "Narrator") -> Iterator[None]:
+    """Serve the report inside, and say where."""
+    from raysearch.report.live_page import LivePage
+    from raysearch.study.front import Baseline, Front
+
+    dense = Baseline(**asdict(plan.dense), scores={})
+    with LivePage(folder, Front.build(plan.space.name, plan.space.model, dense, [], plan.budgets)) as page:
+        narrator.listeners.append(page.follow)
+        for line in page.how_to_reach():
+            narrator.say(line)
+        yield
 
 
 def _write_report(folder: Path) -> None:

@@ -139,7 +139,7 @@ def run_trials(
         with contextlib.suppress(Exception):  # the head may be gone
             remove(reserved())
             coordinator.end()
-            relaying.join(SECONDS_TO_END)  # an answer that came after the shutdown would end this process
+            relaying.join(SECONDS_TO_END)  # a call after the shutdown would start another Ray, or end this process
         ray.shutdown()
     if recorder.refusal:
         raise Refused(recorder.refusal)

@@ -6,14 +6,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
-from raysearch.errors import InputError
 from raysearch.files import write_json
 from raysearch.report.terminal import own_command, shell_path
 from raysearch.searching.forecast import NUM_RUNS, Forecast, Gain
 from raysearch.searching.pace import seconds_per_run
 from raysearch.searching.searcher import Searcher
 from raysearch.study.folder import StudyFolder
-from raysearch.study.records import Printable, problem_text, seconds_text
+from raysearch.study.records import Printable, read_document, seconds_text
 
 FORECAST = "forecast.json"
 
@@ -44,13 +43,7 @@ def read_forecast(folder: Path) -> SavedForecast | None:
     Raises:
         InputError: the file holds something else.
     """
-    path = folder / FORECAST
-    if not path.exists():
-        return None
-    try:
-        return SavedForecast.model_validate_json(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: no forecast of this version ({problem_text(error)}); delete it") from None
+    return read_document(folder / FORECAST, SavedForecast, "forecast")
 
 
 class Outlook:

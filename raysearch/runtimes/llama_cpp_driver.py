@@ -7,10 +7,7 @@ image tokens is replaced by what llama.cpp itself makes of the picture. Prints o
 """
 
 import ctypes
-import json
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -20,13 +17,12 @@ import llama_cpp as ll
 import numpy as np
 from llama_cpp import mtmd_cpp as mt
 
+# Behind the runtime's own packages, of which one is named as a module here.
+sys.path.append(str(Path(__file__).parent))
+from ask_model import Refusal, main
+
 MARKER_MARGIN = 8
 NUM_BATCH = 2048
-MIN_RUNS, MAX_RUNS, SECONDS_TO_MEASURE = 3, 20, 2.0
-
-
-class Refusal(Exception):
-    """A request that llama.cpp can't answer."""
 
 
 class Model:
@@ -65,14 +61,14 @@ class Model:
         num = ll.llama_tokenize(self.vocab, raw, len(raw), tokens, room, False, True)
         return list(tokens[:num])
 
-    def chunks(self, pictures: Sequence[str]) -> list[Any]:
-        """The image parts that llama.cpp makes of pictures, in their order.
+    def prepare(self, question: dict[str, Any]) -> list[Any]:
+        """The image parts that llama.cpp makes of a question's pictures, in their order.
 
         Raises:
             Refusal: it can't read or prepare one.
         """
         found = []
-        for path in pictures:
+        for path in question["pictures"]:
             bitmap = mt.mtmd_helper_bitmap_init_from_file(self.projector, path.encode(), False)
             if not bitmap:
                 raise Refusal(f"llama.cpp can't read the picture {path}")
@@ -86,7 +82,7 @@ class Model:
             found += [part for part in parts if mt.mtmd_input_chunk_get_type(part) == mt.MTMD_INPUT_CHUNK_TYPE_IMAGE]
         return found
 
-    def prefill(self, ids: Sequence[int], chunks: Sequence[Any]) -> np.ndarray:
+    def prefill(self, ids: Sequence[int], pictures: Sequence[Any]) -> np.ndarray:
         """(vocabulary,) logits behind a prompt, from an empty cache.
 
         Raises:
@@ -96,16 +92,16 @@ class Model:
         self.num_past = 0
         runs = [(is_image, list(run)) for is_image, run in groupby(ids, lambda token: token == self.image_token)]
         sizes = [len(run) for is_image, run in runs if is_image]
-        made = [mt.mtmd_input_chunk_get_n_tokens(chunk) for chunk in chunks]
+        made = [mt.mtmd_input_chunk_get_n_tokens(chunk) for chunk in pictures]
         if sizes != made:
             raise Refusal(f"llama.cpp makes {made} image tokens of a picture, transformers {sizes}")
-        left = list(chunks)
+        left = list(pictures)
         for is_image, run in runs:
             if is_image:
                 self._image(left.pop(0))
             else:
-                self.text(run)
-        return self.logits()
+                self._text(run)
+        return self._logits()
 
     def _image(self, chunk: Any) -> None:
         past = ll.llama_pos(0)
@@ -115,7 +111,7 @@ class Model:
             raise Refusal("llama.cpp can't evaluate a picture")
         self.num_past = past.value
 
-    def text(self, ids: Sequence[int]) -> None:
+    def _text(self, ids: Sequence[int]) -> None:
         """Append tokens to the sequence.
 
         Raises:
@@ -134,71 +130,23 @@ class Model:
                 raise Refusal(f"llama.cpp can't decode (status {status})")
             self.num_past += len(part)
 
-    def logits(self) -> np.ndarray:
+    def _logits(self) -> np.ndarray:
         """(vocabulary,) logits of the last token."""
         return np.ctypeslib.as_array(ll.llama_get_logits_ith(self.context, -1), (self.num_vocab,)).copy()
 
-    def answer(self, ids: Sequence[int], chunks: Sequence[Any], num: int, ends: Sequence[int]) -> Any:
-        """The first logits behind a prompt, and up to `num` greedy tokens, an end of the answer included."""
-        first = logits = self.prefill(ids, chunks)
-        tokens = [int(logits.argmax())]
-        while len(tokens) < num and tokens[-1] not in ends:
-            self.text(tokens[-1:])
-            tokens.append(int(self.logits().argmax()))
-        return first, tokens
+    def step(self, token: int) -> np.ndarray:
+        """(vocabulary,) logits behind one further token.
 
+        Raises:
+            Refusal: it can't be decoded.
+        """
+        self._text([token])
+        return self._logits()
 
-def measure(model: Model, ids: Sequence[int], chunks: Sequence[Any], num_decoded: int) -> dict[str, Any]:
-    """Prefill and decoding of a batch of one; times are medians over the runs of SECONDS_TO_MEASURE."""
-    prefill: list[float] = []
-    decode: list[float] = []
-    model.answer(ids, chunks, num_decoded, ())
-    while len(prefill) < MIN_RUNS or (len(prefill) < MAX_RUNS and sum(prefill) + sum(decode) < SECONDS_TO_MEASURE):
-        started = time.perf_counter()
-        token = int(model.prefill(ids, chunks).argmax())
-        prefill.append(time.perf_counter() - started)
-        state = ll.llama_state_seq_get_size(model.context, 0)
-        started = time.perf_counter()
-        for _ in range(num_decoded):
-            model.text([token])
-            token = int(model.logits().argmax())
-        decode.append(time.perf_counter() - started)
-    return {
-        "num_prompt_tokens": len(ids),
-        "prefill_seconds": statistics.median(prefill),
-        "decode_tokens_per_second": num_decoded / statistics.median(decode),
-        "kv_cache_bytes_per_1000_tokens": round(1000 * state / len(ids)),
-    }
-
-
-def peak_bytes() -> int:
-    """Peak memory of this process, mapped files included."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-
-def main(request_path: str, result_path: str) -> None:
-    """Answer a request."""
-    request = json.loads(Path(request_path).read_text())
-    model = Model(request)
-    found: dict[str, Any] = {"answers": [], "same_tokens": []}
-    logits = {}
-    for number, asked in enumerate(request["questions"]):
-        chunks = model.chunks(asked["pictures"])
-        first, tokens = model.answer(asked["ids"], chunks, request["num_tokens"], request["ends"])
-        logits[str(number)] = first
-        found["answers"].append(tokens)
-        found["same_tokens"].append(model.tokenize(asked["text"]) == asked["text_ids"])
-        if number == 0:
-            found["speed"] = measure(model, asked["ids"], chunks, request["num_decoded"])
-    found["speed"]["peak_memory_bytes"] = peak_bytes()
-    np.savez(result_path, **logits)
-    print(json.dumps(found))
+    def cache_bytes(self) -> int:
+        """Of the sequence's state."""
+        return int(ll.llama_state_seq_get_size(self.context, 0))
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except Refusal as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
-        sys.exit(1)
+    main(Model)

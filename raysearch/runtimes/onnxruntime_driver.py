@@ -5,10 +5,7 @@
 The request is that of `raysearch.runtimes.proof`, the graphs those of `onnx_converter`. Prints one JSON line.
 """
 
-import json
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-MIN_RUNS, MAX_RUNS, SECONDS_TO_MEASURE = 3, 20, 2.0
+sys.path.append(str(Path(__file__).parent))
+from ask_model import main
 
 
 class Model:
@@ -38,7 +36,14 @@ class Model:
         self.past: dict[str, np.ndarray] = {}
         self.num_past = 0
 
-    def embed(self, ids: Sequence[int], tensors: str = "") -> np.ndarray:
+    def prepare(self, question: dict[str, Any]) -> str:
+        """The file with the question's pictures; empty for a model that sees none."""
+        return "" if self.image_token is None else str(question["tensors"])
+
+    def tokenize(self, text: str) -> None:
+        """ONNX Runtime has no tokenizer."""
+
+    def _embed(self, ids: Sequence[int], tensors: str = "") -> np.ndarray:
         """(1, tokens, hidden) embeddings, with the features of pictures in place of the image tokens."""
         (found,) = self.graphs["embeddings"].run(None, {"tokens": np.array([ids])})
         if tensors and "pictures" in self.graphs:
@@ -49,7 +54,7 @@ class Model:
             found[np.array([ids]) == self.image_token] = features
         return found
 
-    def step(self, embeddings: np.ndarray) -> np.ndarray:
+    def _append(self, embeddings: np.ndarray) -> np.ndarray:
         """(vocabulary,) logits behind further embeddings."""
         num = embeddings.shape[1]
         given = {
@@ -63,62 +68,20 @@ class Model:
         self.num_past += num
         return found["logits"].reshape(-1)
 
-    def prefill(self, ids: Sequence[int], tensors: str) -> np.ndarray:
+    def prefill(self, ids: Sequence[int], pictures: str) -> np.ndarray:
         """(vocabulary,) logits behind a prompt, from an empty cache."""
         self.past = {one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32) for one in self.past_inputs}
         self.num_past = 0
-        return self.step(self.embed(ids, tensors))
+        return self._append(self._embed(ids, pictures))
 
-    def answer(self, ids: Sequence[int], tensors: str, num: int, ends: Sequence[int]) -> Any:
-        """The first logits behind a prompt, and up to `num` greedy tokens, an end of the answer included."""
-        first = logits = self.prefill(ids, tensors)
-        tokens = [int(logits.argmax())]
-        while len(tokens) < num and tokens[-1] not in ends:
-            tokens.append(int(self.step(self.embed(tokens[-1:])).argmax()))
-        return first, tokens
+    def step(self, token: int) -> np.ndarray:
+        """(vocabulary,) logits behind one further token."""
+        return self._append(self._embed([token]))
 
-
-def measure(model: Model, ids: Sequence[int], tensors: str, num_decoded: int) -> dict[str, Any]:
-    """Prefill and decoding of a batch of one; times are medians over the runs of SECONDS_TO_MEASURE."""
-    prefill: list[float] = []
-    decode: list[float] = []
-    model.answer(ids, tensors, num_decoded, ())
-    while len(prefill) < MIN_RUNS or (len(prefill) < MAX_RUNS and sum(prefill) + sum(decode) < SECONDS_TO_MEASURE):
-        started = time.perf_counter()
-        token = int(model.prefill(ids, tensors).argmax())
-        prefill.append(time.perf_counter() - started)
-        cache_bytes = sum(value.nbytes for value in model.past.values())
-        started = time.perf_counter()
-        for _ in range(num_decoded):
-            token = int(model.step(model.embed([token])).argmax())
-        decode.append(time.perf_counter() - started)
-    return {
-        "num_prompt_tokens": len(ids),
-        "prefill_seconds": statistics.median(prefill),
-        "decode_tokens_per_second": num_decoded / statistics.median(decode),
-        "kv_cache_bytes_per_1000_tokens": round(1000 * cache_bytes / len(ids)),
-    }
-
-
-def main(request_path: str, result_path: str) -> None:
-    """Answer a request."""
-    request = json.loads(Path(request_path).read_text())
-    model = Model(request)
-    found: dict[str, Any] = {"answers": [], "same_tokens": []}
-    logits = {}
-    for number, asked in enumerate(request["questions"]):
-        tensors = asked["tensors"] if request["image_token"] is not None else ""
-        first, tokens = model.answer(asked["ids"], tensors, request["num_tokens"], request["ends"])
-        logits[str(number)] = first
-        found["answers"].append(tokens)
-        if number == 0:
-            found["speed"] = measure(model, asked["ids"], tensors, request["num_decoded"])
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    found["speed"]["peak_memory_bytes"] = 1024 * peak
-    np.savez(result_path, **logits)
-    print(json.dumps(found))
+    def cache_bytes(self) -> int:
+        """Of the sequence's keys and values."""
+        return sum(value.nbytes for value in self.past.values())
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Model)

@@ -5,9 +5,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raysearch.errors import InputError
 from raysearch.files import write_json
-from raysearch.study.records import Printable, problem_text
+from raysearch.study.records import Printable, read_document
 
 EXAMPLES = "examples"
 MAX_EXAMPLES = 10
@@ -59,10 +58,4 @@ def read_examples(study: Path, key: str) -> Examples | None:
     Raises:
         InputError: the file holds something else.
     """
-    path = study / EXAMPLES / f"{key}.json"
-    if not path.exists():
-        return None
-    try:
-        return Examples.model_validate_json(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: no examples of this version ({problem_text(error)}); delete it") from None
+    return read_document(study / EXAMPLES / f"{key}.json", Examples, "examples")

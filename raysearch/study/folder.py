@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import Field, FiniteFloat, TypeAdapter
+from pydantic import Field, FiniteFloat
 
 from raysearch.config.budget import Budget
 from raysearch.config.recipe import Recipe
@@ -20,14 +20,14 @@ from raysearch.evaluation.retention import Estimate
 from raysearch.files import append_json, delete_folder, delete_unfinished, folder_bytes, write_json
 from raysearch.study.examples import EXAMPLES
 from raysearch.study.front import CHECKPOINTS, Baseline, Front, FrontPoint, Measured
-from raysearch.study.records import Score, TrialRecord, problem_text, read_rows
+from raysearch.study.records import Score, TrialRecord, read_document, read_rows
 
 TRIALS, SPACE, LAYERS = "trials.jsonl", "space.json", "layer-importance.json"
 RUNNING, TEACHER = "running", "teacher"
 GB = 10**9
 _OWN_CHECKPOINT = re.compile(r"\.?[0-9a-f]{10}(-retrained|-polished)*(\.\w+)?")
 """Name of a checkpoint, whole or being written or replaced; other folders beside them are the person's."""
-_LAYER_SCORES = TypeAdapter(dict[str, Annotated[list[FiniteFloat], Field(min_length=1)]])
+_LayerScores = dict[str, Annotated[list[FiniteFloat], Field(min_length=1)]]
 
 logger = logging.getLogger(__name__)
 
@@ -252,15 +252,7 @@ def read_layer_importance(folder: Path) -> dict[str, list[float]]:
     Raises:
         InputError: the file holds something else.
     """
-    path = folder / LAYERS
-    if not path.exists():
-        return {}
-    try:
-        return _LAYER_SCORES.validate_json(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"{path}: no scores of layers ({problem_text(error)}); delete it, to do without them"
-        ) from None
+    return read_document(folder / LAYERS, _LayerScores, "scores of layers") or {}
 
 
 def read_space(folder: Path) -> SearchSpace:

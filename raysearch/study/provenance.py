@@ -11,11 +11,10 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
-from raysearch.errors import InputError
 from raysearch.files import write_json
-from raysearch.study.records import Printable, problem_text
+from raysearch.study.records import Printable, read_document
 from raysearch.study.secrets import mask
 from raysearch.study.status import Time
 
@@ -55,28 +54,19 @@ class Start(BaseModel):
     versions: dict[str, Printable] = Field(default_factory=versions)
 
 
-_STARTS = TypeAdapter(list[Start])
-
-
 def read_starts(folder: Path) -> list[Start]:
     """The starts of a study's search, the first one first; none if they weren't noted.
 
     Raises:
         InputError: the file holds something else.
     """
-    path = folder / STARTS
-    if not path.exists():
-        return []
-    try:
-        return _STARTS.validate_json(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: no starts of this version ({problem_text(error)}); delete it") from None
+    return read_document(folder / STARTS, list[Start], "starts") or []
 
 
 def note_start(folder: Path, start: Start) -> None:
     """Add a start, or replace the one that began at the same time."""
     others = [other for other in read_starts(folder) if other.began != start.began]
-    write_json(folder / STARTS, _STARTS.dump_python(sorted([*others, start], key=lambda one: one.began)))
+    write_json(folder / STARTS, [one.model_dump() for one in sorted([*others, start], key=lambda one: one.began)])
 
 
 def _command() -> str:

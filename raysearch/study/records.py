@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from raysearch.config.budget import Size
 from raysearch.config.problems import first_problem
@@ -14,6 +14,7 @@ from raysearch.errors import InputError, first_line, printable
 from raysearch.files import json_lines
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 Printable = Annotated[str, AfterValidator(printable)]
 """Text that may be printed, wherever its file comes from."""
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
@@ -75,6 +76,23 @@ class TrialRecord(Sized):
     """Of `seconds`, in training steps."""
     seconds_evaluating: float = 0.0
     """Of `seconds`, in answering questions, held-out ones too."""
+
+
+def read_document(path: Path, kind: type[T], what: str) -> T | None:
+    """The value of a JSON file of a study; None if there is no file.
+
+    Args:
+        what: it holds, for the message.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: no {what} of this version ({problem_text(error)}); delete it") from None
 
 
 def read_rows(path: Path, kind: type[M]) -> Iterator[M]:

@@ -8,9 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from raysearch.errors import InputError
 from raysearch.files import write_json
-from raysearch.study.records import Printable, problem_text, seconds_text
+from raysearch.study.records import Printable, read_document, seconds_text
 
 STATUS = "status.json"
 SECONDS_BETWEEN_WRITES = 10.0
@@ -81,10 +80,4 @@ def read_status(folder: Path) -> Status | None:
     Raises:
         InputError: the file holds something else.
     """
-    path = folder / STATUS
-    if not path.exists():
-        return None
-    try:
-        return Status.model_validate_json(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: no status of this version ({problem_text(error)}); delete it") from None
+    return read_document(folder / STATUS, Status, "status")
