@@ -4,6 +4,7 @@ Where each row begins and ends is found once. A row is then one read of that par
 open in seconds, and processes share what the system keeps of the file in memory.
 """
 
+import itertools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ BLOCK_BYTES = 2**22
 MIN_KEPT_BYTES = 2**24
 _LONGEST_TOKEN = 64
 """Signs before the end of what is read where an error may be due to the end."""
+_NUM_LINES_TRIED = 1000
 _SPACE = re.compile(r"[ \t\r\n]*")
 _WAY_OUT = "data are a list of objects, or one object per line"
 
@@ -60,12 +62,19 @@ class JsonRows(Sequence[Any]):
         self._file = FileParts(path)
         with open(path, "rb") as stream:
             first = _first_byte(stream)
-            if first == b"[":
-                self._bounds = _kept_elements(path, stream)
-            elif first in (b"{", b""):
+            begin = stream.tell()
+            if first == b"" or (first != b"[" and _holds_objects(stream, begin)):
                 self._bounds = _lines(stream)
+            elif first == b"[":
+                try:
+                    self._bounds = _kept_elements(path, stream)
+                except InputError:
+                    if not _holds_objects(stream, begin):
+                        raise
+                    self._bounds = _lines(stream)
             else:
-                raise InputError(f"{path}: not JSON: it begins with {first!r}; {_WAY_OUT}")
+                found = "none of its first lines is a whole object" if first == b"{" else f"it begins with {first!r}"
+                raise InputError(f"{path}: not JSON: {found}; {_WAY_OUT}")
 
     def __len__(self) -> int:
         return len(self._bounds)
@@ -87,6 +96,21 @@ def _first_byte(stream: BinaryIO) -> bytes:
         first = block.strip()[:1]
     stream.seek(begin)
     return first
+
+
+def _holds_objects(stream: BinaryIO, begin: int) -> bool:
+    """Whether one of the first lines is a JSON object; the stream is put back to `begin`."""
+    stream.seek(begin)
+    is_one = any(_is_object(line) for line in itertools.islice(stream, _NUM_LINES_TRIED))
+    stream.seek(begin)
+    return is_one
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(parse_json(line), dict)
+    except ValueError:
+        return False
 
 
 def _lines(stream: BinaryIO) -> np.ndarray:
@@ -137,14 +161,15 @@ class _Elements:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         self._expect("[")
-        if self._next_sign() == "]":
-            return
-        while True:
-            start, end = self._element()
-            yield start, end
-            if self._next_sign() == "]":
-                return
-            self._expect(",")
+        is_first = True
+        while self._next_sign() != "]":
+            if not is_first:
+                self._expect(",")
+            yield self._element()
+            is_first = False
+        self._expect("]")
+        if self._next_sign():
+            raise ValueError(f"more behind the list, at byte {self._start + self._at}")
 
     def _element(self) -> tuple[int, int]:
         self._next_sign()

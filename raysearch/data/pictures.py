@@ -28,8 +28,10 @@ FORMATS = (
 MAX_PIXELS = 89_478_485
 """Most pixels of a picture: Pillow's own bound, above which it warns."""
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such pictures are refused by name
-_SOURCE_KEYS = ("bytes", "path", "url", "image", "image_url", "base64", "data")
+_SOURCE_KEYS = ("bytes", "path", "url", "image", "image_url", "source", "base64", "data")
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0AKg", "AAAA")
+_SHORTEST_BASE64 = 40
+"""Characters; those of the smallest picture, a GIF of one pixel."""
 _NUM_CHARACTERS_SHOWN = 120
 
 
@@ -120,13 +122,20 @@ def _scaled(values: np.ndarray, most: float | None) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8)).convert("RGB")
 
 
+def is_base64(text: str) -> bool:
+    """Whether a text looks like a picture in base64, with or without `data:` in front."""
+    begins = text.lstrip()[:16]
+    return begins[:5].lower() == "data:" or (len(text) >= _SHORTEST_BASE64 and begins.startswith(_BASE64_STARTS))
+
+
 def _from_base64(text: str) -> bytes | None:
     """The bytes of a `data:` URI or of base64 text that begins as a picture; None for any other text."""
+    text = text.strip()
     if text[:5].lower() == "data:":
         header, comma, body = text.partition(",")
         if not comma or not header.lower().endswith(";base64"):
             raise BadRow(f"image {_shown(text)}: not a base64 data URI")
-    elif len(text) > 100 and text.lstrip().startswith(_BASE64_STARTS):
+    elif is_base64(text):
         body = text
     else:
         return None
@@ -147,6 +156,8 @@ def _found(path: Path, folders: Sequence[Path]) -> Path:
         except (OSError, ValueError) as error:  # a name that no file can have
             if is_storage_problem(error):
                 raise
+    if "\\" in str(path):
+        return _found(Path(str(path).replace("\\", "/")), folders)
     raise BadRow(f"image {_shown(path)} not found under {' or '.join(map(str, folders)) or '.'}")
 
 

@@ -1,24 +1,33 @@
 """A sample: one conversation about any number of images; and how rows of the usual formats become samples."""
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raysearch.data.bad_rows import BadRow
-from raysearch.data.pictures import Picture, picture_from
+from raysearch.data.pictures import Picture, is_base64, picture_from
 from raysearch.files import parse_json
 
-_IMAGE = "<image>"
+_IMAGE = re.compile("<image>")
+_PLACEHOLDER = re.compile(
+    r"<image>|<ImageHere>|<\|?image[ _](?P<number>\d{1,4})\|?>|(?:Picture \d+: ?)?<img>(?P<path>[^<>]{1,4096})</img>"
+)
+"""Where a picture belongs in a question: LLaVA's, InternLM's, by number (MMMU, Phi), and Qwen-VL's with its path."""
 _ROLES = {
     "user": ("user", "human"),
-    "assistant": ("assistant", "gpt", "model", "bot", "chatgpt", "function_call", "tool_call"),
+    "assistant": ("assistant", "gpt", "model", "bot", "ai", "chatgpt", "function_call", "tool_call"),
     "system": ("system", "developer"),
     "tool": ("tool", "observation", "function", "tool_response"),
 }
 _ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
 _TURN_COLUMNS = ("conversations", "messages", "conversation")
+_PAIR_COLUMNS = (("prompt", "completion"), ("question", "answer"), ("query", "response"), ("instruction", "output"))
+_PARTS_OF_A_QUESTION = ("options", "choices", "candidates", "context", "passage", "document", "hint")
+_OTHER_MEDIA = ("video", "videos", "audio", "audios")
 _TEMPLATE_KEYS = ("name", "reasoning_content", "tool_calls", "tool_call_id")
 """Keys of a turn, besides role and content, that chat templates read."""
 
@@ -53,17 +62,21 @@ def sample_from_row(row: Any, name: str, image_folders: Sequence[Path] = ()) -> 
 
     LLaVA and ShareGPT: `conversations` of {"from", "value"} with `<image>` in the text, and `image` or `images`.
     OpenAI, TRL and Qwen: `messages` of {"role", "content"}, or `prompt` and `completion`; the content is a text or a
-    list of parts, and images are in the parts or in `images`. Lists may be the text of JSON.
+    list of parts, and images are in the parts or in `images`. Lists may be the text of JSON. A question and its answer
+    as texts, in `_PAIR_COLUMNS`, are a conversation of one turn, behind those of `history`.
 
     Args:
         name: the sample's id.
         image_folders: where paths are looked up, in this order.
 
     Raises:
-        BadRow: no answer, a malformed turn, a missing image, or images and placeholders that don't match.
+        BadRow: no answer, a malformed turn, a missing image, images and placeholders that don't match, or a video.
     """
     if not isinstance(row, Mapping):
         raise BadRow("not an object with keys and values")
+    media = next((name for name in _OTHER_MEDIA if not _is_nothing(row.get(name))), None)
+    if media:
+        raise BadRow(f"it holds {media}; pictures and text are read")
     messages, inline = [], []
     for turn in _turns_of(row):
         message, found = _message(turn)
@@ -90,10 +103,10 @@ def source_of(row: Any) -> str:
     if row.get("source"):
         return str(row["source"])
     image = row.get("image")
-    if isinstance(image, str) and image:
-        folders = Path(image[:200]).parts[:-1]
+    if isinstance(image, str) and image and not is_base64(image):
+        folders = Path(image.removeprefix("file://")[:200]).parts[:-1]
         return folders[0] if folders else "images"
-    return "images" if image or row.get("images") else "text"
+    return "text" if _is_nothing(image) and _is_nothing(row.get("images")) else "images"
 
 
 def _turns_of(row: Mapping[str, Any]) -> Sequence[Any]:
@@ -103,10 +116,29 @@ def _turns_of(row: Mapping[str, Any]) -> Sequence[Any]:
             turns = _rows_of(turns)
         if isinstance(turns, Sequence) and not isinstance(turns, str) and turns:
             return turns
-    prompt, completion = _parsed(row.get("prompt")), _parsed(row.get("completion"))
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return [*prompt, *completion]
+    for asked, answered in _PAIR_COLUMNS:
+        question, answer = _parsed(row.get(asked)), _parsed(row.get(answered))
+        if isinstance(question, list) and isinstance(answer, list):
+            return [*question, *answer]
+        if isinstance(question, str) and not _is_nothing(answer):
+            return _turns_of_pair(row, question, answer)
     raise BadRow(f"no conversations and no messages; it has {', '.join(map(str, row)) or 'no keys'}")
+
+
+def _turns_of_pair(row: Mapping[str, Any], question: str, answer: Any) -> list[dict[str, Any]]:
+    """A question and its answer, behind earlier ones and a system's turn, as Alpaca and ms-swift name them."""
+    more = next((name for name in _PARTS_OF_A_QUESTION if not _is_nothing(row.get(name))), None)
+    if more:
+        raise BadRow(f"a question with {more}; write it as a conversation, as the model is to be asked")
+    earlier = _parsed(row.get("history")) or []
+    if not isinstance(earlier, Sequence) or not all(isinstance(p, Sequence) and len(p) == 2 for p in earlier):
+        raise BadRow("history that is not a list of questions with answers")
+    if isinstance(row.get("input"), str) and row["input"].strip():
+        question = f"{question}\n{row['input']}"
+    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    pairs = [*earlier, (question, answer)]
+    roles = ("user", "assistant")
+    return system + [{"role": r, "content": text} for p in pairs for r, text in zip(roles, p, strict=True)]
 
 
 def _message(turn: Any) -> tuple[dict[str, Any], list[Any]]:
@@ -114,7 +146,7 @@ def _message(turn: Any) -> tuple[dict[str, Any], list[Any]]:
     if not isinstance(turn, Mapping):
         raise BadRow("a turn that is not an object")
     given = turn.get("role") if turn.get("from") is None else turn["from"]
-    role = _ROLE_OF.get(str(given).lower())
+    role = _ROLE_OF.get(str(given).strip().lower())
     if role is None:
         raise BadRow(f"a turn of {given!r}; known are {', '.join(_ROLE_OF)}")
     message: dict[str, Any] = {"role": role}
@@ -126,53 +158,71 @@ def _message(turn: Any) -> tuple[dict[str, Any], list[Any]]:
         content = ""
     if isinstance(content, Mapping):
         content = [content]
+    if isinstance(content, int | float) and not isinstance(content, bool) and math.isfinite(content):
+        content = str(content)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise BadRow("a turn without content")
-    message["content"] = _parts(content) if isinstance(content, str) else [part for c in content for part in _part(c)]
+        kind = "nothing" if content is None else f"a {type(content).__name__}"
+        raise BadRow(f"a turn whose content is {kind}; it must be a text or a list of parts")
+    given = [content] if isinstance(content, str) else content
+    message["content"] = [part for one in given for part in _part(one, role)]
     pictures = [part.pop("image", None) for part in message["content"] if part["type"] == "image"]
     return message, pictures
 
 
-def _part(part: Any) -> list[dict[str, Any]]:
+def _part(part: Any, role: str) -> list[dict[str, Any]]:
     """A part of a turn's content as text and image parts; an image part may hold its picture."""
     if isinstance(part, str):
-        return _parts(part)
+        return _parts(part, role)
     given = {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
     kind = given.get("type") or next((kind for kind in ("image", "image_url", "text") if kind in given), None)
     if kind in ("text", "input_text", "output_text"):
         text = given.get("text", "")
         if not isinstance(text, str):
             raise BadRow(f"a part whose text is {type(text).__name__}")
-        return _parts(text)
+        return _parts(text, role)
     if kind in ("image", "image_url", "input_image"):
         picture = {key: value for key, value in given.items() if key not in ("type", "text")}
         return [{"type": "image", "image": picture or None}]
     raise BadRow(f"a part of type {kind!r}; known are text and image")
 
 
-def _parts(text: str) -> list[dict[str, Any]]:
-    """Text with `<image>` placeholders as parts, without the line breaks around placeholders."""
+def _parts(text: str, role: str) -> list[dict[str, Any]]:
+    """Text with placeholders as parts, without the line breaks around them; an image part may hold its number or path.
+
+    An answer's `<image 2>` speaks of a picture, so there it is text.
+    """
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
             raise BadRow("a text with half a character (a lone surrogate)") from None
     parts: list[dict[str, Any]] = []
-    for index, piece in enumerate(text.split(_IMAGE)):
-        if index:
-            parts.append({"type": "image"})
-        stripped = piece.strip("\n") if _IMAGE in text else piece
-        if stripped:
-            parts.append({"type": "text", "text": stripped})
+    at = 0
+    placeholder = _IMAGE if role == "assistant" else _PLACEHOLDER
+    for found in [*placeholder.finditer(text), None]:
+        piece = text[at : found.start() if found else None]
+        piece = piece.strip("\n") if at or found else piece
+        if piece:
+            parts.append({"type": "text", "text": piece})
+        if found:
+            at = found.end()
+            own = found.groupdict()
+            number = int(own["number"]) if own.get("number") else None
+            parts.append({"type": "image", "image": own.get("path") or number})
     return parts or [{"type": "text", "text": ""}]
 
 
 def _matched(messages: list[dict[str, Any]], inline: list[Any], column: list[Any]) -> list[Any]:
     """The row's images in the order of their placeholders.
 
-    An image of the column goes to a placeholder without a picture of its own; one alone, without a placeholder, comes
-    before the first question, as in LLaVA's loader.
+    An image of the column goes to a placeholder without a picture of its own, by its number if it has one; one alone,
+    without a placeholder, comes before the first question, as in LLaVA's loader.
     """
+    numbers = {image for image in inline if isinstance(image, int)}
+    if numbers:
+        if None in inline or numbers != set(range(1, len(column) + 1)):
+            raise BadRow(f"image placeholders {sorted(numbers)} for {len(column)} images")
+        return [column[image - 1] if isinstance(image, int) else image for image in inline]
     num_open = inline.count(None)
     if not num_open and len(column) == len(inline):  # the same images twice
         return inline
@@ -189,13 +239,17 @@ def _matched(messages: list[dict[str, Any]], inline: list[Any], column: list[Any
 def _images_of(row: Mapping[str, Any]) -> list[Any]:
     given = next((row[name] for name in ("images", "image") if not _is_nothing(row.get(name))), None)
     given = _parsed(given)
-    if given is None:
-        return []
-    return list(given) if isinstance(given, list | tuple) else [given]
+    given = list(given) if isinstance(given, list | tuple) else [given]
+    return [image for image in given if not _is_nothing(image)]
 
 
 def _is_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, str | list | tuple) and not len(value))
+    """Whether a cell is empty: null, NaN as tables write it, no text, no elements, or a picture without a source."""
+    if isinstance(value, Mapping):
+        return not any(value.values())
+    if isinstance(value, str | bytes | list | tuple):
+        return not len(value)
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:

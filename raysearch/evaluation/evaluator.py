@@ -6,8 +6,6 @@ forward pass over the right answers replaces generation, and questions about one
 `shared_prefix`). All other metrics score generated answers.
 """
 
-import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,13 +21,14 @@ from raysearch.data.encoding import Batch, Encoded, Encoder, to_model
 from raysearch.data.labels import answer_labels, answer_states, num_answer_labels
 from raysearch.data.samples import Sample
 from raysearch.evaluation import shared_prefix
+from raysearch.evaluation.batching import DeviceMemory, compute_in_batches
 from raysearch.evaluation.benchmarks import Benchmark
 from raysearch.evaluation.questions import Question
 from raysearch.evaluation.retention import Results
 from raysearch.models import Family
 
 GENERATION_BATCH = 16
-"""Prompts per batch of generation; each needs a KV cache of its length."""
+"""Prompts in the first batch of generation; each needs a KV cache of its length."""
 
 
 Answers = Mapping[str, np.ndarray]
@@ -52,7 +51,7 @@ def answer(
 
     Args:
         model: in training or evaluation mode, which is restored afterwards.
-        batch_size: questions per forward pass; batched by length, so that there is little padding.
+        batch_size: questions of the first forward pass, see `compute_in_batches`.
 
     Raises:
         InputError: too many questions can't be encoded, since images are unreadable or answers too long.
@@ -109,6 +108,7 @@ def generate_answers(
     """The model's greedy answers as text, in the order of `questions`; batches are padded on the left.
 
     Args:
+        batch_size: questions of the first batch, see `compute_in_batches`.
         name: name of the benchmark, for error messages.
 
     Returns:
@@ -133,39 +133,8 @@ def generate_answers(
         for index, text in zip(chosen, texts, strict=True):
             answers[asked[index]] = text.strip()
 
-    in_memory(generate, _by_length(rows, batch_size, groups))
+    _in_batches(generate, rows, batch_size, groups, model)
     return answers
-
-
-def in_memory(compute: Callable[[list[list[int]]], None], batches: Iterable[list[list[int]]]) -> None:
-    """Compute each batch of groups of rows; those that memory does not suffice for in parts, and all later ones, too.
-
-    Raises:
-        OutOfMemoryError: there is not enough for one row.
-    """
-    most: float = math.inf
-    waiting = deque(batches)
-    while waiting:
-        batch = waiting.popleft()
-        size = sum(map(len, batch))
-        if size <= most:
-            try:
-                compute(batch)
-                continue
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-            most = size // 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        waiting.extendleft(reversed(_halves(batch)))
-
-
-def _halves(batch: list[list[int]]) -> list[list[list[int]]]:
-    if len(batch) > 1:
-        return [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-    (group,) = batch
-    return [[group[: len(group) // 2]], [group[len(group) // 2 :]]]
 
 
 def _teacher_forced_scores(
@@ -191,7 +160,7 @@ def _teacher_forced_scores(
         hits = hits.split([num_answer_labels(row) for row in flat])
         right[list(chain.from_iterable(chosen))] = [bool(row.all()) for row in hits]
 
-    in_memory(compare, _by_length(rows, batch_size, groups))
+    _in_batches(compare, rows, batch_size, groups, model)
     scores = {benchmark.name: np.full(len(benchmark.questions), np.nan) for benchmark in benchmarks}
     for name, asked in places.items():
         scores[name][asked], right = right[: len(asked)], right[len(asked) :]
@@ -248,19 +217,17 @@ def _encoded(
     return asked, rows
 
 
-def _by_length(
-    rows: Sequence[Encoded], batch_size: int, groups: Sequence[list[int]] | None = None
-) -> Iterator[list[list[int]]]:
-    """Batches of groups of rows, by length, of at most `batch_size` rows or one group; by default one row per group."""
-    batch: list[list[int]] = []
+def _in_batches(
+    compute: Callable[[list[list[int]]], None],
+    rows: Sequence[Encoded],
+    batch_size: int,
+    groups: Sequence[list[int]] | None,
+    model: PreTrainedModel,
+) -> None:
+    lengths = [row["input_ids"].shape[-1] for row in rows]
     groups = [[index] for index in range(len(rows))] if groups is None else groups
-    for group in sorted(groups, key=lambda group: sum(rows[index]["input_ids"].shape[-1] for index in group)):
-        if batch and sum(map(len, batch)) + len(group) > batch_size:
-            yield batch
-            batch = []
-        batch.append(group)
-    if batch:
-        yield batch
+    memory = DeviceMemory() if model.device.type == "cuda" else None
+    compute_in_batches(compute, groups, lengths, batch_size, memory)
 
 
 @contextmanager

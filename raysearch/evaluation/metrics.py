@@ -15,6 +15,7 @@ import numpy as np
 from raysearch.config.benchmarks import MetricName
 from raysearch.evaluation.captions import cider
 from raysearch.evaluation.responses import (
+    behind_thoughts,
     chosen_letter,
     folded,
     items_of,
@@ -66,7 +67,8 @@ class Metric:
     """How a benchmark is prompted and scored.
 
     Attributes:
-        values: responses and questions -> (num_questions,) values whose mean is the score.
+        values: responses and questions -> (num_questions,) values whose mean is the score; thoughts in a response,
+            up to `</think>`, don't count.
         prompt: default template that asks for an answer in the metric's form: {question}, {options}, and columns.
         read: an answer as stored in the data, and the options -> the answer as `values` expects it; raises ValueError
             if there is none.
@@ -172,7 +174,7 @@ def mme(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.nda
 def yes_no_f1(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.ndarray:
     """F1 of the answer yes, 2 TP / (2 TP + FP + FN), linearised per question."""
     gold = np.array([question.answers[0] == "yes" for question in questions])
-    said = np.array([said_yes_no(response) == "yes" for response in responses])
+    said = np.array([said_yes_no(behind_thoughts(response)) == "yes" for response in responses])
     above, below = 2.0 * (gold & said), 1.0 * gold + said
     if not below.any():
         return np.zeros(len(gold))
@@ -182,7 +184,7 @@ def yes_no_f1(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> 
 
 def caption_cider(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.ndarray:
     """CIDEr-D over 10 (arXiv 1411.5726), with all answers as references; see `captions.cider`."""
-    return cider(responses, [question.answers for question in questions])
+    return cider([*map(behind_thoughts, responses)], [question.answers for question in questions])
 
 
 def _each(
@@ -190,7 +192,7 @@ def _each(
 ) -> Callable[[Sequence[str], Sequence[ScoredQuestion]], np.ndarray]:
     def values(responses: Sequence[str], questions: Sequence[ScoredQuestion]) -> np.ndarray:
         pairs = zip(responses, questions, strict=True)
-        return np.array([score(response, question) for response, question in pairs], float)
+        return np.array([score(behind_thoughts(response), question) for response, question in pairs], float)
 
     return values
 

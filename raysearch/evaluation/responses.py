@@ -26,9 +26,15 @@ _NUMBERS = re.compile(rf"(?<![\w.]){_NUMBER}(?:\s?%)?(?![\w%]|\.\w)")
 _CURRENCIES = "$€£¥"
 
 
+def behind_thoughts(response: str) -> str:
+    """What a response says after thinking aloud."""
+    return response.rpartition("</think>")[2]
+
+
 def plain(text: str) -> str:
-    """The text without Markdown and with the punctuation of ASCII: full-width signs, typographic quotes, dashes."""
-    text = text.translate(_FULL_WIDTH).translate(_SIGNS)
+    """The text without Markdown, with composed letters and the punctuation of ASCII: full-width signs, typographic
+    quotes, dashes."""
+    text = unicodedata.normalize("NFC", text).translate(_FULL_WIDTH).translate(_SIGNS)
     return re.sub(r"\*\*|__|`|(?<!\w)[*_]|[*_](?!\w)", "", text)
 
 
@@ -69,8 +75,8 @@ def chosen_letter(response: str, options: Sequence[str]) -> str | None:
     for candidates in (
         _alone(text, letters),
         _option_of(text, options),
-        _said(r"answer", text, letters, options),
-        _said(r"(?:option|choice)", text, letters, options),
+        _said(r"\banswer\b|答案", text, letters, options),
+        _said(r"\b(?:option|choice)\b|选项|选择?", text, letters, options),
         _before_the_rest(text, letters),
         set(re.findall(rf"[(\[{{]([{letters}])[)\]}}]", text)),
         {letters[index] for index in _mentioned(folded(text), [folded(option) for option in options])},
@@ -89,12 +95,13 @@ def _alone(text: str, letters: str) -> set[str]:
 
 
 def _said(word: str, text: str, letters: str, options: Sequence[str]) -> set[str]:
-    """The letters behind `answer is`, `answer:`, `option` and the like; `A` may begin an option's text instead."""
-    begin = rf"(?i:\b{word}\b(?:\s+(?:is|would be|should be|must be))?)\s*[:=]?\s*(?i:option|choice)?\s*"
-    letter = rf"[\"'(\[{{]*([{letters}])(?![\w'+-])"
+    """The letters behind `answer is`, `answer:`, `option` and the like; `A` may begin an option's text instead, and a
+    small letter is one at the text's end."""
+    begin = rf"(?i:(?:{word})(?:\s+(?:is|would be|should be|must be)|应?[是为])?)\s*[:=]?\s*(?i:option|choice)?\s*"
+    letter = rf"[\"'(\[{{]*([{letters}](?![A-Za-z\d_'+-])|[{letters.lower()}](?=[\"')\]}}.:]*\s*\Z))"
     found = set()
     for at in re.finditer(rf"{begin}{letter}(?:[\"')\]}}]*\s*(?:or|and|/|,)\s*{letter})?", text):
-        found |= {_option_begun(text[at.start(1) :], options) or at[1], *filter(None, [at[2]])}
+        found |= {_option_begun(text[at.start(1) :], options) or at[1].upper(), *filter(None, [(at[2] or "").upper()])}
     return found
 
 

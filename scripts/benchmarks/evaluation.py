@@ -8,15 +8,16 @@
 - kept: answers generated from a kept KV prefix of picture and question's beginning, against from the whole prompt.
 - workers: the questions shared out among two workers, against one that answers all.
 
-Both ways ask the same model the same questions with the same code, in turns, and the pairs are compared in CPU time;
-the first turn of each is a warm-up. The last column counts answers or scores that come out differently: two tokens that
-are equally likely but for rounding.
+Both ways ask the same model the same questions with the same code, in turns, and the pairs are compared in CPU time,
+workers by the clock too, which needs idle cores; the first turn of each is a warm-up. The last column counts answers or
+scores that come out differently: two tokens that are equally likely but for rounding.
 """
 
 import argparse
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -119,38 +120,42 @@ def long_pictures(repeats: int) -> None:
 
 
 def work(rank: int, num_workers: int, folder: str, space: Path, repeats: int) -> None:
-    """One worker of a slot: write its CPU seconds, and the scores."""
+    """One worker of a slot: write its CPU seconds, those of the clock, and the scores."""
     torch.set_num_threads(1)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533", "RANK": str(rank), "WORLD_SIZE": str(num_workers)}
     os.environ |= {**address, "GLOO_SOCKET_IFNAME": "lo"}
     torch.distributed.init_process_group("gloo")
     context = TrialContext(SearchSpace.load(space))
-    seconds = []
+    cpu_seconds, wall_seconds = [], []
     for _ in range(repeats + 1):
         torch.distributed.barrier()
-        started = clock()
+        started = clock(), time.perf_counter()
         results = context.evaluate(context.model, context.questions)
-        seconds.append(clock() - started)
+        cpu_seconds.append(clock() - started[0])
+        wall_seconds.append(time.perf_counter() - started[1])
     scores = np.concatenate(list(results.scores.values()))
-    np.savez(Path(folder) / f"{num_workers}-{rank}.npz", seconds=seconds[1:], scores=scores)
+    name = f"{num_workers}-{rank}.npz"
+    np.savez(Path(folder) / name, cpu=cpu_seconds[1:], wall=wall_seconds[1:], scores=scores)
     torch.distributed.destroy_process_group()
 
 
 def workers(space: Path, repeats: int) -> None:
-    """The row of the part `workers`: the busiest worker of two against the only one."""
+    """The rows of the part `workers`: the busiest worker of two against the only one, and the clock."""
     with tempfile.TemporaryDirectory() as folder:
         found = {}
         for num in (1, NUM_WORKERS):
             torch.multiprocessing.spawn(work, (num, folder, space, repeats), nprocs=num)
             found[num] = [np.load(Path(folder) / f"{num}-{rank}.npz") for rank in range(num)]
-        alone, busiest = found[1][0]["seconds"], np.max([one["seconds"] for one in found[NUM_WORKERS]], axis=0)
-        num_other = int(np.sum(found[1][0]["scores"] != found[NUM_WORKERS][0]["scores"]))
-        quotients = sorted(alone / busiest)
-        speeds = [len(found[1][0]["scores"]) / statistics.median(seconds) for seconds in (busiest, alone)]
-        print(
-            f"| workers, two against one | {speeds[0]:.1f} | {speeds[1]:.1f} | {statistics.median(quotients):.2f} "
-            f"({quotients[0]:.2f} to {quotients[-1]:.2f}) | {num_other} |"
-        )
+        scores = [found[num][0]["scores"] for num in (1, NUM_WORKERS)]
+        for seconds, name in (("cpu", "workers, two against one"), ("wall", "workers, by the clock")):
+            alone, busiest = found[1][0][seconds], np.max([one[seconds] for one in found[NUM_WORKERS]], axis=0)
+            quotients = sorted(alone / busiest)
+            speeds = [len(scores[0]) / statistics.median(taken) for taken in (busiest, alone)]
+            print(
+                f"| {name} | {speeds[0]:.1f} | {speeds[1]:.1f} | {statistics.median(quotients):.2f} "
+                f"({quotients[0]:.2f} to {quotients[-1]:.2f}) | {int(np.sum(scores[0] != scores[1]))} |",
+                flush=True,
+            )
 
 
 def main() -> None:

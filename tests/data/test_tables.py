@@ -1,10 +1,12 @@
 """Data in every format that people have hold the same samples; hostile files are one line."""
 
+import base64
 import csv
 import gzip
 import io
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -298,6 +300,8 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
     "empty parquet": ("a.parquet", b""),
     "an empty tar": ("a.tar", b""),
     "cut": ("a.json", b'[{"a": 1}, {"b'),
+    "two lists": ("a.json", b'[{"a": 1}] [{"b": 2}]'),
+    "an object over several lines": ("a.json", b'{\n "a": [\n  1\n ]\n}'),
     "no comma": ("a.json", b'[{"a": 1} {"b": 2}]'),
     "damaged": ("a.json", b'[{"a": 1}, {b: 2}]'),
     "deep": ("a.json", b"[" * 100_000),
@@ -430,6 +434,41 @@ TURNS = {
         "image": {"path": "0.png", "bytes": None},
         "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
     },
+    "anthropic": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "source": {"type": "path", "media_type": "image/png", "path": "0.png"}},
+                    {"type": "text", "text": "q"},
+                ],
+            },
+            {"role": "assistant", "content": "a"},
+        ]
+    },
+    "qwen-vl of old": {
+        "conversations": [
+            {"from": "user", "value": "Picture 1: <img>0.png</img>\nq"},
+            {"from": "assistant", "value": "a"},
+        ]
+    },
+    "phi's numbers": {
+        "images": ["0.png"],
+        "messages": [{"role": "user", "content": "<|image_1|>\nq"}, {"role": "assistant", "content": "a"}],
+    },
+    "internlm": {
+        "image": "0.png",
+        "conversations": [{"from": "user", "value": "<ImageHere>q"}, {"from": "assistant", "value": "a"}],
+    },
+    "a question and its answer": {"image": "0.png", "question": "q", "answer": "a"},
+    "ms-swift": {"images": [{"path": "0.png", "bytes": None}], "query": "<image>q", "response": "a", "history": []},
+    "trl's texts": {"images": ["0.png", None], "prompt": "q", "completion": "a"},
+    "alpaca": {"image": "0.png", "instruction": "q", "input": "", "output": "a"},
+    "of windows": {"image": "images\\0.png", "question": "q", "answer": "a"},
+    "roles with spaces": {
+        "image": "0.png",
+        "conversations": [{"from": "Human ", "value": "q"}, {"from": "AI", "value": "a"}],
+    },
     "a question behind": {
         "image": "0.png",
         "conversations": [
@@ -450,6 +489,64 @@ def test_turns_in_the_layouts_that_people_have(name: str, folder: Path) -> None:
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
     ]
+
+
+def test_earlier_turns_of_a_pair_are_kept(folder: Path) -> None:
+    row = {"instruction": "q", "input": "of this", "output": 7, "system": "be brief", "history": [["first", "one"]]}
+    (sample,) = load_samples(_write(folder / "a.json", json.dumps([row]).encode()))
+    assert [(turn["role"], sample.text_of(place)) for place, turn in enumerate(sample.messages)] == [
+        ("system", "be brief"),
+        ("user", "first"),
+        ("assistant", "one"),
+        ("user", "q\nof this"),
+        ("assistant", "7"),
+    ]
+
+
+def test_numbered_placeholders_take_their_pictures(folder: Path) -> None:
+    turns = [{"from": "human", "value": "<image 2> or <image 1>?"}, {"from": "gpt", "value": "<image 1>"}]
+    (sample,) = load_samples(
+        _write(folder / "a.json", json.dumps([{"images": ["0.png", "1.png"], "conversations": turns}]).encode())
+    )
+    assert [path.name for path in sample.images] == ["1.png", "0.png"]
+    assert sample.text_of(1) == "<image 1>", "an answer speaks of it"
+
+
+NOT_READ: dict[str, tuple[dict[str, Any], str]] = {
+    "a video": ({"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>q"}]}, "it holds video"),
+    "sound": ({"audios": ["a.wav"], "messages": [{"role": "user", "content": "q"}]}, "it holds audios"),
+    "an index of options": ({"question": "q", "choices": ["x", "y"], "answer": 1}, "a question with choices"),
+    "a context": ({"context": "c", "question": "q", "answer": "a"}, "a question with context"),
+    "a pair without an answer": ({"question": "q", "answer": None}, "it has question, answer"),
+    "a history of texts": ({"query": "q", "response": "a", "history": ["x", "y"]}, "history that is not"),
+    "yes as true": ({"messages": [{"role": "user", "content": True}]}, "content is a bool"),
+    "an unknown number": ({"images": ["0.png"], "question": "<image 2>", "answer": "a"}, r"placeholders \[2\] for 1"),
+    "a picture without a number": (
+        {"images": ["0.png", "1.png"], "question": "<image 2>", "answer": "a"},
+        r"placeholders \[2\] for 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_what_would_be_misread_is_a_bad_row(name: str, folder: Path) -> None:
+    row, reason = NOT_READ[name]
+    (sample,) = load_samples(_write(folder / "a.json", json.dumps([row]).encode()))
+    assert re.search(reason, sample.problem), sample.problem
+
+
+def test_pictures_in_base64_are_no_sources(folder: Path) -> None:
+    picture = base64.b64encode((folder / "images" / "0.png").read_bytes()).decode()
+    given = [picture, "data:image/png;base64," + picture, "coco/0.png", "file:///coco/0.png", float("nan")]
+    rows = [{"image": image, "question": "q", "answer": "a"} for image in given]
+    found = load_samples(_write(folder / "a.json", json.dumps(rows).encode()))
+    assert list(found.sources()) == ["images", "images", "coco", "/", "text"]
+
+
+@pytest.mark.parametrize("first", [b"null", b"[]", b'"text"', b"3", b"{cut", b"[1, 2"])
+def test_a_broken_first_line_is_a_bad_row(first: bytes, folder: Path) -> None:
+    path = _write(folder / "a.jsonl", first + b"\n" + lines(rows(200)))
+    assert list(check_samples(load_samples(path)).found) == ["row 0"]
 
 
 def test_thinking_tools_and_several_pictures_are_kept(folder: Path) -> None:

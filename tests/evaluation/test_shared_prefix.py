@@ -197,24 +197,6 @@ def test_a_sliding_window_that_padding_may_fill_keeps_no_prefix(embedded):
         assert (evaluator._prompt_groups(model, own, rows, ids, 8) is not None) == keeps
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 5, 100])
-def test_batches_shrink_to_what_memory_holds(most):
-    batches = [[[0, 1], [2]], [[3, 4, 5, 6, 7]], [[8]], [[9], [10], [11], [12]]]
-    sizes, seen = [], []
-
-    def compute(batch):
-        sizes.append(sum(map(len, batch)))
-        if sizes[-1] > most:
-            raise torch.OutOfMemoryError
-        seen.extend(index for group in batch for index in group)
-
-    evaluator.in_memory(compute, batches)
-    assert seen == list(range(13))
-    assert sum(size > most for size in sizes) <= 2, "it is tried once or twice, not for every batch"
-    with pytest.raises(torch.OutOfMemoryError):
-        evaluator.in_memory(lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError()), batches)
-
-
 @pytest.mark.parametrize("num_layers", [7, 3])
 def test_rounding_stays_below_what_ignored_positions_and_masks_do(embedded, num_layers):
     """What `MAX_DIFFERENCE` stands between."""

@@ -31,6 +31,7 @@ LETTER_OF = {
         "So it is \\boxed{\\mathbf{B}}.", "<answer>B</answer>", "<answer> (B) </answer>", "<answer>a cat</answer>",
         "(A) is wrong, the answer is (B)", "Not A. The answer is B", "It looks like (B) to me", "a cat", "A cat",
         "A cat.", "a cat!", "I see a cat there", "The answer is A cat", "It is a cat, not a dog", "**a cat**",
+        "ANSWER: b", "The answer is (b).", "答案是B", "答案：B。", "正确答案应为B", "选B", "选择B", "选项B",
     ),
     None: (
         "", " ", ".", "()", "E", "(E)", "bird", "A or B", "B or C", "B and C", "B, C", "(A) or (B)", "A\nB",
@@ -56,6 +57,21 @@ def test_options_that_differ_by_a_sign_and_those_in_one_another() -> None:
     for num in (27, 40):
         options = tuple(f"o{index}" for index in range(num))
         assert [chosen_letter(text, options) for text in ("A", "hello", "o25", "o26")] == ["A", None, "Z", None]
+
+
+THINKING = [
+    ("choice", "<think>A? \\boxed{A}</think>\nB", "B"), ("yes_no", "<think>no, or</think> Yes", "yes"),
+    ("relaxed", "<think>41 + 1</think>42", "42"), ("normalised", "<think>blue?</think>Red.", "red"),
+    ("anls", "the glare</think>\n\nred", "red"), ("vqa", "<think>hm</think>two", "2"),
+    ("list_f1", "<think>blue, or</think>red, green", "green, red"), ("exact", "<think></think>\n\nred", "red"),
+    ("yes_no_f1", "<think>no</think>yes", "yes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("metric", "response", "answer"), THINKING)
+def test_thoughts_do_not_count(metric: str, response: str, answer: str) -> None:
+    assert score(metric, response, answer, options=ANIMALS if metric == "choice" else ()) == 1
+    assert score(metric, f"{answer}, I think</think>I can't say", answer, options=ANIMALS) == 0
 
 
 SAID = {
@@ -132,6 +148,7 @@ NORMALISED = [
     ("on   the\nleft", "on the left", 1), ("3-4", "34", 0), ("3-4", "3-4", 1), ("1.5", "15", 0), ("-5", "5", 0),
     ("1,000", "1000", 1), ("10:30", "1030", 0), ("t-shirt", "tshirt", 1), ("U.S.A.", "usa", 1), ("हिंदी", "हद", 0),
     ("🙂", "+", 0), ("", "+", 0), ("+", "+", 1), ("ＴＶ", "tv", 1), ("café", "cafe", 0),
+    ("cafe\u0301", "café", 1),
 ]  # fmt: skip
 
 

@@ -48,7 +48,8 @@ def test_a_row_that_is_no_trial_names_file_and_line(tmp_path, line, reason):
 def test_layer_scores_that_are_none_are_refused(tmp_path):
     assert read_layer_importance(tmp_path) == {}
     (tmp_path / LAYERS).write_text('{"deepest": [1.0, "high"]}')
-    with pytest.raises(InputError, match=r"layer-importance\.json: no scores of layers of this version \(deepest\.1: .*delete it"):
+    line = r"layer-importance\.json: no scores of layers of this version \(deepest\.1: .*delete it"
+    with pytest.raises(InputError, match=line):
         read_layer_importance(tmp_path)
 
 
