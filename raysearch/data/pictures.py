@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from raysearch.data.bad_rows import BadRow
 from raysearch.errors import first_line
@@ -82,6 +82,8 @@ def open_image(image: Picture) -> Image.Image:
         Image.init()
         with Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
             return _as_seen(opened)
+    except UnidentifiedImageError:
+        raise BadRow(f"image {named}: can't be read (not {', '.join(FORMATS[:-1])} or {FORMATS[-1]})") from None
     except Exception as error:  # decoders raise whatever they like
         if is_storage_problem(error):
             raise
