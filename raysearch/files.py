@@ -270,22 +270,27 @@ def open_to_readers(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
-def check_free(folder: Path, option: str) -> Path:
+def check_free(folder: Path, option: str, source: str | Path | None = None) -> Path:
     """Check that a command may write a folder that an option names; its links are followed.
+
+    Args:
+        source: what the command reads, if it is a folder; nothing is written into it.
 
     Returns:
         The folder itself: absolute, without links.
 
     Raises:
-        InputError: it exists and is not an empty folder, or it can't be written.
+        InputError: it exists and is not an empty folder, lies inside the source, or can't be written.
     """
     try:
         final = folder.resolve()
         if final.exists() and (not final.is_dir() or any(final.iterdir())):
             raise InputError(f"{option} {folder}: exists and is not an empty folder; name a new or empty one")
+        if source is not None and os.path.isdir(source) and final.is_relative_to(Path(source).resolve()):
+            raise InputError(f"{option} {folder}: lies inside {source}, which is read; name a folder elsewhere")
         above = next(path for path in final.parents if path.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            raise InputError(f"{option} {folder}: {above} is no folder that can be written to; name another")
+        with tempfile.TemporaryDirectory(dir=above, prefix=".raysearch-"):
+            pass  # what os.access says is not what a full, shared or special file system does
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, a null byte, links in a circle
         if isinstance(error, InputError):
             raise

@@ -33,7 +33,7 @@ def export_checkpoint(
         InputError: the point has no checkpoint, `to` is not empty, or the checkpoint does not load or has another size.
     """
     checkpoint = checkpoint_of(study, point)
-    to = check_free(to, "--to")
+    to = check_free(to, "--to", checkpoint)
     to.parent.mkdir(parents=True, exist_ok=True)
     copy = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
     try:

@@ -114,7 +114,7 @@ def prune_checkpoint(
     _check_use(recipe, has_data, compensate)
     if quantization != "none":
         check_installed()
-    to = check_free(Path(to), "--to")
+    to = check_free(Path(to), "--to", model)
     config = models.load_config(model, trust_remote_code)
     if ratio != 0 and not is_shipped(str(model)):
         check_architecture(config, mode, drops_experts)

@@ -58,7 +58,7 @@ def export_for(
         InputError: the runtime isn't installed, refuses the model or computes something else; or `to` is not empty.
     """
     runtime, kind = environment(name), RUNTIMES[name]
-    to = check_free(to, "--to")
+    to = check_free(to, "--to", checkpoint)
     to.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
     try:

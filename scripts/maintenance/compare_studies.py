@@ -16,7 +16,8 @@ from typing import Any
 
 from raysearch.files import read_json_lines
 
-LEFT_OUT = {"seconds", "seconds_training", "seconds_evaluating", "trial", "checkpoint", "mlflow_run_id", "measured"}
+LEFT_OUT = {"started", "seconds", "seconds_training", "seconds_evaluating"}
+LEFT_OUT |= {"trial", "checkpoint", "mlflow_run_id", "measured"}
 NUM_SHOWN = 10
 
 

@@ -100,6 +100,30 @@ def test_a_target_is_checked_and_links_are_followed(mine: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_nothing_is_written_into_what_is_read(mine: Path, capsys: pytest.CaptureFixture) -> None:
+    model = mine / "models" / "mine"
+    (mine / "alias").symlink_to(model)
+    before = listing(mine)
+    for source, target in (
+        (model, model / "small"),
+        (model, mine / "alias" / "a" / "b"),
+        (mine / "alias", model / "x"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            app(["prune", str(source), "--ratio", "0.3", "--criterion", "deepest", "--to", str(target)])
+        assert ended.value.code == 2
+        assert "lies inside" in capsys.readouterr().err
+    assert listing(mine) == before
+
+
+def test_a_folder_that_takes_no_files_is_found_before_anything_is_read() -> None:
+    """Whatever permissions say."""
+    if not Path("/proc/self").exists():
+        pytest.skip("no /proc")
+    with pytest.raises(InputError, match=r"--to /proc/new: can't be written \(.*name another"):
+        check_free(Path("/proc/new"), "--to")
+
+
 def test_pruning_writes_through_a_link_and_leaves_the_link(mine: Path) -> None:
     (mine / "disk").mkdir()
     (mine / "out").symlink_to(mine / "disk")
