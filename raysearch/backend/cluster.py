@@ -36,7 +36,6 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search` ends cleanly itself
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per slot; a lost slot is replaced without notice of it
     "RAY_worker_niceness": "0",  # trials are the work here; Ray would step back behind everything else
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -4,6 +4,7 @@ gloo takes the address that a host's name resolves to, which Debian's hosts file
 interface of its own order. Neither need be the one that the nodes reach each other by.
 """
 
+import asyncio
 import os
 import socket
 from collections.abc import Iterator
@@ -18,7 +19,10 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 SECONDS_TO_PART = 30
@@ -26,18 +30,37 @@ INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 class SlotTrainer(DataParallelTrainer):
-    """Ray Train without processes that a slot has no use for, 115 MB of the head each.
+    """Ray Train without processes of its own, 115 to 130 MB of the head each.
 
-    Per run one for datasets of Ray's, and one that gives placement groups back (`placement_groups` does); once one that
-    asks the cluster for nodes, and would outlive the search.
+    The controller runs in the thread that calls `fit`, whose process would only wait for it. What synchronises reports,
+    brings datasets of Ray's, gives placement groups back (`placement_groups` does), looks out for nodes that are about
+    to go (a lost slot is replaced without notice) and asks the cluster for nodes has no work in a slot; the last would
+    outlive the search, too.
     """
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        return super()._initialize_and_run_controller(**{**arguments, "scaling_policy": OwnGroup(self.scaling_config)})
+        worker_group.SynchronizationActor, state._shutdown_sync_actor = NoReports(), NoReports.end
+        os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # of the trial's process, which may not have the driver's
+        controller = TrainController(**{**arguments, "scaling_policy": OwnGroup(self.scaling_config)})
+        asyncio.run(controller.run())
+        return controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
         needless = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
+
+
+class NoReports:
+    """In place of the actor by which workers wait for each other's reports: a slot's workers report nothing."""
+
+    def options(self, **options: Any) -> "NoReports":
+        """As of an actor's class."""
+        return self
+
+    remote = options
+
+    def end(self) -> None:
+        """Nothing runs."""
 
 
 class OwnGroup(FixedScalingPolicy):
@@ -54,8 +77,7 @@ class OwnGroup(FixedScalingPolicy):
 class ProcessGroup(BackendConfig):
     """Torch's process group over the interface that has the node's address in Ray.
 
-    As Ray Train's own `TorchConfig`, but only workers import torch: a trial's process and Ray Train's controller, which
-    hold this, are on the head.
+    As Ray Train's own `TorchConfig`, but only workers import torch: a trial's process, which holds this, is on the head.
     """
 
     backend: str = "gloo"

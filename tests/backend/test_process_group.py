@@ -8,11 +8,11 @@ import sys
 import pytest
 import ray
 from ray.train import ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raysearch.backend import process_group
 from raysearch.backend.process_group import (
     INTERFACE_VARIABLES,
+    OwnGroup,
     ProcessGroup,
     ProcessGroupBackend,
     SlotTrainer,
@@ -78,16 +78,8 @@ def test_a_slot_has_no_process_for_datasets_or_for_placement_groups():
     assert not kinds & {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
-def test_a_slot_registers_with_no_actor_that_asks_for_nodes(monkeypatch):
-    given = {}
-    monkeypatch.setattr(
-        DataParallelTrainer, "_initialize_and_run_controller", lambda self, **named: given.update(named)
-    )
-    scaling = ScalingConfig(num_workers=3, resources_per_worker={"CPU": 2})
-    trainer = SlotTrainer(lambda: None, scaling_config=scaling)
-    trainer._initialize_and_run_controller(scaling_policy=None, train_fn_ref="f")
-    policy = given["scaling_policy"]
-    assert given["train_fn_ref"] == "f"
+def test_a_slot_registers_with_no_actor_that_asks_for_nodes():
+    policy = OwnGroup(ScalingConfig(num_workers=3, resources_per_worker={"CPU": 2}))
     policy.after_controller_start(None)
     decision = policy.make_decision_for_non_running_worker_group()
     assert (decision.num_workers, decision.resources_per_worker) == (3, {"CPU": 2})
@@ -95,8 +87,8 @@ def test_a_slot_registers_with_no_actor_that_asks_for_nodes(monkeypatch):
     assert policy._coordinator_client is None, "nobody was asked"
 
 
-def test_trial_and_controller_import_no_torch():
-    """They are on the head, a pair per slot; torch takes 125 MB of each."""
+def test_a_trial_imports_no_torch():
+    """Its process is on the head, one per slot; torch takes 125 MB."""
     code = "import sys, raysearch.backend.trainable, raysearch.backend.process_group; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
@@ -104,7 +96,7 @@ def test_trial_and_controller_import_no_torch():
 
 @pytest.mark.slow
 def test_workers_meet_on_ray_train(tmp_path):
-    """Two real workers add their ranks up."""
+    """Two real workers add their ranks up; Ray runs no other process for them, and has its processors back after it."""
     code = f"""
 import ray
 from ray.train import RunConfig, ScalingConfig, get_context
@@ -117,7 +109,16 @@ def add():
     open("{tmp_path}/" + str(get_context().get_world_rank()), "w").write("met")
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 scaling, run = ScalingConfig(num_workers=2), RunConfig(name="x", storage_path="{tmp_path}/run")
-SlotTrainer(add, backend_config=ProcessGroup("gloo"), scaling_config=scaling, run_config=run).fit()
+@ray.remote(num_cpus=0)
+class Trial:
+    def fit(self):
+        SlotTrainer(add, backend_config=ProcessGroup("gloo"), scaling_config=scaling, run_config=run).fit()
+trial = Trial.remote()
+ray.get(trial.fit.remote())
+names = [actor["ActorClassName"] for actor in ray._private.state.actors().values()]
+assert sorted(names) == ["RayTrainWorker", "RayTrainWorker", "Trial"], names
+while ray.available_resources().get("CPU") != 2:
+    pass
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
