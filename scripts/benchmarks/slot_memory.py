@@ -5,7 +5,7 @@
 
 Every two seconds the proportional set size (PSS: shared pages in equal parts) of this process and of all below it. All
 of a slot but its workers is on the head of a cluster. `--formula` has workers without torch, whose processes on the head
-are the same. Ends the search where `--most-gb` would be exceeded.
+are the same. Ends the search where it exceeds `--most-gb`.
 """
 
 import argparse
@@ -27,7 +27,14 @@ from raysearch.study.plan import plan_study
 from scripts.fault_injection.formula_training import FormulaRuntime
 from scripts.testing.spaces import SMALL_SPACE
 
-TRIALS_PER_SLOT = 1
+TINY = SMALL_SPACE | {
+    "num_samples": 16,
+    "benchmarks": [{"name": "digits", "data": "pocket", "metric": "exact", "num_search": 20, "num_heldout": 20}],
+    "calibration": {"num_samples": 4, "batch_size": 2},
+    "recovery": {**SMALL_SPACE["recovery"], "batch_size": 2},
+}
+FREE_BYTES = 1.5e9
+"""Left to others on this machine."""
 
 
 class Watch:
@@ -60,8 +67,8 @@ class Watch:
                 self.by_kind[kind] = max(self.by_kind[kind], size)
             self.num |= num
             self.peak_bytes = max(self.peak_bytes, total)
-            if total > self.most_bytes:
-                print(f"{total / 1e9:.1f} GB: more than --most-gb; {dict(num)}", flush=True)
+            if total > self.most_bytes or psutil.virtual_memory().available < FREE_BYTES:
+                print(f"ended at {total / 1e9:.1f} GB: {dict(num)}", flush=True)
                 for process in psutil.Process().children(recursive=True):
                     process.kill()
                 os._exit(1)
@@ -84,8 +91,8 @@ def main() -> None:
     parser.add_argument("--formula", action="store_true", help="no training")
     parser.add_argument("--most-gb", type=float, default=20)
     given = parser.parse_args()
-    search = {**SMALL_SPACE["search"], "trials": max(6, TRIALS_PER_SLOT * given.slots), "shapes": 0}
-    space = SearchSpace.model_validate(SMALL_SPACE | {"search": search, "slots": {"num": given.slots}})
+    search = {**SMALL_SPACE["search"], "trials": max(6, given.slots), "shapes": 0}
+    space = SearchSpace.model_validate(TINY | {"search": search, "slots": {"num": given.slots}})
     os.environ["OMP_NUM_THREADS"] = "1"
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name, Watch(given.most_gb * 1e9) as watch:

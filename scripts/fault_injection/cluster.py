@@ -54,8 +54,10 @@ STUDIES = (
 )
 """What happens in a study, each at a rung of its own; a trial that fails for good comes last, since it changes what is
 tried after it."""
-OWN = ("worker-killed", "slot-hung", "out-of-memory", "trial-killed")
+OWN = ("worker-killed", "slot-hung", "out-of-memory", "trial-killed", "start-killed")
 """Kinds that a trial is blamed for, so that a second one would end it."""
+AT_START = "start-killed"
+"""The kind that waits for no rung: the first trial's process is killed when it has just begun."""
 
 
 def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[], None]]]:
@@ -84,7 +86,8 @@ def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[]
 def places_of(draw: random.Random, kinds: Sequence[str], trials: Sequence[str]) -> list[int]:
     """A rung for each kind; no trial is blamed for two, and what comes last is last."""
     while True:
-        places = draw.sample(range(len(trials)), len(kinds))
+        later = iter(draw.sample(range(1, len(trials)), len(kinds)))
+        places = [0 if kind == AT_START else next(later) for kind in kinds]
         blamed = [trials[place] for place, kind in zip(places, kinds, strict=True) if kind in OWN]
         is_last = "loss-nan" not in kinds or places[-1] == max(places)
         if is_last and len(blamed) == len(set(blamed)):
@@ -172,7 +175,7 @@ class Broken:
         faults = formula_training.faults_of(self._study)
         faults.mkdir()
         for number, kind in self._faults.items():
-            (faults / f"{number:04}-{kind}").touch()
+            (faults / (f"please-{kind}" if kind == AT_START else f"{number:04}-{kind}")).touch()
         with self._small_disk():
             status = self._follow("--out", str(self._study), str(self._space))
             for _ in range(2 * len(self._faults)):
@@ -219,6 +222,12 @@ class Broken:
         command = [sys.executable, "-m", formula_training.__name__, *arguments]
         with self._log.open("a") as log:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    def _job_stopped(self, request: Path) -> None:
+        """As `ray job stop` does it."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait()
 
     def _follow(self, *arguments: str) -> int:
         """One start of the driver: do what its workers ask for, until it ends."""

@@ -177,7 +177,9 @@ FAULTS: dict[str, Callable[[Path], None]] = {
         for kind in (
             "node-lost",
             "driver-killed",
+            "job-stopped",
             "disk-really-full",
+            "host-disk-full",
             "second-driver",
             "mlflow-away",
             "host-cut",

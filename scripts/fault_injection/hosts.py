@@ -32,13 +32,12 @@ NUM_HOSTS, PORT, BRIDGE, NETWORK = 3, 6379, "rsbr0", "10.78.0"
 MOST_SECONDS_LEFT, MOST_SECONDS_SILENT = 30, 20
 SECONDS_CUT = 75
 """Longer than Ray takes to give up a node, and than a worker waits for its coordinator."""
-STUDIES = (
-    ("host-cut", "worker-killed"),
-    ("raylet-killed", "trial-killed"),
-    ("coordinator-killed", "disk-full"),
-    ("agent-killed", "driver-killed"),
-    ("gcs-killed",),
+SECONDS_FULL = 6
+KINDS = (
+    *("host-cut", "raylet-killed", "gcs-killed", "agent-killed", "worker-killed", "trial-killed", "start-killed"),
+    *("coordinator-killed", "driver-killed", "job-stopped", "host-disk-full"),
 )
+FAULTS_PER_STUDY = 3
 OF_RAY = ("", "ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Processes that a node has without a search."""
 STATE = """
@@ -52,25 +51,36 @@ print(json.dumps({"taken": here.get("CPU", 0) - free.get("CPU", 0), "groups": gr
 
 
 def studies(folder: Path, seed: int) -> Iterator[tuple[Counter[str], Callable[[], None]]]:
-    """Studies for ever, with hosts files of both kinds in turn."""
+    """Studies for ever, each with the next faults of a shuffled deck, and hosts files of both kinds in turn."""
     check(os.geteuid() == 0, "network namespaces need root")
     draw = random.Random(seed)
     space = folder / "space.yaml"
     space.write_text(yaml.safe_dump({**SPACE, "slots": {"num": 1, "timeout_s": 120}}))
     with Hosts() as hosts:
         unbroken = OnHosts(folder / "unbroken", space, hosts)
-        unbroken.run()
+        if not (folder / "unbroken" / "front.json").exists():
+            unbroken.run()
         wanted = outcome(folder / "unbroken")
         check(wanted["checkpoints"], f"the unbroken study made nothing: {unbroken.said()}")
         trials = [line.split()[0] for line in formula_training.rungs_of(folder / "unbroken").read_text().splitlines()]
-        for number, kinds in enumerate(itertools.cycle(STUDIES)):
+        deck: list[str] = []
+        for number in itertools.count():
+            if len(deck) < FAULTS_PER_STUDY:
+                deck = draw.sample(KINDS, len(KINDS)) + deck
+            kinds = [deck.pop() for _ in range(FAULTS_PER_STUDY)]
             faults = dict(zip(places_of(draw, kinds, trials), kinds, strict=True))
             broken = OnHosts(folder / str(number), space, hosts, faults)
 
             def compare(broken: OnHosts = broken, number: int = number) -> None:
+                for left in folder.glob(f"{number}*"):  # by a run that was broken off
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
                 hosts.name_by_loopback(number % 2 == 0)
                 broken.compare(wanted)
-                print(f"longest silence {broken.longest_silence_s:.0f} s", flush=True)
+                print(
+                    f"study {number}: longest silence {broken.longest_silence_s:.0f} s, free again after "
+                    f"{hosts.longest_until_free_s:.0f} s at most",
+                    flush=True,
+                )
 
             yield Counter(kinds), compare
 
@@ -79,6 +89,8 @@ class Hosts:
     """The hosts, numbered from 1, and Ray on them."""
 
     address = f"{NETWORK}.1:{PORT}"
+    longest_until_free_s = 0.0
+    """From a driver's end until nothing of its study was left."""
 
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="rsh-", dir="/tmp")  # the paths of sockets must be short
@@ -191,14 +203,16 @@ class Hosts:
 
     def check_free(self) -> None:
         """Nothing of a study is left: no CPU, no placement group, no process."""
-        deadline = time.monotonic() + MOST_SECONDS_LEFT
+        began = time.monotonic()
         while True:
+            took_s = time.monotonic() - began
             busy = [process for n in range(1, NUM_HOSTS + 1) for process in self.processes(n, "ray::")]
             left = [name for name in (name_of(process) for process in busy) if name not in OF_RAY]
             state = self.state() if not left else {}
             if state.get("taken") == 0 and not state["groups"]:
+                self.longest_until_free_s = max(self.longest_until_free_s, took_s)
                 return
-            check(time.monotonic() < deadline, f"left after {MOST_SECONDS_LEFT} s: {left} {state}")
+            check(took_s < MOST_SECONDS_LEFT, f"left after {MOST_SECONDS_LEFT} s: {left} {state}")
             time.sleep(1)
 
 
@@ -236,6 +250,13 @@ class OnHosts(Broken):
     def _check_gone(self) -> None:
         """`Hosts.check_free` looks at the processes, too."""
 
+    def _follow(self, *arguments: str) -> int:
+        """Nothing may be left of a driver that has ended, before another goes on."""
+        status = super()._follow(*arguments)
+        self._machines.mend()
+        self._machines.check_free()
+        return status
+
     def _host_of(self, request: Path) -> int:
         return int(request.read_text().rpartition(".")[2])
 
@@ -272,6 +293,22 @@ class OnHosts(Broken):
     def _trial_killed(self, request: Path) -> None:
         """Once: a trial whose process ends twice is recorded as failed."""
         check(self._machines.kill(1, "ray::ResourceTrainable"), "no trial's process")
+
+    def _start_killed(self, request: Path) -> None:
+        """In its first second, when it has asked for workers or is about to."""
+        assert self._process is not None
+        while self._process.poll() is None and not self._machines.kill(1, "ray::ResourceTrainable"):
+            time.sleep(0.1)
+
+    def _host_disk_full(self, request: Path) -> None:
+        """What the host writes goes to a disk, seen by it alone, that takes no file."""
+        host, running = self._host_of(request), self._study / "running"
+        raylet, *_ = self._machines.processes(host, "raylet/raylet")
+        inside = ("nsenter", "--mount", "--target", str(raylet.pid))
+        run(*inside, "mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=1", "none", str(running))
+        request.unlink()
+        time.sleep(SECONDS_FULL)
+        run(*inside, "umount", "--lazy", str(running))
 
 
 def name_of(process: psutil.Process) -> str:
