@@ -111,7 +111,9 @@ def _start() -> None:
     try:
         _check_address(address)
         ray.init(**verbosity)
-    except (OSError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # also of an address that no socket takes, and whatever Ray raises
         reason = " ".join(str(error).split())
         raise InputError(
             f"RAY_ADDRESS {address}: can't join that cluster ({reason}); start it, give the nodes and this machine "

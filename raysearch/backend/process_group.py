@@ -77,7 +77,7 @@ class OwnGroup(FixedScalingPolicy):
 class ProcessGroup(BackendConfig):
     """Torch's process group over the interface that has the node's address in Ray.
 
-    As Ray Train's own `TorchConfig`, but only workers import torch: a trial's process, which holds this, is on the head.
+    As Ray Train's own `TorchConfig`, but only workers import torch: the trial's process, on the head, holds this too.
     """
 
     backend: str = "gloo"

@@ -4,8 +4,8 @@
     python scripts/benchmarks/slot_memory.py --slots 32               # 32 slots of real trials, whatever the cores
 
 Every two seconds the proportional set size (PSS: shared pages in equal parts) of this process and of all below it. All
-of a slot but its workers is on the head of a cluster. `--formula` has workers without torch, whose processes on the head
-are the same. Ends the search where it exceeds `--most-gb`.
+of a slot but its workers is on the head of a cluster; with `--formula`, whose workers have no torch, it is the same.
+Ends the search where it exceeds `--most-gb`.
 """
 
 import argparse
@@ -104,11 +104,16 @@ def main() -> None:
             logging_level="CRITICAL",
             object_store_memory=200 * 2**20,
         )
-        run(plan_study(space), Path(name) / "study", runtime=FormulaRuntime(on_ray_train=True) if given.formula else None)
+        run(
+            plan_study(space),
+            Path(name) / "study",
+            runtime=FormulaRuntime(on_ray_train=True) if given.formula else None,
+        )
         rows = read_json_lines(Path(name) / "study" / "trials.jsonl")
     ends = Counter(row["end"] for row in rows)
     print(f"\n{len(rows)} trials {dict(ends)} on {given.slots} slots in {time.monotonic() - began:.0f} s")
-    print(f"peak of all processes {watch.peak_bytes / 1e9:.2f} GB\n\n| process | most at a time | largest, MB |\n|---|---|---|")
+    print(f"peak of all processes {watch.peak_bytes / 1e9:.2f} GB\n")
+    print("| process | most at a time | largest, MB |\n|---|---|---|")
     for kind, size in sorted(watch.by_kind.items(), key=lambda item: -item[1]):
         print(f"| {kind} | {watch.num[kind]} | {size / 1e6:.0f} |")
 

@@ -2,7 +2,7 @@
 
     python scripts/fault_injection/run.py driver --num 60        # the driver alone; minutes of one core
     python scripts/fault_injection/run.py cluster --num 30       # a Ray cluster of three nodes on this machine
-    python scripts/fault_injection/run.py hosts --num 30 --out F.jsonl    # three network namespaces, as root; 25 minutes
+    python scripts/fault_injection/run.py hosts --num 30         # three network namespaces, as root; half an hour
     python scripts/fault_injection/run.py real --num 5           # real small searches; ten minutes
 
 `driver` has a stand-in for training and no Ray: searcher, scheduler, recorder and files are real. `cluster` has Ray,

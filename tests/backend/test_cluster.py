@@ -159,6 +159,14 @@ def test_a_cluster_that_cannot_be_joined_is_one_plain_line(address, message, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "127.0.0.1:²", "a..b:1"])
+def test_an_address_that_no_socket_takes_is_told(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(cluster.ray, "init", lambda **settings: None)
+    with pytest.raises(InputError, match="can't join that cluster"):
+        cluster._start()
+
+
 def test_autoscaling_without_a_number_is_refused(tmp_path):
     path = tmp_path / "space.yaml"
     recipe = {"mode": "layerwise", "ratio": 0.3, "criterion": "deepest"}

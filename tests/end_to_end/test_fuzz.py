@@ -20,6 +20,7 @@ def test_recipes():
     ("kind", "num"),
     [
         (fuzzing.fuzz_spaces, 60),
+        (fuzzing.fuzz_values, 60),
         (fuzzing.fuzz_fronts, 60),
         (fuzzing.fuzz_study_files, 24),
         (fuzzing.fuzz_tracking, 60),

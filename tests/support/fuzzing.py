@@ -1,6 +1,6 @@
 """Wrong input of every kind, and what must come of it: an answer, or one plain line; no traceback, no file touched.
 
-    python tests/support/fuzzing.py 10000 --seed 3   # as many inputs, a tenth of each kind; minutes of one core
+    python tests/support/fuzzing.py 10000 --seed 3   # as many inputs, as many of each kind; minutes of one core
 
 `test_fuzz.py` runs a few of each.
 Equal seeds draw equal inputs; without one it is drawn and printed.
@@ -55,6 +55,7 @@ FILES = (
     "layer-importance.json",
     "search-state.json",
     "search-events.jsonl",
+    "starts.json",
 )
 COMMANDS = tuple(name for name, c in typer.main.get_command(app).commands.items() if not c.hidden)
 OPTIONS = (
@@ -272,6 +273,37 @@ def fuzz_recipes(num: int) -> Counter[str]:
     return found
 
 
+def fuzz_values(place: Workplace, num: int) -> None:
+    """Values in a form of their own: budgets, durations, addresses of clusters; and recipes in files."""
+    from raysearch.backend import cluster
+    from raysearch.config.budget import Budget
+    from raysearch.config.duration import parse_duration
+    from raysearch.config.space import load_recipe
+
+    path = place.folder / "recipe.yaml"
+
+    def join(address: str) -> None:
+        with patch.dict(os.environ, {"RAY_ADDRESS": address}), patch("ray.init", side_effect=OSError("not here")):
+            cluster._start()
+
+    parts = ["60%", "memory 3GB @ {tokens: 4096}", "kv_cache 2MB", "phone: ", ", ", "1h30m", "127.0.0.1", "[::1]", ":"]
+    texts = st.lists(
+        st.one_of(st.sampled_from([*parts, "9", "99999", "²", "ray://", "1e9", "B"]), ODD.map(str)), max_size=4
+    )
+    budgets = damaged([{"memory": "3GB", "tokens": 9}, {"name": "x", "kv_cache": "1MB", "batch": 2}])
+    recipes = spoilt(st.builds(as_yaml, damaged([RECIPE, {"recipe": RECIPE}])))
+
+    @_many(num)
+    @given(texts.map("".join).filter(lambda text: "\0" not in text), budgets, recipes)
+    def one(text: str, budget: Any, recipe: bytes) -> None:
+        path.write_bytes(recipe)
+        for read, value in ((Budget.parse, text), (Budget.parse, budget), (parse_duration, text), (join, text)):
+            place.take(lambda read=read, value=value: read(value))
+        place.take(lambda: load_recipe(path))
+
+    one()
+
+
 def fuzz_fronts(place: Workplace, num: int) -> None:
     """A front, asked for an answer."""
 
@@ -296,6 +328,7 @@ def fuzz_study_files(place: Workplace, num: int) -> None:
         "space.json": json.loads((place.whole / "space.json").read_text()),
         "layer-importance.json": {"deepest": [0.1, 0.2]},
         "search-state.json": {"num_events": 1, "searcher": {}, "scheduler": {}},
+        "starts.json": [{"began": 1.0, "ended": 2.0, "command": "raysearch search", "versions": {"ray": "2"}}],
     }
 
     @_many(num)
@@ -573,7 +606,7 @@ def _many(num: int) -> Callable[[Any], Any]:
 
 
 def fuzz_all(num: int, name: str | None = None) -> None:
-    """`num` inputs, a tenth of each kind; of one if `name` says which."""
+    """`num` inputs, as many of each kind; of one if `name` says which."""
     each = num if name else -(-num // (1 + len(KINDS)))
     if not name:
         found = fuzz_recipes(each)
@@ -589,6 +622,7 @@ def fuzz_all(num: int, name: str | None = None) -> None:
 
 KINDS = (
     fuzz_spaces,
+    fuzz_values,
     fuzz_fronts,
     fuzz_study_files,
     fuzz_tracking,
