@@ -117,7 +117,11 @@ class Hosts:
             for device in ("lo", "eth0"):
                 run("ip", "-n", host, "link", "set", device, "up")
         self.name_by_loopback(False)
-        self.mend()
+        try:
+            self.mend()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
