@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from raysearch import models, progress
 from raysearch.config.budget import Size
+from raysearch.config.criteria import GREEDY
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import NUM_SHAPE_SAMPLES
 from raysearch.config.space import SearchSpace
@@ -134,7 +135,7 @@ class TrialContext:
         num_samples, criteria = self.space.calibration.num_samples, self.space.criteria()
         measures: dict[str, Callable[[], Any]] = {
             f"importance by {name}": partial(self.importance, name, num_samples)
-            for name in sorted(criteria, key=lambda name: not name.startswith("greedy"))  # the longest first
+            for name in sorted(criteria, key=lambda name: name not in GREEDY)  # the longest first
         }
         measures["search"] = partial(self.evaluate_search, self.model, together=False)
         if self.space.search.keep_scores:  # else only what is handed over is compared with them

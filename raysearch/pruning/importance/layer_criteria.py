@@ -11,13 +11,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from raysearch.config.criteria import NUM_LAYERS_TRIED
 from raysearch.models import family_for
 from raysearch.pruning.importance.calibration import Batch, token_mask
 from raysearch.pruning.importance.layer_skipping import LayerSkippingLoss
 from raysearch.pruning.importance.result import Importance
-
-NUM_TRIED = 8
-"""Layers that a greedy step leaves out one at a time: those without which the loss was lowest when last measured."""
 
 
 def deepest(model: PreTrainedModel, seed: int) -> Importance:
@@ -80,7 +78,9 @@ def one_shot_loss(model: PreTrainedModel, batches: Iterable[Batch], tokens: str)
 def greedy_loss(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
     """Repeatedly drop the layer without which the loss on the answers is lowest (arXiv 2402.09025).
 
-    Every step measures the already shortened model, with images. Layers before the skipped one are not run again.
+    Every step measures the already shortened model, with images. The first tries all layers, a later one
+    `NUM_LAYERS_TRIED`: those without which the loss was lowest when last measured. Layers before the skipped one are
+    not run again.
     """
     return _greedy("greedy_loss", LayerSkippingLoss(model, batches), ())
 
@@ -97,7 +97,7 @@ def _greedy(criterion: str, skipping: LayerSkippingLoss, dense: Sequence[torch.T
     left, order = list(range(skipping.num_layers)), []
     losses: dict[int, float] = {}
     while len(left) > max(1, len(skipping.fixed)):
-        tried = sorted(losses, key=lambda i: losses[i])[:NUM_TRIED] if losses else None
+        tried = sorted(losses, key=lambda i: losses[i])[:NUM_LAYERS_TRIED] if losses else None
         found = skipping.losses_without_each(left, dense, tried)
         losses |= found
         order.append(min(found, key=lambda i: found[i]))
