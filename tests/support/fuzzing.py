@@ -429,7 +429,7 @@ def fuzz_command_lines(place: Workplace, num: int) -> None:
     """Commands, options and values in any order."""
     place.with_file("note", b"mine")
     names = st.sampled_from([str(place.study), str(place.folder / "nowhere"), str(synthetic_study.POCKET)])
-    words = st.one_of(st.sampled_from(OPTIONS), names, ODD, st.text(max_size=10), st.integers().map(str))
+    words = st.one_of(st.sampled_from(OPTIONS), names, ODD.map(str), st.text(max_size=10), st.integers().map(str))
 
     @_many(num)
     @given(st.sampled_from(COMMANDS), st.lists(words, max_size=7))
