@@ -73,8 +73,8 @@ def prune(
     """A new, smaller model of a stock class, without recovery; `model` stays as it is.
 
     Args:
-        recipe: what to remove: mode, ratio, criterion, depth_share, attention_share, expert_ratio and expert_criterion;
-            other fields are not used.
+        recipe: what to remove: mode, ratio, criterion, depth_share, attention_share, expert_ratio, hidden_ratio and
+            their criteria; other fields are not used.
         calibration: batches of the model's inputs with `labels`, on its device; None for criteria that need no data.
         shapes: numbers that the model must have, by the keys of a space's `shapes`.
 

@@ -6,7 +6,7 @@ through the kept layers.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -83,6 +83,9 @@ class ShapeDivergence:
         if importance is not None:
             means = {"heads": importance.attention_means, "ffn_channels": importance.ffn_means}
         with ExitStack() as hooks:
+            hidden = next(iter(units.values()))["hidden_channels"] if units else ()
+            if units and len(hidden) != self._layouts[0].hidden_size:
+                hooks.enter_context(_without_hidden(self._model, self._layouts, hidden))
             for i, kept in units.items():
                 if self._layouts[i].ffn_out is None:
                     hooks.enter_context(_without_channels(self._layers[i], self._layouts[i], kept["ffn_channels"]))
@@ -116,6 +119,29 @@ def _without_channels(layer: nn.Module, layout: Layout, kept: np.ndarray) -> Ite
     finally:
         for tensor, axis, index, values in saved:
             tensor.index_copy_(axis, index, values)
+
+
+@contextmanager
+def _without_hidden(model: PreTrainedModel, layouts: Sequence[Layout], kept: np.ndarray) -> Iterator[None]:
+    """Inside, whatever reads the residual stream reads 0 in removed hidden channels."""
+    family = family_for(model)
+    readers = [family.final_norm(model)]
+    for layer, layout in zip(family.decoder(model).layers, layouts, strict=True):
+        names = {part.tensor.rpartition(".")[0] for part in layout.slices if part.kind == "hidden_channels"}
+        linears = {part.tensor.rpartition(".")[0] for part in layout.slices if part.axis == 1}
+        readers += [
+            layer.get_submodule(name)
+            for name in sorted(names)
+            if name in layout.norms or (name in linears and isinstance(layer.get_submodule(name), nn.Linear))
+        ]
+    with ExitStack() as hooks:
+        for module in readers:
+            mask = torch.zeros(layouts[0].hidden_size)
+            mask[torch.as_tensor(kept)] = 1
+            mask = mask.to(next(module.parameters()))
+            if not isinstance(module, nn.Linear) or module.in_features == len(mask):
+                hooks.enter_context(module.register_forward_pre_hook(_masking(mask, None)))
+        yield
 
 
 def _masking(mask: torch.Tensor, filled: torch.Tensor | None) -> Any:
