@@ -123,7 +123,8 @@ def _without_channels(layer: nn.Module, layout: Layout, kept: np.ndarray) -> Ite
 
 @contextmanager
 def _without_hidden(model: PreTrainedModel, layouts: Sequence[Layout], kept: np.ndarray) -> Iterator[None]:
-    """Inside, whatever reads the residual stream reads 0 in removed hidden channels."""
+    """Inside, whatever reads the residual stream reads 0 in removed hidden channels. Layers of that width inside of the
+    projector stay whole, since the picture's features were recorded before."""
     family = family_for(model)
     readers = [family.final_norm(model)]
     for layer, layout in zip(family.decoder(model).layers, layouts, strict=True):

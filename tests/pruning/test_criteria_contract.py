@@ -12,7 +12,6 @@ from raysearch.config.criteria import CRITERIA, LAYER_CRITERIA, WIDTH_CRITERIA
 from raysearch.errors import InputError
 from raysearch.models import family_for
 from raysearch.models.pruned_config import shape_of
-from raysearch.models.shape import Shape
 from raysearch.pruning import prune
 from raysearch.pruning.importance import TOKENS, Importance, importance
 from tests.support.tiny_models import EXPERTS, FAMILIES, NUM_LAYERS, dense
@@ -140,8 +139,12 @@ def test_a_model_can_be_pruned_by_the_scores(criterion: str) -> None:
         fewer = dataclasses.replace(full, num_layers=NUM_LAYERS - 2)
         assert shape_of(prune(model, fewer, {"depth": scores}).config) == fewer
     if criterion in WIDTH_CRITERIA:
-        narrower = Shape(NUM_LAYERS, 2, 4, 60)
+        narrower = dataclasses.replace(full, num_kv_heads=2, num_heads=4, num_ffn_channels=60)
         assert shape_of(prune(model, narrower, {"width": scores}).config) == narrower
+    if "hidden" in CRITERIA[criterion].scores:
+        assert scores.hidden_channels.shape == (full.hidden_size,)
+        narrower = dataclasses.replace(full, hidden_size=40)
+        assert shape_of(prune(model, narrower, {"hidden": scores}).config) == narrower
     if full.num_experts:
         fewer = dataclasses.replace(full, num_experts=3)
         assert shape_of(prune(model, fewer, {"experts": scores}).config) == fewer
