@@ -79,18 +79,22 @@ def prune(
         shapes: numbers that the model must have, by the keys of a space's `shapes`.
 
     Raises:
-        InputError: not a recipe, no stock class holds its shape, or a criterion misses data.
+        InputError: not a recipe, no stock class holds its shape, or a criterion misses data; or a smaller hidden size
+            would not be right for the architecture.
     """
     from raysearch.models.param_count import counts_of
     from raysearch.models.shape_solver import shape_for
     from raysearch.pruning import prune
     from raysearch.pruning.importance import importance
+    from raysearch.pruning.self_check import check_architecture
 
     if not isinstance(recipe, Recipe):
         try:
             recipe = Recipe.model_validate({"trained": "nothing", **recipe})
         except ValidationError as error:
             raise InputError(f"recipe: {first_problem(error, recipe, Recipe)}") from None
+    if recipe.hidden_ratio:
+        check_architecture(model.config, recipe.mode, drops_hidden=True)
     shape = shape_for(counts_of(model.config).under(shape_rules(shapes)), recipe)
     batches = None if calibration is None else list(calibration)
     names = recipe.scored_by

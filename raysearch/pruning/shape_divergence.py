@@ -128,20 +128,16 @@ def _without_hidden(model: PreTrainedModel, layouts: Sequence[Layout], kept: np.
     family = family_for(model)
     readers = [family.final_norm(model)]
     for layer, layout in zip(family.decoder(model).layers, layouts, strict=True):
-        names = {part.tensor.rpartition(".")[0] for part in layout.slices if part.kind == "hidden_channels"}
-        linears = {part.tensor.rpartition(".")[0] for part in layout.slices if part.axis == 1}
-        readers += [
-            layer.get_submodule(name)
-            for name in sorted(names)
-            if name in layout.norms or (name in linears and isinstance(layer.get_submodule(name), nn.Linear))
-        ]
+        inputs = [part.tensor for part in layout.slices if part.kind == "hidden_channels" and part.axis == 1]
+        linears = [layer.get_submodule(name.removesuffix(".weight")) for name in inputs if name.endswith(".weight")]
+        readers += [module for module in linears if isinstance(module, nn.Linear)]
+        readers += map(layer.get_submodule, layout.norms)
     with ExitStack() as hooks:
         for module in readers:
             mask = torch.zeros(layouts[0].hidden_size)
             mask[torch.as_tensor(kept)] = 1
             mask = mask.to(next(module.parameters()))
-            if not isinstance(module, nn.Linear) or module.in_features == len(mask):
-                hooks.enter_context(module.register_forward_pre_hook(_masking(mask, None)))
+            hooks.enter_context(module.register_forward_pre_hook(_masking(mask, None)))
         yield
 
 
