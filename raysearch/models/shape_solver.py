@@ -189,8 +189,8 @@ def _base(counts: ParamCounts, mode: Mode, expert_ratio: float | None, hidden_ra
         step = counts.hidden_step
         if step == dense.hidden_size:
             raise InputError(f"hidden_ratio {hidden_ratio:g}: {_HIDDEN_STAYS}")
-        kept = max(1, round((1 - hidden_ratio) * dense.hidden_size / step)) * step
-        base = replace(base, hidden_size=min(kept, dense.hidden_size))
+        kept_channels = max(1, round((1 - hidden_ratio) * dense.hidden_size / step)) * step
+        base = replace(base, hidden_size=min(kept_channels, dense.hidden_size))
     if not expert_ratio:
         return base
     if counts.least_experts == dense.num_experts:

@@ -177,8 +177,8 @@ def _selection(
     drawn = {unit.kind: random.random((dense.num_layers, getattr(dense, unit.extent))) for unit in UNITS}
     drawn["hidden_channels"] = drawn["hidden_channels"][0]
     units, layouts = Importance("random", **drawn), decoder_layout(model)
-    scores: Scores = {unit.scored_for: units for unit in UNITS}
-    return list(every), {i: units_to_keep(scores, layouts[i], shape, i) for i in every}
+    by_part: Scores = {unit.scored_for: units for unit in UNITS}
+    return list(every), {i: units_to_keep(by_part, layouts[i], shape, i) for i in every}
 
 
 def _narrower(counts: ParamCounts, part: Part) -> Shape:

@@ -83,9 +83,9 @@ class ShapeDivergence:
         if importance is not None:
             means = {"heads": importance.attention_means, "ffn_channels": importance.ffn_means}
         with ExitStack() as hooks:
-            hidden = next(iter(units.values()))["hidden_channels"] if units else ()
-            if units and len(hidden) != self._layouts[0].hidden_size:
-                hooks.enter_context(_without_hidden(self._model, self._layouts, hidden))
+            for kept in list(units.values())[:1]:  # the same in every layer
+                if len(kept["hidden_channels"]) != self._layouts[0].hidden_size:
+                    hooks.enter_context(_without_hidden(self._model, self._layouts, kept["hidden_channels"]))
             for i, kept in units.items():
                 if self._layouts[i].ffn_out is None:
                     hooks.enter_context(_without_channels(self._layers[i], self._layouts[i], kept["ffn_channels"]))

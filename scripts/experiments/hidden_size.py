@@ -68,11 +68,11 @@ def measure(options: argparse.Namespace) -> None:
     from raysearch.trials.context import TrialContext
     from raysearch.trials.trial import Trial
 
-    content = SearchSpace.load(EMBEDDED_SPACE)
-    named = {"criterion": ["taylor"], "hidden_ratio": [0.0, options.hidden_ratio], "hidden_kd": [0.0]}
-    named |= {"hidden_criterion": ["activation", "magnitude", "random"]}
-    written = content.model_dump(mode="json")
-    space = SearchSpace.model_validate(written | {"recipe": written["recipe"] | named})
+    named = {"mode": ["widthwise"], "ratio": [0.1], "criterion": ["taylor"], "trained": ["projector+decoder"]}
+    named |= {"hidden_ratio": [options.hidden_ratio], "hidden_criterion": ["activation", "magnitude", "random"]}
+    named |= {"logits_kd": [0.5]}
+    written = SearchSpace.load(EMBEDDED_SPACE).model_dump(mode="json")
+    space = SearchSpace.model_validate(written | {"recipe": named})
     context = TrialContext(space)
     save_results(options.out / "dense.npz", context.heldout_baseline)
     ratio = ratio_of(context.counts, options.hidden_ratio)

@@ -91,7 +91,7 @@ def test_families_hold_it_and_sizes_are_those_of_the_built_models(name: str) -> 
         assert shape_of(pruned.config) == shape
         assert counts.size(shape, 4) == counts_of(pruned.config).size(None, 4)
         assert counts.total(shape) == sum(p.numel() for p in pruned.parameters())
-        assert counts.removed_share(shape) == pytest.approx(ratio, abs=0.15 if mode == "layerwise" else 0.02)
+        assert counts.removed_share(shape) == pytest.approx(ratio, abs=0.15 if mode == "layerwise" else 0.05)
 
 
 @pytest.mark.parametrize("name", ["phi", "qwen2_5_vl", "gemma3"])
