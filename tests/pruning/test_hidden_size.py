@@ -201,6 +201,19 @@ def test_a_space_may_search_over_the_hidden_size(tmp_path: Path) -> None:
     assert drawn == {(0.0, None), (0.25, "random"), (0.25, "magnitude")}
 
 
+def test_states_are_matched_only_where_they_have_one_size() -> None:
+    recipe = {
+        "mode": ["widthwise"], "ratio": [0.4], "criterion": ["taylor"], "trained": ["decoder"],
+        "hidden_ratio": [0.25, 0.0], "sft": [1.0], "hidden_kd": [0.5], "lr": [1e-3],
+    }  # fmt: skip
+    space = SearchSpace.model_validate({"name": "hidden", "model": "pocket", "recipe": recipe})
+    drawn = [space.suggest(RandomSuggester(np.random.default_rng(seed))) for seed in range(12)]
+    assert {(found.hidden_ratio, found.hidden_kd, found.hidden_match) for found in drawn} == {
+        (0.25, None, None),
+        (0.0, 0.5, "mse"),
+    }
+
+
 def test_experts_rows_for_hidden_channels_follow() -> None:
     model, batch = dense("qwen3_moe"), EXPERTS["qwen3_moe"].batch()
     pruned = prune(model, replace(shape_of(model.config), hidden_size=40), {"hidden": scores_of(KEPT)})
