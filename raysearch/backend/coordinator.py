@@ -163,6 +163,8 @@ class Coordinator:
                 return None
             name = self._free_parts(names)[0]
             self._measuring[name] = slot
+            if slot in self._stages:
+                await self.enter(slot, self._stages[slot].state, name)
             return name
 
     async def publish(self, name: str, part: bytes) -> None:

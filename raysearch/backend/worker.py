@@ -7,12 +7,13 @@ import logging
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
+from raysearch import progress
 from raysearch.backend.coordinator import Coordinator, CoordinatorClient
 from raysearch.backend.messages import (
     CheckpointWritten,
@@ -41,6 +42,7 @@ from raysearch.study.folder import RUNNING, TEACHER
 from raysearch.study.front import CHECKPOINTS
 from raysearch.study.records import Score
 
+T = TypeVar("T")
 SECONDS_BETWEEN_HEARTBEATS = 5.0
 SECONDS_ALONE = 60.0
 """Without an answer of the coordinator, after which a worker ends itself: longer than Ray takes to give up a node."""
@@ -82,13 +84,23 @@ def leave_when_alone(coordinator: CoordinatorClient, runtime: TrialRuntime, is_o
             return
 
 
+def send_heartbeats(coordinator: CoordinatorClient, slot: str) -> None:
+    """Send a heartbeat whenever this process has computed something; never returns."""
+    before = -1
+    while True:
+        time.sleep(SECONDS_BETWEEN_HEARTBEATS)
+        if (now := progress.num_steps()) != before:
+            before = now
+            coordinator.submit(Coordinator.heartbeat, slot)
+
+
 def _handle_commands(config: dict[str, Any], rank: int, num_workers: int) -> None:
     coordinator, slot = config["coordinator"], config["slot"]
     logger.setLevel(coordinator.call(Coordinator.log_level))
     logger.addHandler(to_driver := _ToDriver(coordinator))
-    worker = Worker(config, rank, num_workers)
     if rank == 0:
-        threading.Thread(target=worker.send_heartbeats, daemon=True).start()
+        threading.Thread(target=send_heartbeats, args=(coordinator, slot), daemon=True).start()
+    worker = Worker(config, rank, num_workers)
     index = 0
     while not isinstance(command := coordinator.call(Coordinator.command, slot, index), EndSlot):
         index += 1
@@ -176,16 +188,6 @@ class Worker:
         """Tell all slots, whichever worker has found it."""
         self._refusal = error
         self._coordinator.call(Coordinator.refuse, pickle.dumps(error))
-
-    def send_heartbeats(self) -> None:
-        """Send a heartbeat whenever `samples_seen` has advanced; never returns."""
-        seen = None
-        while True:
-            time.sleep(SECONDS_BETWEEN_HEARTBEATS)
-            now = self._trial.samples_seen if self._trial else None
-            if now != seen:
-                seen = now
-                self._coordinator.submit(Coordinator.heartbeat, self._slot)
 
     def handle_command(self, command: TrialCommand) -> Reply:
         """Carry out a command; what goes wrong with one recipe is a reply, not the end of the slot.
@@ -293,13 +295,20 @@ def measure_once_per_study(
         InputError: the study is refused.
     """
     if rank == 0:
-        while (name := coordinator.call(Coordinator.next_part, slot, list(measures))) is not None:
+        while (name := _wait_for_others(coordinator, Coordinator.next_part, slot, list(measures))) is not None:
             coordinator.call(Coordinator.publish, name, pickle.dumps(measures[name]()))
-            coordinator.submit(Coordinator.heartbeat, slot)
-    refusal, parts = coordinator.call(Coordinator.prepared, list(measures))
+    refusal, parts = _wait_for_others(coordinator, Coordinator.prepared, list(measures))
     if refusal:
         raise pickle.loads(refusal)
     return {name: pickle.loads(parts[name]) for name in measures}
+
+
+def _wait_for_others(coordinator: CoordinatorClient, method: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """As `coordinator.call`, with heartbeats: other slots may measure for long, and have their own."""
+    answer = coordinator.submit(method, *args)
+    while not concurrent.futures.wait([answer], timeout=SECONDS_BETWEEN_HEARTBEATS).done:
+        progress.step()
+    return answer.result()
 
 
 def first_of_study(coordinator: CoordinatorClient, slot: str, rank: int, name: str, measure: Callable[[], Any]) -> Any:

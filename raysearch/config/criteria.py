@@ -49,6 +49,9 @@ CRITERIA = {
     "reap": Criterion(("experts",)),
     "random": Criterion(("layers", "widths", "experts", "hidden"), needs_data=False),
 }
+GREEDY = ("greedy_loss", "greedy_kl")
+NUM_LAYERS_TRIED = 8
+"""Layers that a step of a greedy criterion leaves out, one at a time; the first tries all."""
 LAYER_CRITERIA = tuple(name for name, row in CRITERIA.items() if "layers" in row.scores)
 WIDTH_CRITERIA = tuple(name for name, row in CRITERIA.items() if "widths" in row.scores)
 ExpertCriterion = Literal["magnitude", "taylor", "frequency", "reap", "random"]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from raysearch import progress
+
 LARGEST_BATCH = 1024
 """Rows; above it no accelerator gains, and the logits of one forward pass become what memory is spent on."""
 
@@ -69,6 +71,7 @@ def compute_in_batches(
             if memory:
                 memory.reset()
             compute(batch)
+            progress.step()
         except torch.OutOfMemoryError:
             if size == 1:
                 raise

@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from raysearch import progress
 from raysearch.data.bad_rows import BadRow
 from raysearch.data.encoding import Encoded, Encoder
 from raysearch.data.pictures import Picture
@@ -143,6 +144,7 @@ class CachedTeacher(Teacher):
             with suppress(BadRow):
                 usable.append((place, self._encoder.encode(sample)))
         for group in group_by_tokens([len(row["input_ids"]) for _, row in usable], TOKENS_PER_PASS):
+            progress.step()
             chosen = [usable[index] for index in group]
             batch = self._encoder.collate([row for _, row in chosen])
             batch = {key: value.to(self.model.device) for key, value in batch.items()}

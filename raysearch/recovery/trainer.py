@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from raysearch import progress
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import RecoverySettings
 from raysearch.data.bad_rows import BadRows
@@ -325,6 +326,7 @@ class RecoveryTrainer:
         sums = self.engine(microbatch.batch, targets)
         # Gradients are averaged over workers, and every worker's share counts by its positions.
         self.engine.backward(self._loss.loss(sums, counts) * self._num_workers)
+        progress.step()
         return torch.stack([sums[name].detach().double() for name in counts])
 
     # Memory.

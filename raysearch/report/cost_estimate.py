@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from raysearch.config.budget import size_text
+from raysearch.config.criteria import GREEDY, NUM_LAYERS_TRIED
 from raysearch.config.duration import parse_duration
 from raysearch.config.recipe import LOSS_FIELDS, Recipe
 from raysearch.config.settings import DEFAULT_TRIALS, NUM_SHAPE_SAMPLES, Scalar, Slots
@@ -141,12 +142,22 @@ def estimate_lines(plan: StudyPlan, like: Path | None = None, pace: Pace | None 
         f"work       about {_about(stopped.samples)} samples and {_about(stopped.evaluations)} evaluations; "
         f"{_about(whole.samples)} and {_about(whole.evaluations)} without early stopping; for recipes drawn at random"
         f"{most}",
+        *_greedy(plan),
         *_shapes(plan),
         f"slots      {_slots(plan.space.slots)}",
         f"memory     {_memory(plan, [recipe for recipes in drawn for recipe in recipes])}",
         f"disk       {_disk(plan, drawn, round(max(nums)))}",
         f"time       {_time(plan, stopped, whole, pace)}",
     ]
+
+
+def _greedy(plan: StudyPlan) -> list[str]:
+    """What criteria that drop one layer after the other take, if the space has any."""
+    names = [name for name in plan.space.criteria() if name in GREEDY]
+    num_layers, num_samples = plan.counts.dense.num_layers, plan.space.calibration.num_samples
+    num_tried = num_layers + sum(min(left, NUM_LAYERS_TRIED) for left in range(2, num_layers))
+    rows = f"at most {num_tried * num_samples:,} rows through half of the layers on average"
+    return [f"criteria   {name} takes {rows}; calibration.num_samples lowers it" for name in names]
 
 
 def _shapes(plan: StudyPlan) -> list[str]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from raysearch import models
+from raysearch import models, progress
 from raysearch.config.budget import Size
+from raysearch.config.criteria import GREEDY
 from raysearch.config.recipe import Recipe
 from raysearch.config.settings import NUM_SHAPE_SAMPLES
 from raysearch.config.space import SearchSpace
@@ -131,10 +132,12 @@ class TrialContext:
             InputError: the dense model is at chance on a benchmark, or scores nothing on the early questions; or the
                 teacher's states don't fit on the disk.
         """
-        measures: dict[str, Callable[[], Any]] = {"search": partial(self.evaluate_search, self.model, together=False)}
         num_samples, criteria = self.space.calibration.num_samples, self.space.criteria()
-        for name in criteria:
-            measures[f"importance by {name}"] = partial(self.importance, name, num_samples)
+        measures: dict[str, Callable[[], Any]] = {
+            f"importance by {name}": partial(self.importance, name, num_samples)
+            for name in sorted(criteria, key=lambda name: name not in GREEDY)  # the longest first
+        }
+        measures["search"] = partial(self.evaluate_search, self.model, together=False)
         if self.space.search.keep_scores:  # else only what is handed over is compared with them
             measures["heldout"] = partial(self.evaluate, self.model, self.heldout, together=False)
         found = self._measure_once_per_study(measures)
@@ -258,6 +261,7 @@ class TrialContext:
         for start in range(0, len(chosen), size):
             batch = self.encoder.collate(chosen[start : start + size])
             yield {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            progress.step()
 
     def _make_teacher(self, folder: Path | None) -> Teacher:
         settings = self.space.recovery

@@ -12,7 +12,20 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "raysearch"
 DRAWING = PACKAGE.parent / "docs" / "images" / "packages.svg"
 ORDER = [
-    *("errors", "files", "logging", "config", "pocket", "models", "data", "evaluation", "study", "export", "runtimes"),
+    *(
+        "errors",
+        "files",
+        "logging",
+        "progress",
+        "config",
+        "pocket",
+        "models",
+        "data",
+        "evaluation",
+        "study",
+        "export",
+        "runtimes",
+    ),
     *(
         "pruning",
         "recovery",

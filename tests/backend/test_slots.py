@@ -3,6 +3,7 @@
 import errno
 import logging
 import threading
+import time
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from raysearch import progress
 from raysearch.backend import slot as slot_module
 from raysearch.backend import worker as worker_module
 from raysearch.backend.coordinator import Coordinator
@@ -298,6 +300,33 @@ def test_a_slot_without_heartbeats_is_ended(open_slot, monkeypatch):
     assert runtime.killed == ["worker"]
     assert died.value.nodes == ["here"]
     assert not died.value.by_storage
+
+
+def test_a_slot_that_measures_or_waits_for_one_that_does_is_not_ended(open_slot, coordinator, monkeypatch):
+    monkeypatch.setattr(slot_module, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
+    monkeypatch.setattr(worker_module, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
+    is_measuring, reasons = threading.Event(), []
+
+    def measure():
+        is_measuring.set()
+        for _ in range(40):
+            progress.step()
+            time.sleep(0.05)
+        reasons.extend(stage.reason for stage in coordinator.call(Coordinator.stages))
+        return "dense"
+
+    class Measuring(ThreadRuntime):
+        def open_context(self, space, teacher_folder, measure_once_per_study):
+            assert measure_once_per_study({"the dense model": measure}) == {"the dense model": "dense"}
+            return super().open_context(space, teacher_folder, measure_once_per_study)
+
+    first, second = (open_slot(Measuring(), timeout_s=1) for _ in range(2))
+    assert is_measuring.wait(10)
+    started = time.monotonic()
+    assert second.ask(RunRecipe(recipe=RECIPE)).score.samples_seen == 10
+    assert time.monotonic() - started > 1, "one slot has waited for longer than its timeout"
+    assert first.ask(RunRecipe(recipe=RECIPE)).score.samples_seen == 10
+    assert "the dense model" in reasons
 
 
 def test_patience_follows_the_longest_answer(open_slot):

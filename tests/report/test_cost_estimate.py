@@ -126,6 +126,10 @@ def test_the_lines_say_what_they_rest_on(tmp_path):
     assert "not measured but counted" in counted
     assert "shapes     150 judged before any is trained: at most 2,400 rows" in counted
     assert "judged" not in "\n".join(estimate_lines(planned(shapes=0)))
+    # 7 layers, of which 7, 6, 5, 4, 3 and 2 are tried, on 64 samples
+    layers = planned({"criterion": "greedy_loss", "mode": "layerwise"}, shapes=0)
+    assert "criteria   greedy_loss takes at most 1,728 rows" in "\n".join(estimate_lines(layers))
+    assert "criteria" not in counted
     assert planned(sampler="random").space.search.num_shapes == 150
     assert planned({"mode": "layerwise"}, sampler="grid").space.search.num_shapes == 0
     assert "ZeRO 1" in counted

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from raysearch.config.criteria import NUM_LAYERS_TRIED
 from raysearch.models import family_for
 from raysearch.pruning.importance.calibration import Batch, token_mask
 from raysearch.pruning.importance.layer_skipping import LayerSkippingLoss
@@ -77,7 +78,9 @@ def one_shot_loss(model: PreTrainedModel, batches: Iterable[Batch], tokens: str)
 def greedy_loss(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
     """Repeatedly drop the layer without which the loss on the answers is lowest (arXiv 2402.09025).
 
-    Every step measures the already shortened model, with images. Layers before the skipped one are not run again.
+    Every step measures the already shortened model, with images. The first tries all layers, a later one
+    `NUM_LAYERS_TRIED`: those without which the loss was lowest when last measured. Layers before the skipped one are
+    not run again.
     """
     return _greedy("greedy_loss", LayerSkippingLoss(model, batches), ())
 
@@ -92,10 +95,14 @@ def greedy_kl(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> 
 
 def _greedy(criterion: str, skipping: LayerSkippingLoss, dense: Sequence[torch.Tensor]) -> Importance:
     left, order = list(range(skipping.num_layers)), []
+    losses: dict[int, float] = {}
     while len(left) > max(1, len(skipping.fixed)):
-        losses = skipping.losses_without_each(left, dense)
-        order.append(min(losses, key=lambda i: losses[i]))
+        tried = sorted(losses, key=lambda i: losses[i])[:NUM_LAYERS_TRIED] if losses else None
+        found = skipping.losses_without_each(left, dense, tried)
+        losses |= found
+        order.append(min(found, key=lambda i: found[i]))
         left.remove(order[-1])
+        del losses[order[-1]]
     return _of_order(criterion, np.array([*order, *reversed(left)]))
 
 

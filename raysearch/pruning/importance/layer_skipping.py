@@ -1,6 +1,6 @@
 """Loss of a decoder with layers left out, without running the rest of the model again."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from raysearch import progress
 from raysearch.errors import InputError
 from raysearch.models import family_for
 from raysearch.models.pruned_config import fixed_layers
@@ -45,20 +46,26 @@ class LayerSkippingLoss:
         """Mean negative log-likelihood of the answer tokens, through `layers` only."""
         return sum(self._loss(batch, self._run(batch, layers)) for batch in self.batches) / self.num_answer_tokens
 
-    def losses_without_each(self, layers: Sequence[int], dense: Sequence[torch.Tensor] = ()) -> dict[int, float]:
+    def losses_without_each(
+        self, layers: Sequence[int], dense: Sequence[torch.Tensor] = (), tried: Collection[int] | None = None
+    ) -> dict[int, float]:
         """For each droppable layer of `layers`, the loss of the others; layers in front of it run once for all.
 
         Args:
+            tried: the layers to leave out, one at a time; None for all droppable ones.
             dense: what `log_probs` gives for all layers; with it, the divergence KL(dense || others) per answer token
                 in place of the loss.
         """
-        totals = {i: 0.0 for i in layers if i not in self.fixed}
+        totals = {i: 0.0 for i in layers if i not in self.fixed and (tried is None or i in tried)}
         behind = [i for i in layers if i >= self.num_leading]
+        last = max((position for position, i in enumerate(behind) if i in totals), default=0)
         for number, batch in enumerate(self.batches):
             hidden, wanted = batch.start, dense[number] if dense else None
             for position, i in enumerate(behind):
                 if i in totals:
                     totals[i] += self._loss(batch, self._through(batch, hidden, behind[position + 1 :]), wanted)
+                if position == last:
+                    break
                 hidden = self._through(batch, hidden, [i])
         return {i: total / self.num_answer_tokens for i, total in totals.items()}
 
@@ -137,6 +144,7 @@ class LayerSkippingLoss:
 
     def _raw_logits(self, batch: _RecordedBatch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The head's output before each answer token, (tokens, vocabulary) fp32, and the token, (tokens,)."""
+        progress.step()
         targets = batch.labels[:, 1:]
         chosen = targets != -100
         return self.head(self.norm(hidden[:, :-1][chosen])).float(), targets[chosen]
