@@ -48,7 +48,7 @@ def _needed(scores: Scores, kind: UnitKind) -> np.ndarray:
     importance = needed(scores, unit.scored_for)
     of_kind: np.ndarray | None = getattr(importance, kind)
     if of_kind is None:
-        raise InputError(f"criterion {importance.criterion}: scores no {unit.noun}; choose one that does")
+        raise InputError(f"criterion {importance.criterion}: scores no {unit.noun} here; choose one that does")
     return of_kind
 
 

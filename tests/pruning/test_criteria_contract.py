@@ -60,7 +60,10 @@ def test_scores_have_the_shapes_of_what_the_row_says(criterion: str, name: str) 
     scores, row, shape = scored(criterion, name=name), CRITERIA[criterion], shape_of(dense(name).config)
     assert scores.criterion == criterion
     assert (scores.layers is not None) == (criterion in LAYER_CRITERIA) == ("layers" in row.scores)
-    assert (scores.heads is not None) == (criterion in WIDTH_CRITERIA) == ("widths" in row.scores)
+    reads_outputs = has_experts and criterion == "activation"  # which experts don't give: hidden channels alone
+    assert (scores.heads is not None) == (criterion in WIDTH_CRITERIA and not reads_outputs)
+    assert (criterion in WIDTH_CRITERIA) == ("widths" in row.scores)
+    assert (scores.hidden_channels is not None) == ("hidden" in row.scores)
     if scores.layers is not None:
         assert scores.layers.shape == (NUM_LAYERS,)
         assert scores.layers.dtype == np.float32

@@ -87,11 +87,11 @@ def activation(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) ->
     """Size of a unit's output: L2 over samples of the mean over tokens (arXiv 2407.14679, section 3.1).
 
     Of a head, the size at a token is the L2 norm of its output; of a channel, its absolute value; of a hidden channel,
-    the absolute value in the outputs of all norms over hidden channels, the first of which takes in the embeddings.
+    the absolute value in the outputs of all norms over hidden channels, the first of which takes in the embeddings. In
+    a decoder with experts, whose outputs are not read, hidden channels alone are scored.
     """
     layout, heads, channels = _zero_sums(model)
     hidden = torch.zeros(layout.hidden_size, dtype=torch.float64)
-    _check_outputs(model, "activation")
     for batch in batches:
         mask = token_mask(model, batch, tokens)
         weights = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).float()  # (batch, seq)
@@ -108,6 +108,8 @@ def activation(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) ->
         with _output_inputs(model, add), _norm_outputs(model, add_norm):
             forward_only(model, batch)
     result = _of_heads("activation", layout, heads.sqrt(), channels.sqrt())
+    if _first_unread(model) is not None:
+        result = Importance("activation")
     return replace(result, hidden_channels=hidden.sqrt().numpy().astype(np.float32))
 
 
@@ -171,12 +173,19 @@ def _check_outputs(model: PreTrainedModel, criterion: str) -> None:
     Raises:
         InputError: channels that can be pruned are those of experts.
     """
+    if (i := _first_unread(model)) is not None:
+        raise InputError(
+            f"criterion {criterion}: reads the inputs of FFN output layers, and layer {i} of {model.config.model_type} "
+            "has experts; choose magnitude, taylor or random"
+        )
+
+
+def _first_unread(model: PreTrainedModel) -> int | None:
+    """The first layer whose channels are those of experts."""
     for i, layout in enumerate(decoder_layout(model)):
         if layout.ffn_out is None and any(part.kind == "ffn_channels" for part in layout.slices):
-            raise InputError(
-                f"criterion {criterion}: reads the inputs of FFN output layers, and layer {i} of "
-                f"{model.config.model_type} has experts; choose magnitude, taylor or random"
-            )
+            return i
+    return None
 
 
 class _UnitSums:
