@@ -73,24 +73,28 @@ def prune(
     """A new, smaller model of a stock class, without recovery; `model` stays as it is.
 
     Args:
-        recipe: what to remove: mode, ratio, criterion, depth_share, attention_share, expert_ratio and expert_criterion;
-            other fields are not used.
+        recipe: what to remove: mode, ratio, criterion, depth_share, attention_share, expert_ratio, hidden_ratio and
+            their criteria; other fields are not used.
         calibration: batches of the model's inputs with `labels`, on its device; None for criteria that need no data.
         shapes: numbers that the model must have, by the keys of a space's `shapes`.
 
     Raises:
-        InputError: not a recipe, no stock class holds its shape, or a criterion misses data.
+        InputError: not a recipe, no stock class holds its shape, or a criterion misses data; or a smaller hidden size
+            would not be right for the architecture.
     """
     from raysearch.models.param_count import counts_of
     from raysearch.models.shape_solver import shape_for
     from raysearch.pruning import prune
     from raysearch.pruning.importance import importance
+    from raysearch.pruning.self_check import check_architecture
 
     if not isinstance(recipe, Recipe):
         try:
             recipe = Recipe.model_validate({"trained": "nothing", **recipe})
         except ValidationError as error:
             raise InputError(f"recipe: {first_problem(error, recipe, Recipe)}") from None
+    if recipe.hidden_ratio:
+        check_architecture(model.config, recipe.mode, drops_hidden=True)
     shape = shape_for(counts_of(model.config).under(shape_rules(shapes)), recipe)
     batches = None if calibration is None else list(calibration)
     names = recipe.scored_by

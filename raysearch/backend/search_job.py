@@ -230,7 +230,8 @@ def check_architecture(plan: "StudyPlan") -> None:
         from raysearch.pruning.self_check import check_model
 
         drops_experts = any(plan.space.values_of("expert_ratio"))
-        check_model(plan.space.model, plan.space.values_of("mode"), drops_experts)
+        drops_hidden = any(plan.space.values_of("hidden_ratio"))
+        check_model(plan.space.model, plan.space.values_of("mode"), drops_experts, drops_hidden)
 
 
 @contextmanager

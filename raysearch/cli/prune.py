@@ -7,7 +7,7 @@ import typer
 
 from raysearch.cli.search import Verbosity
 from raysearch.config.budget import Budget, size_text
-from raysearch.config.criteria import ExpertCriterion
+from raysearch.config.criteria import ExpertCriterion, HiddenCriterion
 from raysearch.config.recipe import check_ratio
 from raysearch.config.settings import EMBEDDED_MODELS
 from raysearch.errors import InputError
@@ -34,6 +34,10 @@ def prune(
     expert_ratio: Annotated[
         float | None, typer.Option(min=0, max=0.99, help="Share of the experts to remove, as part of the size.")
     ] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Exactly: hidden size to keep.")] = None,
+    hidden_ratio: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Share of the hidden size to remove, as part of the size.")
+    ] = None,
     tensor_parallel: Annotated[
         int | None, typer.Option(min=1, help="Only shapes that so many devices can split.")
     ] = None,
@@ -43,6 +47,7 @@ def prune(
     ] = None,
     criterion: Annotated[str | None, typer.Option(help="Importance: block_influence, taylor, activation, ...")] = None,
     expert_criterion: Annotated[ExpertCriterion | None, typer.Option(help="Importance of experts.")] = None,
+    hidden_criterion: Annotated[HiddenCriterion | None, typer.Option(help="Importance of hidden channels.")] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Data to measure importance on: a JSON file, or pocket; none for weights alone.")
     ] = None,
@@ -69,6 +74,8 @@ def prune(
 
       raysearch prune ./qwen3-vl-30b-a3b --experts 96 --calibration mine.json --to pruned
 
+      raysearch prune ./qwen2-vl-2b --mode widthwise --ratio 0.3 --hidden-ratio 0.15 --calibration mine.json --to pruned
+
       raysearch prune ./llava-1.5-7b --ratio 0 --quantization int4 --to small
 
     Raises:
@@ -76,12 +83,12 @@ def prune(
             can't be used.
     """
     names = {"num_layers": layers, "num_kv_heads": kv_heads, "num_heads": heads, "num_ffn_channels": ffn}
-    names |= {"num_experts": experts}
+    names |= {"num_experts": experts, "hidden_size": hidden}
     exact = {name: num for name, num in names.items() if num is not None}
     if (ratio, budget, exact or None).count(None) != 2:
         raise InputError(
             "prune: needs one of --ratio, --budget and an exact shape (--layers, --kv-heads, --heads, --ffn, "
-            "--experts); give the share to remove, the size to reach, or what is to be kept"
+            "--experts, --hidden); give the share to remove, the size to reach, or what is to be kept"
         )
     parsed = Budget.parse(budget) if budget is not None else None
     if ratio is not None:
@@ -100,6 +107,8 @@ def prune(
         criterion=criterion,
         expert_ratio=expert_ratio,
         expert_criterion=expert_criterion,
+        hidden_ratio=hidden_ratio,
+        hidden_criterion=hidden_criterion,
         shapes=_rules(shapes or [], tensor_parallel),
         calibration=calibration or ("pocket" if model in EMBEDDED_MODELS else None),
         compensate=compensate,

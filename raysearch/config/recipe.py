@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from raysearch.config.criteria import LAYER_CRITERIA, WIDTH_CRITERIA, ExpertCriterion
+from raysearch.config.criteria import LAYER_CRITERIA, WIDTH_CRITERIA, ExpertCriterion, HiddenCriterion
 from raysearch.config.quantization import Quantization
 from raysearch.errors import InputError
 
 Mode = Literal["layerwise", "widthwise", "both"]
 DEFAULT_EXPERT_CRITERION: ExpertCriterion = "frequency"
+DEFAULT_HIDDEN_CRITERION: HiddenCriterion = "activation"
 Trained = Literal["nothing", "projector", "projector+lora", "projector+decoder", "decoder"]
 
 
@@ -69,6 +70,10 @@ class Recipe(BaseModel):
     """Share of the experts to remove from every layer that has experts, as part of `ratio`, in any mode."""
     expert_criterion: ExpertCriterion | None = None
     """Importance criterion for experts; only with `expert_ratio` above 0."""
+    hidden_ratio: float | None = Field(None, ge=0, lt=1)
+    """Share of the hidden size to remove (residual stream, embeddings, head), as part of `ratio`, in any mode."""
+    hidden_criterion: HiddenCriterion | None = None
+    """Importance criterion for hidden channels; only with `hidden_ratio` above 0."""
     trained: Trained = "projector+decoder"
     """Parts that recovery trains; never the vision tower."""
     lora_rank: int | None = Field(None, ge=1, le=65_536)
@@ -78,7 +83,8 @@ class Recipe(BaseModel):
     logits_kd: Annotated[float | None, LossWeight(0.0, "logits", needs_teacher=True)] = Field(None, ge=0)
     """Weight of the KL divergence between the dense model's answer distribution and the student's."""
     hidden_kd: Annotated[float | None, LossWeight(0.0, "states", needs_teacher=True)] = Field(None, ge=0)
-    """Weight of the match between last normalised hidden states on answer tokens."""
+    """Weight of the match between last normalised hidden states on answer tokens; not with `hidden_ratio` above 0,
+    where they have other sizes."""
     temperature: float | None = Field(None, gt=0)
     """Softmax temperature of `logits_kd`."""
     kl: Literal["forward", "reverse"] | None = None
@@ -139,10 +145,10 @@ class Recipe(BaseModel):
         return layer, width
 
     @property
-    def scored_by(self) -> dict[Literal["depth", "width", "experts"], str]:
+    def scored_by(self) -> dict[Literal["depth", "width", "experts", "hidden"], str]:
         """The criteria that the recipe needs, by what they are for."""
         layer, width = self.criteria
-        named = {"depth": layer, "width": width, "experts": self.expert_criterion}
+        named = {"depth": layer, "width": width, "experts": self.expert_criterion, "hidden": self.hidden_criterion}
         return {part: name for part, name in named.items() if name}  # type: ignore[misc]
 
     @property
@@ -187,6 +193,8 @@ class Recipe(BaseModel):
             parts.append(f"attention share {self.attention_share:g}")
         if self.expert_ratio:
             parts.append(f"{self.expert_ratio:.0%} of the experts by {self.expert_criterion}")
+        if self.hidden_ratio:
+            parts.append(f"{self.hidden_ratio:.0%} of the hidden size by {self.hidden_criterion}")
         if self.quantization != "none":
             parts.append(self.quantization)
         if self.trained == "nothing":
@@ -205,9 +213,14 @@ _CONDITIONS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
     "depth_share": (lambda values: values.get("mode") == "both", "mode: both"),
     "attention_share": (lambda values: values.get("mode") != "layerwise", "mode: widthwise or both"),
     "expert_criterion": (lambda values: bool(values.get("expert_ratio")), "expert_ratio above 0"),
+    "hidden_criterion": (lambda values: bool(values.get("hidden_ratio")), "hidden_ratio above 0"),
     **dict.fromkeys(
         (*LOSS_FIELDS, "lr", "data_fraction", "epochs"),
         (lambda values: values.get("trained") != "nothing", "something to train"),
+    ),
+    "hidden_kd": (
+        lambda values: values.get("trained") != "nothing" and not values.get("hidden_ratio"),
+        "something to train and hidden_ratio 0",
     ),
     "lora_rank": (lambda values: values.get("trained") == "projector+lora", "trained: projector+lora"),
     **dict.fromkeys(("temperature", "kl"), (lambda values: bool(values.get("logits_kd")), "logits_kd above 0")),
@@ -219,6 +232,8 @@ _DEFAULTS: dict[str, object] = {
     "attention_share": 1.0,
     "expert_ratio": 0.0,
     "expert_criterion": DEFAULT_EXPERT_CRITERION,
+    "hidden_ratio": 0.0,
+    "hidden_criterion": DEFAULT_HIDDEN_CRITERION,
     **{name: loss.default for name, loss in LOSS_FIELDS.items()},
     "data_fraction": 1.0,
     "epochs": 1.0,
@@ -233,6 +248,7 @@ _LEFT_OUT_OF_KEYS = {
     "quantization": "none",
     "attention_share": 1.0,
     "expert_ratio": 0.0,
+    "hidden_ratio": 0.0,
     **{name: 0.0 for name in LOSS_FIELDS if name not in _KEYED_AT_0},
 }
 """Fields added later, with the value that changes nothing: recipes keep the keys that they had before."""

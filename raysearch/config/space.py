@@ -20,7 +20,7 @@ from raysearch.config.dimensions import (
     read_dimension,
 )
 from raysearch.config.problems import first_problem
-from raysearch.config.recipe import DEFAULT_EXPERT_CRITERION, LOSS_FIELDS, Recipe, applies
+from raysearch.config.recipe import DEFAULT_EXPERT_CRITERION, DEFAULT_HIDDEN_CRITERION, LOSS_FIELDS, Recipe, applies
 from raysearch.config.settings import (
     Calibration,
     DataSource,
@@ -218,6 +218,8 @@ class SearchSpace(Strict):
         named = [value for value in self.values_of("criterion") if value in kinds]
         if any(self.values_of("expert_ratio")):
             named += self.values_of("expert_criterion") or [DEFAULT_EXPERT_CRITERION]
+        if any(self.values_of("hidden_ratio")):
+            named += self.values_of("hidden_criterion") or [DEFAULT_HIDDEN_CRITERION]
         return list(dict.fromkeys(named))
 
     def uses_teacher(self) -> bool:

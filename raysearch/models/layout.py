@@ -3,13 +3,15 @@
 Symbols: G KV groups, H query heads (H / G per group, neighbours), D head size, F FFN channels, E experts, d hidden
 size. A unit is removed whole: a query head with its rows of the query weights and its columns of the output weights, a
 KV group with its key and value rows and all its query heads, a channel with its gate, up and down parts
-(arXiv 2604.24380, section 3.2), in experts too; an expert with all its weights and the router's rows for it. Hidden
-size, embeddings and norms stay.
+(arXiv 2604.24380, section 3.2), in experts too; an expert with all its weights and the router's rows for it. A hidden
+channel is one of the residual stream's, the same in all layers, with its part of every tensor that writes into the
+stream or reads it, embeddings, head, norms and projector included (`outer_layout`).
 
-What heads own is found by the names in `ATTENTION`; what channels and experts own is what follows their number in the
+What heads own is found by the names in `ATTENTION`; what the other units own is what follows their number in the
 configuration. All is checked against the stock class (`param_count`, `pruning.self_check`).
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,12 +20,13 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from raysearch.errors import InputError
 from raysearch.models.family import family_for
-from raysearch.models.pruned_config import pruned_text_config, shape_of
+from raysearch.models.pruned_config import pruned_config, pruned_text_config, shape_of
 from raysearch.models.shape import UNIT_KINDS, UNITS, Shape, UnitKind
-from raysearch.models.transformers_classes import empty_model
+from raysearch.models.transformers_classes import empty_model, model_class
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ Units = Mapping[UnitKind, np.ndarray]
 
 @dataclass(frozen=True)
 class Layout:
-    """The prunable weights of one decoder layer. A layer
+    """The prunable weights of one decoder layer, or of all that is not in one. A layer
     without attention, or with one of another kind, owns no heads."""
 
     slices: tuple[WeightSlice, ...]
@@ -56,12 +59,15 @@ class Layout:
     head_dim: int
     num_ffn_channels: int
     num_experts: int
+    hidden_size: int
     attention_out: str | None
     """Name of the linear layer whose inputs are the heads' outputs, D per head."""
     ffn_out: str | None
     """Name of the linear layer whose inputs are the FFN channels; None in a layer of experts."""
     experts: str | None
     """Name of the module that holds all experts' weights; None in a layer without, or with another router's."""
+    norms: tuple[str, ...]
+    """Names of the norms over hidden channels that have a weight and no bias."""
 
     @cached_property
     def by_tensor(self) -> dict[str, list[WeightSlice]]:
@@ -88,7 +94,7 @@ class Layout:
 
     def all_units(self) -> Units:
         """Every unit of a dense layer."""
-        nums = self.num_kv_groups, self.num_heads, self.num_ffn_channels, self.num_experts
+        nums = self.num_kv_groups, self.num_heads, self.num_ffn_channels, self.num_experts, self.hidden_size
         return {kind: np.arange(num) for kind, num in zip(UNIT_KINDS, nums, strict=True)}
 
     def source(self, name: str) -> tuple[str, list[WeightSlice]]:
@@ -100,7 +106,8 @@ class Layout:
         fused, i = _SPLITS.get(rest, ("", 0))
         dense = f"{parent}.{fused}.{name.rpartition('.')[2]}"
         if name not in self.by_tensor and dense in self.by_tensor:
-            return dense, [self.by_tensor[dense][i]]
+            rows = [part for part in self.by_tensor[dense] if part.axis == 0]
+            return dense, [rows[i], *(part for part in self.by_tensor[dense] if part.axis != 0)]
         return name, self.slices_of(name)
 
     def keep(self, name: str, tensor: torch.Tensor, units: Units) -> torch.Tensor:
@@ -129,7 +136,8 @@ class Layout:
 
     def zero(self, layer: nn.Module, kept: Units) -> None:
         """Set the weights of all heads and channels but `kept` to 0, in place; the layer then computes what it would
-        without. A router must be told apart that experts are gone."""
+        without, but that norms take the mean over all hidden channels. A router must be told apart that experts are
+        gone."""
         with torch.no_grad():
             for name, parameter in layer.named_parameters():
                 for part in self.slices_of(name):
@@ -192,7 +200,7 @@ def _shapes(layer: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]}
 
 
-PROBED: tuple[UnitKind, ...] = ("ffn_channels", "experts")
+PROBED: tuple[UnitKind, ...] = ("ffn_channels", "experts", "hidden_channels")
 """The kinds whose tensors are found by a decoder with fewer of them."""
 
 
@@ -204,7 +212,9 @@ def _probed(
     narrowed, fewer = _halved(replace(dense, num_layers=len(places)), kind)
     if fewer:
         try:
-            return empty_model(pruned_text_config(text_config, narrowed, places), decoder_class).layers, fewer
+            narrow = pruned_text_config(text_config, narrowed, places)
+            same = type(narrow) is type(text_config)
+            return empty_model(narrow, decoder_class if same else MODEL_MAPPING[type(narrow)]).layers, fewer
         except InputError:
             if kind == "ffn_channels":
                 raise
@@ -223,12 +233,13 @@ def _layout_of(
     dense, shapes = shape_of(text_config), _shapes(layer)
     linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
     attention_out, head_dim, heads = _attention(shapes, linears, dense.num_heads, dense.num_kv_heads)
-    channels, experts = (
-        _following(kind, shapes, _shapes(narrow), num, fewer)
-        for num, (kind, (narrow, fewer)) in zip(
-            (dense.num_ffn_channels, dense.num_experts), narrower.items(), strict=True
-        )
+    nums = dict(zip(UNIT_KINDS, dense.widths, strict=True))
+    channels, experts, hidden = (
+        _following(kind, shapes, _shapes(narrow), nums[kind], fewer) for kind, (narrow, fewer) in narrower.items()
     )
+    own = {(part.tensor, part.axis) for part in (*heads, *channels, *experts)}
+    if any((part.tensor, part.axis) in own for part in hidden):  # the head size follows the hidden size
+        hidden = []
     outs = [
         part.tensor.removesuffix(".weight")
         for part in channels
@@ -237,7 +248,50 @@ def _layout_of(
     widths = dense.num_kv_heads, dense.num_heads, head_dim, dense.num_ffn_channels, dense.num_experts
     owners = {part.tensor.rpartition(".")[0] for part in experts if len(shapes[part.tensor]) == 3}
     ffn_out, experts_module = (found[0] if len(found) == 1 else None for found in (outs, list(owners)))
-    return Layout((*heads, *channels, *experts), *widths, attention_out, ffn_out, experts_module)
+    slices, norms = (*heads, *channels, *experts, *hidden), _norms(layer, hidden)
+    return Layout(slices, *widths, dense.hidden_size, attention_out, ffn_out, experts_module, norms)
+
+
+def _norms(module: nn.Module, hidden: Sequence[WeightSlice]) -> tuple[str, ...]:
+    own = {part.tensor for part in hidden}
+    found = ((name, dict(part.named_parameters(recurse=False))) for name, part in module.named_modules())
+    return tuple(
+        name
+        for name, tensors in found
+        if list(tensors) == ["weight"] and tensors["weight"].ndim == 1 and f"{name}.weight" in own
+    )
+
+
+_OUTER: dict[str, Layout] = {}
+
+
+def outer_layout(model: PreTrainedModel) -> Layout:
+    """The hidden channels of all tensors outside of the decoder's layers, by their names in the model.
+
+    No slices where the stock class can't hold fewer hidden channels.
+    """
+    key = type(model.config).__name__ + model.config.to_json_string(use_diff=False)
+    if key not in _OUTER:
+        if len(_OUTER) > _MAX_CACHED:
+            _OUTER.clear()
+        dense = shape_of(model.config)
+        narrowed, fewer = _halved(dense, "hidden_channels")
+        hidden: list[WeightSlice] = []
+        with contextlib.suppress(InputError):
+            config = pruned_config(model.config, narrowed)
+            same = type(config) is type(model.config)
+            narrow = empty_model(config, type(model) if same else model_class(config))
+            hidden = _following(
+                "hidden_channels", _outer_shapes(model), _outer_shapes(narrow), dense.hidden_size, fewer
+            )
+        _OUTER[key] = Layout(tuple(hidden), 0, 0, 0, 0, 0, dense.hidden_size, None, None, None, _norms(model, hidden))
+    return _OUTER[key]
+
+
+def _outer_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
+    prefix = family_for(model).layers_name(model) + "."
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: tensor.shape for name, tensor in named if not name.startswith(prefix)}
 
 
 ATTENTION = tuple(

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from raysearch.errors import InputError
 from raysearch.models import Layout, decoder_layout, empty_model, family_for
-from raysearch.models.layout import signature_of
+from raysearch.models.layout import outer_layout, signature_of
 from raysearch.models.pruned_config import fixed_layers, head_dim_of, least_experts, pruned_text_config, shape_of
 from raysearch.models.shape import UNIT_KINDS, LayerCounts, ParamCounts, Shape, Tensor, UnitKind
 
@@ -107,10 +107,20 @@ def _count(config: PretrainedConfig) -> ParamCounts:
     candidates = _Decoder(dense, text_config, type(decoder), lasts, [layouts[i] for i in lasts], tensors)
     choices = candidates.attention_choices()
 
-    total = sum(p.numel() for p in model.parameters())
     decoder_ids = {id(p) for p in [*decoder.parameters(), *family.lm_head(model).parameters()]}
-    in_decoder = sum(p.numel() for p in model.parameters() if id(p) in decoder_ids)
-    in_layers = sum(p.numel() for p in decoder.layers.parameters())
+    outer, in_layers = outer_layout(model), {id(p) for p in decoder.layers.parameters()}
+    outside, rest = (
+        _outer_counts(
+            [
+                (name, p.shape)
+                for name, p in model.named_parameters()
+                if id(p) not in in_layers and (id(p) in decoder_ids) is inside
+            ],
+            outer,
+            dense,
+        )
+        for inside in (False, True)
+    )
     saved, in_place = model.state_dict().keys(), {id(b) for b in decoder.layers.buffers()}
     buffers = [
         b for name, b in model.named_buffers() if name in saved and not (id(b) in in_place and b.is_floating_point())
@@ -134,12 +144,14 @@ def _count(config: PretrainedConfig) -> ParamCounts:
             replace(kind, num_split_linears=num - sum(tensor.is_linear for tensor in kind.tensors))
             for kind, num in zip(kinds, split, strict=True)
         ]
+    rest_per_layer = _rest_per_layer(decoder, text_config, dense, fixed_layers(config))
+    narrows = not rest_per_layer and bool(outer.slices) and all(kind.has("hidden_channels") for kind in kinds)
     return ParamCounts(
         dense=dense,
-        num_outside=total - in_decoder,
+        outside=outside,
         num_projector=sum(p.numel() for path in family.projector_paths for p in model.get_submodule(path).parameters()),
-        num_decoder_rest=in_decoder - in_layers,
-        rest_per_layer=_rest_per_layer(decoder, text_config, dense, fixed_layers(config)),
+        rest=rest,
+        rest_per_layer=rest_per_layer,
         kinds=tuple(kinds),
         num_buffer_values=sum(b.numel() for b in buffers if b.is_floating_point()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in buffers if not b.is_floating_point()),
@@ -147,12 +159,37 @@ def _count(config: PretrainedConfig) -> ParamCounts:
         channels_multiple=multiple,
         channels_step=64 if dense.num_ffn_channels >= 4096 else multiple,
         most_channels=dense.num_ffn_channels,
-        hidden_size=int(text_config.hidden_size),
+        hidden_step=_hidden_step(dense.hidden_size) if narrows else dense.hidden_size,
         head_dim=head_dim_of(text_config),
         vocab_size=int(text_config.vocab_size),
         attention_choices=tuple(choices),
         least_experts=least_experts(config) if any(kind.has("experts") for kind in kinds) else dense.num_experts,
     )
+
+
+def _hidden_step(hidden_size: int) -> int:
+    """Steps of the hidden size: whole tiles of tensor cores in large models."""
+    return 64 if hidden_size >= 1024 else 8 if hidden_size >= 64 else 1
+
+
+def _outer_counts(named: Sequence[tuple[str, torch.Size]], outer: Layout, dense: Shape) -> LayerCounts:
+    """Tensors outside of the layers; those without hidden channels as one."""
+    following = [(name, shape) for name, shape in named if outer.slices_of(name)]
+    num_others = sum(shape.numel() for _, shape in named) - sum(shape.numel() for _, shape in following)
+    others = Tensor(((num_others, *(0 for _ in UNIT_KINDS)),), is_linear=False)
+    tensors = tuple(_tensor(name, shape, outer, dense, is_linear=False) for name, shape in following)
+    return LayerCounts((), (others, *tensors), (), num_split_linears=0)
+
+
+def _tensor(name: str, shape: torch.Size, layout: Layout, dense: Shape, is_linear: bool) -> Tensor:
+    num, axes = nums_of(dense), []
+    for axis, size in enumerate(shape):
+        per_unit = Counter[str]()
+        for part in layout.slices_of(name):
+            per_unit[part.kind] += part.size * (part.axis == axis)
+        owned = sum(per_unit[kind] * num[kind] for kind in UNIT_KINDS)
+        axes.append((size - owned, *(per_unit[kind] for kind in UNIT_KINDS)))
+    return Tensor(tuple(axes), is_linear)
 
 
 def _rest_per_layer(decoder: nn.Module, text_config: PretrainedConfig, dense: Shape, fixed: Sequence[int]) -> int:
@@ -180,21 +217,11 @@ def _linear_modules(layer: nn.Module) -> dict[str, nn.Linear]:
 
 def _tensors(layer: nn.Module, layout: Layout, dense: Shape) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """A decoder layer's parameters and its saved floating point buffers, with their extents per unit."""
-    num, linears = nums_of(dense), {f"{name}.weight" for name in _linear_modules(layer)}
-
-    def tensor(name: str, shape: torch.Size) -> Tensor:
-        axes = []
-        for axis, size in enumerate(shape):
-            per_unit = Counter[str]()
-            for part in layout.slices_of(name):
-                per_unit[part.kind] += part.size * (part.axis == axis)
-            owned = sum(per_unit[kind] * num[kind] for kind in UNIT_KINDS)
-            axes.append((size - owned, *(per_unit[kind] for kind in UNIT_KINDS)))
-        return Tensor(tuple(axes), name in linears)
-
+    linears = {f"{name}.weight" for name in _linear_modules(layer)}
     saved = layer.state_dict().keys()
     buffers = [(name, b) for name, b in layer.named_buffers() if name in saved and b.is_floating_point()]
     parameters, kept = (
-        tuple(tensor(name, t.shape) for name, t in named) for named in (layer.named_parameters(), buffers)
+        tuple(_tensor(name, t.shape, layout, dense, name in linears) for name, t in named)
+        for named in (layer.named_parameters(), buffers)
     )
     return parameters, kept

@@ -84,6 +84,7 @@ def _read(path: Path, key: str) -> ParamCounts | None:
         if cached.pop("key") != key:
             return None
         cached["dense"] = Shape(**cached["dense"])
+        cached |= {name: _kind(cached[name]) for name in ("outside", "rest")}
         cached["kinds"] = tuple(_kind(fields) for fields in cached["kinds"])
         cached["fixed_layers"] = tuple(cached["fixed_layers"])
         cached["attention_choices"] = tuple((kv, heads) for kv, heads in cached["attention_choices"])

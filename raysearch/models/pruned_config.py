@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import MistralConfig, PretrainedConfig
@@ -43,7 +44,8 @@ def shape_of(config: PretrainedConfig) -> Shape:
             f"{config.model_type}: its decoder has {shape[0]} layers, {shape[1]} KV heads, {shape[2]} query heads and "
             f"{shape[3]} FFN channels by its configuration; only decoders with one positive number of each are pruned"
         )
-    return Shape(*shape, _num_experts(text))  # type: ignore[arg-type]
+    hidden_size = _number(text, "hidden_size")
+    return Shape(*shape, _num_experts(text), hidden_size if type(hidden_size) is int else 0)  # type: ignore[arg-type]
 
 
 def _num_experts(text: PretrainedConfig) -> int:
@@ -102,15 +104,38 @@ def pruned_config(config: PretrainedConfig, shape: Shape, layers: Sequence[int] 
     return _with_text(config, text, pruned_text)
 
 
+_HIDDEN_OUTSIDE = (
+    "hidden_size",
+    "text_hidden_size",
+    "llm_hidden_size",
+    "out_hidden_size",
+    "projection_dim",
+    "output_dim",
+)
+"""Keys beside the decoder's own configuration that may repeat its hidden size; the first only where it holds that."""
+
+
 def _with_text(config: PretrainedConfig, text: PretrainedConfig, pruned_text: PretrainedConfig) -> PretrainedConfig:
     """A copy of a configuration with another decoder's, which may lie deeper."""
     pruned = copy.deepcopy(config)
     for name, value in vars(config).items():
         if value is text:
             setattr(pruned, name, pruned_text)
-        elif isinstance(value, PretrainedConfig) and value.get_text_config(decoder=True) is text:
-            setattr(pruned, name, _with_text(value, text, pruned_text))
+        elif isinstance(value, PretrainedConfig):
+            if value.get_text_config(decoder=True) is text:
+                setattr(pruned, name, _with_text(value, text, pruned_text))
+            else:
+                _follow_hidden_size(getattr(pruned, name), _HIDDEN_OUTSIDE[1:], text, pruned_text)
+    _follow_hidden_size(pruned, _HIDDEN_OUTSIDE, text, pruned_text)
     return pruned
+
+
+def _follow_hidden_size(
+    config: PretrainedConfig, keys: Sequence[str], text: PretrainedConfig, pruned_text: PretrainedConfig
+) -> None:
+    for key in keys if pruned_text.hidden_size != text.hidden_size else ():
+        if vars(config).get(key) == text.hidden_size:
+            setattr(config, key, pruned_text.hidden_size)
 
 
 def pruned_text_config(text: PretrainedConfig, shape: Shape, layers: Sequence[int] | None = None) -> PretrainedConfig:
@@ -134,6 +159,10 @@ def pruned_text_config(text: PretrainedConfig, shape: Shape, layers: Sequence[in
             fields["head_dim"] = head_dim_of(text)
         fields["num_attention_heads"] = shape.num_heads
         fields["num_key_value_heads"] = shape.num_kv_heads
+    if shape.hidden_size not in (0, dense.hidden_size):
+        if not getattr(text, "is_heterogeneous", False):
+            fields["head_dim"] = head_dim_of(text)
+        fields[text.attribute_map.get("hidden_size", "hidden_size")] = shape.hidden_size
     if shape.num_ffn_channels != dense.num_ffn_channels:
         key, num = channels_key(text), shape.num_ffn_channels
         fields[key] = [num] * shape.num_layers if isinstance(getattr(text, key), list | tuple) else num
@@ -204,7 +233,7 @@ def fixed_layers(config: PretrainedConfig) -> tuple[int, ...]:
     fixed = set(range(num_leading))
     if dense.num_layers > 1 and _cut_to(range(dense.num_layers - 1), text.to_dict(), dense.num_layers):
         try:
-            pruned_text_config(text, Shape(dense.num_layers - 1, *dense.widths))
+            pruned_text_config(text, replace(dense, num_layers=dense.num_layers - 1))
         except InputError:
             fixed.add(dense.num_layers - 1)
     return tuple(sorted(fixed))
@@ -212,7 +241,9 @@ def fixed_layers(config: PretrainedConfig) -> tuple[int, ...]:
 
 def _becomes_mistral(text: PretrainedConfig, shape: Shape) -> bool:
     if text.model_type == "llama":
-        return text.hidden_size % shape.num_heads != 0 and not (text.attention_bias or text.mlp_bias)
+        return (shape.hidden_size or text.hidden_size) % shape.num_heads != 0 and not (
+            text.attention_bias or text.mlp_bias
+        )
     if text.model_type == "phi3":
         rope = text.rope_parameters
         partial = rope.get("partial_rotary_factor", 1.0) != 1.0

@@ -13,29 +13,34 @@ from raysearch.config.quantization import SHAPE_BYTES, Quantization, stored_byte
 from raysearch.config.shape_rules import ShapeRules
 from raysearch.errors import InputError
 
-UnitKind = Literal["kv_groups", "heads", "ffn_channels", "experts"]
+Part = Literal["depth", "width", "experts", "hidden"]
+"""What a criterion is for: layers, heads and FFN channels, experts, hidden channels."""
+UnitKind = Literal["kv_groups", "heads", "ffn_channels", "experts", "hidden_channels"]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A kind of unit that can be removed from decoder layers; `UNITS` has all of them.
+    """A kind of unit that can be removed from a decoder; `UNITS` has all of them.
 
     Attributes:
         kind: its name, also of the scores in `Importance` and the indices in `Units`.
         extent: the field of `Shape` that says how many a layer has.
         noun: in sentences.
+        scored_for: which of a recipe's criteria scores it.
     """
 
     kind: UnitKind
     extent: str
     noun: str
+    scored_for: Part
 
 
 UNITS = (
-    Unit("kv_groups", "num_kv_heads", "KV heads"),
-    Unit("heads", "num_heads", "query heads"),
-    Unit("ffn_channels", "num_ffn_channels", "FFN channels"),
-    Unit("experts", "num_experts", "experts"),
+    Unit("kv_groups", "num_kv_heads", "KV heads", "width"),
+    Unit("heads", "num_heads", "query heads", "width"),
+    Unit("ffn_channels", "num_ffn_channels", "FFN channels", "width"),
+    Unit("experts", "num_experts", "experts", "experts"),
+    Unit("hidden_channels", "hidden_size", "hidden channels", "hidden"),
 )
 UNIT_KINDS: tuple[UnitKind, ...] = tuple(unit.kind for unit in UNITS)
 
@@ -50,6 +55,7 @@ class Shape:
         num_heads: query heads per layer, a multiple of `num_kv_heads`.
         num_ffn_channels: intermediate FFN channels per layer, or per expert.
         num_experts: experts per layer that has any; 0 for all that the dense model has.
+        hidden_size: channels of the residual stream; 0 for all that the dense model has.
     """
 
     num_layers: int
@@ -57,6 +63,7 @@ class Shape:
     num_heads: int
     num_ffn_channels: int
     num_experts: int = 0
+    hidden_size: int = 0
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -64,8 +71,11 @@ class Shape:
         return tuple(getattr(self, unit.extent) for unit in UNITS)
 
     def filled(self, dense: "Shape") -> "Shape":
-        """This shape with the dense number of experts in place of 0."""
-        return self if self.num_experts else replace(self, num_experts=dense.num_experts)
+        """This shape with the dense numbers of experts and hidden channels in place of 0."""
+        if self.hidden_size and (self.num_experts or not dense.num_experts):
+            return self
+        num_experts, hidden_size = self.num_experts or dense.num_experts, self.hidden_size or dense.hidden_size
+        return replace(self, num_experts=num_experts, hidden_size=hidden_size)
 
 
 Extent = tuple[int, ...]
@@ -95,10 +105,10 @@ Polynomial = dict[tuple[int, ...], int]
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """Parameters of the decoder layers of one kind, which have the same tensors and shapes.
+    """Parameters of the decoder layers of one kind, which have the same tensors and shapes; or of another part.
 
     Attributes:
-        layers: their places in the dense decoder.
+        layers: their places in the dense decoder; none for another part.
         tensors: parameters of one layer.
         buffers: its saved floating point buffers.
         num_split_linears: how many more linear layers one has in the class with split weights that holds fewer heads.
@@ -155,9 +165,9 @@ class ParamCounts:
     """Parameters of one dense model by part; a pruned model's count follows by multiplication.
 
     Attributes:
-        num_outside: parameters outside the decoder (vision tower, projector); of them `num_projector` the projector's.
-        num_decoder_rest: embeddings, language head (once if tied) and final norm.
-        rest_per_layer: the part of `num_decoder_rest` that goes with each layer, such as embeddings per layer.
+        outside: parameters outside the decoder (vision tower, projector); of them `num_projector` the projector's.
+        rest: embeddings, language head (once if tied) and final norm.
+        rest_per_layer: parameters of `rest` that go with each layer, such as embeddings per layer.
         kinds: of decoder layers, in the order of their last ones. A hybrid decoder has several, such as recurrent and
             attention layers.
         num_buffer_values, buffer_bytes: saved buffers that are floating point (in values, without those of `kinds`),
@@ -167,7 +177,8 @@ class ParamCounts:
             in grouped products over experts, or rules do.
         channels_step: by which their number is chosen: 64 from 4096 channels on, for tensor cores.
         most_channels: the largest number allowed; the dense one unless rules forbid it.
-        hidden_size, head_dim, vocab_size: of the decoder; pruning leaves them alone.
+        hidden_step: by which the hidden size is chosen; all of it where none of its channels can be removed.
+        head_dim, vocab_size: of the decoder; pruning leaves them alone.
         attention_choices: all (KV heads, query heads) with equally many query heads per group that the stock class
             holds, the largest first.
         least_experts: the fewest experts that the class routes among; `dense.num_experts` where none can be dropped.
@@ -175,9 +186,9 @@ class ParamCounts:
     """
 
     dense: Shape
-    num_outside: int
+    outside: LayerCounts
     num_projector: int
-    num_decoder_rest: int
+    rest: LayerCounts
     rest_per_layer: int
     kinds: tuple[LayerCounts, ...]
     num_buffer_values: int
@@ -186,7 +197,7 @@ class ParamCounts:
     channels_multiple: int
     channels_step: int
     most_channels: int
-    hidden_size: int
+    hidden_step: int
     head_dim: int
     vocab_size: int
     attention_choices: tuple[tuple[int, int], ...]
@@ -202,13 +213,13 @@ class ParamCounts:
         if rules == ShapeRules():
             return self
         dense, step = self.dense, math.lcm(self.channels_multiple, rules.channels_multiple)
-        head_rules = dense.num_kv_heads, self.head_dim, self.hidden_size
+        head_rules = dense.num_kv_heads, self.head_dim, dense.hidden_size
         choices = tuple(pair for pair in self.attention_choices if rules.admits_heads(*pair, *head_rules))
         has_channels = any(kind.has("ffn_channels") for kind in self.kinds)
         most = dense.num_ffn_channels // step * step if has_channels else dense.num_ffn_channels
         missing = None
-        if self.hidden_size % rules.hidden_multiple:
-            missing = f"its hidden size is {self.hidden_size}"
+        if dense.hidden_size % rules.hidden_multiple:
+            missing = f"its hidden size is {dense.hidden_size}"
         elif not choices:
             missing = f"no part of its {dense.num_kv_heads} KV heads and {dense.num_heads} query heads of "
             missing += f"{self.head_dim} features will do"
@@ -216,6 +227,7 @@ class ParamCounts:
             missing = f"it has {dense.num_ffn_channels} FFN channels"
         if missing:
             raise InputError(f"shapes: {rules.describe()}: this decoder has no such shape, since {missing}")
+        hidden_step = min(math.lcm(self.hidden_step, rules.hidden_multiple), dense.hidden_size)
         chosen = step if rules.ffn_multiple else math.lcm(self.channels_step, step)
         return replace(
             self,
@@ -223,6 +235,7 @@ class ParamCounts:
             channels_multiple=step,
             channels_step=min(chosen, most),
             most_channels=most,
+            hidden_step=dense.hidden_size if rules.quotient_head_dim else hidden_step,
             rules=rules.describe(),
         )
 
@@ -257,20 +270,24 @@ class ParamCounts:
         """Parameters of one FFN channel in every layer of a decoder."""
         return self.layers(replace(shape, num_ffn_channels=1)) - self.layers(replace(shape, num_ffn_channels=0))
 
-    def attention(self, pair: tuple[int, int]) -> int:
+    def attention(self, pair: tuple[int, int], hidden_size: int = 0) -> int:
         """Parameters of the heads of all dense layers, given (KV heads, query heads)."""
         kv_heads, heads = pair
-        without = replace(self.dense, num_kv_heads=0, num_heads=0)
+        without = replace(self.dense, num_kv_heads=0, num_heads=0, hidden_size=hidden_size)
         return self.layers(replace(without, num_kv_heads=kv_heads, num_heads=heads)) - self.layers(without)
 
     def decoder(self, shape: Shape) -> int:
         """Parameters of the language model: embeddings, layers, final norm and head."""
-        dropped = self.dense.num_layers - shape.num_layers
-        return self.num_decoder_rest - dropped * self.rest_per_layer + self.layers(shape)
+        shape, dropped = shape.filled(self.dense), self.dense.num_layers - shape.num_layers
+        return self.rest.layer(shape) - dropped * self.rest_per_layer + self.layers(shape)
+
+    def num_outside(self, shape: Shape) -> int:
+        """Parameters outside the decoder; a projector's outputs follow the hidden size."""
+        return self.outside.layer(shape.filled(self.dense))
 
     def total(self, shape: Shape) -> int:
         """Parameters of the whole model."""
-        return self.num_outside + self.decoder(shape)
+        return self.num_outside(shape) + self.decoder(shape)
 
     def removed_share(self, shape: Shape) -> float:
         """Share of the decoder's parameters that `shape` removes."""
@@ -314,7 +331,8 @@ class ParamCounts:
         """Most that one token of a prompt takes at a time beside the KV cache, as the decoder of transformers computes
         it, without the attention's weights and with the last token's logits alone: three of the FFN's channels and four
         hidden states in a gated FFN, or seven hidden states in a norm, which computes in fp32."""
-        return bytes_per_value * max(3 * shape.num_ffn_channels + 4 * self.hidden_size, 7 * self.hidden_size)
+        hidden_size = shape.hidden_size or self.dense.hidden_size
+        return bytes_per_value * max(3 * shape.num_ffn_channels + 4 * hidden_size, 7 * hidden_size)
 
     @cached_property
     def largest(self) -> Shape:
@@ -324,9 +342,9 @@ class ParamCounts:
 
     @cached_property
     def smallest(self) -> Shape:
-        """The smallest shape that is made, with all experts."""
+        """The smallest shape that is made, with all experts and hidden channels."""
         kv, heads = min(self.attention_choices, key=self.attention)
         least = sum(max(1, sum(layer in kind.layers for layer in self.fixed_layers)) for kind in self.kinds)
         has_channels = any(kind.has("ffn_channels") for kind in self.kinds)
         channels = min(self.channels_multiple, self.most_channels) if has_channels else self.most_channels
-        return Shape(least, kv, heads, channels, self.dense.num_experts)
+        return replace(self.dense, num_layers=least, num_kv_heads=kv, num_heads=heads, num_ffn_channels=channels)

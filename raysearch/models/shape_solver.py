@@ -18,7 +18,7 @@ from raysearch.models.shape import UNITS, ParamCounts, Shape
 
 def shape_for(counts: ParamCounts, recipe: Recipe) -> Shape:
     """The shape that a recipe gives a dense model of `counts`; see `shape_for_ratio`."""
-    split = recipe.depth_share, None, recipe.attention_share, recipe.expert_ratio
+    split = recipe.depth_share, None, recipe.attention_share, recipe.expert_ratio, recipe.hidden_ratio
     return shape_for_ratio(counts, recipe.mode, recipe.ratio, *split)
 
 
@@ -38,6 +38,7 @@ def shape_for_ratio(
     multiple: int | None = None,
     attention_share: float | None = None,
     expert_ratio: float | None = None,
+    hidden_ratio: float | None = None,
 ) -> Shape:
     """The shape that removes nearest to `ratio` of the decoder's parameters; for 0 the dense one, if rules admit it.
 
@@ -51,13 +52,15 @@ def shape_for_ratio(
         attention_share: share of the heads' parameters to remove, as a multiple of the FFN's: 0 keeps all heads as long
             as the FFN suffices, 1 (None) removes the same share of both.
         expert_ratio: share of the experts to remove first, as part of `ratio`.
+        hidden_ratio: share of the hidden channels to remove first, as part of `ratio`; as near as
+            `ParamCounts.hidden_step` allows.
 
     Raises:
         InputError: `ratio` outside [0, 1), or no shape removes about so much; the message has the nearest.
     """
     check_ratio(ratio)
-    base, step = _base(counts, mode, expert_ratio), _step(counts, multiple)
-    target = counts.decoder(counts.dense) * (1 - ratio) + counts.num_outside
+    base, step = _base(counts, mode, expert_ratio, hidden_ratio), _step(counts, multiple)
+    target = counts.decoder(counts.dense) * (1 - ratio) + counts.num_outside(base)
     least = smallest_shape(counts, mode, step, base)
     unit = counts.layer(base) if mode == "layerwise" else step * counts.channels(base)
     if target < counts.total(least) - unit / 2:
@@ -66,10 +69,11 @@ def shape_for_ratio(
             f"ratio {ratio}: {mode} can remove at most {most:.4f} of this decoder's parameters; lower the ratio"
         )
     shape = _shape_near(counts, mode, target, depth_share, attention_share, step, base, within=False)
-    if (counts.rules or expert_ratio) and _error(counts, shape, target) > (
+    if (counts.rules or expert_ratio or hidden_ratio) and _error(counts, shape, target) > (
         unit / 2 if shape == base else unit or _largest_gap(counts, base)
     ):
-        limits = [f"shapes {counts.rules}"] * bool(counts.rules) + [f"expert_ratio {expert_ratio}"] * bool(expert_ratio)
+        first = {"shapes": counts.rules, "expert_ratio": expert_ratio, "hidden_ratio": hidden_ratio}
+        limits = [f"{name} {value}" for name, value in first.items() if value]
         raise InputError(
             f"ratio {ratio}: with {' and '.join(limits)} no model removes about so much; the nearest removes "
             f"{counts.removed_share(shape):.4f} of this decoder's parameters"
@@ -87,6 +91,7 @@ def shape_for_budget(
     quantization: Quantization = "none",
     attention_share: float | None = None,
     expert_ratio: float | None = None,
+    hidden_ratio: float | None = None,
 ) -> Shape:
     """The largest shape whose whole model, its decoder quantised, is within `budget`; a share is of the bytes of the
     dense, unquantised model. Arguments as in `shape_for_ratio` and `ParamCounts.size`.
@@ -99,7 +104,7 @@ def shape_for_budget(
     def size(shape: Shape) -> Size:
         return counts.size(shape, bytes_per_param, quantization)
 
-    base, step = _base(counts, mode, expert_ratio), _step(counts, multiple)
+    base, step = _base(counts, mode, expert_ratio, hidden_ratio), _step(counts, multiple)
     if budget.admits(size(base), dense):
         return base
     best = smallest_shape(counts, mode, step, base)
@@ -134,6 +139,10 @@ def exact_shape(counts: ParamCounts, kept: Mapping[str, int]) -> Shape:
     step = counts.channels_multiple
     if shape.num_ffn_channels % step and shape.num_ffn_channels != counts.most_channels:
         raise InputError(f"num_ffn_channels {shape.num_ffn_channels}: must be a multiple of {step}")
+    if shape.hidden_size != dense.hidden_size and shape.hidden_size % counts.hidden_step:
+        fixed = counts.hidden_step == dense.hidden_size
+        must = _HIDDEN_STAYS if fixed else f"must be a multiple of {counts.hidden_step}"
+        raise InputError(f"hidden_size {shape.hidden_size}: {must}")
     if (shape.num_kv_heads, shape.num_heads) not in counts.attention_choices:
         pairs = ", ".join(f"{kv} and {heads}" for kv, heads in counts.attention_choices[:12])
         within = f" within shapes {counts.rules}" * bool(counts.rules)
@@ -151,15 +160,23 @@ def smallest_shape(counts: ParamCounts, mode: Mode, multiple: int | None = None,
         InputError: rules forbid the widths of the dense model, which `mode` keeps.
     """
     least, step = counts.smallest, _step(counts, multiple)
-    base = _base(counts, mode, None) if base is None else base
+    base = _base(counts, mode, None, None) if base is None else base
     if mode == "layerwise":
         return replace(base, num_layers=least.num_layers)
-    widths = replace(least, num_ffn_channels=max(step, least.num_ffn_channels), num_experts=base.num_experts)
+    widths = replace(
+        base,
+        num_kv_heads=least.num_kv_heads,
+        num_heads=least.num_heads,
+        num_ffn_channels=max(step, least.num_ffn_channels),
+    )
     return replace(widths, num_layers=base.num_layers if mode == "widthwise" else least.num_layers)
 
 
-def _base(counts: ParamCounts, mode: Mode, expert_ratio: float | None) -> Shape:
-    """The largest shape within the rules, with the experts that stay."""
+_HIDDEN_STAYS = "this decoder's hidden size can't be pruned; leave it out"
+
+
+def _base(counts: ParamCounts, mode: Mode, expert_ratio: float | None, hidden_ratio: float | None) -> Shape:
+    """The largest shape within the rules, with the experts and hidden channels that stay."""
     base, dense = counts.largest, counts.dense
     if mode == "layerwise" and base != dense:
         kept = ", ".join(
@@ -168,6 +185,12 @@ def _base(counts: ParamCounts, mode: Mode, expert_ratio: float | None) -> Shape:
             if num != most
         )
         raise InputError(f"shapes: layerwise keeps {kept}, which they forbid; choose mode widthwise or both")
+    if hidden_ratio:
+        step = counts.hidden_step
+        if step == dense.hidden_size:
+            raise InputError(f"hidden_ratio {hidden_ratio:g}: {_HIDDEN_STAYS}")
+        kept_channels = max(1, round((1 - hidden_ratio) * dense.hidden_size / step)) * step
+        base = replace(base, hidden_size=min(kept_channels, dense.hidden_size))
     if not expert_ratio:
         return base
     if counts.least_experts == dense.num_experts:
@@ -228,7 +251,7 @@ def _narrow(
     fixed = counts.total(replace(base, num_kv_heads=0, num_heads=0, num_ffn_channels=0))
     prunable = counts.total(base) - fixed
     share = min(max((target - fixed) / prunable, 0.0), 1.0) if prunable else 1.0
-    attention = {pair: counts.attention(pair) for pair in counts.attention_choices}
+    attention = {pair: counts.attention(pair, base.hidden_size) for pair in counts.attention_choices}
     wanted = _attention_left(counts, base, share, 1.0 if attention_share is None else attention_share, step)
     choices = sorted(attention, key=lambda pair: (abs(attention[pair] - wanted), pair))
     unit = step * counts.channels(base)
@@ -252,7 +275,7 @@ def _attention_left(counts: ParamCounts, base: Shape, share: float, attention_sh
     the share r = (1 - share)(A + F) / (aA + F), at most all but one step, and heads what is left to remove.
     """
     whole = replace(base, num_layers=counts.dense.num_layers)
-    heads = counts.attention((base.num_kv_heads, base.num_heads))
+    heads = counts.attention((base.num_kv_heads, base.num_heads), base.hidden_size)
     if attention_share == 1:
         return share * heads
     one = counts.channels(whole)

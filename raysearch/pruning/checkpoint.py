@@ -15,10 +15,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch import models
 from raysearch.config.budget import Budget
-from raysearch.config.criteria import WITHOUT_DATA, ExpertCriterion, needs_data
+from raysearch.config.criteria import WITHOUT_DATA, ExpertCriterion, HiddenCriterion, needs_data
 from raysearch.config.problems import first_problem
 from raysearch.config.quantization import Quantization, check_installed
-from raysearch.config.recipe import DEFAULT_EXPERT_CRITERION, Mode, Recipe, check_ratio
+from raysearch.config.recipe import DEFAULT_EXPERT_CRITERION, DEFAULT_HIDDEN_CRITERION, Mode, Recipe, check_ratio
 from raysearch.config.shape_rules import ShapeRules, shape_rules
 from raysearch.data.bad_rows import BadRow, BadRows
 from raysearch.data.encoding import Encoder
@@ -53,6 +53,8 @@ def prune_checkpoint(
     attention_share: float | None = None,
     expert_ratio: float | None = None,
     expert_criterion: ExpertCriterion | None = None,
+    hidden_ratio: float | None = None,
+    hidden_criterion: HiddenCriterion | None = None,
     shapes: ShapeRules | Mapping[str, Any] | None = None,
     num_samples: int = 64,
     batch_size: int = 4,
@@ -82,6 +84,8 @@ def prune_checkpoint(
             as long as the FFN suffices; None is 1. Not for mode layerwise.
         expert_ratio: share of the experts to remove, as part of the size to reach.
         expert_criterion: None chooses frequency with calibration data, magnitude without.
+        hidden_ratio: share of the hidden size to remove, as part of the size to reach.
+        hidden_criterion: None chooses activation with calibration data, magnitude without.
         shapes: numbers that the pruned model must have, by the keys of `ShapeRules`.
         num_samples, batch_size, max_length: samples to score on, samples per batch, tokens per sample. An LVLM is
             scored on samples with images only.
@@ -102,22 +106,30 @@ def prune_checkpoint(
     if exact:
         mode = "layerwise" if set(exact) == {"num_layers"} else "both" if "num_layers" in exact else "widthwise"
     rules = shape_rules(shapes)
-    target = _SizeTarget(mode, ratio, budget, exact, depth_share, attention_share, expert_ratio, rules, quantization)
+    split = depth_share, attention_share, expert_ratio, hidden_ratio
+    target = _SizeTarget(mode, ratio, budget, exact, *split, rules, quantization)
     has_data = calibration is not None
     drops_experts = bool(expert_ratio) or "num_experts" in (exact or ())
+    drops_hidden = bool(hidden_ratio) or "hidden_size" in (exact or ())
     if expert_criterion and not drops_experts:
         raise InputError(
             f"expert_criterion {expert_criterion}: no experts are removed; give expert_ratio, or leave it out"
         )
+    if hidden_criterion and not drops_hidden:
+        raise InputError(
+            f"hidden_criterion {hidden_criterion}: no hidden channels are removed; give hidden_ratio, or leave it out"
+        )
     by = expert_criterion or (DEFAULT_EXPERT_CRITERION if has_data else "magnitude")
-    recipe = target.recipe(criterion or _default_criterion(mode, has_data), by if drops_experts else None, seed)
+    hidden_by = hidden_criterion or (DEFAULT_HIDDEN_CRITERION if has_data else "magnitude")
+    named = by if drops_experts else None, hidden_by if drops_hidden else None
+    recipe = target.recipe(criterion or _default_criterion(mode, has_data), *named, seed)
     _check_use(recipe, has_data, compensate)
     if quantization != "none":
         check_installed()
     to = check_free(Path(to), "--to", model)
     config = models.load_config(model, trust_remote_code)
     if ratio != 0 and not is_shipped(str(model)):
-        check_architecture(config, mode, drops_experts)
+        check_architecture(config, mode, drops_experts, drops_hidden)
     if (known := dtype or config.dtype) is not None:
         target.shape(config, known)  # refuses before weights are read
     samples: list[Sample] = []
@@ -159,6 +171,7 @@ class _SizeTarget:
     depth_share: float | None
     attention_share: float | None
     expert_ratio: float | None
+    hidden_ratio: float | None
     rules: ShapeRules
     quantization: Quantization
 
@@ -167,27 +180,28 @@ class _SizeTarget:
             raise InputError("prune: needs one of ratio, budget and an exact shape; give just one")
         if self.ratio is not None:
             check_ratio(self.ratio)
-        if self.exact and self.expert_ratio is not None:
-            raise InputError(
-                "expert_ratio: not beside an exact shape; give the number of experts to keep, or leave it out"
-            )
+        for name in ("expert_ratio", "hidden_ratio") if self.exact else ():
+            if getattr(self, name) is not None:
+                raise InputError(f"{name}: not beside an exact shape; give the number to keep, or leave it out")
 
     def shape(self, config: PretrainedConfig, dtype: torch.dtype) -> Shape:
         counts = counts_of(config).under(self.rules)
         if self.exact:
             return exact_shape(counts, self.exact)
         if self.ratio is not None:
-            split = self.depth_share, None, self.attention_share, self.expert_ratio
+            split = self.depth_share, None, self.attention_share, self.expert_ratio, self.hidden_ratio
             return shape_for_ratio(counts, self.mode, self.ratio, *split)
         assert self.budget is not None
-        options = dtype.itemsize, self.quantization, self.attention_share, self.expert_ratio
+        options = dtype.itemsize, self.quantization, self.attention_share, self.expert_ratio, self.hidden_ratio
         return shape_for_budget(counts, self.mode, self.budget, self.depth_share, None, *options)
 
-    def recipe(self, criterion: str, expert_criterion: str | None, seed: int) -> Recipe:
+    def recipe(self, criterion: str, expert_criterion: str | None, hidden_criterion: str | None, seed: int) -> Recipe:
         fields: dict[str, Any] = {"mode": self.mode, "ratio": self.ratio or 0.0, "criterion": criterion}
         fields |= {"quantization": self.quantization, "attention_share": self.attention_share}
         if expert_criterion:  # `_save` puts in the share that was reached
             fields |= {"expert_ratio": self.expert_ratio or 0.5, "expert_criterion": expert_criterion}
+        if hidden_criterion:
+            fields |= {"hidden_ratio": self.hidden_ratio or 0.5, "hidden_criterion": hidden_criterion}
         if self.mode == "both":
             fields["depth_share"] = self.depth_share
         try:
@@ -243,6 +257,10 @@ class _Calibration:
 
 
 def _check_use(recipe: Recipe, has_data: bool, compensate: bool) -> None:
+    if compensate and recipe.hidden_ratio:
+        raise InputError(
+            "compensate: not with a smaller hidden size, which the dense model's states don't fit; leave out one"
+        )
     if compensate and recipe.mode == "widthwise":
         raise InputError("compensate: is for dropped layers, and widthwise drops none; choose another mode")
     needing = [name for name in recipe.scored_by.values() if needs_data(name)]
@@ -266,22 +284,23 @@ def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
 def _summary(dense: PreTrainedModel, shape: Shape, recipe: Recipe, model: str, layers: list[int]) -> dict[str, Any]:
     before = counts_of(dense.config).size(None, dense.dtype.itemsize)
     after = counts_of(dense.config).size(shape, dense.dtype.itemsize, recipe.quantization)
+    whole = shape_of(dense.config)
+    shape = shape.filled(whole)
     return {
         "model": model,
         "mode": recipe.mode,
         "quantization": recipe.quantization,
         "criterion": recipe.criterion,
         "ratio": counts_of(dense.config).removed_share(shape),
-        "expert_ratio": 1 - shape.num_experts / num_experts
-        if (num_experts := shape_of(dense.config).num_experts)
-        else 0.0,
+        "expert_ratio": 1 - shape.num_experts / whole.num_experts if whole.num_experts else 0.0,
+        "hidden_ratio": 1 - shape.hidden_size / whole.hidden_size,
         "num_params": after.num_params,
         "size_bytes": after.size_bytes,
         "size_ratio": after.size_bytes / before.size_bytes,
         "dense_num_params": before.num_params,
         "dense_size_bytes": before.size_bytes,
         "shape": dataclasses.asdict(shape),
-        "dense_shape": dataclasses.asdict(shape_of(dense.config)),
+        "dense_shape": dataclasses.asdict(whole),
         "layers_kept": layers,
     }
 
@@ -297,7 +316,7 @@ def _save(pruned: PreTrainedModel, processor: Any, to: str | Path, recipe: Recip
         "decoder parameters removed": f"{summary['ratio']:.2%}",
         "layers kept": ", ".join(map(str, summary["layers_kept"])),
     }
-    reached = recipe.model_copy(update={"ratio": summary["ratio"], "expert_ratio": summary["expert_ratio"]})
-    if not reached.expert_ratio:
-        reached = reached.model_copy(update={"expert_criterion": None})
+    reached = recipe.model_copy(update={name: summary[name] for name in ("ratio", "expert_ratio", "hidden_ratio")})
+    unused = [f"{part}_criterion" for part in ("expert", "hidden") if not summary[f"{part}_ratio"]]
+    reached = reached.model_copy(update=dict.fromkeys(unused))
     save_checkpoint(pruned, processor, to, recipe=reached, scores={"pruning": summary}, card=card)

@@ -1,15 +1,13 @@
 """Choose the layers and units to keep by their scores, then build the smaller model."""
 
-from typing import get_args
-
 from transformers import PretrainedConfig, PreTrainedModel
 
 from raysearch.models import decoder_layout
 from raysearch.models.param_count import counts_of
 from raysearch.models.pruned_config import shape_of
-from raysearch.models.shape import Shape
+from raysearch.models.shape import UNITS, Part, Shape
 from raysearch.pruning.select_layers import layers_to_keep
-from raysearch.pruning.select_units import Part, Scores, bias_shifts, needed, units_to_keep
+from raysearch.pruning.select_units import Scores, bias_shifts, needed, units_to_keep
 from raysearch.pruning.slicing import slice_model
 
 
@@ -19,9 +17,9 @@ def prune(model: PreTrainedModel, shape: Shape, importance: Scores, share: bool 
     Args:
         model: the dense model; not changed.
         shape: of the pruned decoder; see `models.shape_solver`.
-        importance: scores of layers under `depth`, of heads and channels under `width` and of experts under `experts`,
-            as far as `shape` needs them. Where the architecture has output biases and the scores have mean inputs
-            (`fluctuation`), the biases compensate for what is removed.
+        importance: scores by what they are for (`models.shape.Part`), as far as `shape` needs them. Where the
+            architecture has output biases and the scores have mean inputs (`fluctuation`), the biases compensate for
+            what is removed.
         share: whether tensors of which nothing is removed are the dense model's own, not copies; see `slice_model`.
 
     Returns:
@@ -40,13 +38,9 @@ def prune(model: PreTrainedModel, shape: Shape, importance: Scores, share: bool 
 
 def removed_parts(shape: Shape, dense: Shape) -> set[Part]:
     """What a shape removes, by the names that scores go by."""
-    widths = (shape.num_kv_heads, shape.num_heads, shape.num_ffn_channels)
-    removed = {
-        "depth": shape.num_layers != dense.num_layers,
-        "width": widths != (dense.num_kv_heads, dense.num_heads, dense.num_ffn_channels),
-        "experts": shape.filled(dense).num_experts != dense.num_experts,
-    }
-    return {part for part in get_args(Part) if removed[part]}
+    shape = shape.filled(dense)
+    depth: set[Part] = {"depth"} if shape.num_layers != dense.num_layers else set()
+    return depth | {unit.scored_for for unit in UNITS if getattr(shape, unit.extent) != getattr(dense, unit.extent)}
 
 
 def kept_layers(config: PretrainedConfig, shape: Shape, importance: Scores) -> list[int]:

@@ -1,7 +1,6 @@
-"""Which KV groups, query heads, FFN channels and experts each layer keeps."""
+"""Which KV groups, query heads, FFN channels, experts and hidden channels each layer keeps."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,19 +9,17 @@ from transformers import PreTrainedModel
 from raysearch.errors import InputError
 from raysearch.models import Layout, UnitKind, family_for
 from raysearch.models.layout import Units
-from raysearch.models.shape import UNITS, Shape
+from raysearch.models.shape import UNITS, Part, Shape
 from raysearch.pruning.importance import Importance
 
-Part = Literal["depth", "width", "experts"]
 Scores = Mapping[Part, Importance]
-"""By what they are for: layers, heads and channels, experts."""
 
 
 def units_to_keep(scores: Scores, layout: Layout, shape: Shape, layer: int) -> Units:
     """The best units of one layer: whole KV groups first, then equally many query heads in each.
 
     Args:
-        scores: for the kinds of which fewer stay: experts under `experts`, the others under `width`.
+        scores: for the kinds of which fewer stay, see `Unit.scored_for`.
         layout: of the dense layer.
         shape: how many units stay.
         layer: index of the dense layer.
@@ -31,25 +28,27 @@ def units_to_keep(scores: Scores, layout: Layout, shape: Shape, layer: int) -> U
         InputError: scores that the shape needs are missing.
     """
     kept = dict(layout.all_units())
+    if shape.hidden_size not in (0, layout.hidden_size):
+        kept["hidden_channels"] = top(_needed(scores, "hidden_channels"), shape.hidden_size)
     if shape.num_experts not in (0, layout.num_experts):
-        kept["experts"] = top(_needed(scores, "experts", "experts")[layer], shape.num_experts)
+        kept["experts"] = top(_needed(scores, "experts")[layer], shape.num_experts)
     if shape.num_ffn_channels != layout.num_ffn_channels:
-        kept["ffn_channels"] = top(_needed(scores, "width", "ffn_channels")[layer], shape.num_ffn_channels)
+        kept["ffn_channels"] = top(_needed(scores, "ffn_channels")[layer], shape.num_ffn_channels)
     if (shape.num_kv_heads, shape.num_heads) != (layout.num_kv_groups, layout.num_heads):
-        groups = top(_needed(scores, "width", "kv_groups")[layer], shape.num_kv_heads)
+        groups = top(_needed(scores, "kv_groups")[layer], shape.num_kv_heads)
         per_group = shape.num_heads // shape.num_kv_heads
-        heads = _needed(scores, "width", "heads")[layer].reshape(layout.num_kv_groups, layout.heads_per_group)
+        heads = _needed(scores, "heads")[layer].reshape(layout.num_kv_groups, layout.heads_per_group)
         best = [group * layout.heads_per_group + top(heads[group], per_group) for group in groups]
         kept |= {"kv_groups": groups, "heads": np.concatenate(best)}
     return kept
 
 
-def _needed(scores: Scores, part: Part, kind: UnitKind) -> np.ndarray:
-    importance = needed(scores, part)
+def _needed(scores: Scores, kind: UnitKind) -> np.ndarray:
+    unit = next(unit for unit in UNITS if unit.kind == kind)
+    importance = needed(scores, unit.scored_for)
     of_kind: np.ndarray | None = getattr(importance, kind)
     if of_kind is None:
-        noun = next(unit.noun for unit in UNITS if unit.kind == kind)
-        raise InputError(f"criterion {importance.criterion}: scores no {noun}; choose one that does")
+        raise InputError(f"criterion {importance.criterion}: scores no {unit.noun} here; choose one that does")
     return of_kind
 
 

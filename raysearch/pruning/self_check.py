@@ -27,18 +27,18 @@ from raysearch.errors import InputError, first_line
 from raysearch.files import cache_folder, read_json, write_json
 from raysearch.logging import quiet
 from raysearch.models import decoder_layout, empty_model, family_for, load_config
-from raysearch.models.layout import Units
+from raysearch.models.layout import Units, outer_layout
 from raysearch.models.param_count import counts_of
 from raysearch.models.shape import UNITS, ParamCounts, Shape
 from raysearch.models.tiny_copy import Inputs, logits_of, tiny_copy
 from raysearch.pruning.importance import Importance
 from raysearch.pruning.routing import routing_among
 from raysearch.pruning.select_layers import layers_to_keep
-from raysearch.pruning.select_units import units_to_keep
+from raysearch.pruning.select_units import Scores, units_to_keep
 from raysearch.pruning.slicing import full_units, slice_model
 
-Part = Literal["layers", "widths", "experts"]
-_PARTS: tuple[Part, ...] = ("layers", "widths", "experts")
+Part = Literal["layers", "widths", "experts", "hidden"]
+_PARTS: tuple[Part, ...] = ("layers", "widths", "experts", "hidden")
 PARTS: dict[Mode, tuple[Part, ...]] = {"layerwise": ("layers",), "widthwise": ("widths",), "both": ("layers", "widths")}
 
 
@@ -47,13 +47,14 @@ class Verdict:
     """On one architecture.
 
     Attributes:
-        layers, widths, experts: why they can't be pruned; empty if they can.
+        layers, widths, experts, hidden: why they can't be pruned; empty if they can.
         picture: whether a picture was among the inputs.
     """
 
     layers: str
     widths: str
     experts: str
+    hidden: str
     picture: bool
 
     def reasons(self, mode: Mode) -> list[str]:
@@ -61,18 +62,29 @@ class Verdict:
         return [reason for part in PARTS[mode] if (reason := getattr(self, part))]
 
 
-_COMPARED = {"layers": "without these layers", "widths": "with zeroed units", "experts": "routed among the others"}
+_COMPARED = {
+    "layers": "without these layers",
+    "widths": "with zeroed units",
+    "experts": "routed among the others",
+    "hidden": "with zeroed hidden channels",
+}
 NO_EXPERTS = "it has no experts"
 KEEPS_EXPERTS = "its class holds no other number of experts, or routes among groups of them"
 TOLERANCE = 1e-3
 """Of the largest logit; rounding alone gives less than 1e-5."""
 
 
-def check_architecture(config: PretrainedConfig, mode: Mode, drops_experts: bool = False) -> None:
+KEEPS_HIDDEN = "its class derives the head size or another width from the hidden size"
+
+
+def check_architecture(
+    config: PretrainedConfig, mode: Mode, drops_experts: bool = False, drops_hidden: bool = False
+) -> None:
     """Check that pruning a model of this configuration in `mode` is right.
 
     Args:
         drops_experts: whether experts are removed, too.
+        drops_hidden: whether hidden channels are removed, too.
 
     Raises:
         InputError: it isn't, or that can't be told; the message says what differs, and which mode works instead.
@@ -84,9 +96,13 @@ def check_architecture(config: PretrainedConfig, mode: Mode, drops_experts: bool
         raise InputError(f"{config.model_type}: mode {mode} would not be right: {reasons[0]}; {instead}")
     if drops_experts and verdict.experts:
         raise InputError(f"{config.model_type}: dropping experts would not be right: {verdict.experts}; keep them all")
+    if drops_hidden and verdict.hidden:
+        raise InputError(
+            f"{config.model_type}: a smaller hidden size would not be right: {verdict.hidden}; leave hidden_ratio out"
+        )
 
 
-def check_model(model: str, modes: Sequence[Mode], drops_experts: bool = False) -> None:
+def check_model(model: str, modes: Sequence[Mode], drops_experts: bool = False, drops_hidden: bool = False) -> None:
     """`check_architecture` of a folder or hub id in several modes.
 
     Raises:
@@ -94,7 +110,7 @@ def check_model(model: str, modes: Sequence[Mode], drops_experts: bool = False) 
     """
     config = load_config(model)
     for mode in modes:
-        check_architecture(config, mode, drops_experts)
+        check_architecture(config, mode, drops_experts, drops_hidden)
 
 
 def verdict_of(config: PretrainedConfig) -> Verdict:
@@ -146,7 +162,8 @@ def _reason(error: Exception) -> str:
 def _selection(
     counts: ParamCounts, model: PreTrainedModel, part: Part, seed: int
 ) -> tuple[list[int], dict[int, Units]]:
-    """Layers and units to keep, by chance: two thirds of the layers, fewer heads and channels, or fewer experts."""
+    """Layers and units to keep, by chance: two thirds of the layers, fewer heads and channels, fewer experts, or fewer
+    hidden channels."""
     random, dense = np.random.default_rng(seed), counts.dense
     if part == "layers":
         num = max(counts.smallest.num_layers, dense.num_layers - max(1, dense.num_layers // 3))
@@ -158,8 +175,10 @@ def _selection(
         return kept, full_units(model)
     shape, every = _narrower(counts, part), range(dense.num_layers)
     drawn = {unit.kind: random.random((dense.num_layers, getattr(dense, unit.extent))) for unit in UNITS}
+    drawn["hidden_channels"] = drawn["hidden_channels"][0]
     units, layouts = Importance("random", **drawn), decoder_layout(model)
-    return list(every), {i: units_to_keep({"width": units, "experts": units}, layouts[i], shape, i) for i in every}
+    by_part: Scores = {unit.scored_for: units for unit in UNITS}
+    return list(every), {i: units_to_keep(by_part, layouts[i], shape, i) for i in every}
 
 
 def _narrower(counts: ParamCounts, part: Part) -> Shape:
@@ -168,6 +187,11 @@ def _narrower(counts: ParamCounts, part: Part) -> Shape:
         if counts.least_experts == dense.num_experts:
             raise InputError(KEEPS_EXPERTS if dense.num_experts else NO_EXPERTS)
         return replace(dense, num_experts=max(counts.least_experts, dense.num_experts - max(1, dense.num_experts // 3)))
+    if part == "hidden":
+        step = counts.hidden_step
+        if step == dense.hidden_size:
+            raise InputError(KEEPS_HIDDEN)
+        return replace(dense, hidden_size=max(1, dense.hidden_size * 3 // (4 * step)) * step)
     pairs = [pair for pair in counts.attention_choices if pair != (dense.num_kv_heads, dense.num_heads)]
     pair = pairs[len(pairs) // 3] if pairs else (dense.num_kv_heads, dense.num_heads)
     step = counts.channels_multiple
@@ -208,6 +232,9 @@ def _compare(
         decoder = family_for(masked).decoder(masked)
         for i, (layer, layout) in enumerate(zip(decoder.layers, decoder_layout(dense), strict=True)):
             layout.zero(layer, units[i])
+        if part == "hidden":
+            _zero_hidden(masked, units[0])
+            pruned = _as_loaded(pruned)
         with routing_among(masked, units):
             wanted = {name: logits_of(masked, given) for name, given in inputs.items()}
     for name, given in inputs.items():
@@ -222,6 +249,28 @@ def _compare(
             with_cache, without = (_generated(pruned, given, use_cache) for use_cache in (True, False))
             if not torch.equal(with_cache, without):
                 raise InputError(f"on {name}, a pruned tiny copy generates other tokens with a cache than without")
+
+
+def _zero_hidden(model: PreTrainedModel, kept: Units) -> None:
+    """Set hidden channels outside of the layers to 0, and let norms add to a mean square over all channels what those
+    of a pruned model add to one over the kept."""
+    outer = outer_layout(model)
+    share = len(kept["hidden_channels"]) / outer.hidden_size
+    outer.zero(model, kept)
+    prefix = family_for(model).layers_name(model)
+    inner = (f"{prefix}.{i}.{name}" for i, layout in enumerate(decoder_layout(model)) for name in layout.norms)
+    for name in (*inner, *outer.norms):
+        norm = model.get_submodule(name)
+        for key, value in list(vars(norm).items()):
+            if "eps" in key and isinstance(value, float):
+                setattr(norm, key, value * share)
+
+
+def _as_loaded(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as it is after saving and loading: what the class computes from its configuration is computed anew."""
+    loaded = type(model)._from_config(copy.deepcopy(model.config))
+    loaded.load_state_dict(model.state_dict())
+    return loaded.eval()
 
 
 def _generated(model: PreTrainedModel, inputs: Inputs, use_cache: bool) -> torch.Tensor:

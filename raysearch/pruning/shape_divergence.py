@@ -6,7 +6,7 @@ through the kept layers.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -83,6 +83,9 @@ class ShapeDivergence:
         if importance is not None:
             means = {"heads": importance.attention_means, "ffn_channels": importance.ffn_means}
         with ExitStack() as hooks:
+            for kept in list(units.values())[:1]:  # the same in every layer
+                if len(kept["hidden_channels"]) != self._layouts[0].hidden_size:
+                    hooks.enter_context(_without_hidden(self._model, self._layouts, kept["hidden_channels"]))
             for i, kept in units.items():
                 if self._layouts[i].ffn_out is None:
                     hooks.enter_context(_without_channels(self._layers[i], self._layouts[i], kept["ffn_channels"]))
@@ -116,6 +119,26 @@ def _without_channels(layer: nn.Module, layout: Layout, kept: np.ndarray) -> Ite
     finally:
         for tensor, axis, index, values in saved:
             tensor.index_copy_(axis, index, values)
+
+
+@contextmanager
+def _without_hidden(model: PreTrainedModel, layouts: Sequence[Layout], kept: np.ndarray) -> Iterator[None]:
+    """Inside, whatever reads the residual stream reads 0 in removed hidden channels. Layers of that width inside of the
+    projector stay whole, since the picture's features were recorded before."""
+    family = family_for(model)
+    readers = [family.final_norm(model)]
+    for layer, layout in zip(family.decoder(model).layers, layouts, strict=True):
+        inputs = [part.tensor for part in layout.slices if part.kind == "hidden_channels" and part.axis == 1]
+        linears = [layer.get_submodule(name.removesuffix(".weight")) for name in inputs if name.endswith(".weight")]
+        readers += [module for module in linears if isinstance(module, nn.Linear)]
+        readers += map(layer.get_submodule, layout.norms)
+    with ExitStack() as hooks:
+        for module in readers:
+            mask = torch.zeros(layouts[0].hidden_size)
+            mask[torch.as_tensor(kept)] = 1
+            mask = mask.to(next(module.parameters()))
+            hooks.enter_context(module.register_forward_pre_hook(_masking(mask, None)))
+        yield
 
 
 def _masking(mask: torch.Tensor, filled: torch.Tensor | None) -> Any:

@@ -1,15 +1,17 @@
 """Build the pruned model: a new stock model with the kept parts of the dense model's tensors."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
 from raysearch.models import Family, Layout, decoder_layout, empty_model, family_for, model_class
-from raysearch.models.layout import Units
+from raysearch.models.layout import Units, outer_layout
 from raysearch.models.pruned_config import fixed_layers, pruned_config
 from raysearch.models.shape import UNIT_KINDS, Shape
 
@@ -26,13 +28,16 @@ def slice_model(
     Args:
         model: the dense model.
         layers: the decoder layers that stay, increasing.
-        units: the units that each of those layers keeps, by dense layer index; equally many in every layer.
+        units: the units that each of those layers keeps, by dense layer index; equally many in every layer, and the
+            same hidden channels.
         bias_shift: values added to biases, by the dense tensor's name inside the decoder's layer list.
         share: whether tensors of which nothing is removed are the dense model's own, not copies, which takes less
             memory where only one of the two models is used afterwards.
 
     Returns:
-        A model of a stock class, on the dense model's device, in its dtype and in eval mode.
+        A model of a stock class, on the dense model's device, in its dtype and in eval mode. Where hidden channels are
+        removed, norms are scaled so that it computes what the dense model does with these channels set to 0: a mean
+        square over d of D channels is larger by D / d than one over all, with zeros.
 
     Raises:
         InputError: the stock class can't hold such a decoder, or the layers name one that must stay.
@@ -44,7 +49,7 @@ def slice_model(
     unchanged = type(config) is type(model.config)
     pruned = empty_model(config, type(model) if unchanged else model_class(config))
     name, layouts = family.layers_name(model), decoder_layout(model)
-    _fill(pruned, model, name, layers, layouts, units, bias_shift or {}, share)
+    _fill(pruned, model, name, layers, layouts, units, bias_shift or {}, share, shape.hidden_size)
     if model.generation_config is not None:
         pruned.generation_config = copy.deepcopy(model.generation_config)
     return pruned.eval()
@@ -62,6 +67,8 @@ def _check_layers(family: Family, model: PreTrainedModel, layers: Sequence[int])
 
 
 def _common_shape(layers: Sequence[int], units: Mapping[int, Units]) -> Shape:
+    hidden = next(iter(units.values()))["hidden_channels"]
+    assert all(np.array_equal(kept["hidden_channels"], hidden) for kept in units.values()), "hidden channels differ"
     extents = {tuple(len(units[i][kind]) for kind in UNIT_KINDS) for i in layers}
     if len(extents) != 1:
         raise InputError(f"units: layers keep different numbers, {sorted(extents)}; a stock model has one for all")
@@ -77,8 +84,12 @@ def _fill(
     units: Mapping[int, Units],
     bias_shift: Mapping[str, torch.Tensor],
     share: bool,
+    hidden_size: int,
 ) -> None:
     """Fill the empty model with values; shared tensors stay shared."""
+
+    narrows = hidden_size != layouts[0].hidden_size
+    outer = outer_layout(dense) if narrows else None
 
     def located(name: str) -> tuple[int | None, str]:
         """Dense layer and name inside it; None and the whole name outside the layers."""
@@ -95,10 +106,18 @@ def _fill(
         layer, inner = located(name)
         if layer is None:
             kept = _of_layers(source.detach(), shape, layers, len(layouts))
+            kept = outer.keep(name, kept, units[layers[0]]) if outer else kept
         else:
             kept = layouts[layer].keep(inner, source, units[layer])
-            if (shift := bias_shift.get(f"{layer}.{inner}")) is not None:
-                return kept + shift.to(kept)
+        norm, leaf = dense_name(name).rpartition(".")[::2]
+        if (
+            outer
+            and leaf == "weight"
+            and inner.rpartition(".")[0] in (layouts[layer] if layer is not None else outer).norms
+        ):
+            kept = _scaled(dense.get_submodule(norm), kept, math.sqrt(layouts[0].hidden_size / hidden_size))
+        if layer is not None and (shift := bias_shift.get(f"{layer}.{inner}")) is not None:
+            return kept + shift.to(kept)
         is_shared = kept.device.type != "meta" and kept.data_ptr() == source.data_ptr()
         return kept.clone() if is_shared and not share else kept
 
@@ -124,6 +143,18 @@ def _fill(
         if tensor.shape != empty.shape:
             raise _differs(dense, name, f"is {tuple(empty.shape)}, not {tuple(tensor.shape)}")
         _set(pruned, name, tensor)
+
+
+def _scaled(norm: nn.Module, kept: torch.Tensor, factor: float) -> torch.Tensor:
+    """A norm's kept weight for outputs larger by `factor`; some classes multiply by 1 + weight."""
+    if kept.device.type == "meta":
+        return kept
+    trial = copy.deepcopy(norm)
+    with torch.no_grad():
+        trial.weight.zero_()
+        is_offset = bool(trial(torch.ones_like(trial.weight)[None]).any())
+    values = kept.float()
+    return ((values + 1) * factor - 1 if is_offset else values * factor).to(kept.dtype)
 
 
 def _of_layers(tensor: torch.Tensor, shape: torch.Size, layers: Sequence[int], num_layers: int) -> torch.Tensor:

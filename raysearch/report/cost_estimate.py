@@ -349,11 +349,12 @@ def memory_needs(plan: StudyPlan, recipe: Recipe) -> MemoryRequirements:
     """Memory requirements from parameter counts, with adapters on seven projections in every layer."""
     counts = plan.counts
     shape = shape_for(counts, recipe)
+    hidden = shape.hidden_size or counts.dense.hidden_size
     heads, kv_heads = counts.head_dim * shape.num_heads, counts.head_dim * shape.num_kv_heads
     parts = recipe.trained.split("+")
     num_trained = counts.num_projector * ("projector" in parts) + counts.decoder(shape) * ("decoder" in parts)
     if recipe.lora_rank:
-        sides = 7 * counts.hidden_size + 2 * (heads + kv_heads) + 3 * shape.num_ffn_channels
+        sides = 7 * hidden + 2 * (heads + kv_heads) + 3 * shape.num_ffn_channels
         num_trained += recipe.lora_rank * shape.num_layers * sides
     on_gpu = plan.space.slots.gpus_per_worker > 0
     precision = plan.space.recovery.precision
@@ -363,8 +364,8 @@ def memory_needs(plan: StudyPlan, recipe: Recipe) -> MemoryRequirements:
         num_trained=num_trained,
         bytes_per_param=2 if precision == "bf16" or (precision == "auto" and on_gpu) else 4,
         num_layers=shape.num_layers,
-        hidden=counts.hidden_size,
-        layer_width=layer_width(counts.hidden_size, heads, shape.num_ffn_channels),
+        hidden=hidden,
+        layer_width=layer_width(hidden, heads, shape.num_ffn_channels),
         vocabulary=counts.vocab_size if need_logits else 0,
         online_bytes=0 if on_gpu else plan.dense.size_bytes,
     )

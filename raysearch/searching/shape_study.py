@@ -22,7 +22,7 @@ from raysearch.searching.samplers.suggesters import RandomSuggester
 FIELDS = frozenset(
     [
         *("mode", "quantization", "ratio", "layer_criterion", "width_criterion", "depth_share", "attention_share"),
-        *("expert_ratio", "expert_criterion"),
+        *("expert_ratio", "expert_criterion", "hidden_ratio", "hidden_criterion"),
     ]
 )
 """The fields that decide a shape, and the kinds of criterion that decide what is removed."""

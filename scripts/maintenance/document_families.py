@@ -31,13 +31,14 @@ HEADING = "## Every architecture of transformers\n"
 INTRODUCTION = """
 Written by `python scripts/maintenance/document_families.py`, which tries each type of transformers {version} as the
 commands do before they load a model: a tiny copy with random weights is pruned and compared with itself, layers
-skipped, units zeroed or tokens routed among fewer experts, and every tensor of the real size is compared on the meta
-device. "right" means equal logits, with the cache and without; "none" that there are no experts. *picture* says
-whether a picture was among the inputs. All other entries are the line that a person gets, before any weight is read.
+skipped, units or hidden channels zeroed or tokens routed among fewer experts, and every tensor of the real size is
+compared on the meta device. "right" means equal logits, with the cache and without; "none" that there are no experts.
+*picture* says whether a picture was among the inputs. All other entries are the line that a person gets, before any
+weight is read.
 {num_lvlms} of {all_lvlms} vision-language types and {num_decoders} of {all_decoders} text decoders are right in at
 least one mode; {num_untried} types have no row, since they have not been tried here.
 """
-COLUMNS = "| type | layers | widths | experts | picture |\n|---|---|---|---|---|\n"
+COLUMNS = "| type | layers | widths | experts | hidden size | picture |\n|---|---|---|---|---|---|\n"
 LVLMS = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 DECODERS = tuple(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name not in LVLMS)
 _SWA = ["sliding_attention", "sliding_attention", "full_attention"] * 2
@@ -109,8 +110,8 @@ def row(model_type: str) -> str:
         verdict = examine(config_of(model_type))
     except Exception as error:  # a default configuration that its own class refuses
         reason = f"its default configuration is refused ({first_line(error)})"
-        verdict = Verdict(reason, reason, reason, picture=False)
-    cells = [verdict.layers or "right", verdict.widths or "right", verdict.experts or "right"]
+        verdict = Verdict(reason, reason, reason, reason, picture=False)
+    cells = [reason or "right" for reason in (verdict.layers, verdict.widths, verdict.experts, verdict.hidden)]
     picture = "yes" if verdict.picture else "no"
     cells = [cells[0], *("the same" if cell == cells[0] != "right" else cell for cell in cells[1:])]
     cells[2] = "none" if verdict.experts == NO_EXPERTS else cells[2]

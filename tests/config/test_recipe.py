@@ -19,6 +19,7 @@ def test_defaults_fill_only_what_applies():
         "ratio": 0.3,
         "criterion": "block_influence",
         "expert_ratio": 0.0,
+        "hidden_ratio": 0.0,
         "trained": "nothing",
         "seed": 0,
     }
@@ -49,6 +50,8 @@ def test_equal_recipes_have_equal_keys_whatever_the_way_they_were_written():
         ({"temperature": 2.0}, "temperature needs logits_kd above 0"),
         ({"hidden_match": "mse"}, "hidden_match needs hidden_kd above 0"),
         ({"depth_share": 0.5}, "depth_share needs mode: both"),
+        ({"hidden_criterion": "activation"}, "hidden_criterion needs hidden_ratio above 0"),
+        ({"hidden_ratio": 0.1, "hidden_kd": 0.5}, "hidden_kd needs something to train and hidden_ratio 0"),
         ({"sft": 0.0}, "are all 0"),
         ({"data_fraction": 0.0}, "greater than 0"),
         ({"tau": 1.0}, "Extra inputs"),

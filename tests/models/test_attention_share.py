@@ -88,8 +88,8 @@ def test_more_than_can_be_removed_is_refused():
 
 
 def test_an_exact_shape_is_the_dense_one_but_for_what_is_given():
-    assert exact_shape(COUNTS, {"num_layers": 5, "num_ffn_channels": 196}) == Shape(5, 6, 12, 196)
-    assert exact_shape(COUNTS, {"num_kv_heads": 5, "num_heads": 10}) == Shape(7, 5, 10, 512)
+    assert exact_shape(COUNTS, {"num_layers": 5, "num_ffn_channels": 196}) == Shape(5, 6, 12, 196, 0, 160)
+    assert exact_shape(COUNTS, {"num_kv_heads": 5, "num_heads": 10}) == Shape(7, 5, 10, 512, 0, 160)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def narrower(model: PreTrainedModel) -> Shape:
         pair for pair in counts.attention_choices if pair != (full.num_kv_heads, full.num_heads)
     ] or counts.attention_choices
     odd = [pair for pair in choices if model.config.get_text_config().hidden_size % pair[1]]
-    return Shape(full.num_layers, *(odd or choices)[0], 61)
+    kv_heads, heads = (odd or choices)[0]
+    return replace(full, num_kv_heads=kv_heads, num_heads=heads, num_ffn_channels=61)
 
 
 def random_units(model: PreTrainedModel, shape: Shape, seed: int = 0) -> dict[int, Units]:
@@ -66,8 +68,11 @@ def random_units(model: PreTrainedModel, shape: Shape, seed: int = 0) -> dict[in
             for g in groups
         ]
         channels = np.sort(rng.choice(shapes.num_ffn_channels, shape.num_ffn_channels, replace=False))
-        experts = np.arange(shapes.num_experts)
-        units[i] = {"kv_groups": groups, "heads": np.concatenate(heads), "ffn_channels": channels, "experts": experts}
+        units[i] = dict(shapes.all_units()) | {
+            "kv_groups": groups,
+            "heads": np.concatenate(heads),
+            "ffn_channels": channels,
+        }
     return units
 
 

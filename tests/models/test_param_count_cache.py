@@ -43,7 +43,7 @@ def test_the_shipped_counts_are_up_to_date(monkeypatch):
 def test_sizes_of_the_embedded_model_by_hand(monkeypatch):
     monkeypatch.setattr(param_count, "counts_of", never)
     counts = counts_of_model("pocket")
-    assert counts.dense == Shape(num_layers=7, num_kv_heads=6, num_heads=12, num_ffn_channels=512)
+    assert counts.dense == Shape(num_layers=7, num_kv_heads=6, num_heads=12, num_ffn_channels=512, hidden_size=160)
     # Per layer 160 x 16 weights for each of 12 queries and outputs and 6 keys and values, 3 x 160 per channel, 2 norms.
     layer = 2 * 160 * 16 * (12 + 6) + 3 * 160 * 512 + 2 * 160
     assert counts.layer(counts.dense) == layer

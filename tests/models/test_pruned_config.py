@@ -76,7 +76,7 @@ def test_channels_are_those_of_experts_where_there_are_some() -> None:
     assert channels_key(hf.LlamaConfig(**TEXT)) == "intermediate_size"
     experts = hf.Qwen3MoeConfig(**TEXT, num_experts=4, moe_intermediate_size=16)
     assert channels_key(experts) == "moe_intermediate_size"
-    assert shape_of(experts) == Shape(6, 2, 4, 16, 4)
+    assert shape_of(experts) == Shape(6, 2, 4, 16, 4, 32)
     narrow = pruned_config(experts, Shape(6, 2, 4, 9))
     assert (narrow.moe_intermediate_size, narrow.intermediate_size) == (9, 48)
 

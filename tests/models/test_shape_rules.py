@@ -75,7 +75,7 @@ def test_tensor_parallel_copies_kv_heads_where_there_are_fewer() -> None:
     """Qwen2-0.5B has 2 KV heads and 14 query heads: 4 devices can't split 14, but 12 or 8 or 4."""
     counts = qwen2().under(ShapeRules(tensor_parallel=4))
     assert counts.attention_choices == ((2, 12), (2, 8), (2, 4), (1, 4))
-    assert counts.largest == Shape(24, 2, 12, 4864)
+    assert counts.largest == Shape(24, 2, 12, 4864, 0, 896)
     assert qwen2().under(ShapeRules(tensor_parallel=2)).largest == counts.dense
     shape = shape_for_ratio(counts, "widthwise", 0.2)
     assert shape.num_ffn_channels % 64 == 0  # as without rules, from 4096 channels on
@@ -152,8 +152,8 @@ def test_a_space_names_its_rules_and_a_dry_run_repeats_them() -> None:
     loaded = SearchSpace.model_validate(space(shapes={"heads_multiple": 4, "ffn_multiple": 64}))
     plan = plan_study(loaded)
     assert "shapes     heads_multiple 4, ffn_multiple 64" in plan.describe()
-    assert plan.counts.largest == Shape(7, 6, 12, 512)
-    assert plan.counts.smallest.widths == (2, 4, 64, 0)
+    assert plan.counts.largest == Shape(7, 6, 12, 512, 0, 160)
+    assert plan.counts.smallest.widths == (2, 4, 64, 0, 160)
     for wrong in ({"heads": 4}, {"heads_multiple": 0}, {"ffn_multiple": "many"}, {"tensor_parallel": 2.5}):
         with pytest.raises(ValidationError, match="shapes"):
             SearchSpace.model_validate(space(shapes=wrong))

@@ -142,7 +142,7 @@ def test_more_than_can_be_removed_is_refused_with_the_most(llava_7b: LlavaConfig
 
 def test_a_budget_below_the_smallest_model_says_what_that_is(llava_7b: LlavaConfig) -> None:
     smallest = counts_of(llava_7b).size(Shape(1, 32, 32, 11008))
-    assert smallest_shape(counts_of(llava_7b), "layerwise") == Shape(1, 32, 32, 11008)
+    assert smallest_shape(counts_of(llava_7b), "layerwise") == Shape(1, 32, 32, 11008, 0, 4096)
     with pytest.raises(InputError, match=f"{smallest.num_params} parameters in {size_text(smallest.size_bytes)}"):
         shape_for_budget(counts_of(llava_7b), "layerwise", Budget.parse("100MB"))
 
@@ -168,7 +168,7 @@ def test_unequal_layers_are_counted_by_kind() -> None:
         assert counts.total(shape) == sum(
             p.numel() for p in empty_model(pruned_config(config, shape, layers)).parameters()
         )
-    assert counts.smallest == Shape(2, 1, 1, 8, 4)
+    assert counts.smallest == Shape(2, 1, 1, 8, 4, 16)
     assert shape_for_ratio(counts, "widthwise", 0.2).num_ffn_channels in (8, 16)
     with pytest.raises(InputError, match="num_ffn_channels 9: must be a multiple of 8"):
         exact_shape(counts, {"num_ffn_channels": 9})

@@ -12,7 +12,6 @@ from raysearch.config.criteria import CRITERIA, LAYER_CRITERIA, WIDTH_CRITERIA
 from raysearch.errors import InputError
 from raysearch.models import family_for
 from raysearch.models.pruned_config import shape_of
-from raysearch.models.shape import Shape
 from raysearch.pruning import prune
 from raysearch.pruning.importance import TOKENS, Importance, importance
 from tests.support.tiny_models import EXPERTS, FAMILIES, NUM_LAYERS, dense
@@ -61,7 +60,10 @@ def test_scores_have_the_shapes_of_what_the_row_says(criterion: str, name: str) 
     scores, row, shape = scored(criterion, name=name), CRITERIA[criterion], shape_of(dense(name).config)
     assert scores.criterion == criterion
     assert (scores.layers is not None) == (criterion in LAYER_CRITERIA) == ("layers" in row.scores)
-    assert (scores.heads is not None) == (criterion in WIDTH_CRITERIA) == ("widths" in row.scores)
+    reads_outputs = has_experts and criterion == "activation"  # which experts don't give: hidden channels alone
+    assert (scores.heads is not None) == (criterion in WIDTH_CRITERIA and not reads_outputs)
+    assert (criterion in WIDTH_CRITERIA) == ("widths" in row.scores)
+    assert (scores.hidden_channels is not None) == ("hidden" in row.scores)
     if scores.layers is not None:
         assert scores.layers.shape == (NUM_LAYERS,)
         assert scores.layers.dtype == np.float32
@@ -140,8 +142,12 @@ def test_a_model_can_be_pruned_by_the_scores(criterion: str) -> None:
         fewer = dataclasses.replace(full, num_layers=NUM_LAYERS - 2)
         assert shape_of(prune(model, fewer, {"depth": scores}).config) == fewer
     if criterion in WIDTH_CRITERIA:
-        narrower = Shape(NUM_LAYERS, 2, 4, 60)
+        narrower = dataclasses.replace(full, num_kv_heads=2, num_heads=4, num_ffn_channels=60)
         assert shape_of(prune(model, narrower, {"width": scores}).config) == narrower
+    if "hidden" in CRITERIA[criterion].scores:
+        assert scores.hidden_channels.shape == (full.hidden_size,)
+        narrower = dataclasses.replace(full, hidden_size=40)
+        assert shape_of(prune(model, narrower, {"hidden": scores}).config) == narrower
     if full.num_experts:
         fewer = dataclasses.replace(full, num_experts=3)
         assert shape_of(prune(model, fewer, {"experts": scores}).config) == fewer

@@ -129,7 +129,7 @@ def test_whatever_an_architecture_raises_is_one_line(monkeypatch: pytest.MonkeyP
 def test_a_verdict_is_kept_for_the_same_configuration(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(
-        self_check, "examine", lambda config: calls.append(config) or Verdict("", "odd", "", picture=True)
+        self_check, "examine", lambda config: calls.append(config) or Verdict("", "odd", "", "", picture=True)
     )
     config = hf.LlamaConfig(**TEXT)
     for _ in range(2):

@@ -19,6 +19,7 @@ class Importance:
         heads: (L, H) fp32.
         ffn_channels: (L, F) fp32.
         experts: (L, E) fp32; 0 in layers without experts.
+        hidden_channels: (d,) fp32, of the residual stream.
         attention_means: (L, H * head size) fp32, mean inputs of the attention output, for bias compensation.
         ffn_means: (L, F) fp32, mean inputs of the FFN output, for bias compensation.
     """
@@ -31,6 +32,7 @@ class Importance:
     heads: np.ndarray | None = None
     ffn_channels: np.ndarray | None = None
     experts: np.ndarray | None = None
+    hidden_channels: np.ndarray | None = None
     attention_means: np.ndarray | None = None
     ffn_means: np.ndarray | None = None
 

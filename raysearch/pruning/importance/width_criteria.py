@@ -1,4 +1,4 @@
-"""Width criteria: scores of KV groups, query heads and FFN channels.
+"""Width criteria: scores of KV groups, query heads and FFN channels; some score hidden channels, too.
 
 A unit's score is a reduction over its weights, or over its output: its part of the inputs of `o_proj` or `down_proj`
 (of the "output layers"). A KV group's score is that of its query heads plus, where weights are scored, that of its own
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from raysearch.errors import InputError
 from raysearch.models import Layout, UnitKind, decoder_layout, family_for
+from raysearch.models.layout import WeightSlice, outer_layout
 from raysearch.pruning.importance.calibration import Batch, token_mask
 from raysearch.pruning.importance.layer_criteria import forward_only
 from raysearch.pruning.importance.result import Importance
@@ -29,7 +30,13 @@ def magnitude(model: PreTrainedModel, seed: int) -> Importance:
     sums = _UnitSums(model)
     for i, name, parameter in sums.parameters():
         sums.add(i, name, parameter.detach(), 2)
-    return sums.result("magnitude", torch.sqrt)
+    hidden = sums.sums["hidden_channels"].sum(0)
+    outer, every = outer_layout(model), dict(model.named_parameters())
+    for name in outer.by_tensor.keys() & every.keys():
+        for part in outer.slices_of(name):
+            hidden += _lines(part, every[name].detach(), 2)
+    result = sums.result("magnitude", torch.sqrt)
+    return replace(result, hidden_channels=hidden.sqrt().numpy().astype(np.float32))
 
 
 def taylor(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
@@ -40,7 +47,7 @@ def taylor(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Imp
     """
     sums, num_batches = _UnitSums(model), 0
     with ExitStack() as hooks:
-        for i, name, parameter in sums.parameters():
+        for i, name, parameter in sums.parameters(without_hidden=True):
             parameter.requires_grad_(True)
             hooks.enter_context(parameter.register_post_accumulate_grad_hook(_reduce_and_free(sums, i, name)))
         for batch in batches:
@@ -79,10 +86,12 @@ def taylor2(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Im
 def activation(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
     """Size of a unit's output: L2 over samples of the mean over tokens (arXiv 2407.14679, section 3.1).
 
-    Of a head, the size at a token is the L2 norm of its output; of a channel, its absolute value.
+    Of a head, the size at a token is the L2 norm of its output; of a channel, its absolute value; of a hidden channel,
+    the absolute value in the outputs of all norms over hidden channels, the first of which takes in the embeddings. In
+    a decoder with experts, whose outputs are not read, hidden channels alone are scored.
     """
     layout, heads, channels = _zero_sums(model)
-    _check_outputs(model, "activation")
+    hidden = torch.zeros(layout.hidden_size, dtype=torch.float64)
     for batch in batches:
         mask = token_mask(model, batch, tokens)
         weights = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).float()  # (batch, seq)
@@ -92,9 +101,16 @@ def activation(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) ->
             means = torch.einsum("bs,bsu->bu", weights.to(values.device), values)
             (channels if is_ffn else heads)[i] += means.double().square().sum(0).cpu()
 
-        with _output_inputs(model, add):
+        def add_norm(outputs: torch.Tensor, weights: torch.Tensor = weights) -> None:
+            means = torch.einsum("bs,bsd->bd", weights.to(outputs.device), outputs.float().abs())
+            hidden.add_(means.double().square().sum(0).cpu())
+
+        with _output_inputs(model, add), _norm_outputs(model, add_norm):
             forward_only(model, batch)
-    return _of_heads("activation", layout, heads.sqrt(), channels.sqrt())
+    result = _of_heads("activation", layout, heads.sqrt(), channels.sqrt())
+    if _first_unread(model) is not None:
+        result = Importance("activation")
+    return replace(result, hidden_channels=hidden.sqrt().numpy().astype(np.float32))
 
 
 def wanda(model: PreTrainedModel, batches: Iterable[Batch], tokens: str) -> Importance:
@@ -138,6 +154,7 @@ def random(model: PreTrainedModel, seed: int) -> Importance:
         kv_groups=of_heads.reshape(len(layers), layout.num_kv_groups, -1).sum(-1),
         ffn_channels=rng.random(tuple(channels.shape), np.float32),
         experts=rng.random((len(layers), layout.num_experts), np.float32),
+        hidden_channels=rng.random(layout.hidden_size, np.float32),
     )
 
 
@@ -156,12 +173,19 @@ def _check_outputs(model: PreTrainedModel, criterion: str) -> None:
     Raises:
         InputError: channels that can be pruned are those of experts.
     """
+    if (i := _first_unread(model)) is not None:
+        raise InputError(
+            f"criterion {criterion}: reads the inputs of FFN output layers, and layer {i} of {model.config.model_type} "
+            "has experts; choose magnitude, taylor or random"
+        )
+
+
+def _first_unread(model: PreTrainedModel) -> int | None:
+    """The first layer whose channels are those of experts."""
     for i, layout in enumerate(decoder_layout(model)):
         if layout.ffn_out is None and any(part.kind == "ffn_channels" for part in layout.slices):
-            raise InputError(
-                f"criterion {criterion}: reads the inputs of FFN output layers, and layer {i} of "
-                f"{model.config.model_type} has experts; choose magnitude, taylor or random"
-            )
+            return i
+    return None
 
 
 class _UnitSums:
@@ -175,23 +199,25 @@ class _UnitSums:
         experts = torch.zeros(len(heads), self.layout.num_experts, dtype=torch.float64)
         self.sums: dict[UnitKind, torch.Tensor] = {"heads": heads, "kv_groups": groups, "ffn_channels": channels}
         self.sums["experts"] = experts
+        self.sums["hidden_channels"] = torch.zeros(len(heads), self.layout.hidden_size, dtype=torch.float64)
 
-    def parameters(self) -> Iterator[tuple[int, str, nn.Parameter]]:
-        """Every weight and bias with rows or columns of units: layer, name in the layer, parameter."""
+    def parameters(self, without_hidden: bool = False) -> Iterator[tuple[int, str, nn.Parameter]]:
+        """Every weight and bias with rows or columns of units: layer, name in the layer, parameter.
+
+        Args:
+            without_hidden: not those that have hidden channels alone, such as norms.
+        """
         for i, layer in enumerate(self.layers):
             for name, parameter in layer.named_parameters():
-                if self.layouts[i].slices_of(name):
+                if any(
+                    part.kind != "hidden_channels" or not without_hidden for part in self.layouts[i].slices_of(name)
+                ):
                     yield i, name, parameter
 
     def add(self, layer: int, name: str, values: torch.Tensor, power: int) -> None:
         """Add `|value| ** power` of each weight."""
         for part in self.layouts[layer].slices_of(name):
-            others = [axis for axis in range(values.ndim) if axis != part.axis]
-            lines = values.float().abs()
-            if others:
-                lines = torch.linalg.vector_norm(values, power, others, dtype=torch.float32)
-            lines = lines[part.start : part.start + part.size * part.num_units].double().cpu() ** power
-            self.sums[part.kind][layer] += lines.reshape(part.num_units, part.size).sum(1)
+            self.sums[part.kind][layer] += _lines(part, values, power)
 
     def result(self, criterion: str, finish: Callable[[torch.Tensor], torch.Tensor]) -> Importance:
         """Scores of units, `finish` of their sums."""
@@ -199,6 +225,16 @@ class _UnitSums:
         groups = self.sums["kv_groups"] + heads.reshape(len(heads), self.layout.num_kv_groups, -1).sum(-1)
         scores = _of_units(criterion, finish(groups), finish(heads), finish(self.sums["ffn_channels"]))
         return replace(scores, experts=finish(self.sums["experts"]).numpy().astype(np.float32))
+
+
+def _lines(part: WeightSlice, values: torch.Tensor, power: int) -> torch.Tensor:
+    """Sums of `|value| ** power` over the entries of each unit, (units,) fp64."""
+    others = [axis for axis in range(values.ndim) if axis != part.axis]
+    lines = values.float().abs()
+    if others:
+        lines = torch.linalg.vector_norm(values, power, others, dtype=torch.float32)
+    lines = lines[part.start : part.start + part.size * part.num_units].double().cpu() ** power
+    return lines.reshape(part.num_units, part.size).sum(1)
 
 
 def _reduce_and_free(sums: _UnitSums, layer: int, name: str) -> Callable[[torch.Tensor], None]:
@@ -248,6 +284,18 @@ def _output_inputs(model: PreTrainedModel, add: Callable[[int, bool, torch.Tenso
         for i, is_ffn, module in _output_layers(model):
             hook = module.register_forward_pre_hook(lambda module, args, i=i, is_ffn=is_ffn: add(i, is_ffn, args[0]))
             hooks.enter_context(hook)
+        yield
+
+
+@contextmanager
+def _norm_outputs(model: PreTrainedModel, add: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Call `add(outputs)` with the outputs of the decoder's norms over hidden channels: (batch, seq, hidden)."""
+    family = family_for(model)
+    layers = zip(family.decoder(model).layers, decoder_layout(model), strict=True)
+    norms = [layer.get_submodule(name) for layer, layout in layers for name in layout.norms]
+    with ExitStack() as hooks:
+        for norm in [*norms, family.final_norm(model)] if norms else ():
+            hooks.enter_context(norm.register_forward_hook(lambda module, args, output: add(output)))
         yield
 
 

@@ -18,6 +18,7 @@ _COMMON = {
     "depth_share": 0.5,
     "attention_share": 0.0,
     "expert_ratio": 0.0,
+    "hidden_ratio": 0.0,
     "trained": ["projector+decoder", "decoder", "projector+lora", "projector"],
     "lora_rank": 16,
     "sft": 1.0,
