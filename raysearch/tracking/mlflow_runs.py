@@ -46,7 +46,13 @@ _CHART = {
 _SECTION = {"uuid": _VIEW, "name": "Size against retention", "display": True, "isReordered": False}
 _VIEW_TAG = {
     f"mlflow.sharedViewState.{_VIEW}": json.dumps(
-        {"compareRunCharts": [_CHART], "compareRunSections": [_SECTION], "isAccordionReordered": False}
+        {
+            "compareRunCharts": [_CHART],
+            "compareRunSections": [_SECTION],
+            "isAccordionReordered": False,
+            "runsHiddenMode": "SHOWALL",
+            "searchFilter": "metrics.retention >= 0",  # without their parent, so that none is folded below it
+        }
     )
 }
 
