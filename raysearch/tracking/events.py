@@ -17,7 +17,7 @@ from raysearch.study.front import Front, FrontPoint, retention_text
 from raysearch.study.provenance import versions
 from raysearch.study.records import Score, TrialRecord
 from raysearch.study.secrets import mask
-from raysearch.tracking.mlflow_runs import Event, view_of
+from raysearch.tracking.mlflow_runs import Event
 
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}  # the tag `end` tells the first two apart
 
@@ -117,7 +117,7 @@ def point_event(point: FrontPoint) -> Event:
 
 
 def description_event(front: Front, ids: Mapping[str, str], experiment_id: str | None) -> Event:
-    """The study's description: the answer to each budget, links to size against retention and the front's runs.
+    """The study's description: the answer to each budget, and a link to MLflow's comparison of the front's runs.
 
     Args:
         ids: MLflow's run ids by recipe key.
@@ -140,11 +140,10 @@ def description_event(front: Front, ids: Mapping[str, str], experiment_id: str |
         lines.append(
             f"| {budget} | {heldout} | {retention_text(point)} | {size} | `{point.key}`: {point.recipe.describe()} |"
         )
-    if experiment_id is not None:
-        lines += ["", f"[Size against retention of all trials]({view_of(experiment_id)})."]
-        runs = [ids[key] for key in points if key in ids]
+    runs = [ids[key] for key in points if key in ids]
+    if runs and experiment_id is not None:
         query = urlencode({"runs": json.dumps(runs), "experiments": json.dumps([experiment_id])}, quote_via=quote)
-        lines += ["", f"[Compare the runs of the front](#/compare-runs?{query})."] if runs else []
+        lines += ["", f"[Compare the runs of the front](#/compare-runs?{query}): size_ratio against retention."]
     return event_of(None, tags={"mlflow.note.content": "\n".join(lines)})
 
 

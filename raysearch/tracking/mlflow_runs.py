@@ -1,6 +1,5 @@
 """The runs of a study in MLflow: one parent run and one child run per recipe, through MlflowClient."""
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,31 +29,6 @@ _QUIET = {
 }
 
 MAX_EVENTS_AT_ONCE = 2000
-
-# A saved view of MLflow's page of an experiment, which reads it from a tag: one chart, size against retention.
-_VIEW = "size-retention"
-_CHART = {
-    "type": "SCATTER",
-    "uuid": _VIEW,
-    "metricSectionId": _VIEW,
-    "deleted": False,
-    "isGenerated": False,
-    "runsCountToCompare": 100,
-    "xaxis": {"key": "size_ratio", "type": "METRIC"},
-    "yaxis": {"key": "retention", "type": "METRIC"},
-}
-_SECTION = {"uuid": _VIEW, "name": "Size against retention", "display": True, "isReordered": False}
-_VIEW_TAG = {
-    f"mlflow.sharedViewState.{_VIEW}": json.dumps(
-        {
-            "compareRunCharts": [_CHART],
-            "compareRunSections": [_SECTION],
-            "isAccordionReordered": False,
-            "runsHiddenMode": "SHOWALL",
-            "searchFilter": "metrics.retention >= 0",  # without their parent, so that none is folded below it
-        }
-    )
-}
 
 T = TypeVar("T")
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -214,21 +188,13 @@ class MlflowRuns:
         if found is not None:
             if found.lifecycle_stage == "deleted":
                 self._client.restore_experiment(found.experiment_id)
-            for key, value in _VIEW_TAG.items():
-                if found.tags.get(key) != value:
-                    self._client.set_experiment_tag(found.experiment_id, key, value)
             return found.experiment_id
         artifacts = None
         if uri.startswith("sqlite:///"):  # MLflow's default is the working folder
             artifacts = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" / name).as_uri()
         # Selects the pages for training runs; the default is those for traces of language models.
         kind = {"mlflow.experimentKind": "custom_model_development"}
-        return self._client.create_experiment(name, artifact_location=artifacts, tags=kind | _VIEW_TAG)
-
-
-def view_of(experiment_id: str) -> str:
-    """The address, relative to the server's, of an experiment's chart of size against retention."""
-    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}&compareRunsMode=CHART"
+        return self._client.create_experiment(name, artifact_location=artifacts, tags=kind)
 
 
 def connect(uri: str) -> Any:

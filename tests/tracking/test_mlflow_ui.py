@@ -9,7 +9,6 @@ import pytest
 from mlflow import MlflowClient
 
 from raysearch.report.plots import write_pictures
-from raysearch.tracking.mlflow_runs import view_of
 from raysearch.tracking.tracker import Tracker, tracking_uri
 from scripts.maintenance import take_screenshots as screen
 from tests.support import synthetic_study
@@ -63,17 +62,6 @@ def test_compare_page_plots_size_against_retention(study, server, page):
     assert len(drawn) == len(expected) == len(children)
     for got, wanted in zip(sorted(map(tuple, drawn)), sorted(expected), strict=True):
         assert got == pytest.approx(wanted, abs=1e-4)
-
-
-def test_the_saved_view_opens_on_size_against_retention(study, server, page):
-    experiment, _, children = screen.runs_of(study.folder)
-    page.goto(f"{server}/{view_of(experiment)}", timeout=screen.PATIENCE)
-    page.wait_for_function(
-        "num => [...document.querySelectorAll('.js-plotly-plot')].some(plot => JSON.stringify(plot.layout).includes("
-        "'size_ratio') && plot.data.some(trace => trace.y && trace.y.filter(y => y != null).length == num))",
-        arg=len(children),
-        timeout=screen.PATIENCE,
-    )
 
 
 def test_parent_run_holds_the_front(study, server, page):
