@@ -4,7 +4,23 @@ Importing the package loads neither torch nor ray; the names below are loaded wh
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors, which can't see through __getattr__
+    from raysearch.api import Study as Study
+    from raysearch.api import StudyPoint as StudyPoint
+    from raysearch.api import prune as prune
+    from raysearch.api import search as search
+    from raysearch.backend.pareto_asha import ParetoASHA as ParetoASHA
+    from raysearch.config.budget import Budget as Budget
+    from raysearch.config.budget import Size as Size
+    from raysearch.config.recipe import Recipe as Recipe
+    from raysearch.config.space import SearchSpace as SearchSpace
+    from raysearch.errors import InputError as InputError
+    from raysearch.searching.early_stopping.asha import Rungs as Rungs
+    from raysearch.study.front import Front as Front
+    from raysearch.study.front import FrontPoint as FrontPoint
+    from raysearch.study.records import Score as Score
 
 _HOMES = {
     "Study": "api",
@@ -25,10 +41,12 @@ _HOMES = {
 __all__ = [*_HOMES]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"raysearch.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'raysearch' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            return getattr(import_module(f"raysearch.{_HOMES[name]}"), name)
+        raise AttributeError(f"module 'raysearch' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,11 @@
 """The Python API, as a notebook uses it."""
 
+import ast
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,47 @@ def test_every_public_name_is_there():
     for name in raysearch.__all__:
         assert callable(getattr(raysearch, name)), name
     assert {"Study", "search", "prune", "Front", "Recipe"} <= set(raysearch.__all__)
+
+
+def test_type_checkers_see_every_public_name():
+    (block,) = (
+        node
+        for node in ast.parse(Path(raysearch.__file__).read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    seen = {node.names[0].asname: node.module for node in block.body if isinstance(node, ast.ImportFrom)}
+    assert seen == {name: f"raysearch.{home}" for name, home in raysearch._HOMES.items()}
+
+
+STRICT = """
+from pathlib import Path
+from typing import assert_type
+
+import raysearch
+
+study = raysearch.search("space.yaml", budgets=["60%"], out=Path("runs/first"), trials=4)
+assert_type(study, raysearch.Study)
+point = study.best("60%")
+assert_type(point, raysearch.StudyPoint)
+assert_type(point.recipe, raysearch.Recipe)
+assert_type(point.retention, float)
+assert_type(raysearch.Front.load("runs/first"), raysearch.Front)
+model, processor = point.load()
+point.export("small")
+raysearch.prune(model, {"mode": "widthwise", "ratio": 0.3})
+study.bset("60%")  # type: ignore[attr-defined]
+raysearch.serach()  # type: ignore[attr-defined]
+"""  # --strict tells of an ignore that hides nothing
+
+
+@pytest.mark.slow
+def test_a_file_that_uses_the_api_passes_strict_types(tmp_path):
+    (tmp_path / "uses.py").write_text(STRICT)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent", "uses.py"]
+    # From another folder, without this project's settings of mypy, as an installed package is seen.
+    environment = {"MYPYPATH": str(Path(raysearch.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_study_is_read_as_it_lies_on_the_disk(synthetic):

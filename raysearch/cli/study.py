@@ -142,8 +142,10 @@ def report(folder: Folder, verbose: Verbosity = 0) -> None:
       raysearch report runs/mine
     """
     from raysearch.report.html_page import write_report
+    from raysearch.study.folder import read_space
     from raysearch.tracking.tracker import log_report
 
+    read_space(folder)  # before minutes of work
     print(write_report(folder))
     log_report(folder)
 

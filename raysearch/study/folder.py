@@ -263,5 +263,8 @@ def read_space(folder: Path) -> SearchSpace:
     """
     path = folder / SPACE
     if not path.exists():
-        raise InputError(f"{folder}: no {SPACE}, so there is no study to resume; give the --out folder of a search")
-    return SearchSpace.load(path)
+        raise InputError(f"{folder}: no {SPACE}; give the --out folder of a search, or copy the whole of it")
+    try:
+        return SearchSpace.load(path)
+    except InputError as error:
+        raise InputError(f"{error}; was it written by another version of raysearch?") from None

@@ -190,13 +190,18 @@ class Front(BaseModel):
         path = Path(folder) / "front.json"
         try:
             front = cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            is_started = any((path.parent / name).exists() for name in ("space.json", "trials.jsonl"))
             raise InputError(
-                f"{folder}: no front.json, so this is no finished study; give the --out folder of a search"
+                f"{folder}: no front.json, so no trial has finished here, or the folder was copied in part; raysearch "
+                f"status {shlex.quote(str(folder))} says how far the search is"
+                if is_started
+                else f"{folder}: no front.json, so this is no study; give the --out folder of a search"
             ) from None
         except (ValueError, OSError) as error:
             raise InputError(
-                f"{path}: not a front of this version ({problem_text(error)}); run the search again"
+                f"{path}: not a front of this version ({problem_text(error)}); use the version of raysearch that wrote "
+                "it, copy the folder again if it was copied in part, or run the search again"
             ) from None
         for point in front.points:
             point.checkpoint_path(path.parent)

@@ -143,7 +143,7 @@ BAD_COMMANDS = [
     (["lost.yaml", "--out", "new"], "no-such-model"),
     (["--out", "taken"], "--out taken: holds a study already; resume it with --resume"),
     (["--out", "full"], "--out full: exists and is not an empty folder"),
-    (["--resume", "full"], "no space.json, so there is no study to resume"),
+    (["--resume", "full"], "no space.json; give the --out folder"),
     (["--trials", "0"], "trials"),
     (["--frobnicate"], "No such option"),
 ]

@@ -260,7 +260,7 @@ def test_the_picture_shows_what_was_measured(tmp_path):
         ([], "replicate: needs SPACE.yaml; start from search_spaces/pocket-study.yaml"),
         (["search_spaces/pocket.yaml"], "recipe.ratio: a range from 0.08 to 0.92; a grid needs a list"),
         (["--resume", "{search}"], "holds a search; resume it with raysearch search --resume"),
-        (["--resume", "{empty}"], "no space.json, so there is no study to resume"),
+        (["--resume", "{empty}"], "no space.json; give the --out folder"),
     ],
 )
 def test_mistakes_get_one_line_and_nothing_is_written(arguments, said, tmp_path, capsys, monkeypatch):

@@ -150,7 +150,7 @@ def test_front_survives_its_file(tmp_path):
 
 
 def test_a_folder_without_a_front_and_a_broken_one_are_told(tmp_path):
-    with pytest.raises(InputError, match="no finished study"):
+    with pytest.raises(InputError, match="so this is no study"):
         Front.load(tmp_path)
     for text in ("", "{", "[]", '{"schema": 1}', "null"):
         (tmp_path / "front.json").write_text(text)
