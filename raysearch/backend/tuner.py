@@ -42,7 +42,7 @@ from raysearch.study.plan import StudyPlan
 from raysearch.study.records import TrialRecord
 from raysearch.tracking.earlier_studies import PriorTrial
 
-SECONDS_BETWEEN_LOOKS, SECONDS_TO_FIND_ROOM, SECONDS_TO_END = 1.0, 5.0, 10.0
+SECONDS_BETWEEN_LOOKS, SECONDS_TO_FIND_ROOM, SECONDS_TO_END = 1.0, 5.0, 30.0
 
 
 def resume_search(plan: StudyPlan, study: StudyFolder, prior_trials: Sequence[PriorTrial] = ()) -> JournaledSearch:
@@ -135,12 +135,15 @@ def run_trials(
         raise
     finally:
         is_over.set()
-        following.join(2 * SECONDS_BETWEEN_LOOKS)
         with contextlib.suppress(Exception):  # the head may be gone
             remove(reserved())
             coordinator.end()
-            relaying.join(SECONDS_TO_END)  # a call after the shutdown would start another Ray, or end this process
-        ray.shutdown()
+        # A call after the shutdown starts another Ray, or ends this process; a busy machine answers late.
+        until = time.monotonic() + SECONDS_TO_END
+        for thread in (following, relaying):
+            thread.join(max(0.0, until - time.monotonic()))
+        if not (following.is_alive() or relaying.is_alive()):
+            ray.shutdown()
     if recorder.refusal:
         raise Refused(recorder.refusal)
     if front is None:

@@ -129,7 +129,8 @@ def test_the_lines_say_what_they_rest_on(tmp_path):
     # 7 layers, of which 7, 6, 5, 4, 3 and 2 are tried, on 64 samples
     layers = planned({"criterion": "greedy_loss", "mode": "layerwise"}, shapes=0)
     assert "criteria   greedy_loss takes at most 1,728 rows" in "\n".join(estimate_lines(layers))
-    assert "criteria" not in counted
+    widths = planned({"criterion": "taylor", "mode": "widthwise"}, shapes=0)
+    assert "criteria" not in "\n".join(estimate_lines(widths))
     assert planned(sampler="random").space.search.num_shapes == 150
     assert planned({"mode": "layerwise"}, sampler="grid").space.search.num_shapes == 0
     assert "ZeRO 1" in counted
