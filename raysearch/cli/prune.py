@@ -74,7 +74,7 @@ def prune(
 
       raysearch prune ./qwen3-vl-30b-a3b --experts 96 --calibration mine.json --to pruned
 
-      raysearch prune ./qwen2-vl-2b --mode widthwise --ratio 0.3 --hidden-ratio 0.15 --calibration mine.json --to pruned
+      raysearch prune ./qwen3-vl-2b --mode widthwise --ratio 0.3 --hidden-ratio 0.15 --calibration mine.json --to pruned
 
       raysearch prune ./llava-1.5-7b --ratio 0 --quantization int4 --to small
 

@@ -48,6 +48,8 @@ def first_problem(error: ValidationError, content: Any = None, model: Any = None
         model: the class that it isn't an object of, whose keys are named where one is unknown.
     """
     problems = error.errors(include_url=False)
+    if problems[0]["type"] == "missing":  # a misspelt key is one too many and one missing: its name says more
+        problems.sort(key=lambda problem: problem["type"] != "extra_forbidden" or len(problem["loc"]) > 1)
     field = problems[0]["loc"][:1]
     # A union has problems for each of its types: the deepest is of the one that was meant.
     alike = [(_path(problem, content), problem) for problem in problems if problem["loc"][:1] == field]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from raysearch import pocket
 from raysearch.config.benchmarks import BenchmarkConfig, BenchmarkEntry, LmmsEvalConfig, MetricName
+from raysearch.config.problems import known_names
 from raysearch.config.settings import EMBEDDED_BENCHMARKS
 from raysearch.data.samples import sample_from_row
 from raysearch.errors import InputError
@@ -87,10 +88,8 @@ def _expanded(entries: str | Sequence[BenchmarkEntry]) -> list[BenchmarkEntry]:
         raise InputError(f"benchmarks: {repeated!r} is named twice; use each name once")
     unknown = next((entry for entry in found if isinstance(entry, str) and entry not in EMBEDDED_BENCHMARKS), None)
     if unknown:
-        known = ", ".join(("pocket", *EMBEDDED_BENCHMARKS))
-        raise InputError(
-            f"benchmarks: {unknown!r} is not known; known are {known}, and entries with name, data and metric"
-        )
+        known = known_names(unknown, ("pocket", *EMBEDDED_BENCHMARKS, "entries with name, data and metric"))
+        raise InputError(f"benchmarks: {unknown!r} is not known; {known}")
     return found
 
 

@@ -153,6 +153,13 @@ def test_mistakes_name_file_key_and_way_out_in_one_line(tmp_path, change, messag
     assert "\n" not in str(error.value)
 
 
+def test_a_misspelt_key_is_named_and_not_the_missing_one(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(POCKET.read_text().replace("\nmodel:", "\nmodle:"))
+    with pytest.raises(InputError, match=r"modle: unknown key; known are .*; did you mean model\?$"):
+        SearchSpace.load(path)
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "just words", "a: [", "\x00", "name: pocket\nname: x\nmodel", "name: 2001-99-99"]
 )
