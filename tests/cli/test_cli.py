@@ -128,7 +128,7 @@ def test_a_dry_run_of_own_model_and_data_is_as_light(tmp_path):
         (["search", "--until-gain", "0", "--out", "NOWHERE"], "--until-gain: must be above 0, not 0.0"),
         (["search", "--trials", "0", "--out", "NOWHERE"], "--trials"),
         (["search", "NOWHERE"], "no such file"),
-        (["report", "NOWHERE"], "no study"),
+        (["report", "NOWHERE"], "no space.json; give the --out folder"),
         (["sync", "NOWHERE"], "no study"),
         (["estimate", "NOWHERE"], "no such file"),
     ],
